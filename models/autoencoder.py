@@ -1,0 +1,245 @@
+"""LlamaGen's VQ autoencoder: images <-> unit-norm latents <-> codes, one scale at a time (paper Sec. 3.3).
+
+Letters: B batch, H, W image sides in pixels, S = H / stride side of the code map, C code dimension, V codebook size,
+N = B * S * S vectors to quantize. Images are in [-1, 1]; module names are the keys of the published files.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.errors import UserError
+
+GroupNorm = partial(nn.GroupNorm, 32, eps=1e-6)
+QUANTIZE_CHUNK = 4096
+
+
+@dataclass(frozen=True)
+class AutoencoderConfig:
+    """Architecture of the autoencoder; the defaults are LlamaGen's VQ-16 with the paper's codebook.
+
+    Attributes:
+        ch: channels at full resolution, a multiple of 32.
+        ch_mult: channel multiplier of each resolution level, full resolution first.
+        num_res_blocks: residual blocks a level in the encoder; the decoder has one more.
+        z_channels: channels between encoder or decoder and the 1x1 convolutions at the codebook.
+        embed_dim: C, dimension of a code's latent.
+        n_embed: V, number of codes.
+    """
+
+    ch: int = 128
+    ch_mult: tuple[int, ...] = (1, 1, 2, 2, 4)
+    num_res_blocks: int = 2
+    z_channels: int = 256
+    embed_dim: int = 8
+    n_embed: int = 4096
+
+    def __post_init__(self) -> None:
+        if any(self.ch * mult % 32 for mult in self.ch_mult):
+            raise UserError(f"autoencoder ch {self.ch} must be a multiple of 32, for its group normalization")
+
+    @property
+    def stride(self) -> int:
+        """Pixels per code along a side."""
+        return 2 ** (len(self.ch_mult) - 1)
+
+
+class ResidualBlock(nn.Module):
+    def __init__(self, channels_in: int, channels_out: int) -> None:
+        super().__init__()
+        self.norm1 = GroupNorm(channels_in)
+        self.conv1 = nn.Conv2d(channels_in, channels_out, 3, padding=1)
+        self.norm2 = GroupNorm(channels_out)
+        self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1)
+        same = channels_in == channels_out
+        self.nin_shortcut = nn.Identity() if same else nn.Conv2d(channels_in, channels_out, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))
+        h = self.conv2(F.silu(self.norm2(h)))
+        return self.nin_shortcut(x) + h
+
+
+class AttentionBlock(nn.Module):
+    """Self-attention over locations with one head, scale c ** -0.5, added to its input."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = GroupNorm(channels)
+        self.q, self.k, self.v, self.proj_out = (nn.Conv2d(channels, channels, 1) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm(x)
+        q, k, v = (conv(h).flatten(2).transpose(1, 2) for conv in (self.q, self.k, self.v))  # (B, H*W, c)
+        attended = F.scaled_dot_product_attention(q, k, v)
+        return x + self.proj_out(attended.transpose(1, 2).reshape(x.shape))
+
+
+class Downsample(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.pad(x, (0, 1, 0, 1)))
+
+
+class Upsample(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+class Level(nn.Module):
+    """One resolution: residual blocks, each followed by attention at the lowest one, then a change of resolution."""
+
+    def __init__(self, channels: list[int], attend: bool, downsample: bool = False, upsample: bool = False) -> None:
+        super().__init__()
+        self.res = nn.ModuleList(ResidualBlock(*pair) for pair in pairwise(channels))
+        self.attn = nn.ModuleList(AttentionBlock(c) for c in channels[1:] if attend)
+        self.downsample = Downsample(channels[-1]) if downsample else nn.Identity()
+        self.upsample = Upsample(channels[-1]) if upsample else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        for i, block in enumerate(self.res):
+            x = block(x)
+            if self.attn:
+                x = self.attn[i](x)
+        return self.upsample(self.downsample(x))
+
+
+def _middle(channels: int) -> nn.ModuleList:
+    return nn.ModuleList(
+        [ResidualBlock(channels, channels), AttentionBlock(channels), ResidualBlock(channels, channels)]
+    )
+
+
+class Encoder(nn.Module):
+    def __init__(self, config: AutoencoderConfig) -> None:
+        super().__init__()
+        widths = [config.ch * mult for mult in config.ch_mult]
+        lowest = len(widths) - 1
+        self.conv_in = nn.Conv2d(3, config.ch, 3, padding=1)
+        self.conv_blocks = nn.ModuleList()
+        width_in = config.ch
+        for i, width in enumerate(widths):
+            channels = [width_in] + [width] * config.num_res_blocks
+            self.conv_blocks.append(Level(channels, attend=i == lowest, downsample=i != lowest))
+            width_in = width
+        self.mid = _middle(width_in)
+        self.norm_out = GroupNorm(width_in)
+        self.conv_out = nn.Conv2d(width_in, config.z_channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv_in(x)
+        for block in (*self.conv_blocks, *self.mid):
+            x = block(x)
+        return self.conv_out(F.silu(self.norm_out(x)))
+
+
+class Decoder(nn.Module):
+    def __init__(self, config: AutoencoderConfig) -> None:
+        super().__init__()
+        widths = [config.ch * mult for mult in reversed(config.ch_mult)]  # lowest resolution first
+        self.conv_in = nn.Conv2d(config.z_channels, widths[0], 3, padding=1)
+        self.mid = _middle(widths[0])
+        self.conv_blocks = nn.ModuleList()
+        width_in = widths[0]
+        for i, width in enumerate(widths):
+            channels = [width_in] + [width] * (config.num_res_blocks + 1)
+            self.conv_blocks.append(Level(channels, attend=i == 0, upsample=i != len(widths) - 1))
+            width_in = width
+        self.norm_out = GroupNorm(width_in)
+        self.conv_out = nn.Conv2d(width_in, 3, 3, padding=1)
+
+    def forward(self, z: Tensor) -> Tensor:
+        z = self.conv_in(z)
+        for block in (*self.mid, *self.conv_blocks):
+            z = block(z)
+        return self.conv_out(F.silu(self.norm_out(z)))
+
+
+class Quantizer(nn.Module):
+    """A codebook of unit-norm vectors, stored before normalization; the nearest one by Euclidean distance."""
+
+    def __init__(self, num_codes: int, dim: int) -> None:
+        super().__init__()
+        self.embedding = nn.Parameter(F.normalize(torch.randn(num_codes, dim), dim=-1))  # (V, C)
+        self.register_buffer("initialized", torch.tensor(True))
+
+    def codebook(self) -> Tensor:
+        """(V, C) unit-norm latents of the codes, float32."""
+        return F.normalize(self.embedding.float(), dim=-1)
+
+    @torch.no_grad()
+    def nearest(self, latents_NC: Tensor) -> Tensor:
+        """(N,) code of each latent; float64 where the device has it, a (chunk, V) table at a time."""
+        exact = torch.float32 if latents_NC.device.type == "mps" else torch.float64
+        codebook = self.codebook().to(exact)
+        half_norms = codebook.square().sum(-1) / 2
+        chunks = latents_NC.split(QUANTIZE_CHUNK)
+        # |z - e|^2 = |z|^2 - 2 (z.e - |e|^2 / 2), and |z|^2 is the same for every code.
+        return torch.cat([(chunk.to(exact) @ codebook.T - half_norms).argmax(-1) for chunk in chunks])
+
+
+class Autoencoder(nn.Module):
+    """Images to codes and back. Frozen wherever it is not itself being trained."""
+
+    def __init__(self, config: AutoencoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+        self.quant_conv = nn.Conv2d(config.z_channels, config.embed_dim, 1)
+        self.post_quant_conv = nn.Conv2d(config.embed_dim, config.z_channels, 1)
+        self.quantize = Quantizer(config.n_embed, config.embed_dim)
+        self.register_buffer("cluster_usage_train", torch.zeros(config.n_embed))  # usage frequencies, (V,)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Unit-norm latents (B, C, S, S) of images (B, 3, H, W)."""
+        return F.normalize(self.quant_conv(self.encoder(images)), dim=1)
+
+    def quantize_latents(self, latents: Tensor) -> Tensor:
+        """Codes (B, S, S) of latents (B, C, S, S)."""
+        B, C, H, W = latents.shape
+        return self.quantize.nearest(latents.permute(0, 2, 3, 1).reshape(-1, C)).view(B, H, W)
+
+    def lookup(self, codes: Tensor) -> Tensor:
+        """Unit-norm latents (B, C, S, S) of codes (B, S, S)."""
+        return F.embedding(codes, self.quantize.codebook()).permute(0, 3, 1, 2)
+
+    def decode_latents(self, latents: Tensor) -> Tensor:
+        """Images (B, 3, H, W), unclamped, of latents (B, C, S, S)."""
+        return self.decoder(self.post_quant_conv(F.normalize(latents, dim=1)))
+
+    @torch.no_grad()
+    def decode(self, codes: Tensor) -> Tensor:
+        """Images (B, 3, H, W), unclamped, of the codes (B, S, S) of any scale."""
+        return self.decode_latents(self.lookup(codes)).float()
+
+    @torch.no_grad()
+    def tokenize(self, images: Tensor, scale_sizes: tuple[int, ...]) -> list[Tensor]:
+        """Codes (B, S, S) of each scale; every scale encodes the image at its own size (method.md Sec. 3)."""
+        return [self.quantize_latents(self.encode(resize_image(images, S * self.config.stride))) for S in scale_sizes]
+
+
+def resize_image(images: Tensor, size: int) -> Tensor:
+    """Images (B, 3, size, size) of the pyramid: bilinear, without antialiasing."""
+    return F.interpolate(images, (size, size), mode="bilinear", align_corners=False, antialias=False)
+
+
+def upsample_latents(latents: Tensor, size: int) -> Tensor:
+    """Latents (B, C, size, size) for the next scale: bilinear, then unit norm again; zeros stay zeros."""
+    return F.normalize(F.interpolate(latents, (size, size), mode="bilinear", align_corners=False), dim=1)
+
+
+def quantizer_loss(latents: Tensor, quantized: Tensor, commitment: float = 0.001) -> Tensor:
+    """Codebook loss plus ``commitment`` times the pull of the latents to their codes (method.md Sec. 7)."""
+    return F.mse_loss(quantized, latents.detach()) + commitment * F.mse_loss(latents, quantized.detach())

@@ -1,0 +1,363 @@
+"""Checkpoint files <-> models: ours, the published release's, LlamaGen's (method.md Sec. 3, 4).
+
+The only module of this package that touches files. Reading runs no code of the file: tensors, plain containers and an
+``argparse.Namespace`` of those are let through, nothing else. Nothing is loaded in part: missing, unexpected or
+misshapen keys are an error that lists them.
+"""
+
+import argparse
+import difflib
+import pickle
+import re
+import zipfile
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, asdict, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from models.autoencoder import Autoencoder, AutoencoderConfig
+from models.checkerboard import AutoencoderPaths, Checkerboard, ModelConfig
+from models.errors import UserError
+
+CHECKPOINT_NAME = "checkpoint-last.pth"
+CONFIG_NAME = "config.yaml"
+AUTOENCODER_PREFIX = "autoenc."
+
+# Parts of our names and of the published ones, replaced in this order.
+_NAMES = (
+    ("rope.table", "llama.rotary_emb.position_embeddings.parametrizations.weight.original"),
+    ("rope.mixing_coeffs", "llama.rotary_emb.mixing_coeffs"),
+    ("transformer.", "llama."),
+    ("modulation.linear.", "modulation.adaLN_modulation.1."),
+    ("quantize.embedding", "quantize.embedding.parametrizations.weight.original"),
+)
+_LLAMAGEN_CODEBOOK = "quantize.embedding.weight"
+_WRAPPERS = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
+# Bookkeeping that files may hold or lack without being another model.
+_OPTIONAL_KEYS = ("quantize.initialized", "cluster_usage_train")
+_IGNORED_KEYS = ("quantize.codebook_used",)
+# Settings of ours that the published schema does not know.
+_OUR_SETTINGS = ("label_drop",)
+
+
+def load_checkpoint(path: str | Path, use_ema: bool = False) -> Checkerboard:
+    """A model in eval mode on the CPU, float32, from a checkpoint of ours or of the published release.
+
+    Args:
+        path: the file, or the folder holding ``checkpoint-last.pth``; ``config.yaml`` lies beside it.
+        use_ema: take the averaged weights.
+
+    Raises:
+        UserError: the file is missing, damaged, unsafe, or not such a model; or ``use_ema`` and it has no EMA weights.
+    """
+    path = find_checkpoint(path)
+    checkpoint = read_torch_file(path)
+    states = _model_states(checkpoint, path)
+    if use_ema and states["model_ema"] is None:
+        raise UserError(f"{path} holds no EMA weights; leave out use_ema")
+    return build_model(states["model_ema" if use_ema else "model"], read_model_config(path), path)
+
+
+def find_checkpoint(path: str | Path) -> Path:
+    """The checkpoint file at a path or in a folder."""
+    path = Path(path)
+    file = path / CHECKPOINT_NAME if path.is_dir() else path
+    if not file.is_file():
+        hint = "train one with main.py, or fetch the released ones with bash pretrained_models/download.sh"
+        raise UserError(f"no checkpoint at {file}; {hint}")
+    return file
+
+
+def read_model_config(checkpoint_path: Path) -> ModelConfig:
+    """The ``model:`` section of the configuration beside a checkpoint."""
+    path = checkpoint_path.parent / CONFIG_NAME
+    section = read_yaml(path).get("model")
+    if not isinstance(section, dict):
+        raise UserError(f"{path} has no model: section; put back the {CONFIG_NAME} that came with the checkpoint")
+    return dataclass_from_dict(ModelConfig, section, str(path))
+
+
+def build_model(state: Mapping[str, Tensor], config: ModelConfig, path: Path) -> Checkerboard:
+    """A model from one state dict of the file at ``path``, whose own autoencoder weights win over the autoencoder's."""
+    autoencoder_state = {
+        key.removeprefix(AUTOENCODER_PREFIX): value
+        for key, value in state.items()
+        if key.startswith(AUTOENCODER_PREFIX)
+    }
+    own_state = {key: value for key, value in state.items() if not key.startswith(AUTOENCODER_PREFIX)}
+    paths = config.autoenc
+    config_path = _resolve(paths.config_path, path.parent)
+    if autoencoder_state:
+        autoencoder = build_autoencoder(autoencoder_state, config_path, paths.params, path)
+    else:
+        autoencoder = load_autoencoder(paths, path.parent)
+    with torch.device("meta"):
+        model = Checkerboard(config, autoencoder, project_source="src_latents_proj.weight" in own_state)
+    if model.rope.mixing_coeffs is None:
+        own_state.pop("rope.mixing_coeffs", None)  # published files may hold the empty (0, heads) table
+    load_exactly(model, own_state, path)
+    return model.eval()
+
+
+def load_autoencoder(paths: AutoencoderPaths, folder: Path = Path()) -> Autoencoder:
+    """The frozen autoencoder of a configuration; relative paths are tried from ``folder``, then from here.
+
+    Raises:
+        UserError: a file is missing or damaged, or holds another architecture than the YAML says.
+    """
+    if paths.checkpoint_path is None:
+        raise UserError("no autoencoder: set model.autoenc.checkpoint_path to its weights")
+    checkpoint_path = _resolve(paths.checkpoint_path, folder)
+    config_path = _resolve(paths.config_path, folder)
+    if checkpoint_path is None:
+        raise UserError(
+            f"no autoencoder weights at {paths.checkpoint_path}; mend autoenc.checkpoint_path, or fetch the released "
+            "ones with bash pretrained_models/download.sh autoenc"
+        )
+    return build_autoencoder(read_autoencoder_state(checkpoint_path), config_path, paths.params, checkpoint_path)
+
+
+def read_autoencoder_state(path: Path) -> dict[str, Tensor]:
+    """An autoencoder's weights under our names: safetensors, ``state_dict`` (published) or ``model`` (LlamaGen)."""
+    if path.suffix == ".safetensors":
+        try:
+            return _our_names(load_file(path))
+        except SafetensorError as error:
+            raise UserError(f"{path} is damaged or no safetensors file ({error}); get it again") from error
+    checkpoint = read_torch_file(path)
+    for key in ("state_dict", "model"):
+        if isinstance(checkpoint.get(key), dict):
+            return _our_names(checkpoint[key])
+    raise UserError(f"{path} holds neither state_dict nor model; it is no autoencoder checkpoint")
+
+
+def build_autoencoder(
+    state: Mapping[str, Tensor], config_path: Path | None, params: Mapping[str, Any], path: Path
+) -> Autoencoder:
+    """An autoencoder from its weights; its architecture is the YAML's, or read off the weights without one."""
+    try:
+        config = infer_autoencoder_config(state)
+    except KeyError as error:
+        raise UserError(f"{path} lacks {error.args[0]}; it is no autoencoder of LlamaGen's layout") from error
+    if config_path is not None:
+        config = read_autoencoder_config(config_path, params)
+    autoencoder = Autoencoder(config)
+    state = {key: value for key, value in state.items() if key not in _IGNORED_KEYS}
+    for key in _OPTIONAL_KEYS:
+        state.setdefault(key, autoencoder.state_dict()[key])
+    load_exactly(autoencoder, state, path)
+    return autoencoder.eval()
+
+
+def read_autoencoder_config(path: Path, params: Mapping[str, Any] | None = None) -> AutoencoderConfig:
+    """Architecture in an autoencoder's YAML (``model.params``), overridden by ``params``; training keys are skipped."""
+    section = (read_yaml(path).get("model") or {}).get("params")
+    if not isinstance(section, dict):
+        raise UserError(f"{path} has no model.params section; it is no autoencoder configuration")
+    section = {**section, **(params or {})}
+    if not section.get("normalize", True):
+        raise UserError(
+            f"{path} sets normalize: false, but codes of this model have unit norm; use another autoencoder"
+        )
+    known = {field.name for field in fields(AutoencoderConfig)}
+    settings = {key: value for key, value in {**section, **section.get("ddconfig", {})}.items() if key in known}
+    if "ch_mult" in settings:
+        settings["ch_mult"] = tuple(settings["ch_mult"])
+    return AutoencoderConfig(**settings)
+
+
+def infer_autoencoder_config(state: Mapping[str, Tensor]) -> AutoencoderConfig:
+    """The architecture that a state dict under our names has the shapes of. Raises KeyError for one that has none."""
+    blocks = sorted(
+        {match for key in state for match in re.findall(r"^encoder\.conv_blocks\.(\d+)\.res\.(\d+)\.", key)}
+    )
+    num_levels = 1 + max((int(level) for level, _ in blocks), default=0)
+    num_res_blocks = 1 + max((int(block) for _, block in blocks), default=0)
+    ch = state["encoder.conv_in.weight"].shape[0]
+    widths = [state[f"encoder.conv_blocks.{level}.res.0.conv2.weight"].shape[0] for level in range(num_levels)]
+    embed_dim, z_channels = state["quant_conv.weight"].shape[:2]
+    return AutoencoderConfig(
+        ch=ch,
+        ch_mult=tuple(width // ch for width in widths),
+        num_res_blocks=num_res_blocks,
+        z_channels=z_channels,
+        embed_dim=embed_dim,
+        n_embed=state["quantize.embedding"].shape[0],
+    )
+
+
+def published_state(model: Checkerboard) -> dict[str, Tensor]:
+    """A model's weights, its autoencoder's among them, under the published names."""
+    autoencoder = {AUTOENCODER_PREFIX + key: value for key, value in model.autoencoder.state_dict().items()}
+    return {_published_name(key): value for key, value in (model.state_dict() | autoencoder).items()}
+
+
+def export_published(path: str | Path, folder: str | Path) -> None:
+    """Write a checkpoint of ours as a folder that the published code reads; optimizer state is left behind.
+
+    Raises:
+        UserError: ``folder`` already holds files, or the checkpoint cannot be read.
+    """
+    path, folder = find_checkpoint(path), Path(folder)
+    if folder.exists() and any(folder.iterdir()):
+        raise UserError(f"{folder} is not empty; name a new folder to export to")
+    config = read_model_config(path)
+    checkpoint = read_torch_file(path)
+    states = _model_states(checkpoint, path)
+    models = {key: build_model(state, config, path) for key, state in states.items() if state is not None}
+    autoencoder = models["model"].autoencoder
+    (folder / "autoenc").mkdir(parents=True, exist_ok=True)
+    torch.save(
+        {key: published_state(models[key]) if key in models else None for key in ("model", "model_ema")}
+        | {"optimizer": None, "scaler": None, "epoch": checkpoint.get("epoch", 0), "args": argparse.Namespace()},
+        folder / CHECKPOINT_NAME,
+    )
+    autoencoder_state = {_published_name(key): value for key, value in autoencoder.state_dict().items()}
+    torch.save({"state_dict": autoencoder_state}, folder / "autoenc" / "checkpoint.pth")
+    write_yaml(folder / "autoenc" / "autoencoder_config.yaml", autoencoder_config_dict(autoencoder.config))
+    section = asdict(config) | {
+        "autoenc": {
+            "config_path": "autoenc/autoencoder_config.yaml",
+            "checkpoint_path": "autoenc/checkpoint.pth",
+            "params": {},
+        },
+        "num_mixing_layers": config.mixing_layers,
+    }
+    write_yaml(
+        folder / CONFIG_NAME, {"model": {k: v for k, v in section.items() if k not in _OUR_SETTINGS}, "args": {}}
+    )
+
+
+def autoencoder_config_dict(config: AutoencoderConfig) -> dict[str, Any]:
+    """An autoencoder's YAML content in the published schema."""
+    ddconfig = {key: getattr(config, key) for key in ("ch", "ch_mult", "num_res_blocks", "z_channels")}
+    ddconfig["ch_mult"] = list(config.ch_mult)
+    params = {"embed_dim": config.embed_dim, "n_embed": config.n_embed, "normalize": True, "ddconfig": ddconfig}
+    return {"model": {"params": params}}
+
+
+def load_exactly(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
+    """Load float32 copies of a state dict; every key and shape must match."""
+    expected = module.state_dict()
+    problems = [f"missing {key}" for key in expected if key not in state]
+    problems += [f"unexpected {key}" for key in state if key not in expected]
+    problems += [
+        f"{key} has shape {tuple(state[key].shape)}, not {tuple(expected[key].shape)}"
+        for key in expected
+        if key in state and state[key].shape != expected[key].shape
+    ]
+    if problems:
+        hint = "the file and its configuration are of different models"
+        raise UserError(f"{path} does not fit the model ({hint}): {'; '.join(problems)}")
+    state = {key: value.to(expected[key].dtype, copy=True) for key, value in state.items()}
+    requires_grad = {key: parameter.requires_grad for key, parameter in module.named_parameters()}
+    module.load_state_dict(state, assign=True)
+    for key, parameter in module.named_parameters():
+        parameter.requires_grad_(requires_grad[key])
+
+
+def read_torch_file(path: Path) -> dict[str, Any]:
+    """A ``torch.save`` dictionary, read without running any code of the file.
+
+    Raises:
+        UserError: no such file, a damaged one, or one that holds more than tensors and plain values.
+    """
+    if not path.is_file():
+        raise UserError(f"no such file: {path}")
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except pickle.UnpicklingError as error:
+        refused = re.search(
+            r"(?:Unsupported global: GLOBAL|Trying to instantiate a class|blocklisted module) ([\w.]+)", str(error)
+        )
+        if refused is None:
+            raise UserError(f"{path} is damaged or no checkpoint; get it again") from error
+        raise UserError(
+            f"{path} was refused: it holds {refused[1]}; only tensors and plain values can load without running code"
+        ) from error
+    except (RuntimeError, EOFError, zipfile.BadZipFile, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is truncated or no checkpoint; get it again") from error
+    if not isinstance(checkpoint, dict):
+        raise UserError(f"{path} holds a {type(checkpoint).__name__}, not a checkpoint's dictionary")
+    return checkpoint
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file's mapping."""
+    if not path.is_file():
+        raise UserError(f"no such file: {path}")
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds no settings")
+    return content
+
+
+def write_yaml(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(yaml.safe_dump(dict(content), sort_keys=False))
+
+
+def dataclass_from_dict(kind: type, values: Mapping[str, Any], where: str) -> Any:
+    """A (nested) configuration dataclass from a plain mapping, refusing unknown keys with a suggestion."""
+    check_keys(values, (field.name for field in fields(kind)), where)
+    settings = {}
+    for field in fields(kind):
+        default = field.default_factory() if field.default_factory is not MISSING else field.default
+        if field.name in values:
+            value = values[field.name]
+            nested = is_dataclass(default) and value is not None
+            settings[field.name] = (
+                dataclass_from_dict(type(default), value, f"{where}: {field.name}") if nested else value
+            )
+    return kind(**settings)
+
+
+def check_keys(values: Iterable[str], known: Iterable[str], where: str) -> None:
+    """Refuse keys that are not known, naming the nearest one that is."""
+    known = list(known)
+    for key in values:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
+            suggestion = f"; did you mean {near[0]}?" if near else f"; known are {', '.join(known)}"
+            raise UserError(f"unknown key {key} in {where}{suggestion}")
+
+
+def _model_states(checkpoint: Mapping[str, Any], path: Path) -> dict[str, dict[str, Tensor] | None]:
+    if not isinstance(checkpoint.get("model"), dict):
+        raise UserError(f"{path} has no model entry; it is no checkpoint of this model")
+    ema = checkpoint.get("model_ema")
+    model = _our_names(checkpoint["model"])
+    frozen = {key: value for key, value in model.items() if key.startswith(AUTOENCODER_PREFIX)}
+    return {"model": model, "model_ema": None if ema is None else frozen | _our_names(ema)}
+
+
+def _our_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    renamed = {}
+    for key, value in state.items():
+        while key.startswith(_WRAPPERS):
+            key = key.split(".", 1)[1]
+        for ours, published in _NAMES:
+            key = key.replace(published, ours)
+        renamed["quantize.embedding" if key == _LLAMAGEN_CODEBOOK else key] = value
+    return renamed
+
+
+def _published_name(key: str) -> str:
+    for ours, published in _NAMES:
+        key = key.replace(ours, published)
+    return key
+
+
+def _resolve(path: str | None, folder: Path) -> Path | None:
+    """The first existing one of ``folder / path`` and ``path``."""
+    candidates = [] if path is None else [folder / path, Path(path)]
+    return next((candidate for candidate in candidates if candidate.is_file()), None)

@@ -1,0 +1,94 @@
+"""Learned rotary embedding over space and scale, and its mixing for keys (paper Sec. 3.4, method.md Sec. 4).
+
+Letters: b = 1 or the batch size, T tokens (the class token and L drawn ones), h heads, d dimension of a head,
+R rows of the table: every location, then the class token, then the empty token of a scale's first block.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.scan_order import NO_LOCATION
+
+
+def initial_angles(scale_sizes: Sequence[int], head_dim: int) -> Tensor:
+    """(R, d) angles: 7/8 of the dimensions for x and y, 1/8 for the scale; 0 for the class and empty rows."""
+    spatial = head_dim - head_dim // 8
+    spatial += spatial % 2
+    num_scale_dims = head_dim - spatial
+    theta = max(scale_sizes) ** 2
+    frequencies = theta ** (-2 * torch.arange(spatial // 2) / spatial)
+    scale_angles = (math.pi / 2) * 10.0 ** (-torch.arange(num_scale_dims) / max(num_scale_dims, 1))
+    rows = []
+    for index, side in enumerate(scale_sizes):
+        coordinates = torch.arange(side) * (max(scale_sizes) / side) + 1
+        y, x = torch.meshgrid(coordinates, coordinates, indexing="ij")
+        scale = (scale_angles * (index + 1)).expand(side * side, -1)
+        rows.append(torch.cat([x.reshape(-1, 1) * frequencies, y.reshape(-1, 1) * frequencies, scale], dim=1))
+    rows.append(torch.zeros(2, head_dim))
+    return torch.cat(rows)
+
+
+@dataclass
+class Rotary:
+    """Rotations of a run of tokens: real and imaginary parts, broadcast over (B, h, T, d).
+
+    ``keys`` holds one (b, h, T, d) pair for each layer that mixes; further layers turn keys as they turn queries.
+    """
+
+    queries: tuple[Tensor, Tensor]
+    keys: list[tuple[Tensor, Tensor]]
+
+    def for_keys(self, layer: int) -> tuple[Tensor, Tensor]:
+        return self.keys[layer] if layer < len(self.keys) else self.queries
+
+    def slice(self, tokens: slice) -> "Rotary":
+        def cut(pair: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+            return pair[0][:, :, tokens], pair[1][:, :, tokens]
+
+        return Rotary(cut(self.queries), [cut(pair) for pair in self.keys])
+
+
+def rotate(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
+    """Turn x (B, h, T, d): ``x * Re + rotate_half(x) * Im``."""
+    first, second = x.chunk(2, dim=-1)
+    return x * rotation[0] + torch.cat([-second, first], dim=-1) * rotation[1]
+
+
+class RotaryEmbedding(nn.Module):
+    def __init__(self, scale_sizes: Sequence[int], head_dim: int, num_heads: int, num_mixing_layers: int) -> None:
+        super().__init__()
+        self.scale_sizes = tuple(scale_sizes)
+        self.head_dim = head_dim
+        num_rows = sum(side * side for side in scale_sizes) + 2
+        self.class_row, self.empty_row = num_rows - 2, num_rows - 1
+        self.table = nn.Parameter(torch.empty(num_rows, 2 * head_dim))  # (re, im) interleaved
+        self.mixing_coeffs = nn.Parameter(torch.empty(num_mixing_layers, num_heads)) if num_mixing_layers else None
+
+    def reset_parameters(self) -> None:
+        angles = initial_angles(self.scale_sizes, self.head_dim)
+        with torch.no_grad():
+            self.table.copy_(torch.stack([angles.cos(), angles.sin()], dim=-1).flatten(1))
+            if self.mixing_coeffs is not None:
+                self.mixing_coeffs.zero_()
+
+    def forward(self, positions: Tensor, prev_positions: Tensor) -> Rotary:
+        """Rotations of the class token followed by the tokens at ``positions`` (b, L)."""
+        current = self._lookup(positions)
+        queries = (current[..., 0], current[..., 1])
+        if self.mixing_coeffs is None:
+            return Rotary(queries, [])
+        previous = self._lookup(torch.where(prev_positions == NO_LOCATION, self.empty_row, prev_positions))
+        weights = torch.sigmoid(self.mixing_coeffs)[:, None, :, None, None, None]  # (layer, b, h, T, d, 2)
+        keys = [mixed.unbind(-1) for mixed in weights * current + (1 - weights) * previous]
+        return Rotary(queries, keys)
+
+    def _lookup(self, rows: Tensor) -> Tensor:
+        """(b, 1, 1 + L, d, 2) unit complex numbers of the class row and then ``rows`` (b, L)."""
+        rows = F.pad(rows, (1, 0), value=self.class_row)
+        table = F.normalize(self.table.unflatten(1, (self.head_dim, 2)), dim=-1)
+        return table[rows].unsqueeze(1)

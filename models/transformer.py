@@ -1,0 +1,186 @@
+"""Blockwise-causal transformer with adaptive modulation and a key-value cache (paper Sec. 3.1, method.md Sec. 4).
+
+Letters: B batch, T tokens of a call (the class token is token 0), D width, h heads, d = D / h.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.errors import UserError
+from models.rope import Rotary, rotate
+
+FFN_MULTIPLE = 256
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    """Size of the transformer; the defaults are the paper's S model.
+
+    Attributes:
+        hidden_size: D, width of a token.
+        intermediate_size: width inside the feed-forward layers, rounded up to a multiple of 256.
+        num_attention_heads: heads of attention; must divide hidden_size into an even head dimension.
+        num_hidden_layers: transformer layers.
+    """
+
+    hidden_size: int = 512
+    intermediate_size: int = 1536
+    num_attention_heads: int = 16
+    num_hidden_layers: int = 12
+
+    def __post_init__(self) -> None:
+        if min(self.hidden_size, self.intermediate_size, self.num_attention_heads, self.num_hidden_layers) < 1:
+            raise UserError(f"every size of llama_config must be at least 1: {self}")
+        if self.hidden_size % (2 * self.num_attention_heads):
+            raise UserError(
+                f"hidden_size {self.hidden_size} must be a multiple of 2 * num_attention_heads "
+                f"({2 * self.num_attention_heads}), so that rotary halves match; change one of them"
+            )
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_attention_heads
+
+    @property
+    def ffn_size(self) -> int:
+        return -(-self.intermediate_size // FFN_MULTIPLE) * FFN_MULTIPLE
+
+
+class KVCache:
+    """Keys and values of every token so far, allocated once for the whole image."""
+
+    def __init__(self, config: TransformerConfig, batch: int, max_tokens: int, like: Tensor) -> None:
+        shape = (config.num_hidden_layers, batch, config.num_attention_heads, max_tokens, config.head_dim)
+        self.keys, self.values = like.new_empty(shape), like.new_empty(shape)  # (layer, B, h, T, d)
+
+    def append(self, layer: int, start: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Store tokens ``start...`` of one layer and return all of its tokens up to them."""
+        end = start + k.shape[2]
+        self.keys[layer, :, :, start:end] = k
+        self.values[layer, :, :, start:end] = v
+        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm with a weight, computed in float32."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), eps=1e-6).to(x.dtype)
+
+
+class Modulation(nn.Module):
+    """Shift and scale of a normalized input from the class embedding, ``h * scale + shift`` (no 1 +)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, 2 * width)
+
+    def reset_parameters(self) -> None:
+        """Start as the identity: weight 0, shift 0, scale 1 (method.md Sec. 5)."""
+        nn.init.zeros_(self.linear.weight)
+        with torch.no_grad():
+            shift, scale = self.linear.bias.chunk(2)
+            shift.zero_()
+            scale.fill_(1.0)
+
+    def forward(self, class_embedding: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, 1, D) shift and scale of class embeddings (B, D)."""
+        shift, scale = self.linear(F.silu(class_embedding)).unsqueeze(1).chunk(2, dim=-1)
+        return shift, scale
+
+
+def modulate(x: Tensor, shift_scale: tuple[Tensor, Tensor]) -> Tensor:
+    shift, scale = shift_scale
+    return torch.addcmul(shift, x, scale)
+
+
+class Attention(nn.Module):
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.num_heads = config.num_attention_heads
+        self.wqkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=False)
+        self.wo = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+
+    def forward(
+        self, x: Tensor, rotary: Rotary, layer: int, mask: Tensor | None, cache: KVCache | None, start: int
+    ) -> Tensor:
+        qkv = self.wqkv(x).unflatten(-1, (3, self.num_heads, -1))  # (B, T, 3, h, d)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, h, T, d) each
+        q = rotate(q, rotary.queries).to(v.dtype)
+        k = rotate(k, rotary.for_keys(layer)).to(v.dtype)
+        if cache is not None:
+            k, v = cache.append(layer, start, k, v)
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return self.wo(attended.transpose(1, 2).flatten(2))
+
+
+class FeedForward(nn.Module):
+    """SwiGLU: ``w2(silu(w1 x) * w3 x)``."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.w1 = nn.Linear(config.hidden_size, config.ffn_size, bias=False)
+        self.w3 = nn.Linear(config.hidden_size, config.ffn_size, bias=False)
+        self.w2 = nn.Linear(config.ffn_size, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.w2(F.silu(self.w1(x)) * self.w3(x))
+
+
+class TransformerLayer(nn.Module):
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.attention = Attention(config)
+        self.feed_forward = FeedForward(config)
+        self.attention_norm = RMSNorm(config.hidden_size)
+        self.ffn_norm = RMSNorm(config.hidden_size)
+        self.input_modulation = Modulation(config.hidden_size)
+        self.post_attention_modulation = Modulation(config.hidden_size)
+
+    def modulations(self, class_embedding: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        return self.input_modulation(class_embedding), self.post_attention_modulation(class_embedding)
+
+
+class Transformer(nn.Module):
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.layers = nn.ModuleList(TransformerLayer(config) for _ in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size)
+
+    def modulations(self, class_embedding: Tensor) -> list[tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]]:
+        """Every layer's shifts and scales; they depend on the class embedding (B, D) alone."""
+        return [layer.modulations(class_embedding) for layer in self.layers]
+
+    def forward(
+        self,
+        x: Tensor,
+        modulations: list[tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]],
+        rotary: Rotary,
+        mask: Tensor | None = None,
+        cache: KVCache | None = None,
+        start: int = 0,
+    ) -> Tensor:
+        """Run tokens ``start...start + T``, in the order drawn.
+
+        Args:
+            x: (B, T, D) token inputs.
+            modulations: as ``self.modulations`` gives them.
+            rotary: rotations of these T tokens.
+            mask: (T, tokens so far) boolean, True where attention is allowed; None where all of it is.
+            cache: keys and values of the tokens before ``start``; these T are added to it.
+            start: index of the first token.
+        """
+        for index, (layer, (attention_mod, ffn_mod)) in enumerate(zip(self.layers, modulations, strict=True)):
+            h = modulate(layer.attention_norm(x), attention_mod)
+            x = x + layer.attention(h, rotary, index, mask, cache, start)
+            h = modulate(layer.ffn_norm(x), ffn_mod)
+            x = x + layer.feed_forward(h)
+        return self.norm(x)
