@@ -5,7 +5,6 @@ N = B * S * S vectors to quantize. Images are in [-1, 1]; module names are the k
 """
 
 from dataclasses import dataclass
-from functools import partial
 from itertools import pairwise
 
 import torch
@@ -14,7 +13,6 @@ from torch import Tensor, nn
 
 from models.errors import UserError
 
-GroupNorm = partial(nn.GroupNorm, 32, eps=1e-6)
 QUANTIZE_CHUNK = 4096
 
 
@@ -46,6 +44,16 @@ class AutoencoderConfig:
     def stride(self) -> int:
         """Pixels per code along a side."""
         return 2 ** (len(self.ch_mult) - 1)
+
+
+class GroupNorm(nn.GroupNorm):
+    """32 groups. Unlike ``F.group_norm`` it takes groups of one value too: one image of one location, 32 channels."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(32, channels, eps=1e-6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
 
 
 class ResidualBlock(nn.Module):

@@ -136,6 +136,7 @@ class Checkerboard(nn.Module):
     def __init__(self, config: ModelConfig, autoencoder: Autoencoder, project_source: bool = True) -> None:
         super().__init__()
         self.config = config
+        self.class_names: list[str] | None = None  # for people; set by whoever knows the data
         self._frozen = _Frozen(autoencoder)
         self.scale_sizes = list(
             compute_scale_sizes(

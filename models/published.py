@@ -61,7 +61,9 @@ def load_checkpoint(path: str | Path, use_ema: bool = False) -> Checkerboard:
     states = _model_states(checkpoint, path)
     if use_ema and states["model_ema"] is None:
         raise UserError(f"{path} holds no EMA weights; leave out use_ema")
-    return build_model(states["model_ema" if use_ema else "model"], read_model_config(path), path)
+    model = build_model(states["model_ema" if use_ema else "model"], read_model_config(path), path)
+    model.class_names = checkpoint.get("class_names")
+    return model
 
 
 def find_checkpoint(path: str | Path) -> Path:
@@ -303,7 +305,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def write_yaml(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(yaml.safe_dump(dict(content), sort_keys=False))
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(yaml.safe_dump(dict(content), sort_keys=False))
+    temporary.replace(path)
 
 
 def dataclass_from_dict(kind: type, values: Mapping[str, Any], where: str) -> Any:

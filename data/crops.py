@@ -1,0 +1,54 @@
+"""From an image file to a square training image: ADM's centre crop and the ten crops (method.md Sec. 5).
+
+One recipe serves live training, the cache and reference sets, so that the same image and crop give the same codes.
+"""
+
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.v2 import functional as transforms
+
+CropRecipe = Literal["ten", "five", "center"]
+NUM_CROPS = {"ten": 10, "five": 5, "center": 1}
+MARGIN = 1.1
+
+
+def center_crop(image: Image.Image, size: int) -> Image.Image:
+    """ADM's centre crop: halve with BOX while the short side is twice ``size`` or more, then BICUBIC to ``size``."""
+    while min(image.size) >= 2 * size:
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    scale = size / min(image.size)
+    image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
+    left, top = (image.width - size) // 2, (image.height - size) // 2
+    return image.crop((left, top, left + size, top + size))
+
+
+def crop_image(image: Image.Image, size: int, recipe: CropRecipe, crop: int) -> Tensor:
+    """One training crop as bytes (3, size, size).
+
+    Args:
+        image: RGB, of any size.
+        size: side of the result in pixels.
+        recipe: ``center`` is the centre crop alone; ``five`` and ``ten`` first crop to ``int(1.1 * size)``, then take
+            the corners and the centre, for ``ten`` also mirrored.
+        crop: which of the recipe's crops: top left, top right, bottom left, bottom right, centre, then mirrored.
+    """
+    if recipe == "center":
+        return to_bytes(center_crop(image, size))
+    square = to_bytes(center_crop(image, int(MARGIN * size)))
+    if crop >= 5:
+        square = transforms.horizontal_flip(square)
+    return transforms.five_crop(square, [size, size])[crop % 5]
+
+
+def to_bytes(image: Image.Image) -> Tensor:
+    """(3, H, W) uint8 of an RGB image."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+def to_floats(image: Tensor) -> Tensor:
+    """Bytes -> floats in [-1, 1]."""
+    return image.float() / 127.5 - 1

@@ -1,0 +1,174 @@
+"""The cache of codes: one memory-mapped array of all images, crops and scales, and a manifest that says of what.
+
+Letters: N images, K crops, L codes of all cached scales, small scales first, each in raster order.
+A folder holds codes.npy (N, K, L) uint16, labels.npy (N,) and manifest.json. While it is being made it is called
+``NAME.partial`` and also holds done.npy (N,), so that a killed creation goes on where it was.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from data.crops import NUM_CROPS, CropRecipe
+from data.datasets import LabelledImages
+from models.autoencoder import Autoencoder
+from models.errors import UserError
+from models.scan_order import scale_slices
+
+VERSION = 1
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a cache holds; two caches with equal manifests hold equal codes."""
+
+    version: int
+    dataset: str
+    num_images: int
+    img_size: int
+    crop: CropRecipe
+    scale_sizes: list[int]
+    autoencoder_sha256: str
+    images_sha256: str
+    class_keys: list[str]
+    class_names: list[str]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(N, K, L) of the codes."""
+        return self.num_images, NUM_CROPS[self.crop], sum(side * side for side in self.scale_sizes)
+
+    @property
+    def num_bytes(self) -> int:
+        return 2 * int(np.prod(self.shape))
+
+    @property
+    def folder_name(self) -> str:
+        """Distinct for every dataset, size, crop recipe, set of scales and autoencoder."""
+        scales = "-".join(map(str, self.scale_sizes))
+        return f"{self.dataset}-{self.img_size}-{self.crop}-scales-{scales}-{self.autoencoder_sha256[:8]}"
+
+
+def describe(
+    images: LabelledImages, img_size: int, crop: CropRecipe, scale_sizes: Sequence[int], autoencoder: Autoencoder
+) -> Manifest:
+    """The manifest of a cache of these images under this autoencoder."""
+    listing = "\n".join(f"{key}\t{label}" for key, label in zip(images.keys, images.labels, strict=True))
+    return Manifest(
+        version=VERSION,
+        dataset=images.name,
+        num_images=len(images),
+        img_size=img_size,
+        crop=crop,
+        scale_sizes=list(scale_sizes),
+        autoencoder_sha256=autoencoder_hash(autoencoder),
+        images_sha256=hashlib.sha256(listing.encode()).hexdigest(),
+        class_keys=images.class_keys,
+        class_names=images.class_names,
+    )
+
+
+def autoencoder_hash(autoencoder: Autoencoder) -> str:
+    """SHA-256 of the weights that decide which codes an image gets."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(autoencoder.state_dict().items()):
+        if name.startswith(("encoder.", "quant_conv.", "quantize.embedding")):
+            digest.update(name.encode())
+            digest.update(tensor.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+class PartialCache:
+    """A cache in the making. Several processes may write disjoint images of one at once."""
+
+    def __init__(self, folder: Path, manifest: Manifest, labels: Sequence[int]) -> None:
+        """Open, or begin, the cache that will be ``folder``."""
+        self.final = folder
+        self.folder = folder.with_name(folder.name + ".partial")
+        if not (self.folder / MANIFEST).exists():
+            self._begin(manifest, labels)
+        if read_manifest(self.folder) != manifest:
+            raise UserError(f"{self.folder} was begun from other data; move it away to start anew")
+        self.codes = np.load(self.folder / "codes.npy", mmap_mode="r+")
+        self.done = np.load(self.folder / "done.npy", mmap_mode="r+")
+
+    def _begin(self, manifest: Manifest, labels: Sequence[int]) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        np.lib.format.open_memmap(self.folder / "codes.npy", "w+", np.uint16, manifest.shape)
+        np.lib.format.open_memmap(self.folder / "done.npy", "w+", np.bool_, (manifest.num_images,))
+        np.save(self.folder / "labels.npy", np.asarray(labels, dtype=np.int64))
+        temporary = self.folder / (MANIFEST + ".tmp")
+        temporary.write_text(json.dumps(asdict(manifest), indent=1))
+        temporary.replace(self.folder / MANIFEST)  # last: a folder with a manifest has all its files
+
+    def write(self, indices: Sequence[int], codes: Tensor) -> None:
+        """Store all crops (n, K, L) of some images. They count as done only after their codes are in the file."""
+        self.codes[indices] = codes.numpy().astype(np.uint16)
+        self.codes.flush()
+        self.done[indices] = True
+        self.done.flush()
+
+    def finish(self) -> Path:
+        """Give the complete cache its final name."""
+        missing = int((~self.done).sum())
+        if missing:
+            raise UserError(f"{self.folder} still lacks {missing} images; run the same command again to go on")
+        return self.folder.replace(self.final)
+
+
+def read_manifest(folder: Path) -> Manifest:
+    try:
+        content = json.loads((folder / MANIFEST).read_text())
+    except FileNotFoundError as error:
+        raise UserError(f"no cache of codes at {folder}; make it by adding --create_cache") from error
+    except json.JSONDecodeError as error:
+        raise UserError(f"{folder / MANIFEST} is damaged; move the folder away and make the cache again") from error
+    if content.get("version") != VERSION or set(content) != {field.name for field in fields(Manifest)}:
+        raise UserError(f"{folder} is a cache of another version; move it away and make it again with --create_cache")
+    return Manifest(**content)
+
+
+class TokenCache(Dataset):
+    """(codes, label) of (index, crop) pairs, a whole batch at a time.
+
+    Args:
+        folder: of the cache.
+        expected: what it must be a cache of; the first difference is an error that names it.
+        scale_sizes: the scales to read, a subset of the cached ones.
+    """
+
+    def __init__(self, folder: Path, expected: Manifest, scale_sizes: Sequence[int]) -> None:
+        manifest = read_manifest(folder)
+        for field in fields(Manifest):
+            found, wanted = getattr(manifest, field.name), getattr(expected, field.name)
+            if found != wanted:
+                raise UserError(f"{folder} is of another {field.name} ({found}, not {wanted}); make a cache of its own")
+        self.codes = np.load(folder / "codes.npy", mmap_mode="r")
+        self.labels = np.load(folder / "labels.npy")
+        if self.codes.shape != manifest.shape or len(self.labels) != manifest.num_images:
+            raise UserError(f"{folder}: codes.npy or labels.npy is damaged; move the folder away and make it again")
+        slices = dict(zip(manifest.scale_sizes, scale_slices(manifest.scale_sizes), strict=True))
+        self.scale_sizes = list(scale_sizes)
+        self.slices = [slices[side] for side in scale_sizes]
+
+    @property
+    def num_crops(self) -> int:
+        return self.codes.shape[1]
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    def __getitems__(self, items: list[tuple[int, int]]) -> tuple[list[Tensor], Tensor]:
+        """((B, S, S) codes of each scale, (B,) labels) of a batch."""
+        indices, crops = map(list, zip(*items, strict=True))
+        rows = torch.from_numpy(self.codes[indices, crops].astype(np.int64))
+        codes = [rows[:, s].unflatten(1, (side, side)) for side, s in zip(self.scale_sizes, self.slices, strict=True)]
+        return codes, torch.from_numpy(self.labels[indices])

@@ -1,0 +1,67 @@
+"""The autoregressive model as a training task: codes of a batch -> loss; a grid of samples now and then."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from engine.config import TrainArgs, plain
+from engine.images import save_grid, to_uint8
+from engine.labels import shown_labels
+from engine.trainer import Statistics, StepRandomness
+from models.checkerboard import Checkerboard, scale_statistics
+from models.sampling import sample
+from models.scan_order import make_layout, sampling_blocks, training_blocks
+
+MAX_ROWS, COLUMNS = 16, 8
+FIXED_STEPS_PER_SCALE = 8  # of training with random_block_size: false
+
+
+class AutoregressorTask:
+    """Trains a ``Checkerboard`` on images or on cached codes."""
+
+    def __init__(self, module: Checkerboard, args: TrainArgs) -> None:
+        self.module, self.args = module, args
+
+    def loss(self, batch: list[Any], randomness: StepRandomness) -> tuple[Tensor, Statistics]:
+        """Mean cross-entropy of (images or codes, labels), with block sizes drawn for the step."""
+        inputs, labels = batch
+        codes = inputs if isinstance(inputs, list) else self._tokenize(inputs)
+        scale_sizes = self.module.scale_sizes
+        if self.module.config.random_block_size:
+            blocks = training_blocks(scale_sizes, randomness.shared)
+        else:
+            blocks = sampling_blocks(scale_sizes, FIXED_STEPS_PER_SCALE)
+        layout = make_layout(scale_sizes, blocks).to(self.module.device)
+        logits, loss = self.module(codes, labels, layout=layout, generator=randomness.own)
+        return loss, lambda: scale_statistics(logits, codes, layout)
+
+    def _tokenize(self, images: Tensor) -> list[Tensor]:
+        with torch.autocast(images.device.type, enabled=False):  # the same codes as a cache holds
+            return self.module.tokenize(images)
+
+    def precision(self) -> torch.dtype | None:
+        return None
+
+    def show(self, module: Checkerboard, folder: Path, name: str) -> dict[str, float]:
+        """Write a grid with one row a class (16 of them if there are more), the same random numbers every time."""
+        labels = shown_labels(module, MAX_ROWS)
+        rows = [label for label in labels for _ in range(COLUMNS)]
+        out = sample(
+            module,
+            rows,
+            steps_per_scale=self.args.steps_per_scale,
+            cfg=self.args.cfg if module.config.class_cond else 0.0,
+            cfg_start_step=self.args.cfg_start_step,
+            seeds=range(len(rows)),
+        )
+        save_grid(to_uint8(out.images), folder / f"{name}.png", COLUMNS)
+        return {}
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "config": plain(self.module.config),
+            "args": plain(self.args),
+            "class_names": self.module.class_names,
+        }

@@ -1,0 +1,214 @@
+"""Command line over YAML over default: flat flags over the published schema's ``model:`` and ``args:`` sections."""
+
+import re
+import sys
+from argparse import ArgumentError, ArgumentTypeError
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from jsonargparse import ArgumentParser, Namespace
+
+from data.crops import CropRecipe
+from models.errors import UserError
+from models.published import check_keys, dataclass_from_dict, read_yaml
+
+Settings = TypeVar("Settings")
+
+
+@dataclass(frozen=True)
+class LoopArgs:
+    """How to train, whatever the model.
+
+    Attributes:
+        output_dir: folder of the run; default output/ and the configuration's name. Running again resumes there.
+        dataset: folder (class folders of images) or digits (scikit-learn's, built in).
+        data_path: root of a folder dataset: CLASS/IMAGE, or train/CLASS/IMAGE and val/CLASS/IMAGE.
+        crop: training crops: ten, five (not mirrored) or center.
+        epochs: passes over the data.
+        batch_size: images a step on each device.
+        accum_steps: steps whose gradients are summed for one update; multiplies the batch.
+        lr: learning rate, not scaled by the batch.
+        betas: of AdamW.
+        weight_decay: of AdamW; none on biases and other one-dimensional parameters.
+        warmup_epochs: epochs over which the learning rate rises linearly from 0.
+        lr_drops: epoch -> factor on the learning rate from that epoch on.
+        clip_grad: largest norm of the gradient; 0 does not clip.
+        ema: also average the weights.
+        ema_decay: of the average, reached after a warm-up.
+        dtype: auto (bfloat16 where the GPU has it, else float32), float32, bfloat16, or float16 with loss scaling.
+        device: auto, cuda, mps or cpu.
+        seed: of every random choice; the same seed on the same machine gives the same run.
+        num_workers: processes that load images.
+        log_freq: steps between log entries.
+        eval_freq: epochs between grids of samples; 0 draws them at the end alone.
+        save_minutes: minutes between checkpoints within an epoch; there is one after every epoch too.
+    """
+
+    output_dir: str | None = None
+    dataset: Literal["folder", "digits"] = "folder"
+    data_path: str = "data/imagenet"
+    crop: CropRecipe = "ten"
+    epochs: int = 110
+    batch_size: int = 128
+    accum_steps: int = 1
+    lr: float = 1e-4
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 0.01
+    warmup_epochs: float = 1.0
+    lr_drops: dict[int, float] = field(default_factory=dict)
+    clip_grad: float = 0.0
+    ema: bool = False
+    ema_decay: float = 0.9999
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    device: str = "auto"
+    seed: int = 0
+    num_workers: int = 4
+    log_freq: int = 50
+    eval_freq: int = 10
+    save_minutes: float = 10.0
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "accum_steps", "log_freq"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        for name in ("lr", "weight_decay", "warmup_epochs", "clip_grad", "num_workers", "eval_freq", "seed"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name} is {getattr(self, name)}; it must not be negative")
+
+
+@dataclass(frozen=True)
+class TrainArgs(LoopArgs):
+    """The ``args:`` section of a configuration of main.py.
+
+    Attributes:
+        create_cache: write the cache of codes first; without --use_cache, stop there.
+        use_cache: train from the cache of codes.
+        cached_path: folder of caches.
+        cfg: guidance of the grids drawn during training.
+        cfg_start_step: first step, counted over all scales from 0, that is guided in those grids.
+        steps_per_scale: steps that each scale is drawn in for those grids.
+    """
+
+    create_cache: bool = False
+    use_cache: bool = False
+    cached_path: str = "data/cached"
+    cfg: float = 1.5
+    cfg_start_step: int = 5
+    steps_per_scale: int = 4
+
+
+def parse_config(
+    argv: Sequence[str], prog: str, description: str, sections: Mapping[str, type]
+) -> tuple[dict[str, Any], str]:
+    """Settings of one command line over its ``--config`` YAML over the defaults.
+
+    Args:
+        argv: the arguments, without the program's name.
+        prog: the program's name.
+        description: shown by ``--help``.
+        sections: dataclass of each section of the YAML.
+
+    Returns:
+        One dataclass instance a section, and the configuration's name.
+
+    Raises:
+        UserError: an unknown key or flag, or a value of the wrong type.
+    """
+    parser = ArgumentParser(prog=prog, description=description, exit_on_error=False)
+    parser.add_argument("--config", metavar="YAML", help="configuration file; flags override it")
+    parser.add_argument("--print_config", action="store_true", help="print the resulting configuration and stop")
+    for kind in sections.values():
+        parser.add_class_arguments(kind)
+    print_config = "--print_config" in argv  # jsonargparse keeps a meaning of its own for this word
+    argv = [word for word in _complete_switches(argv, sections.values()) if word != "--print_config"]
+    path = _config_path(argv)
+    if path is not None:
+        values = _read_sections(Path(path), sections)
+        parser.set_defaults(_checked(parser.parse_object, values, where=f"{path}: "))
+    values = _checked(parser.parse_args, argv)
+    settings = {
+        section: dataclass_from_dict(kind, {f.name: values[f.name] for f in fields(kind)}, "the configuration")
+        for section, kind in sections.items()
+    }
+    if print_config:
+        print(to_yaml(settings), end="")
+        sys.exit(0)
+    return settings, Path(path).stem if path is not None else "default"
+
+
+def parse_flags(argv: Sequence[str], prog: str, description: str, kind: type[Settings]) -> Settings:
+    """Settings of a command line without a YAML."""
+    parser = ArgumentParser(prog=prog, description=description, exit_on_error=False)
+    parser.add_class_arguments(kind)
+    values = _checked(parser.parse_args, _complete_switches(argv, [kind]))
+    return dataclass_from_dict(kind, values, "the command line")
+
+
+def to_yaml(settings: Mapping[str, Any]) -> str:
+    """YAML of one dataclass instance a section, in the published schema."""
+    return yaml.safe_dump({section: plain(value) for section, value in settings.items()}, sort_keys=False)
+
+
+def plain(value: Any) -> dict[str, Any]:
+    """A configuration dataclass as plain containers."""
+    return {key: list(item) if isinstance(item, tuple) else item for key, item in asdict(value).items()}
+
+
+def _checked(parse: Callable[[Any], Namespace], values: Any, where: str = "") -> dict[str, Any]:
+    """What jsonargparse makes of values; its complaints become one line."""
+    try:
+        return parse(values).as_dict()
+    except (ArgumentError, ArgumentTypeError, TypeError) as error:
+        raise UserError(where + _one_line(str(error), parse.__self__)) from error
+
+
+def _one_line(message: str, parser: ArgumentParser) -> str:
+    message = " ".join(message.split())
+    message = re.sub(r"<class '(\w+)'>|typing\.(\w+)", lambda match: match[1] or match[2], message)
+    unknown = re.match(r"unrecognized arguments: (.*)", message, flags=re.IGNORECASE)
+    if unknown is None:
+        return re.sub(r'^Parser key "(.*?)":', r"\1:", message)
+    flag = unknown[1].split()[0].split("=")[0]
+    known = [option for action in parser._actions for option in action.option_strings]
+    near = get_close_matches(flag, known, n=1)
+    return f"unknown option {flag}" + (f"; did you mean {near[0]}?" if near else "; see --help")
+
+
+def _complete_switches(argv: Sequence[str], kinds: Any) -> list[str]:
+    """``--use_cache`` alone means ``--use_cache true``."""
+    switches = {f"--{f.name}" for kind in kinds for f in fields(kind) if f.type in (bool, "bool")}
+    completed = []
+    for i, word in enumerate(argv):
+        completed.append(word)
+        alone = i + 1 == len(argv) or argv[i + 1].startswith("-")
+        if word in switches and alone:
+            completed.append("true")
+    return completed
+
+
+def _config_path(argv: Sequence[str]) -> str | None:
+    for i, word in enumerate(argv):
+        if word == "--config" and i + 1 < len(argv):
+            return argv[i + 1]
+        if word.startswith("--config="):
+            return word.split("=", 1)[1]
+    return None
+
+
+def _read_sections(path: Path, sections: Mapping[str, type]) -> dict[str, Any]:
+    """A YAML's settings, its sections merged."""
+    content = read_yaml(path)
+    check_keys(content, sections, str(path))
+    merged: dict[str, Any] = {}
+    for section, kind in sections.items():
+        values = content.get(section) or {}
+        check_keys(values, (f.name for f in fields(kind)), f"{path}: {section}")
+        for f in fields(kind):
+            if is_dataclass(f.default_factory) and values.get(f.name):
+                check_keys(values[f.name], (g.name for g in fields(f.default_factory)), f"{path}: {section}: {f.name}")
+        merged |= values
+    return merged

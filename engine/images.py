@@ -1,0 +1,23 @@
+"""Images as files hold them."""
+
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.utils import make_grid
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """Images (B, 3, H, W) in [-1, 1], clamped to it, as uint8 by the published 8-bit rule (method.md Sec. 6)."""
+    return (((images.float() + 1) / 2).clamp(0, 1) * 255).to(torch.uint8)
+
+
+def save_png(image: Tensor, path: Path) -> None:
+    """Write one uint8 image (3, H, W)."""
+    Image.fromarray(image.permute(1, 2, 0).cpu().numpy()).save(path)
+
+
+def save_grid(images: Tensor, path: Path, columns: int) -> None:
+    """Write uint8 images (B, 3, H, W) as one picture, row by row."""
+    save_png(make_grid(images, nrow=columns, padding=2), path)

@@ -1,0 +1,63 @@
+"""From what a user types to class indices."""
+
+import csv
+from difflib import get_close_matches
+
+from data.datasets import imagenet_names
+from models.checkerboard import Checkerboard
+from models.errors import UserError
+
+# The classes that papers of this field show: macaw, golden retriever, otter, volcano, lion, valley, balloon, fox, ...
+SHOWN_IMAGENET_CLASSES = (207, 360, 387, 974, 88, 979, 417, 279, 388, 113, 355, 980, 323, 22, 562, 437)
+
+
+def class_names(model: Checkerboard) -> list[str] | None:
+    """Human names of a model's classes: its own, or ImageNet's for 1000 classes without names; several by commas."""
+    if model.class_names is not None:
+        return model.class_names
+    names = imagenet_names()
+    return names if model.config.class_cond and model.config.num_classes == len(names) else None
+
+
+def shown_labels(model: Checkerboard, count: int) -> list[int]:
+    """Up to ``count`` classes to show: all, or the field's usual ones of ImageNet, or evenly spaced ones."""
+    num_classes = model.config.num_classes
+    if not model.config.class_cond:
+        return [model.unconditional_label] * count
+    if num_classes == len(imagenet_names()):
+        return list(SHOWN_IMAGENET_CLASSES[:count])
+    return [i * num_classes // count for i in range(count)] if num_classes > count else list(range(num_classes))
+
+
+def parse_labels(text: str, model: Checkerboard) -> list[int]:
+    """Class indices of a comma-separated list of indices and names, as in ``207,"tabby cat",3``.
+
+    Raises:
+        UserError: an index out of range, or a name that is no class; the nearest one is named.
+    """
+    words = [word.strip() for word in next(csv.reader([text], skipinitialspace=True), [])]
+    if not any(words):
+        raise UserError('labels is empty; give indices or names, as in 207,"tabby cat"')
+    index_of = _index_of_names(model)
+    return [_parse_label(word, model.config.num_classes, index_of) for word in words]
+
+
+def _parse_label(word: str, num_classes: int, index_of: dict[str, int]) -> int:
+    if word.lstrip("-").isdecimal():
+        label = int(word)
+        if not 0 <= label < num_classes:
+            raise UserError(f"label {label} is out of range; this model has classes 0 to {num_classes - 1}")
+        return label
+    if word.lower() not in index_of:
+        near = get_close_matches(word.lower(), index_of, n=1)
+        hint = f"did you mean {near[0]}?" if near else "give its index" if index_of else "this model has no class names"
+        raise UserError(f"no class is called {word}; {hint}")
+    return index_of[word.lower()]
+
+
+def _index_of_names(model: Checkerboard) -> dict[str, int]:
+    index_of: dict[str, int] = {}
+    for label, names in enumerate(class_names(model) or []):
+        for name in (names, *names.split(",")):
+            index_of.setdefault(name.strip().lower(), label)
+    return index_of

@@ -1,0 +1,60 @@
+"""The folder of a run: its configuration and its own copy of the autoencoder, so that it can be moved as it is."""
+
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from safetensors.torch import save_file
+
+from data.token_cache import autoencoder_hash
+from engine.config import LoopArgs, plain
+from models.autoencoder import Autoencoder
+from models.checkerboard import AutoencoderPaths, ModelConfig
+from models.errors import UserError
+from models.published import (
+    CHECKPOINT_NAME,
+    CONFIG_NAME,
+    autoencoder_config_dict,
+    load_autoencoder,
+    read_model_config,
+    write_yaml,
+)
+
+AUTOENCODER_PATHS = AutoencoderPaths("autoenc/autoencoder_config.yaml", "autoenc/autoencoder.safetensors")
+
+
+def open_run_folder(folder: Path, config: ModelConfig, args: LoopArgs, autoencoder: Autoencoder) -> Path:
+    """Begin a run's folder, or check that the one there is of the same model.
+
+    Raises:
+        UserError: the folder holds a run of another model or autoencoder.
+    """
+    config = replace(config, autoenc=AUTOENCODER_PATHS)
+    if (folder / CONFIG_NAME).exists():
+        _check_same(folder, config, autoencoder)
+    else:
+        (folder / "autoenc").mkdir(parents=True, exist_ok=True)
+        save_autoencoder(autoencoder, folder / "autoenc")
+    write_yaml(folder / CONFIG_NAME, {"model": plain(config), "args": plain(args)})
+    return folder
+
+
+def save_autoencoder(autoencoder: Autoencoder, folder: Path) -> None:
+    """Write ``autoencoder.safetensors`` and ``autoencoder_config.yaml``."""
+    save_file(autoencoder.state_dict(), folder / "autoencoder.safetensors")
+    write_yaml(folder / "autoencoder_config.yaml", autoencoder_config_dict(autoencoder.config))
+
+
+def _check_same(folder: Path, config: ModelConfig, autoencoder: Autoencoder) -> None:
+    saved = read_model_config(folder / CHECKPOINT_NAME)
+    ours, theirs = asdict(config), asdict(saved)
+    other = [key for key in ours if ours[key] != theirs[key]]
+    if other:
+        key = other[0]
+        raise UserError(
+            f"{folder} holds a run with {key} {theirs[key]}, not {ours[key]}; "
+            "go on with the same model, or name another output_dir"
+        )
+    if autoencoder_hash(load_autoencoder(AUTOENCODER_PATHS, folder)) != autoencoder_hash(autoencoder):
+        raise UserError(
+            f"{folder} holds a run with another autoencoder; go on with that one, or name another output_dir"
+        )

@@ -1,0 +1,273 @@
+"""The training loop: what main.py and train_ae_codebook share. What is trained is a ``Task``.
+
+A *step* is one update of the weights, from ``accum_steps`` batches. All randomness of a step follows from the run's
+seed, the step and the rank, so that a run that was stopped anywhere goes on as if it had not been.
+"""
+
+import random
+import signal
+import time
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+from types import FrameType
+from typing import Any, Protocol
+
+import torch
+from timm.optim import param_groups_weight_decay
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from data.sampler import EpochBatches, mix_seed
+from engine.checkpoint import random_states, restore_random_states, save_whole
+from engine.command import Stopped
+from engine.config import LoopArgs
+from engine.device import autocast, pick_dtype
+from engine.run_log import RunLog
+from models.errors import UserError
+from models.published import CHECKPOINT_NAME, read_torch_file
+
+Statistics = Callable[[], dict[str, Tensor]]
+
+
+class StepRandomness:
+    """The random choices of one batch.
+
+    Attributes:
+        step: updates of the weights so far.
+        shared: the same on every rank and for every batch of a step.
+        own: on the device, of this rank and batch alone.
+    """
+
+    def __init__(self, seed: int, step: int, batch: int, device: torch.device, rank: int = 0) -> None:
+        self.step = step
+        self.shared = random.Random(mix_seed(seed, step))
+        self.own = torch.Generator(device).manual_seed(mix_seed(seed, step, batch, rank))
+
+
+class Task(Protocol):
+    """Something to train.
+
+    Attributes:
+        module: whose parameters are trained and saved.
+    """
+
+    module: nn.Module
+
+    def loss(self, batch: Any, randomness: StepRandomness) -> tuple[Tensor, Statistics]:
+        """The loss of a batch, and a function that computes figures of it, called on steps that log alone."""
+
+    def precision(self) -> torch.dtype | None:
+        """A precision that the task insists on, or None."""
+
+    def show(self, module: nn.Module, folder: Path, name: str) -> dict[str, float]:
+        """Write pictures ``folder / name...`` of what a (possibly averaged) module does; figures of it are logged."""
+
+    def describe(self) -> dict[str, Any]:
+        """Plain entries for the checkpoint, such as the configuration."""
+
+
+class Trainer:
+    """Trains a task on a dataset in a run folder, going on from the folder's last checkpoint if there is one."""
+
+    def __init__(self, task: Task, dataset: Dataset, args: LoopArgs, folder: Path, device: torch.device) -> None:
+        self.task, self.dataset, self.args, self.folder, self.device = task, dataset, args, folder, device
+        self.module = task.module.to(device).train()
+        self.optimizer = torch.optim.AdamW(
+            param_groups_weight_decay(self.module, args.weight_decay), lr=args.lr, betas=tuple(args.betas)
+        )
+        self.ema = ModelEmaV3(self.module, decay=args.ema_decay, use_warmup=True) if args.ema else None
+        self.dtype = task.precision() or pick_dtype(args.dtype, device)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
+        self.steps_per_epoch = len(dataset) // (args.batch_size * args.accum_steps)
+        if self.steps_per_epoch == 0:
+            needed = args.batch_size * args.accum_steps
+            raise UserError(f"{len(dataset)} images do not fill one step of {needed}; lower batch_size or accum_steps")
+        self.step, self.epoch, self.step_in_epoch = 0, 0, 0
+        self.log = RunLog(folder)
+        self.stop_signal: int | None = None
+        self.loss_sum = torch.zeros((), device=device)
+        self.first_bad_step = torch.full((), -1, device=device)
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the next step: linear warm-up, then the drops passed so far (method.md Sec. 5)."""
+        epoch = self.epoch + self.step_in_epoch / self.steps_per_epoch
+        rate = self.args.lr
+        if epoch < self.args.warmup_epochs:
+            rate *= epoch / self.args.warmup_epochs
+        for start, factor in self.args.lr_drops.items():
+            rate *= factor if epoch >= start else 1.0
+        return rate
+
+    def fit(self) -> None:
+        """Train to the last epoch.
+
+        Raises:
+            UserError: the loss is not finite, or a checkpoint cannot be read or written.
+            Stopped: SIGINT or SIGTERM; a checkpoint has been written.
+        """
+        self._resume()
+        total = self.step + (self.args.epochs - self.epoch) * self.steps_per_epoch - self.step_in_epoch
+        self.log.event("start", step=self.step, parameters=sum(p.numel() for p in self.module.parameters()))
+        handlers = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            with tqdm(total=total, initial=self.step, unit="step", mininterval=1.0, smoothing=0.05) as bar:
+                while self.epoch < self.args.epochs:
+                    self._train_epoch(bar)
+                    self._end_epoch()
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+            self.log.close()
+
+    def _train_epoch(self, bar: tqdm) -> None:
+        last_save = time.monotonic()
+        batches = self._batches()
+        while group := list(islice(batches, self.args.accum_steps)):
+            logs = (self.step + 1) % self.args.log_freq == 0
+            self._train_step(group, bar if logs else None)
+            bar.update()
+            if self.stop_signal is not None:
+                self.save()
+                raise Stopped(self.stop_signal)
+            if time.monotonic() - last_save > 60 * self.args.save_minutes:
+                self.save()
+                last_save = time.monotonic()
+
+    def _batches(self) -> Iterator[Any]:
+        done = self.step_in_epoch * self.args.accum_steps
+        sampler = EpochBatches(
+            len(self.dataset), self.dataset.num_crops, self.args.batch_size, self.args.seed, self.epoch, done
+        )
+        whole_batches = hasattr(self.dataset, "__getitems__")
+        loader = DataLoader(
+            self.dataset,
+            batch_sampler=sampler,
+            num_workers=self.args.num_workers,
+            collate_fn=(lambda batch: batch) if whole_batches else None,
+            pin_memory=self.device.type == "cuda",
+        )
+        return islice(iter(loader), (self.steps_per_epoch - self.step_in_epoch) * self.args.accum_steps)
+
+    def _train_step(self, group: list[Any], bar: tqdm | None) -> None:
+        """One update from the batches of ``group``; with a progress bar it logs too."""
+        rate = self.learning_rate
+        for param_group in self.optimizer.param_groups:
+            param_group["lr"] = rate
+        for index, batch in enumerate(group):
+            randomness = StepRandomness(self.args.seed, self.step, index, self.device)
+            with autocast(self.device, self.dtype):
+                loss, statistics = self.task.loss(_to_device(batch, self.device), randomness)
+            self.scaler.scale(loss / len(group)).backward()
+            self.loss_sum += loss.detach() / len(group)
+            newly_bad = ~loss.detach().isfinite() & (self.first_bad_step < 0)
+            self.first_bad_step = torch.where(newly_bad, self.step, self.first_bad_step)
+        norm = self._gradient_norm(needed=bar is not None)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.ema is not None:
+            self.ema.update(self.module, step=self.step)
+        self.step, self.step_in_epoch = self.step + 1, self.step_in_epoch + 1
+        if bar is not None:
+            with torch.no_grad():
+                figures = {name: value.item() for name, value in statistics().items()}
+            self._log(bar, rate, norm, figures)
+
+    def _gradient_norm(self, needed: bool) -> Tensor | None:
+        """Norm before clipping, if it is clipped or asked for."""
+        if not needed and not self.args.clip_grad:
+            return None
+        self.scaler.unscale_(self.optimizer)
+        return nn.utils.clip_grad_norm_(self.module.parameters(), self.args.clip_grad or torch.inf)
+
+    def _log(self, bar: tqdm, rate: float, norm: Tensor, figures: dict[str, float]) -> None:
+        self._check_finite()
+        loss = self.loss_sum.item() / self.args.log_freq
+        self.loss_sum.zero_()
+        epoch = self.epoch + self.step_in_epoch / self.steps_per_epoch
+        self.log.scalars(self.step, {"epoch": epoch, "loss": loss, "lr": rate, "grad_norm": norm.item(), **figures})
+        bar.set_postfix_str(f"epoch {epoch:.1f}, loss {loss:.3f}, lr {rate:.1e}")
+
+    def _check_finite(self) -> None:
+        """Stop, before anything bad is saved, if a loss since the last check was not finite."""
+        step = int(self.first_bad_step)
+        if step >= 0:
+            raise UserError(
+                f"the loss is not finite at step {step} (rank 0, learning rate {self.learning_rate:.2e}); the "
+                f"checkpoint in {self.folder} is from before: lower lr, set clip_grad 1 or dtype float32, and run again"
+            )
+
+    def _end_epoch(self) -> None:
+        self.epoch, self.step_in_epoch = self.epoch + 1, 0
+        self.save()
+        due = self.args.eval_freq and self.epoch % self.args.eval_freq == 0
+        if due or self.epoch == self.args.epochs:
+            self.show(f"epoch_{self.epoch:04d}")
+
+    def show(self, name: str) -> None:
+        """Let the task draw, with the averaged weights if there are any."""
+        module = self.module if self.ema is None else self.ema.module
+        module.eval()
+        folder = self.folder / "samples"
+        folder.mkdir(exist_ok=True)
+        figures = self.task.show(module, folder, name)
+        self.module.train()
+        if figures:
+            self.log.scalars(self.step, figures)
+
+    def save(self) -> None:
+        """Write ``checkpoint-last.pth``."""
+        self._check_finite()
+        content = {
+            "model": self.module.state_dict(),
+            "model_ema": None if self.ema is None else self.ema.module.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "step": self.step,
+            "epoch": self.epoch,
+            "step_in_epoch": self.step_in_epoch,
+            "steps_per_epoch": self.steps_per_epoch,
+            "loss_sum": self.loss_sum,
+            "random_states": random_states(),
+            **self.task.describe(),
+        }
+        save_whole(content, self.folder / CHECKPOINT_NAME)
+
+    def _resume(self) -> None:
+        path = self.folder / CHECKPOINT_NAME
+        if not path.exists():
+            return
+        saved = read_torch_file(path)
+        if saved["steps_per_epoch"] != self.steps_per_epoch and saved["step_in_epoch"]:
+            raise UserError(
+                f"{path} stopped inside an epoch of {saved['steps_per_epoch']} steps, now one has "
+                f"{self.steps_per_epoch}; go on with the same data, batch_size and accum_steps, or another output_dir"
+            )
+        if (saved["model_ema"] is None) != (self.ema is None):
+            kind = "without" if self.ema else "with"
+            raise UserError(f"{path} was trained {kind} ema; keep it so, or name another output_dir")
+        self.module.load_state_dict(saved["model"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.scaler.load_state_dict(saved["scaler"])
+        if self.ema is not None:
+            self.ema.module.load_state_dict(saved["model_ema"])
+        self.step, self.epoch, self.step_in_epoch = saved["step"], saved["epoch"], saved["step_in_epoch"]
+        self.loss_sum.copy_(saved["loss_sum"])
+        restore_random_states(saved["random_states"])
+        print(f"going on from {path}: epoch {self.epoch}, step {self.step}")
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self.stop_signal is not None:
+            raise KeyboardInterrupt
+        self.stop_signal = number
+        tqdm.write("stopping after this step; once more to stop at once, without saving")
+
+
+def _to_device(batch: Any, device: torch.device) -> Any:
+    if isinstance(batch, Tensor):
+        return batch.to(device, non_blocking=True)
+    return [_to_device(part, device) for part in batch]

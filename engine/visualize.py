@@ -1,0 +1,189 @@
+"""Pictures of how samples come about: maps, entropy over steps (paper Sec. 4.5), an animation.
+
+Letters: B images, S side of a scale, C code dimension, H, W image sides in pixels.
+"""
+
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from PIL import Image
+from torch import Tensor
+from torchvision.utils import make_grid
+
+from engine.images import to_uint8
+from models.checkerboard import Checkerboard
+from models.sampling import Samples
+
+DPI = 150
+MAX_ANIMATED = 16
+FRAME_MS, HOLD_MS = 300, 2000
+UNDRAWN_CONTRAST = 0.35  # of locations still to be drawn; 0 is mid grey, 1 the image itself
+
+
+def save_maps(samples: Samples, model: Checkerboard, folder: Path) -> None:
+    """Write ``maps.npz`` and, for each image i, a figure ``maps_{i:06d}.png`` into ``folder``.
+
+    ``maps.npz`` holds ``step_S`` (int64), ``entropy_S`` (float32, nats) and ``probability_S`` (float32) of each scale,
+    (B, S, S) each. A figure shows an image decoded at each scale above its maps; colour limits are those of the batch.
+    """
+    arrays = {}
+    for i, side in enumerate(model.scale_sizes):
+        arrays[f"step_{side}"] = _numpy(samples.step[i])
+        arrays[f"entropy_{side}"] = _numpy(samples.entropy[i])
+        arrays[f"probability_{side}"] = _numpy(samples.probability[i])
+    with _written_whole(folder / "maps.npz") as path:
+        np.savez_compressed(path, **arrays)
+    images = [to_uint8(model.decode(codes.to(model.device))) for codes in samples.codes]
+    for index in range(len(samples.images)):
+        figure = _maps_figure(samples, images, index)
+        with _written_whole(folder / f"maps_{index:06d}.png") as path:
+            figure.savefig(path, dpi=DPI)
+
+
+def save_entropy_by_step(samples: Samples, path: Path) -> None:
+    """Plot ``entropy_by_step`` as in the paper's Fig. 6: the mean as a line, the two percentiles as a band."""
+    mean, low, high = entropy_by_step(samples)
+    steps = np.arange(len(mean))
+    starts = [int(scale.min()) - 0.5 for scale in samples.step]
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.add_subplot()
+    axes.fill_between(steps, low, high, color="C0", alpha=0.25, linewidth=0, label="25th to 75th percentile")
+    axes.plot(steps, mean, color="C0", marker="o", markersize=4, label="mean")
+    for start in starts[1:]:
+        axes.axvline(start, color="0.6", linewidth=0.8, linestyle="--")
+    axes.set(xlim=(-0.5, len(mean) - 0.5), ylim=(0, None))
+    axes.set_xlabel("step", fontsize=11)
+    axes.set_ylabel("entropy (nats)", fontsize=11)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=10)
+    scales = axes.secondary_xaxis("top")
+    scales.set_xticks(starts, [str(scale.shape[-1]) for scale in samples.step], ha="left", fontsize=10)
+    scales.set_xlabel("side of the scale", fontsize=11)
+    scales.tick_params(length=0)
+    scales.spines["top"].set_visible(False)
+    with _written_whole(path) as temporary:
+        figure.savefig(temporary, dpi=DPI)
+
+
+def save_animation(samples: Samples, model: Checkerboard, path: Path) -> None:
+    """Write a GIF of the images appearing, one frame a step; the last one, the final images, stays for 2 s.
+
+    Only the first 16 images are shown, in a square grid: a frame is decoded at once and every frame stays in memory.
+    """
+    samples = _first_images(samples, MAX_ANIMATED, model.device)
+    last_step = num_steps(samples) - 1
+    frames = [_grid(step_images(samples, model, step)) for step in range(last_step)]
+    frames.append(_grid(to_uint8(samples.images)))
+    durations = [FRAME_MS] * last_step + [HOLD_MS]
+    with _written_whole(path) as temporary:
+        frames[0].save(temporary, save_all=True, append_images=frames[1:], duration=durations, loop=0)
+
+
+def entropy_by_step(samples: Samples) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean, 25th and 75th percentile, over images and locations, of the entropy (nats) of each step, (steps,) each."""
+    entropy = np.concatenate([_numpy(scale).ravel() for scale in samples.entropy])
+    step = np.concatenate([_numpy(scale).ravel() for scale in samples.step])
+    drawn = [entropy[step == i] for i in range(num_steps(samples))]
+    low, high = np.array([np.percentile(values, [25, 75]) for values in drawn]).T
+    return np.array([values.mean() for values in drawn]), low, high
+
+
+def num_steps(samples: Samples) -> int:
+    """Steps that drew the samples, over all scales."""
+    return int(samples.step[-1].max()) + 1
+
+
+def known_latents(samples: Samples, model: Checkerboard, step: int) -> tuple[Tensor, Tensor]:
+    """What is known of the scale being drawn once ``step`` is done.
+
+    Returns:
+        (B, C, S, S) latents: of the codes where they are drawn, elsewhere upsampled from the previous scale (zeros in
+        the first scale); and (B, S, S), True where drawn.
+    """
+    scale = next(i for i, steps in enumerate(samples.step) if step <= steps.max())
+    drawn = samples.step[scale] <= step
+    sequence = torch.cat([codes.flatten(1) for codes in samples.codes], dim=1)
+    sources = model.source_latents(sequence, scale).transpose(1, 2).unflatten(2, drawn.shape[1:])
+    return torch.where(drawn.unsqueeze(1), model.autoencoder.lookup(samples.codes[scale]), sources.float()), drawn
+
+
+@torch.inference_mode()
+def step_images(samples: Samples, model: Checkerboard, step: int) -> Tensor:
+    """(B, 3, H, W) uint8, at full size: ``known_latents`` decoded, faded to grey where nothing is drawn yet."""
+    latents, drawn = known_latents(samples, model, step)
+    images = model.autoencoder.decode_latents(latents).float().clamp(-1, 1)
+    # The first scale has nothing to show before it is drawn: its latents are zeros there.
+    undrawn_contrast = 0.0 if step < samples.step[0].max() else UNDRAWN_CONTRAST
+    contrast = torch.where(drawn, 1.0, undrawn_contrast).unsqueeze(1)
+    images = images * F.interpolate(contrast, images.shape[-2:])  # mid grey is 0
+    return to_uint8(F.interpolate(images, samples.images.shape[-2:], mode="nearest-exact"))
+
+
+def _maps_figure(samples: Samples, images: list[Tensor], index: int) -> Figure:
+    """Figure of one image of the batch, of ``images`` (B, 3, H, W) uint8 of each scale; columns are scales."""
+    max_entropy = max(float(scale.max()) for scale in samples.entropy)
+    rows = (  # name, unit, colours, maps, upper limit; one at least where all values are 0
+        ("step", "", "viridis", samples.step, num_steps(samples) - 1 or 1),
+        ("probability", "", "viridis", samples.probability, 1),
+        ("entropy", "nats", "magma", samples.entropy, max_entropy or 1),
+    )
+    figure = Figure(figsize=(1.5 * len(images) + 1, 6.4), layout="compressed")
+    axes = figure.subplots(1 + len(rows), len(images), squeeze=False)
+    for panel, decoded, step in zip(axes[0], images, samples.step, strict=True):
+        panel.imshow(_numpy(decoded[index].permute(1, 2, 0)), interpolation="nearest")
+        panel.set_title(f"{step.shape[-1]} x {step.shape[-1]}", fontsize=11)
+    axes[0, 0].set_ylabel("image", fontsize=11)
+    for row, (name, unit, colours, maps, limit) in zip(axes[1:], rows, strict=True):
+        for panel, scale in zip(row, maps, strict=True):
+            shown = panel.imshow(_numpy(scale[index]), cmap=colours, vmin=0, vmax=limit, interpolation="nearest")
+        row[0].set_ylabel(name, fontsize=11)
+        bar = figure.colorbar(shown, ax=row, label=unit, ticks=MaxNLocator(4, integer=name == "step"), pad=0.02)
+        bar.outline.set_visible(False)
+    for panel in axes.flat:
+        panel.set(xticks=[], yticks=[])
+        panel.spines[:].set_visible(False)
+    return figure
+
+
+def _grid(images: Tensor) -> Image.Image:
+    """Images (B, 3, H, W) uint8 in a square grid, as a picture of 256 colours."""
+    grid = make_grid(images.cpu(), nrow=math.ceil(math.sqrt(len(images))), padding=2, pad_value=255)
+    return Image.fromarray(_numpy(grid.permute(1, 2, 0))).quantize(256)
+
+
+def _first_images(samples: Samples, count: int, device: torch.device) -> Samples:
+    def first(tensors: list[Tensor]) -> list[Tensor]:
+        return [tensor[:count].to(device) for tensor in tensors]
+
+    return Samples(
+        images=samples.images[:count].to(device),
+        codes=first(samples.codes),
+        entropy=first(samples.entropy),
+        step=first(samples.step),
+        probability=first(samples.probability),
+    )
+
+
+def _numpy(tensor: Tensor) -> np.ndarray:
+    return tensor.cpu().numpy()
+
+
+@contextmanager
+def _written_whole(path: Path) -> Iterator[Path]:
+    """A name to write to; it becomes ``path`` once the file is complete. The suffix, which names the format, stays."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.stem}.{os.getpid()}.tmp{path.suffix}")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,49 @@
+"""Train a VQ autoencoder from scratch.
+
+    python train_ae_codebook/main.py --config train_ae_codebook/config_digits.yaml
+
+The same command again goes on where the run stopped. ``--help`` lists every option.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, the project is not on the path
+
+from data.datasets import CroppedImages, open_dataset
+from engine.command import run
+from engine.config import parse_config, plain
+from engine.device import pick_device
+from engine.run_folder import save_autoencoder
+from engine.trainer import Trainer
+from models.autoencoder import Autoencoder, AutoencoderConfig
+from models.published import CONFIG_NAME, write_yaml
+from train_ae_codebook.vqvae import AutoencoderArgs, VQVAETask
+
+
+def main(argv: Sequence[str]) -> None:
+    sections = {"model": AutoencoderConfig, "args": AutoencoderArgs}
+    settings, name = parse_config(argv, "train_ae_codebook/main.py", __doc__, sections)
+    config, args = settings["model"], settings["args"]
+    torch.manual_seed(args.seed)
+    train, validation = (open_dataset(args.dataset, args.data_path, args.img_size, split) for split in ("train", "val"))
+    folder = Path(args.output_dir or Path("output") / name)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_yaml(folder / CONFIG_NAME, {"model": plain(config), "args": plain(args)})
+    autoencoder = Autoencoder(config)
+    task = VQVAETask(autoencoder, args, CroppedImages(validation, args.img_size, "center"))
+    trainer = Trainer(task, CroppedImages(train, args.img_size, args.crop), args, folder, pick_device(args.device))
+    print(f"{sum(p.numel() for p in autoencoder.parameters()) / 1e6:.2f}M parameters; run folder {folder}")
+    trainer.fit()
+    finished = trainer.module if trainer.ema is None else trainer.ema.module
+    export = Path(args.export_dir or folder / "autoencoder")
+    export.mkdir(parents=True, exist_ok=True)
+    save_autoencoder(finished.cpu(), export)
+    print(f"autoencoder: {export}; reconstructions: {folder / 'samples'}")
+
+
+if __name__ == "__main__":
+    run(main)
