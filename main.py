@@ -2,7 +2,7 @@
 
     python main.py --config configs/quickstart.yaml
 
-The same command again goes on where the run stopped. ``--help`` lists every option.
+The same command again goes on where the run stopped. Several GPUs or machines: torchrun --nproc_per_node=N main.py ...
 """
 
 from collections.abc import Sequence
@@ -11,18 +11,23 @@ from pathlib import Path
 import torch
 from torch.utils.data import Dataset
 
-from data.datasets import CroppedImages, check_num_classes, open_dataset
+from data.datasets import CroppedImages, LabelledImages, check_num_classes, open_dataset
 from data.token_cache import TokenCache, describe
+from engine import distributed
 from engine.autoregressor import AutoregressorTask
-from engine.cache import create_cache
+from engine.cache import PAPER_SCALE_SIZES, CacheMaker
+from engine.check_data import check_data
 from engine.command import run
 from engine.config import TrainArgs, parse_config
 from engine.device import describe_size, pick_device
 from engine.digits_score import score_digits
 from engine.run_folder import open_run_folder
 from engine.trainer import Trainer
+from models.autoencoder import Autoencoder
 from models.checkerboard import Checkerboard, ModelConfig
-from models.published import load_autoencoder
+from models.errors import UserError
+from models.published import CHECKPOINT_NAME, initialize_from, load_autoencoder
+from models.scan_order import compute_scale_sizes
 
 NUM_SCORED_DIGITS = 500
 
@@ -30,43 +35,80 @@ NUM_SCORED_DIGITS = 500
 def main(argv: Sequence[str]) -> None:
     settings, name = parse_config(argv, "main.py", __doc__, {"model": ModelConfig, "args": TrainArgs})
     config, args = settings["model"], settings["args"]
-    device = pick_device(args.device)
-    autoencoder = load_autoencoder(config.autoenc)
-    torch.manual_seed(args.seed)
-    model = Checkerboard(config, autoencoder)
-    dataset = _open_data(model, args, device)
-    if dataset is None:
-        return
-    folder = open_run_folder(Path(args.output_dir or Path("output") / name), config, args, autoencoder)
-    task = AutoregressorTask(model, args)
-    trainer = Trainer(task, dataset, args, folder, device)
-    print(
-        f"{describe_size(model)}; scales {' '.join(map(str, model.scale_sizes))}; "
-        f"{len(dataset)} images of {config.num_classes} classes; {trainer.steps_per_epoch} steps an epoch; "
-        f"{str(trainer.dtype).removeprefix('torch.')} on {device}; run folder {folder}"
-    )
-    trainer.fit()
-    print(f"samples: {folder / 'samples'}; checkpoint: {folder / 'checkpoint-last.pth'}")
-    if args.dataset == "digits":
-        module = trainer.module if trainer.ema is None else trainer.ema.module
-        module.eval()
-        print(score_digits(module, NUM_SCORED_DIGITS, args))
-
-
-def _open_data(model: Checkerboard, args: TrainArgs, device: torch.device) -> Dataset | None:
-    """What to train from; None if the cache was all that was asked for."""
-    config = model.config
     images = open_dataset(args.dataset, args.data_path, config.img_size)
+    if args.check_data:
+        if check_data(images, args.num_workers):
+            raise UserError("mend or move the files above")
+        return
     if config.class_cond:
         check_num_classes(images, config.num_classes)
-    model.class_names = images.class_names
-    if not args.create_cache and not args.use_cache:
+    device = distributed.set_up(pick_device(args.device))
+    autoencoder = load_autoencoder(config.autoenc)
+    dataset = open_training_data(images, config, args, autoencoder, device)
+    if dataset is not None:
+        train(config, args, autoencoder, dataset, images.class_names, Path(args.output_dir or f"output/{name}"), device)
+    distributed.tear_down()
+
+
+def open_training_data(
+    images: LabelledImages, config: ModelConfig, args: TrainArgs, autoencoder: Autoencoder, device: torch.device
+) -> Dataset | None:
+    """What to train from, images or a cache, after making the cache if asked; None if that was all."""
+    if not (args.create_cache or args.use_cache or args.verify_cache):
         return CroppedImages(images, config.img_size, args.crop)
-    manifest = describe(images, config.img_size, args.crop, model.scale_sizes, model.autoencoder)
+    levels = len(autoencoder.config.ch_mult)
+    own = compute_scale_sizes(config.img_size, levels, config.scale_ratio, config.scale_min_size, config.single_scale)
+    paper = [side for side in PAPER_SCALE_SIZES if side <= own[-1]]
+    cached = sorted({*own, *paper}) if args.cache_scales == "paper" else own
+    manifest = describe(images, config.img_size, args.crop, cached, autoencoder)
+    maker = CacheMaker(images, autoencoder, manifest, args.batch_size, args.num_workers, device)
     root = Path(args.cached_path)
+    folder = root / manifest.folder_name
     if args.create_cache:
-        create_cache(root, images, model.autoencoder, manifest, args.batch_size, args.num_workers, device)
-    return TokenCache(root / manifest.folder_name, manifest, model.scale_sizes) if args.use_cache else None
+        maker.create(root)
+    if args.verify_cache:
+        different = maker.verify(folder, args.verify_cache, args.seed)
+        print(f"{different} codes differ of {args.verify_cache} images encoded again from {folder}")
+        return None
+    wanted = describe(images, config.img_size, args.crop, own, autoencoder)
+    return TokenCache(folder, wanted, own) if args.use_cache else None
+
+
+def train(
+    config: ModelConfig,
+    args: TrainArgs,
+    autoencoder: Autoencoder,
+    dataset: Dataset,
+    class_names: list[str],
+    folder: Path,
+    device: torch.device,
+) -> None:
+    """Build the model, train it in ``folder``, and say what came of it."""
+    torch.manual_seed(args.seed)
+    model = Checkerboard(config, autoencoder)
+    model.class_names = class_names
+    if distributed.is_main():
+        open_run_folder(folder, config, args, autoencoder)
+    distributed.barrier()
+    if args.weights_init is not None and not (folder / CHECKPOINT_NAME).exists():
+        for remark in initialize_from(model, args.weights_init):
+            _say(remark)
+    task = AutoregressorTask(model, args)
+    trainer = Trainer(task, dataset, args, folder, device)
+    _say(
+        f"{describe_size(model)}; scales {' '.join(map(str, model.scale_sizes))}; {len(dataset)} images of "
+        f"{config.num_classes} classes; {trainer.steps_per_epoch} steps an epoch on {distributed.num_ranks()} ranks; "
+        f"{str(trainer.dtype).removeprefix('torch.')} on {device.type}; attention {args.attention}; run folder {folder}"
+    )
+    trainer.fit()
+    _say(f"samples: {folder / 'samples'}; checkpoint: {folder / CHECKPOINT_NAME}")
+    if args.dataset == "digits" and distributed.is_main():
+        print(score_digits(trainer.trained.eval(), NUM_SCORED_DIGITS, args))
+
+
+def _say(text: str) -> None:
+    if distributed.is_main():
+        print(text, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,33 +1,43 @@
-"""Labelled image datasets under one interface: files in class folders, and the built-in digits."""
+"""Labelled image datasets under one interface: class folders, torchvision's downloads, and the built-in digits."""
 
+import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
+import torchvision.datasets as tv
 from PIL import Image, UnidentifiedImageError
 from sklearn.datasets import load_digits
 from timm.data import ImageNetInfo
 from torch import Tensor
-from torch.utils.data import Dataset
-from torchvision.datasets import ImageFolder
+from torch.utils.data import Dataset, default_collate
 
 from data.crops import NUM_CROPS, CropRecipe, crop_image, to_floats
 from models.errors import UserError
 
+DatasetName = Literal["folder", "cifar10", "food101", "celeba", "digits"]
+VALIDATION_FOLDERS = ("val", "test")
 DIGITS_HELD_OUT = 297  # the last of 1,797 scans, which no model of ours trains on
-IMAGENET_CLASSES = 1000
+MAX_UNREADABLE_SHARE = 0.01
+
+
+class UnreadableImageError(UserError):
+    """One image of a dataset is damaged or missing."""
 
 
 class LabelledImages(Dataset):
     """Images with class labels.
 
-    Attributes:
+    Args:
         name: identifies the dataset in caches and logs.
         keys: an identifier of each image, stable over runs (a path below the root, or a number).
         labels: class index of each image.
-        class_names: human name of each class.
         class_keys: name of each class in the data (a folder); its place in the list is the class index.
+
+    Attributes:
+        class_names: human name of each class.
     """
 
     def __init__(self, name: str, keys: Sequence[str], labels: Sequence[int], class_keys: Sequence[str]) -> None:
@@ -38,75 +48,129 @@ class LabelledImages(Dataset):
         return len(self.keys)
 
     def read(self, index: int) -> Image.Image:
-        """An image as RGB, of its original size."""
+        """An image as RGB, of its original size.
+
+        Raises:
+            UnreadableImageError: there is no such image.
+        """
         raise NotImplementedError
 
 
-class FolderImages(LabelledImages):
-    """``root/class/*.jpg`` and so on, classes in sorted order of their folders' names."""
+class ImageFiles(LabelledImages):
+    """Images in files, ``keys`` being their paths below ``root``."""
 
-    def __init__(self, root: Path) -> None:
-        if not root.is_dir():
-            raise UserError(f"no image folder at {root}; link or unpack one there, or set data_path")
-        try:
-            files = ImageFolder(str(root))
-        except FileNotFoundError as error:
-            raise UserError(f"{root} holds no class folders with images; expected {root}/CLASS/IMAGE.jpg") from error
-        paths, labels = zip(*files.samples, strict=True)
+    def __init__(
+        self, name: str, root: Path, paths: Sequence[str | Path], labels: Sequence[int], class_keys: Sequence[str]
+    ) -> None:
         self.root = root
-        super().__init__(root.name, [str(Path(p).relative_to(root)) for p in paths], labels, files.classes)
+        super().__init__(name, [str(Path(path).relative_to(root)) for path in paths], labels, class_keys)
 
     def read(self, index: int) -> Image.Image:
         path = self.root / self.keys[index]
         try:
             with Image.open(path) as image:
                 return image.convert("RGB")
-        except (UnidentifiedImageError, OSError) as error:
-            raise UserError(f"{path} cannot be read as an image ({error}); mend or move it") from error
+        except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise UnreadableImageError(f"{path} cannot be read as an image ({error}); mend or move it") from error
 
 
-class Digits(LabelledImages):
-    """scikit-learn's 8 x 8 scans of handwritten digits, enlarged and as RGB, ink bright on black."""
+class ImageArrays(LabelledImages):
+    """Images held in memory, (N, H, W, 3) bytes."""
 
-    def __init__(self, size: int, held_out: bool) -> None:
-        scans, labels = load_digits(return_X_y=True)
-        part = slice(-DIGITS_HELD_OUT, None) if held_out else slice(-DIGITS_HELD_OUT)
-        keys = [f"{i:04d}" for i in range(len(labels))][part]
-        self.size = size
-        self.scans = scans.reshape(-1, 8, 8)[part]  # 0..16
-        super().__init__("digits", keys, labels[part].tolist(), [str(digit) for digit in range(10)])
+    def __init__(self, name: str, pixels: np.ndarray, labels: Sequence[int], class_keys: Sequence[str]) -> None:
+        self.pixels = pixels
+        super().__init__(name, [f"{i:06d}" for i in range(len(pixels))], labels, class_keys)
 
     def read(self, index: int) -> Image.Image:
-        scan = np.round(self.scans[index] * (255 / 16)).astype(np.uint8)
-        return Image.fromarray(scan).resize((self.size, self.size), Image.Resampling.BICUBIC).convert("RGB")
+        return Image.fromarray(self.pixels[index])
 
 
-def open_dataset(dataset: str, data_path: str, img_size: int, split: str = "train") -> LabelledImages:
+def open_dataset(dataset: DatasetName, data_path: str, img_size: int, split: str = "train") -> LabelledImages:
     """The training or validation images that a configuration names.
 
     Args:
-        dataset: ``folder`` or ``digits``.
-        data_path: root of a folder dataset: class folders, or ``train/`` and ``val/`` of them.
-        img_size: side that built-in images are enlarged to, in pixels.
+        dataset: kind of data.
+        data_path: its root; unused for digits.
+        img_size: side that digits are enlarged to, in pixels.
         split: ``train`` or ``val``.
+
+    Raises:
+        UserError: the data is not there.
     """
+    held_out = split == "val"
     if dataset == "digits":
-        return Digits(img_size, held_out=split == "val")
+        return _digits(img_size, held_out)
     root = Path(data_path)
-    return FolderImages(root / split if (root / "train").is_dir() else root)
+    if dataset == "folder":
+        return _class_folders(root, held_out)
+    try:
+        return _TORCHVISION[dataset](root, held_out)
+    except (RuntimeError, FileNotFoundError) as error:
+        call = f"torchvision.datasets.{_TORCHVISION_NAMES[dataset]}({str(root)!r}, download=True)"
+        raise UserError(f"no {dataset} under {root}; fetch it in Python by {call}, or set data_path") from error
+
+
+def _class_folders(root: Path, held_out: bool) -> ImageFiles:
+    if not root.is_dir():
+        raise UserError(f"no image folder at {root}; link or unpack one there, or set data_path")
+    name = root.name
+    if held_out:
+        folders = [root / folder for folder in VALIDATION_FOLDERS if (root / folder).is_dir()]
+        if not folders:
+            raise UserError(f"{root} has no val/ or test/ folder; add one of class folders")
+        root = folders[0]
+    elif (root / "train").is_dir():
+        root = root / "train"
+    try:
+        files = tv.ImageFolder(str(root))
+    except FileNotFoundError as error:
+        raise UserError(f"{root} holds no class folders with images; expected {root}/CLASS/IMAGE.jpg") from error
+    paths, labels = zip(*files.samples, strict=True)
+    return ImageFiles(name, root, paths, labels, files.classes)
+
+
+def _cifar10(root: Path, held_out: bool) -> ImageArrays:
+    data = tv.CIFAR10(str(root), train=not held_out)
+    return ImageArrays("cifar10", data.data, data.targets, data.classes)
+
+
+def _food101(root: Path, held_out: bool) -> ImageFiles:
+    data = tv.Food101(str(root), split="test" if held_out else "train")
+    return ImageFiles("food101", root, data._image_files, data._labels, data.classes)
+
+
+def _celeba(root: Path, held_out: bool) -> ImageFiles:
+    """Faces, one class."""
+    data = tv.CelebA(str(root), split="valid" if held_out else "train")
+    folder = root / data.base_folder / "img_align_celeba"
+    paths = [folder / name for name in data.filename]
+    return ImageFiles("celeba", folder, paths, [0] * len(paths), ["face"])
+
+
+_TORCHVISION: dict[str, Callable[[Path, bool], LabelledImages]] = {
+    "cifar10": _cifar10,
+    "food101": _food101,
+    "celeba": _celeba,
+}
+_TORCHVISION_NAMES = {"cifar10": "CIFAR10", "food101": "Food101", "celeba": "CelebA"}
+
+
+def _digits(size: int, held_out: bool) -> ImageArrays:
+    """scikit-learn's 8 x 8 scans of handwritten digits, enlarged and as RGB, ink bright on black."""
+    scans, labels = load_digits(return_X_y=True)  # (1797, 64) of 0..16
+    part = slice(-DIGITS_HELD_OUT, None) if held_out else slice(-DIGITS_HELD_OUT)
+    grey = np.round(scans[part].reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
+    large = [Image.fromarray(scan).resize((size, size), Image.Resampling.BICUBIC).convert("RGB") for scan in grey]
+    return ImageArrays("digits", np.stack(large), labels[part].tolist(), [str(digit) for digit in range(10)])
 
 
 def check_num_classes(dataset: LabelledImages, num_classes: int) -> None:
-    """Refuse a class count that is not the data's, and data of empty classes."""
+    """Refuse a class count that is not the data's."""
     found = len(dataset.class_keys)
     if found != num_classes:
         raise UserError(
             f"{dataset.name} has {found} classes, but num_classes is {num_classes}; set num_classes {found}"
         )
-    counts = Counter(dataset.labels)
-    empty = [key for label, key in enumerate(dataset.class_keys) if not counts[label]]
-    if empty:
-        raise UserError(f"class {empty[0]} of {dataset.name} has no image; remove its folder or add one")
 
 
 def human_names(class_keys: Sequence[str]) -> list[str]:
@@ -118,14 +182,47 @@ def human_names(class_keys: Sequence[str]) -> list[str]:
 
 def imagenet_names() -> list[str]:
     """Human names of ImageNet's 1000 classes in the field's order, several for one class separated by commas."""
-    return human_names(ImageNetInfo("imagenet-1k").label_names())
+    return human_names(imagenet_keys())
+
+
+def imagenet_keys() -> list[str]:
+    """ImageNet's 1000 class identifiers in the field's order."""
+    return ImageNetInfo("imagenet-1k").label_names()
+
+
+def data_report(dataset: LabelledImages) -> list[str]:
+    """Remarks on a dataset that training would not notice: sizes of classes and suspicious class orders."""
+    counts = Counter(dataset.labels)
+    sizes = sorted(counts[label] for label in range(len(dataset.class_keys)))
+    keys = dataset.class_keys
+    remarks = [
+        f"{dataset.name}: {len(dataset)} images of {len(keys)} classes; "
+        f"{sizes[0]} to {sizes[-1]} images a class, median {sizes[len(sizes) // 2]}",
+        f"first class: {keys[0]} ({dataset.class_names[0]}); last class: {keys[-1]} ({dataset.class_names[-1]})",
+    ]
+    if sizes[0] == 0:
+        empty = next(key for label, key in enumerate(keys) if not counts[label])
+        remarks.append(f"warning: class {empty} has no image")
+    if all(key.isdecimal() for key in keys) and keys != sorted(keys, key=int):
+        remarks.append(
+            "warning: class folders are numbers and sort as text (10 before 2), so class indices are not the folders' "
+            "numbers; pad them with zeros if they should be"
+        )
+    if len(keys) == 1000 and keys != imagenet_keys():
+        remarks.append("warning: 1000 classes, but not ImageNet's in their usual order; released models expect that")
+    return remarks
 
 
 class CroppedImages(Dataset):
-    """(image, label) of an (index, crop) pair: floats (3, size, size) in [-1, 1] and the class index."""
+    """(image, label) of an (index, crop) pair: floats (3, size, size) in [-1, 1] and the class index.
+
+    An unreadable image is named on stderr and its place taken by the next readable one; more than 1 % of them stop the
+    run. A cache of codes follows the same rule.
+    """
 
     def __init__(self, images: LabelledImages, size: int, recipe: CropRecipe) -> None:
         self.images, self.size, self.recipe = images, size, recipe
+        self.unreadable: set[int] = set()
 
     @property
     def num_crops(self) -> int:
@@ -134,7 +231,24 @@ class CroppedImages(Dataset):
     def __len__(self) -> int:
         return len(self.images)
 
+    def collate(self, items: list[tuple[Tensor, int]]) -> list[Tensor]:
+        return default_collate(items)
+
     def __getitem__(self, item: tuple[int, int]) -> tuple[Tensor, int]:
         index, crop = item
-        image = to_floats(crop_image(self.images.read(index), self.size, self.recipe, crop))
-        return image, self.images.labels[index]
+        while True:
+            try:
+                image = to_floats(crop_image(self.images.read(index), self.size, self.recipe, crop))
+                return image, self.images.labels[index]
+            except UnreadableImageError as error:
+                note_unreadable(error, index, self.unreadable, len(self))
+                index = (index + 1) % len(self)
+
+
+def note_unreadable(error: UnreadableImageError, index: int, unreadable: set[int], num_images: int) -> None:
+    """Report an unreadable image once; too many of them are an error."""
+    if index not in unreadable:
+        unreadable.add(index)
+        print(f"skipped: {error}", file=sys.stderr)
+    if len(unreadable) > max(1, MAX_UNREADABLE_SHARE * num_images):
+        raise UserError(f"{len(unreadable)} unreadable images, over 1 % of the data; mend it (--check_data lists them)")

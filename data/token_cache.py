@@ -1,12 +1,13 @@
 """The cache of codes: one memory-mapped array of all images, crops and scales, and a manifest that says of what.
 
 Letters: N images, K crops, L codes of all cached scales, small scales first, each in raster order.
-A folder holds codes.npy (N, K, L) uint16, labels.npy (N,) and manifest.json. While it is being made it is called
-``NAME.partial`` and also holds done.npy (N,), so that a killed creation goes on where it was.
+A folder holds codes.npy (N, K, L) uint16, labels.npy (N,), status.npy (N,) and manifest.json. While it is being made it
+is called ``NAME.partial``; status.npy says what is done, so that a killed creation goes on where it was.
 """
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -24,11 +25,12 @@ from models.scan_order import scale_slices
 
 VERSION = 1
 MANIFEST = "manifest.json"
+TODO, DONE, UNREADABLE = 0, 1, 2  # status of an image
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a cache holds; two caches with equal manifests hold equal codes."""
+    """What a cache holds; caches with equal manifests hold equal codes."""
 
     version: int
     dataset: str
@@ -52,9 +54,8 @@ class Manifest:
 
     @property
     def folder_name(self) -> str:
-        """Distinct for every dataset, size, crop recipe, set of scales and autoencoder."""
-        scales = "-".join(map(str, self.scale_sizes))
-        return f"{self.dataset}-{self.img_size}-{self.crop}-scales-{scales}-{self.autoencoder_sha256[:8]}"
+        """Tells apart datasets, sizes and crop recipes."""
+        return f"{self.dataset}-{self.img_size}-{self.crop}"
 
 
 def describe(
@@ -86,41 +87,48 @@ def autoencoder_hash(autoencoder: Autoencoder) -> str:
     return digest.hexdigest()
 
 
+def partial_folder(folder: Path) -> Path:
+    return folder.with_name(folder.name + ".partial")
+
+
+def begin_cache(folder: Path, manifest: Manifest, labels: Sequence[int]) -> None:
+    """Make the files of the cache that will be ``folder``, or check those of one that was begun."""
+    partial = partial_folder(folder)
+    if (partial / MANIFEST).exists():
+        check_manifest(partial, manifest)
+        return
+    partial.mkdir(parents=True, exist_ok=True)
+    np.lib.format.open_memmap(partial / "codes.npy", "w+", np.uint16, manifest.shape)
+    if hasattr(os, "posix_fallocate"):  # a disk that fills up later would kill the process
+        with (partial / "codes.npy").open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, (partial / "codes.npy").stat().st_size)
+    np.lib.format.open_memmap(partial / "status.npy", "w+", np.uint8, (manifest.num_images,))
+    np.save(partial / "labels.npy", np.asarray(labels, dtype=np.int64))
+    temporary = partial / (MANIFEST + ".tmp")
+    temporary.write_text(json.dumps(asdict(manifest), indent=1))
+    temporary.replace(partial / MANIFEST)  # last: a folder with a manifest has all its files
+
+
 class PartialCache:
     """A cache in the making. Several processes may write disjoint images of one at once."""
 
-    def __init__(self, folder: Path, manifest: Manifest, labels: Sequence[int]) -> None:
-        """Open, or begin, the cache that will be ``folder``."""
-        self.final = folder
-        self.folder = folder.with_name(folder.name + ".partial")
-        if not (self.folder / MANIFEST).exists():
-            self._begin(manifest, labels)
-        if read_manifest(self.folder) != manifest:
-            raise UserError(f"{self.folder} was begun from other data; move it away to start anew")
+    def __init__(self, folder: Path) -> None:
+        self.final, self.folder = folder, partial_folder(folder)
         self.codes = np.load(self.folder / "codes.npy", mmap_mode="r+")
-        self.done = np.load(self.folder / "done.npy", mmap_mode="r+")
-
-    def _begin(self, manifest: Manifest, labels: Sequence[int]) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        np.lib.format.open_memmap(self.folder / "codes.npy", "w+", np.uint16, manifest.shape)
-        np.lib.format.open_memmap(self.folder / "done.npy", "w+", np.bool_, (manifest.num_images,))
-        np.save(self.folder / "labels.npy", np.asarray(labels, dtype=np.int64))
-        temporary = self.folder / (MANIFEST + ".tmp")
-        temporary.write_text(json.dumps(asdict(manifest), indent=1))
-        temporary.replace(self.folder / MANIFEST)  # last: a folder with a manifest has all its files
+        self.status = np.load(self.folder / "status.npy", mmap_mode="r+")
 
     def write(self, indices: Sequence[int], codes: Tensor) -> None:
         """Store all crops (n, K, L) of some images. They count as done only after their codes are in the file."""
         self.codes[indices] = codes.numpy().astype(np.uint16)
         self.codes.flush()
-        self.done[indices] = True
-        self.done.flush()
+        self.status[indices] = DONE
 
     def finish(self) -> Path:
         """Give the complete cache its final name."""
-        missing = int((~self.done).sum())
+        missing = int((self.status == TODO).sum())
         if missing:
             raise UserError(f"{self.folder} still lacks {missing} images; run the same command again to go on")
+        self.status.flush()
         return self.folder.replace(self.final)
 
 
@@ -136,8 +144,28 @@ def read_manifest(folder: Path) -> Manifest:
     return Manifest(**content)
 
 
+def check_manifest(folder: Path, expected: Manifest) -> Manifest:
+    """Refuse a cache of other data, naming the difference; more scales than expected are welcome."""
+    manifest = read_manifest(folder)
+    for field in fields(Manifest):
+        found, wanted = getattr(manifest, field.name), getattr(expected, field.name)
+        if field.name == "scale_sizes" and set(wanted) <= set(found):
+            continue
+        if found != wanted:
+            raise UserError(
+                f"{folder} is of another {field.name} ({_short(found)}, not {_short(wanted)}); "
+                "move it away and make it again, or set another cached_path"
+            )
+    return manifest
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
 class TokenCache(Dataset):
-    """(codes, label) of (index, crop) pairs, a whole batch at a time.
+    """(codes, label) of (index, crop) pairs, a whole batch at a time; pages are shared by all processes that read.
 
     Args:
         folder: of the cache.
@@ -146,15 +174,16 @@ class TokenCache(Dataset):
     """
 
     def __init__(self, folder: Path, expected: Manifest, scale_sizes: Sequence[int]) -> None:
-        manifest = read_manifest(folder)
-        for field in fields(Manifest):
-            found, wanted = getattr(manifest, field.name), getattr(expected, field.name)
-            if found != wanted:
-                raise UserError(f"{folder} is of another {field.name} ({found}, not {wanted}); make a cache of its own")
-        self.codes = np.load(folder / "codes.npy", mmap_mode="r")
-        self.labels = np.load(folder / "labels.npy")
-        if self.codes.shape != manifest.shape or len(self.labels) != manifest.num_images:
-            raise UserError(f"{folder}: codes.npy or labels.npy is damaged; move the folder away and make it again")
+        manifest = check_manifest(folder, expected)
+        try:
+            self.codes = np.load(folder / "codes.npy", mmap_mode="r")
+            self.labels = np.load(folder / "labels.npy")
+            status = np.load(folder / "status.npy")
+        except (OSError, ValueError) as error:
+            raise UserError(f"{folder} is damaged ({error}); move it away and make it again") from error
+        if self.codes.shape != manifest.shape or not len(self.labels) == len(status) == manifest.num_images:
+            raise UserError(f"{folder} is damaged: its arrays are of another size; move it away and make it again")
+        self.stand_in = _next_done(status)
         slices = dict(zip(manifest.scale_sizes, scale_slices(manifest.scale_sizes), strict=True))
         self.scale_sizes = list(scale_sizes)
         self.slices = [slices[side] for side in scale_sizes]
@@ -166,9 +195,20 @@ class TokenCache(Dataset):
     def __len__(self) -> int:
         return len(self.codes)
 
+    def collate(self, batch: tuple[list[Tensor], Tensor]) -> tuple[list[Tensor], Tensor]:
+        return batch
+
     def __getitems__(self, items: list[tuple[int, int]]) -> tuple[list[Tensor], Tensor]:
         """((B, S, S) codes of each scale, (B,) labels) of a batch."""
-        indices, crops = map(list, zip(*items, strict=True))
+        indices, crops = np.array(items).T
+        indices = self.stand_in[indices]
         rows = torch.from_numpy(self.codes[indices, crops].astype(np.int64))
         codes = [rows[:, s].unflatten(1, (side, side)) for side, s in zip(self.scale_sizes, self.slices, strict=True)]
         return codes, torch.from_numpy(self.labels[indices])
+
+
+def _next_done(status: np.ndarray) -> np.ndarray:
+    """Each image's index, or for an unreadable one that of the next readable image."""
+    done = np.flatnonzero(status == DONE)
+    places = np.searchsorted(done, np.arange(len(status))) % max(len(done), 1)
+    return done[places]

@@ -6,13 +6,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from engine import distributed
 from engine.config import TrainArgs, plain
 from engine.images import save_grid, to_uint8
 from engine.labels import shown_labels
 from engine.trainer import Statistics, StepRandomness
 from models.checkerboard import Checkerboard, scale_statistics
 from models.sampling import sample
-from models.scan_order import make_layout, sampling_blocks, training_blocks
+from models.scan_order import sampling_blocks, training_blocks
 
 MAX_ROWS, COLUMNS = 16, 8
 FIXED_STEPS_PER_SCALE = 8  # of training with random_block_size: false
@@ -23,6 +24,10 @@ class AutoregressorTask:
 
     def __init__(self, module: Checkerboard, args: TrainArgs) -> None:
         self.module, self.args = module, args
+        module.use_flex_attention = args.attention == "flex"
+        module.transformer.activation_checkpointing = args.activation_checkpointing
+        if args.compile:
+            module.transformer.compile()
 
     def loss(self, batch: list[Any], randomness: StepRandomness) -> tuple[Tensor, Statistics]:
         """Mean cross-entropy of (images or codes, labels), with block sizes drawn for the step."""
@@ -33,7 +38,7 @@ class AutoregressorTask:
             blocks = training_blocks(scale_sizes, randomness.shared)
         else:
             blocks = sampling_blocks(scale_sizes, FIXED_STEPS_PER_SCALE)
-        layout = make_layout(scale_sizes, blocks).to(self.module.device)
+        layout = self.module.layout_of_blocks(blocks, self.module.draw_order(len(labels), randomness.own))
         logits, loss = self.module(codes, labels, layout=layout, generator=randomness.own)
         return loss, lambda: scale_statistics(logits, codes, layout)
 
@@ -48,15 +53,21 @@ class AutoregressorTask:
         """Write a grid with one row a class (16 of them if there are more), the same random numbers every time."""
         labels = shown_labels(module, MAX_ROWS)
         rows = [label for label in labels for _ in range(COLUMNS)]
+        mine = range(distributed.rank(), len(rows), distributed.num_ranks())
         out = sample(
             module,
-            rows,
+            [rows[i] for i in mine],
             steps_per_scale=self.args.steps_per_scale,
             cfg=self.args.cfg if module.config.class_cond else 0.0,
             cfg_start_step=self.args.cfg_start_step,
-            seeds=range(len(rows)),
+            seeds=mine,
         )
-        save_grid(to_uint8(out.images), folder / f"{name}.png", COLUMNS)
+        shards = distributed.everyones(to_uint8(out.images).cpu())
+        if distributed.is_main():
+            images = torch.empty(len(rows), *shards[0].shape[1:], dtype=torch.uint8)
+            for shard, part in enumerate(shards):
+                images[shard :: len(shards)] = part
+            save_grid(images, folder / f"{name}.png", COLUMNS)
         return {}
 
     def describe(self) -> dict[str, Any]:

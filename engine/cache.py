@@ -1,22 +1,28 @@
-"""Making the cache of codes, with progress, and going on with one that was interrupted."""
+"""Making the cache of codes on one or several processes, with progress; going on with one; checking one."""
 
 import shutil
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from data.crops import NUM_CROPS, crop_image, to_floats
-from data.datasets import LabelledImages
-from data.token_cache import Manifest, PartialCache
+from data.datasets import LabelledImages, UnreadableImageError, note_unreadable
+from data.token_cache import DONE, TODO, UNREADABLE, Manifest, PartialCache, begin_cache, check_manifest, partial_folder
+from engine import distributed
 from models.autoencoder import Autoencoder
 from models.errors import UserError
 
+# Every scale that the paper's 256 px configurations use (method.md Sec. 1 and single steps between for others).
+PAPER_SCALE_SIZES = (1, 2, 3, 4, 5, 6, 7, 8, 10, 11, 13, 16)
+
 
 class AllCrops(Dataset):
-    """(index, crops (K, 3, size, size) as bytes) of chosen images."""
+    """(index, crops (K, 3, size, size) as bytes) of chosen images; None for an unreadable one."""
 
     def __init__(self, images: LabelledImages, indices: np.ndarray, manifest: Manifest) -> None:
         self.images, self.indices, self.manifest = images, indices, manifest
@@ -24,63 +30,124 @@ class AllCrops(Dataset):
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, item: int) -> tuple[int, torch.Tensor]:
+    def __getitem__(self, item: int) -> tuple[int, Tensor | UnreadableImageError]:
         index = int(self.indices[item])
-        image, recipe = self.images.read(index), self.manifest.crop
-        crops = [crop_image(image, self.manifest.img_size, recipe, crop) for crop in range(NUM_CROPS[recipe])]
-        return index, torch.stack(crops)
+        try:
+            image = self.images.read(index)
+        except UnreadableImageError as error:
+            return index, error
+        size, recipe = self.manifest.img_size, self.manifest.crop
+        return index, torch.stack([crop_image(image, size, recipe, crop) for crop in range(NUM_CROPS[recipe])])
 
 
-def create_cache(
-    root: Path,
-    images: LabelledImages,
-    autoencoder: Autoencoder,
-    manifest: Manifest,
-    batch_size: int,
-    num_workers: int,
-    device: torch.device,
-) -> Path:
-    """Tokenize every crop of every image at every scale; return the finished cache's folder.
+class CacheMaker:
+    """Encodes a dataset's crops as a manifest says.
 
     Args:
-        root: folder of caches.
         images: the dataset.
         autoencoder: the tokenizer.
-        manifest: of the cache to make.
+        manifest: of the cache.
         batch_size: crops encoded at once.
         num_workers: processes that load images.
         device: where to encode.
-
-    Raises:
-        UserError: not enough disk space, or an image cannot be read. What was done stays done.
     """
-    folder = root / manifest.folder_name
-    if folder.exists():
-        print(f"the cache {folder} is complete already")
+
+    def __init__(
+        self,
+        images: LabelledImages,
+        autoencoder: Autoencoder,
+        manifest: Manifest,
+        batch_size: int,
+        num_workers: int,
+        device: torch.device,
+    ) -> None:
+        self.images, self.autoencoder, self.manifest = images, autoencoder.to(device), manifest
+        self.batch_size, self.num_workers, self.device = batch_size, num_workers, device
+
+    def create(self, root: Path) -> Path:
+        """Make, or go on making, the cache below ``root``; return its folder.
+
+        Raises:
+            UserError: not enough disk space, or another cache is in the way. What was done stays done.
+        """
+        folder = root / self.manifest.folder_name
+        if folder.exists():
+            check_manifest(folder, self.manifest)
+            self._say(f"the cache {folder} is complete already")
+            return folder
+        if distributed.is_main():
+            root.mkdir(parents=True, exist_ok=True)
+            if not partial_folder(folder).exists():
+                self._check_space(root)
+            begin_cache(folder, self.manifest, self.images.labels)
+        distributed.barrier()
+        partial = PartialCache(folder)
+        todo = np.flatnonzero(partial.status == TODO)
+        distributed.barrier()  # all have read the status before anyone changes it
+        self._fill(partial, todo)
+        distributed.barrier()
+        if distributed.is_main():
+            partial.finish()
+        distributed.barrier()
         return folder
-    root.mkdir(parents=True, exist_ok=True)
-    _check_space(root, manifest)
-    partial = PartialCache(folder, manifest, images.labels)
-    todo = np.flatnonzero(~partial.done)
-    loader = DataLoader(
-        AllCrops(images, todo, manifest),
-        batch_size=max(1, batch_size // NUM_CROPS[manifest.crop]),
-        num_workers=num_workers,
-        pin_memory=device.type == "cuda",
-    )
-    autoencoder.to(device)
-    with tqdm(total=len(images), initial=len(images) - len(todo), unit="image", desc="caching codes") as bar:
-        for indices, crops in loader:
-            pixels = to_floats(crops.flatten(0, 1).to(device))
-            codes = autoencoder.tokenize(pixels, tuple(manifest.scale_sizes))
-            rows = torch.cat([scale.flatten(1) for scale in codes], dim=1).cpu()
-            partial.write(indices.tolist(), rows.unflatten(0, crops.shape[:2]))
-            bar.update(len(indices))
-    return partial.finish()
 
+    def verify(self, folder: Path, count: int, seed: int) -> int:
+        """Encode a random sample of a cache's images again; return how many codes differ.
 
-def _check_space(root: Path, manifest: Manifest) -> None:
-    free = shutil.disk_usage(root).free
-    print(f"the cache takes {manifest.num_bytes / 1e9:.3g} GB; {free / 1e9:.3g} GB are free under {root}")
-    if manifest.num_bytes > free:
-        raise UserError(f"the cache does not fit under {root}; free space there or set cached_path")
+        Codes differ only where rounding decides between two codes, on another device or library version.
+        """
+        manifest = check_manifest(folder, self.manifest)
+        codes, status = np.load(folder / "codes.npy", mmap_mode="r"), np.load(folder / "status.npy")
+        done = np.flatnonzero(status == DONE)
+        chosen = np.random.default_rng(seed).choice(done, min(count, len(done)), replace=False)
+        self.manifest = manifest
+        different = 0
+        for indices, rows in self._encode(np.sort(chosen)):
+            different += int((rows.numpy() != codes[indices]).sum())
+        return different
+
+    def _fill(self, partial: PartialCache, todo: np.ndarray) -> None:
+        mine = todo[distributed.rank() :: distributed.num_ranks()]
+        unreadable: set[int] = set()
+        with tqdm(total=len(mine), unit="image", desc="caching codes", disable=not distributed.is_main()) as bar:
+            for indices, rows in self._encode(mine):
+                if isinstance(rows, UnreadableImageError):
+                    note_unreadable(rows, indices[0], unreadable, len(self.images))
+                    partial.status[indices] = UNREADABLE
+                else:
+                    partial.write(indices, rows)
+                bar.update(len(indices))
+
+    def _encode(self, indices: np.ndarray) -> Iterator[tuple[list[int], Tensor | UnreadableImageError]]:
+        """(indices, codes (n, K, L)) of groups of images, and ([index], error) of unreadable ones."""
+        loader = DataLoader(
+            AllCrops(self.images, indices, self.manifest),
+            batch_size=max(1, self.batch_size // NUM_CROPS[self.manifest.crop]),
+            num_workers=self.num_workers,
+            collate_fn=list,
+        )
+        for group in loader:
+            yield from (([index], crops) for index, crops in group if isinstance(crops, UnreadableImageError))
+            readable = [(index, crops) for index, crops in group if isinstance(crops, Tensor)]
+            if readable:
+                numbers, crops = zip(*readable, strict=True)
+                yield list(numbers), self._codes(crops)
+
+    def _codes(self, crops: Sequence[Tensor]) -> Tensor:
+        pixels = to_floats(torch.cat(list(crops)).to(self.device))
+        scales = self.autoencoder.tokenize(pixels, tuple(self.manifest.scale_sizes))
+        rows = torch.cat([scale.flatten(1) for scale in scales], dim=1).cpu()
+        return rows.unflatten(0, (len(crops), -1))
+
+    def _check_space(self, root: Path) -> None:
+        free, needed = shutil.disk_usage(root).free, self.manifest.num_bytes
+        self._say(f"the cache takes {needed / 1e9:.3g} GB; {free / 1e9:.3g} GB are free under {root}")
+        if needed > free:
+            raise UserError(
+                f"the cache of {needed / 1e9:.3g} GB does not fit under {root}; free space or set cached_path"
+            )
+
+    @staticmethod
+    def _say(text: str) -> None:
+        if distributed.is_main():
+            print(text)

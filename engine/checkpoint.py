@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,17 @@ def save_whole(content: dict[str, Any], path: Path) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def keep_copy(path: Path, copy: Path) -> None:
+    """Keep a checkpoint under another name before the next one takes its place."""
+    temporary = copy.with_name(copy.name + ".tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        temporary.hardlink_to(path)
+    except OSError:  # a file system without links
+        shutil.copyfile(path, temporary)
+    temporary.replace(copy)
 
 
 def random_states() -> dict[str, Any]:

@@ -13,6 +13,7 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from data.crops import CropRecipe
+from data.datasets import DatasetName
 from models.errors import UserError
 from models.published import check_keys, dataclass_from_dict, read_yaml
 
@@ -25,11 +26,11 @@ class LoopArgs:
 
     Attributes:
         output_dir: folder of the run; default output/ and the configuration's name. Running again resumes there.
-        dataset: folder (class folders of images) or digits (scikit-learn's, built in).
-        data_path: root of a folder dataset: CLASS/IMAGE, or train/CLASS/IMAGE and val/CLASS/IMAGE.
+        dataset: folder (class folders of images), cifar10, food101 or celeba (torchvision's files), digits (built in).
+        data_path: root of the dataset; of a folder: CLASS/IMAGE, or train/CLASS/IMAGE and val/ or test/CLASS/IMAGE.
         crop: training crops: ten, five (not mirrored) or center.
         epochs: passes over the data.
-        batch_size: images a step on each device.
+        batch_size: images a step on each rank; while a cache is made, crops encoded at once.
         accum_steps: steps whose gradients are summed for one update; multiplies the batch.
         lr: learning rate, not scaled by the batch.
         betas: of AdamW.
@@ -46,10 +47,11 @@ class LoopArgs:
         log_freq: steps between log entries.
         eval_freq: epochs between grids of samples; 0 draws them at the end alone.
         save_minutes: minutes between checkpoints within an epoch; there is one after every epoch too.
+        keep_freq: epochs between checkpoints that are kept as checkpoint-EPOCH.pth; 0 keeps the last alone.
     """
 
     output_dir: str | None = None
-    dataset: Literal["folder", "digits"] = "folder"
+    dataset: DatasetName = "folder"
     data_path: str = "data/imagenet"
     crop: CropRecipe = "ten"
     epochs: int = 110
@@ -70,12 +72,13 @@ class LoopArgs:
     log_freq: int = 50
     eval_freq: int = 10
     save_minutes: float = 10.0
+    keep_freq: int = 0
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "accum_steps", "log_freq"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("lr", "weight_decay", "warmup_epochs", "clip_grad", "num_workers", "eval_freq", "seed"):
+        for name in ("lr", "weight_decay", "warmup_epochs", "clip_grad", "num_workers", "seed"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name} is {getattr(self, name)}; it must not be negative")
 
@@ -85,17 +88,31 @@ class TrainArgs(LoopArgs):
     """The ``args:`` section of a configuration of main.py.
 
     Attributes:
+        check_data: report the classes and unreadable files of the dataset, and stop.
         create_cache: write the cache of codes first; without --use_cache, stop there.
         use_cache: train from the cache of codes.
+        verify_cache: encode this many images of the cache again, report how many codes differ, and stop; 0 does not.
         cached_path: folder of caches.
+        cache_scales: scales to cache: paper (all that the paper's 256 px configurations use) or model (this model's).
+        weights_init: checkpoint whose weights a new run starts from; what does not fit is listed and starts fresh.
+        attention: sdpa, or flex for FlexAttention (compiled; skips blocks that are masked whole).
+        compile: compile the transformer; the first steps take longer.
+        activation_checkpointing: keep less for the gradients and compute it again: less memory, more time.
         cfg: guidance of the grids drawn during training.
         cfg_start_step: first step, counted over all scales from 0, that is guided in those grids.
         steps_per_scale: steps that each scale is drawn in for those grids.
     """
 
+    check_data: bool = False
     create_cache: bool = False
     use_cache: bool = False
+    verify_cache: int = 0
     cached_path: str = "data/cached"
+    cache_scales: Literal["paper", "model"] = "paper"
+    weights_init: str | None = None
+    attention: Literal["sdpa", "flex"] = "sdpa"
+    compile: bool = False
+    activation_checkpointing: bool = False
     cfg: float = 1.5
     cfg_start_step: int = 5
     steps_per_scale: int = 4

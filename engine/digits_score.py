@@ -9,7 +9,7 @@ from sklearn.svm import SVC
 from torch import Tensor
 
 from data.crops import to_bytes, to_floats
-from data.datasets import Digits
+from data.datasets import LabelledImages, open_dataset
 from engine.config import TrainArgs
 from models.checkerboard import Checkerboard
 from models.sampling import sample
@@ -36,7 +36,7 @@ class DigitsScore:
 def score_digits(model: Checkerboard, num_images: int, args: TrainArgs) -> DigitsScore:
     """Draw ``num_images`` digits, classes in turn, with the sampling settings of ``args``, and read them."""
     size = model.config.img_size
-    train, held_out = Digits(size, held_out=False), Digits(size, held_out=True)
+    train, held_out = (open_dataset("digits", "", size, split) for split in ("train", "val"))
     reader = SVC().fit(_scans(_images(train)), train.labels)
     labels = [i % 10 for i in range(num_images)]
     out = sample(
@@ -55,7 +55,7 @@ def score_digits(model: Checkerboard, num_images: int, args: TrainArgs) -> Digit
     )
 
 
-def _images(digits: Digits) -> Tensor:
+def _images(digits: LabelledImages) -> Tensor:
     return torch.stack([to_floats(to_bytes(digits.read(i))) for i in range(len(digits))])
 
 

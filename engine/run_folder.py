@@ -3,6 +3,7 @@
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import torch
 from safetensors.torch import save_file
 
 from data.token_cache import autoencoder_hash
@@ -32,15 +33,19 @@ def open_run_folder(folder: Path, config: ModelConfig, args: LoopArgs, autoencod
     if (folder / CONFIG_NAME).exists():
         _check_same(folder, config, autoencoder)
     else:
-        (folder / "autoenc").mkdir(parents=True, exist_ok=True)
         save_autoencoder(autoencoder, folder / "autoenc")
     write_yaml(folder / CONFIG_NAME, {"model": plain(config), "args": plain(args)})
     return folder
 
 
-def save_autoencoder(autoencoder: Autoencoder, folder: Path) -> None:
-    """Write ``autoencoder.safetensors`` and ``autoencoder_config.yaml``."""
-    save_file(autoencoder.state_dict(), folder / "autoencoder.safetensors")
+def save_autoencoder(autoencoder: Autoencoder, folder: Path, dtype: torch.dtype = torch.float32) -> None:
+    """Write ``autoencoder.safetensors``, its floats in ``dtype``, and ``autoencoder_config.yaml``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    state = autoencoder.state_dict()
+    state = {key: value.to(dtype) if value.is_floating_point() else value for key, value in state.items()}
+    temporary = folder / "autoencoder.safetensors.tmp"
+    save_file(state, temporary)
+    temporary.replace(folder / "autoencoder.safetensors")
     write_yaml(folder / "autoencoder_config.yaml", autoencoder_config_dict(autoencoder.config))
 
 

@@ -1,13 +1,14 @@
 """The training loop: what main.py and train_ae_codebook share. What is trained is a ``Task``.
 
-A *step* is one update of the weights, from ``accum_steps`` batches. All randomness of a step follows from the run's
-seed, the step and the rank, so that a run that was stopped anywhere goes on as if it had not been.
+A *step* is one update of the weights, from ``accum_steps`` batches on every rank. All randomness of a step follows from
+the run's seed, the step and the rank, so that a run that was stopped anywhere goes on as if it had not been.
 """
 
 import random
 import signal
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 from types import FrameType
@@ -17,11 +18,13 @@ import torch
 from timm.optim import param_groups_weight_decay
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from data.sampler import EpochBatches, mix_seed
-from engine.checkpoint import random_states, restore_random_states, save_whole
+from engine import distributed
+from engine.checkpoint import keep_copy, random_states, restore_random_states, save_whole
 from engine.command import Stopped
 from engine.config import LoopArgs
 from engine.device import autocast, pick_dtype
@@ -30,6 +33,7 @@ from models.errors import UserError
 from models.published import CHECKPOINT_NAME, read_torch_file
 
 Statistics = Callable[[], dict[str, Tensor]]
+SYNC_STEPS = 10  # between agreements of several ranks on whether to stop or save
 
 
 class StepRandomness:
@@ -41,10 +45,10 @@ class StepRandomness:
         own: on the device, of this rank and batch alone.
     """
 
-    def __init__(self, seed: int, step: int, batch: int, device: torch.device, rank: int = 0) -> None:
+    def __init__(self, seed: int, step: int, batch: int, device: torch.device) -> None:
         self.step = step
         self.shared = random.Random(mix_seed(seed, step))
-        self.own = torch.Generator(device).manual_seed(mix_seed(seed, step, batch, rank))
+        self.own = torch.Generator(device).manual_seed(mix_seed(seed, step, batch, distributed.rank()))
 
 
 class Task(Protocol):
@@ -63,10 +67,25 @@ class Task(Protocol):
         """A precision that the task insists on, or None."""
 
     def show(self, module: nn.Module, folder: Path, name: str) -> dict[str, float]:
-        """Write pictures ``folder / name...`` of what a (possibly averaged) module does; figures of it are logged."""
+        """Write pictures ``folder / name...`` of what a (possibly averaged) module does; figures of it are logged.
+
+        Called on every rank; rank 0 writes.
+        """
 
     def describe(self) -> dict[str, Any]:
         """Plain entries for the checkpoint, such as the configuration."""
+
+
+class _LossModule(nn.Module):
+    """A task's loss as a forward pass, which DistributedDataParallel needs to see."""
+
+    def __init__(self, task: Task) -> None:
+        super().__init__()
+        self.module = task.module
+        self.loss = task.loss
+
+    def forward(self, batch: Any, randomness: StepRandomness) -> tuple[Tensor, Statistics]:
+        return self.loss(batch, randomness)
 
 
 class Trainer:
@@ -81,13 +100,14 @@ class Trainer:
         self.ema = ModelEmaV3(self.module, decay=args.ema_decay, use_warmup=True) if args.ema else None
         self.dtype = task.precision() or pick_dtype(args.dtype, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
-        self.steps_per_epoch = len(dataset) // (args.batch_size * args.accum_steps)
+        images_a_step = args.batch_size * args.accum_steps * distributed.num_ranks()
+        self.steps_per_epoch = len(dataset) // images_a_step
         if self.steps_per_epoch == 0:
-            needed = args.batch_size * args.accum_steps
-            raise UserError(f"{len(dataset)} images do not fill one step of {needed}; lower batch_size or accum_steps")
+            raise UserError(
+                f"{len(dataset)} images do not fill one step of {images_a_step}; lower batch_size or accum_steps"
+            )
         self.step, self.epoch, self.step_in_epoch = 0, 0, 0
-        self.log = RunLog(folder)
-        self.stop_signal: int | None = None
+        self.stop_signal = 0
         self.loss_sum = torch.zeros((), device=device)
         self.first_bad_step = torch.full((), -1, device=device)
 
@@ -102,6 +122,11 @@ class Trainer:
             rate *= factor if epoch >= start else 1.0
         return rate
 
+    @property
+    def trained(self) -> nn.Module:
+        """What to use of the run: the averaged weights if there are any."""
+        return self.module if self.ema is None else self.ema.module
+
     def fit(self) -> None:
         """Train to the last epoch.
 
@@ -110,44 +135,65 @@ class Trainer:
             Stopped: SIGINT or SIGTERM; a checkpoint has been written.
         """
         self._resume()
+        self.forward = _LossModule(self.task)
+        if distributed.num_ranks() > 1:
+            self.forward = DistributedDataParallel(self.forward, broadcast_buffers=False)
         total = self.step + (self.args.epochs - self.epoch) * self.steps_per_epoch - self.step_in_epoch
-        self.log.event("start", step=self.step, parameters=sum(p.numel() for p in self.module.parameters()))
+        self.log = RunLog(self.folder) if distributed.is_main() else None
+        self._event("start", step=self.step, ranks=distributed.num_ranks(), dtype=str(self.dtype))
         handlers = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+        self.last_save = time.monotonic()
         try:
-            with tqdm(total=total, initial=self.step, unit="step", mininterval=1.0, smoothing=0.05) as bar:
+            with tqdm(
+                total=total, initial=self.step, unit="step", mininterval=1.0, smoothing=0.05, disable=self.log is None
+            ) as bar:
                 while self.epoch < self.args.epochs:
                     self._train_epoch(bar)
                     self._end_epoch()
         finally:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
-            self.log.close()
+            if self.log is not None:
+                self.log.close()
 
     def _train_epoch(self, bar: tqdm) -> None:
-        last_save = time.monotonic()
         batches = self._batches()
         while group := list(islice(batches, self.args.accum_steps)):
             logs = (self.step + 1) % self.args.log_freq == 0
             self._train_step(group, bar if logs else None)
             bar.update()
-            if self.stop_signal is not None:
+            stop, save = self._agree()
+            if stop or save:
                 self.save()
-                raise Stopped(self.stop_signal)
-            if time.monotonic() - last_save > 60 * self.args.save_minutes:
-                self.save()
-                last_save = time.monotonic()
+            if stop:
+                raise Stopped(stop)
+
+    def _agree(self) -> tuple[int, bool]:
+        """The signal to stop for, or 0, and whether to save; the same on all ranks."""
+        save = time.monotonic() - self.last_save > 60 * self.args.save_minutes
+        if distributed.num_ranks() == 1:
+            return self.stop_signal, save
+        if self.step % SYNC_STEPS:
+            return 0, False
+        signals, saves = zip(*distributed.everyones((self.stop_signal, save)), strict=True)
+        return max(signals), any(saves)
 
     def _batches(self) -> Iterator[Any]:
-        done = self.step_in_epoch * self.args.accum_steps
         sampler = EpochBatches(
-            len(self.dataset), self.dataset.num_crops, self.args.batch_size, self.args.seed, self.epoch, done
+            num_images=len(self.dataset),
+            num_crops=self.dataset.num_crops,
+            batch_size=self.args.batch_size,
+            seed=self.args.seed,
+            epoch=self.epoch,
+            start=self.step_in_epoch * self.args.accum_steps,
+            rank=distributed.rank(),
+            num_ranks=distributed.num_ranks(),
         )
-        whole_batches = hasattr(self.dataset, "__getitems__")
         loader = DataLoader(
             self.dataset,
             batch_sampler=sampler,
             num_workers=self.args.num_workers,
-            collate_fn=(lambda batch: batch) if whole_batches else None,
+            collate_fn=self.dataset.collate,
             pin_memory=self.device.type == "cuda",
         )
         return islice(iter(loader), (self.steps_per_epoch - self.step_in_epoch) * self.args.accum_steps)
@@ -159,9 +205,10 @@ class Trainer:
             param_group["lr"] = rate
         for index, batch in enumerate(group):
             randomness = StepRandomness(self.args.seed, self.step, index, self.device)
-            with autocast(self.device, self.dtype):
-                loss, statistics = self.task.loss(_to_device(batch, self.device), randomness)
-            self.scaler.scale(loss / len(group)).backward()
+            with self._last_batch_syncs(index == len(group) - 1):
+                with autocast(self.device, self.dtype):
+                    loss, statistics = self.forward(_to_device(batch, self.device), randomness)
+                self.scaler.scale(loss / len(group)).backward()
             self.loss_sum += loss.detach() / len(group)
             newly_bad = ~loss.detach().isfinite() & (self.first_bad_step < 0)
             self.first_bad_step = torch.where(newly_bad, self.step, self.first_bad_step)
@@ -174,8 +221,12 @@ class Trainer:
         self.step, self.step_in_epoch = self.step + 1, self.step_in_epoch + 1
         if bar is not None:
             with torch.no_grad():
-                figures = {name: value.item() for name, value in statistics().items()}
-            self._log(bar, rate, norm, figures)
+                self._log(bar, {"lr": rate, "grad_norm": norm, **statistics()})
+
+    def _last_batch_syncs(self, last: bool) -> Any:
+        """Gradients of several ranks are averaged once a step, with its last batch."""
+        spare = isinstance(self.forward, DistributedDataParallel) and not last
+        return self.forward.no_sync() if spare else nullcontext()
 
     def _gradient_norm(self, needed: bool) -> Tensor | None:
         """Norm before clipping, if it is clipped or asked for."""
@@ -184,45 +235,57 @@ class Trainer:
         self.scaler.unscale_(self.optimizer)
         return nn.utils.clip_grad_norm_(self.module.parameters(), self.args.clip_grad or torch.inf)
 
-    def _log(self, bar: tqdm, rate: float, norm: Tensor, figures: dict[str, float]) -> None:
+    def _log(self, bar: tqdm, figures: dict[str, Tensor | float]) -> None:
+        """Write figures, each the mean over ranks."""
         self._check_finite()
-        loss = self.loss_sum.item() / self.args.log_freq
+        figures = {"loss": self.loss_sum / self.args.log_freq, **figures}
+        values = torch.stack([torch.as_tensor(v, dtype=torch.float32, device=self.device) for v in figures.values()])
+        values = distributed.add_up(values) / distributed.num_ranks()
         self.loss_sum.zero_()
         epoch = self.epoch + self.step_in_epoch / self.steps_per_epoch
-        self.log.scalars(self.step, {"epoch": epoch, "loss": loss, "lr": rate, "grad_norm": norm.item(), **figures})
-        bar.set_postfix_str(f"epoch {epoch:.1f}, loss {loss:.3f}, lr {rate:.1e}")
+        figures = {"epoch": epoch, **dict(zip(figures, values.tolist(), strict=True))}
+        if self.log is not None:
+            self.log.scalars(self.step, figures)
+        bar.set_postfix_str(f"epoch {epoch:.1f}, loss {figures['loss']:.3f}, lr {figures['lr']:.1e}")
 
     def _check_finite(self) -> None:
-        """Stop, before anything bad is saved, if a loss since the last check was not finite."""
-        step = int(self.first_bad_step)
-        if step >= 0:
+        """Stop every rank, before anything bad is saved, if a loss of any since the last check was not finite."""
+        bad = [(step, rank) for rank, step in enumerate(distributed.everyones(int(self.first_bad_step))) if step >= 0]
+        if bad:
+            step, rank = min(bad)
             raise UserError(
-                f"the loss is not finite at step {step} (rank 0, learning rate {self.learning_rate:.2e}); the "
+                f"the loss is not finite at step {step} (rank {rank}, learning rate {self.learning_rate:.2e}); the "
                 f"checkpoint in {self.folder} is from before: lower lr, set clip_grad 1 or dtype float32, and run again"
             )
 
     def _end_epoch(self) -> None:
         self.epoch, self.step_in_epoch = self.epoch + 1, 0
         self.save()
-        due = self.args.eval_freq and self.epoch % self.args.eval_freq == 0
-        if due or self.epoch == self.args.epochs:
+        last = self.epoch == self.args.epochs
+        if last or (self.args.eval_freq and self.epoch % self.args.eval_freq == 0):
             self.show(f"epoch_{self.epoch:04d}")
+        if self.args.keep_freq and self.epoch % self.args.keep_freq == 0 and distributed.is_main():
+            keep_copy(self.folder / CHECKPOINT_NAME, self.folder / f"checkpoint-{self.epoch:04d}.pth")
 
     def show(self, name: str) -> None:
-        """Let the task draw, with the averaged weights if there are any."""
-        module = self.module if self.ema is None else self.ema.module
-        module.eval()
+        """Let the task draw with the averaged weights, if there are any."""
+        self.trained.eval()
         folder = self.folder / "samples"
         folder.mkdir(exist_ok=True)
-        figures = self.task.show(module, folder, name)
+        figures = self.task.show(self.trained, folder, name)
         self.module.train()
-        if figures:
+        if figures and self.log is not None:
             self.log.scalars(self.step, figures)
 
     def save(self) -> None:
-        """Write ``checkpoint-last.pth``."""
+        """Write ``checkpoint-last.pth``; called on all ranks, rank 0 writes."""
         self._check_finite()
-        content = {
+        self.last_save = time.monotonic()
+        if distributed.is_main():
+            save_whole(self._state(), self.folder / CHECKPOINT_NAME)
+
+    def _state(self) -> dict[str, Any]:
+        return {
             "model": self.module.state_dict(),
             "model_ema": None if self.ema is None else self.ema.module.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -235,7 +298,6 @@ class Trainer:
             "random_states": random_states(),
             **self.task.describe(),
         }
-        save_whole(content, self.folder / CHECKPOINT_NAME)
 
     def _resume(self) -> None:
         path = self.folder / CHECKPOINT_NAME
@@ -245,7 +307,8 @@ class Trainer:
         if saved["steps_per_epoch"] != self.steps_per_epoch and saved["step_in_epoch"]:
             raise UserError(
                 f"{path} stopped inside an epoch of {saved['steps_per_epoch']} steps, now one has "
-                f"{self.steps_per_epoch}; go on with the same data, batch_size and accum_steps, or another output_dir"
+                f"{self.steps_per_epoch}; go on with the same data, batch_size, accum_steps and ranks, or another "
+                "output_dir"
             )
         if (saved["model_ema"] is None) != (self.ema is None):
             kind = "without" if self.ema else "with"
@@ -257,11 +320,16 @@ class Trainer:
             self.ema.module.load_state_dict(saved["model_ema"])
         self.step, self.epoch, self.step_in_epoch = saved["step"], saved["epoch"], saved["step_in_epoch"]
         self.loss_sum.copy_(saved["loss_sum"])
+        if distributed.is_main():
+            print(f"going on from {path}: epoch {self.epoch}, step {self.step}")
         restore_random_states(saved["random_states"])
-        print(f"going on from {path}: epoch {self.epoch}, step {self.step}")
+
+    def _event(self, name: str, **values: Any) -> None:
+        if self.log is not None:
+            self.log.event(name, **values)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self.stop_signal is not None:
+        if self.stop_signal:
             raise KeyboardInterrupt
         self.stop_signal = number
         tqdm.write("stopping after this step; once more to stop at once, without saving")

@@ -7,7 +7,7 @@ scan_order.py.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 import torch
 import torch.nn.functional as F
@@ -20,12 +20,15 @@ from models.scan_order import (
     NO_LOCATION,
     Layout,
     Remainder,
+    ScanOrder,
     block_causal_mask,
     compute_scale_sizes,
+    fixed_positions,
     make_layout,
+    random_positions,
     sampling_blocks,
 )
-from models.transformer import Modulation, Transformer, TransformerConfig
+from models.transformer import Modulation, Transformer, TransformerConfig, flex_mask
 
 INIT_STD = 0.02
 MLP_WIDTH = 64
@@ -62,6 +65,7 @@ class ModelConfig:
         random_replace_sampled: replace codes of the previous block instead of the previous scale.
         label_drop: probability, in training, that a label is dropped to unconditional.
         use_head_mlp: add an MLP of the codebook to the output weights.
+        scan_order: checkerboard, raster, or random: a fresh permutation for each image and scale.
         num_mixing_layers: layers whose keys mix two positions: a number from the first on; null or all for every layer.
         autoenc: files of the autoencoder.
         llama_config: size of the transformer.
@@ -78,6 +82,7 @@ class ModelConfig:
     random_replace_sampled: bool = False
     label_drop: float = 0.1
     use_head_mlp: bool = False
+    scan_order: ScanOrder = "checkerboard"
     num_mixing_layers: int | str | None = None
     autoenc: AutoencoderPaths = field(default_factory=AutoencoderPaths)
     llama_config: TransformerConfig = field(default_factory=TransformerConfig)
@@ -88,6 +93,8 @@ class ModelConfig:
                 raise UserError(f"{name} is a probability; {getattr(self, name)} does not lie between 0 and 1")
         if self.num_classes < self.class_cond:
             raise UserError(f"num_classes is {self.num_classes}; a class-conditional model needs at least 1")
+        if self.scan_order not in get_args(ScanOrder):
+            raise UserError(f"scan_order {self.scan_order!r} is unknown; choose {', '.join(get_args(ScanOrder))}")
         layers = self.num_mixing_layers
         if isinstance(layers, str) and layers != "all":
             raise UserError(f"num_mixing_layers {layers!r} is unknown; give a number, all, or null")
@@ -137,6 +144,7 @@ class Checkerboard(nn.Module):
         super().__init__()
         self.config = config
         self.class_names: list[str] | None = None  # for people; set by whoever knows the data
+        self.use_flex_attention = False  # in forward; the sampler needs no mask
         self._frozen = _Frozen(autoencoder)
         self.scale_sizes = list(
             compute_scale_sizes(
@@ -210,10 +218,38 @@ class Checkerboard(nn.Module):
         """Images (B, 3, H, W), unclamped floats, of the codes (B, S, S) of one scale."""
         return self.autoencoder.decode(codes)
 
-    def layout(self, steps_per_scale: int, remainder: Remainder = "separate") -> Layout:
-        """The order and blocks of sampling with ``steps_per_scale`` steps, on the model's device."""
-        blocks = sampling_blocks(self.scale_sizes, steps_per_scale, remainder)
-        return make_layout(self.scale_sizes, blocks).to(self.device)
+    def layout(
+        self, steps_per_scale: int, remainder: Remainder = "separate", order_uniforms: Tensor | None = None
+    ) -> Layout:
+        """The order and blocks of sampling with ``steps_per_scale`` steps, on the model's device.
+
+        Args:
+            steps_per_scale: blocks that each scale is divided into.
+            remainder: see ``sampling_blocks``.
+            order_uniforms: as for ``layout_of_blocks``.
+        """
+        return self.layout_of_blocks(sampling_blocks(self.scale_sizes, steps_per_scale, remainder), order_uniforms)
+
+    def layout_of_blocks(self, blocks: Sequence[Sequence[int]], order_uniforms: Tensor | None = None) -> Layout:
+        """The model's scan order under the given block lengths, on its device.
+
+        Args:
+            blocks: block lengths of each scale.
+            order_uniforms: (B, L) random numbers that order the locations of a model of random order, which needs them.
+        """
+        if self.config.scan_order == "random":
+            if order_uniforms is None:
+                raise UserError("a model of random scan order needs numbers to order the locations by")
+            positions = random_positions(self.scale_sizes, order_uniforms)
+        else:
+            positions = fixed_positions(self.scale_sizes, self.config.scan_order)
+        return make_layout(self.scale_sizes, blocks, positions).to(self.device)
+
+    def draw_order(self, batch: int, generator: torch.Generator | None) -> Tensor | None:
+        """(B, L) numbers that order the locations of each image of a model of random order; None for other models."""
+        if self.config.scan_order != "random":
+            return None
+        return torch.rand(batch, self.num_locations, device=self.device, generator=generator)
 
     def forward(
         self,
@@ -231,13 +267,14 @@ class Checkerboard(nn.Module):
             labels: (B,) class indices; ``num_classes`` is unconditional.
             steps_per_scale: steps that each scale's tokens are divided into; ignored if ``layout`` is given.
             layout: order and blocks, for instance drawn at random for a training step.
-            generator: of label dropping and random replacement, which happen in training mode only; on the model's
-                device.
+            generator: of random scan orders, and of label dropping and random replacement, which happen in training
+                mode only; on the model's device.
 
         Returns:
             (B, L, V) logits in scan order, and the mean cross-entropy over all tokens, in nats.
         """
-        layout = self.layout(steps_per_scale) if layout is None else layout
+        if layout is None:
+            layout = self.layout(steps_per_scale, order_uniforms=self.draw_order(len(labels), generator))
         sequence = torch.cat([scale.flatten(1) for scale in codes], dim=1)  # (B, L)
         context, prev_context, labels = self._training_noise(sequence, labels, generator)
 
@@ -250,7 +287,7 @@ class Checkerboard(nn.Module):
             x,
             self.transformer.modulations(class_embedding),
             self.rope(layout.positions, layout.prev_positions),
-            mask=block_causal_mask(layout.steps),
+            mask=flex_mask(layout.steps) if self.use_flex_attention else block_causal_mask(layout.steps),
         )
         logits = self.logits(x[:, 1:], *self.head_parameters())  # (B, L, V)
         return logits, F.cross_entropy(logits.flatten(0, 1), in_scan_order(sequence, layout).flatten())

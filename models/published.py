@@ -43,7 +43,7 @@ _WRAPPERS = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.co
 _OPTIONAL_KEYS = ("quantize.initialized", "cluster_usage_train")
 _IGNORED_KEYS = ("quantize.codebook_used",)
 # Settings of ours that the published schema does not know.
-_OUR_SETTINGS = ("label_drop",)
+_OUR_SETTINGS = ("label_drop", "scan_order")
 
 
 def load_checkpoint(path: str | Path, use_ema: bool = False) -> Checkerboard:
@@ -64,6 +64,29 @@ def load_checkpoint(path: str | Path, use_ema: bool = False) -> Checkerboard:
     model = build_model(states["model_ema" if use_ema else "model"], read_model_config(path), path)
     model.class_names = checkpoint.get("class_names")
     return model
+
+
+def initialize_from(model: Checkerboard, path: str | Path) -> list[str]:
+    """Copy what fits of a checkpoint's weights into a model; return a remark on each tensor that does not.
+
+    For another image size, pyramid or class count: tables whose rows change keep their fresh values (method.md Sec. 5).
+    """
+    path = find_checkpoint(path)
+    saved = _model_states(read_torch_file(path), path)["model"]
+    saved = {key: value for key, value in saved.items() if not key.startswith(AUTOENCODER_PREFIX)}
+    own = model.state_dict()
+    fits = {key: value for key, value in saved.items() if key in own and value.shape == own[key].shape}
+    if not fits:
+        raise UserError(f"{path} has no weights that fit this model; name a checkpoint of a like one")
+    model.load_state_dict(fits, strict=False)
+    remarks = [f"{len(fits)} of {len(own)} tensors start from {path}"]
+    for key in own:
+        if key in saved and key not in fits:
+            shapes = f"{tuple(saved[key].shape)} there, {tuple(own[key].shape)} here"
+            remarks.append(f"not loaded, freshly initialized: {key} ({shapes})")
+        elif key not in saved:
+            remarks.append(f"not loaded, freshly initialized: {key} (not there)")
+    return remarks + [f"not loaded: {key} (this model has none)" for key in saved if key not in own]
 
 
 def find_checkpoint(path: str | Path) -> Path:
@@ -210,6 +233,8 @@ def export_published(path: str | Path, folder: str | Path) -> None:
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder} is not empty; name a new folder to export to")
     config = read_model_config(path)
+    if config.scan_order != "checkerboard":
+        raise UserError(f"{path} has scan_order {config.scan_order}, which the published layout cannot say")
     checkpoint = read_torch_file(path)
     states = _model_states(checkpoint, path)
     models = {key: build_model(state, config, path) for key, state in states.items() if state is not None}

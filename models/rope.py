@@ -5,7 +5,7 @@ R rows of the table: every location, then the class token, then the empty token 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -47,10 +47,17 @@ class Rotary:
         return self.keys[layer] if layer < len(self.keys) else self.queries
 
     def slice(self, tokens: slice) -> "Rotary":
-        def cut(pair: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-            return pair[0][:, :, tokens], pair[1][:, :, tokens]
+        return self._map(lambda part: part[:, :, tokens])
 
-        return Rotary(cut(self.queries), [cut(pair) for pair in self.keys])
+    def repeat(self, times: int) -> "Rotary":
+        """For a batch that holds every image ``times`` times."""
+        return self._map(lambda part: part.repeat(times, 1, 1, 1))
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> "Rotary":
+        def both(pair: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+            return change(pair[0]), change(pair[1])
+
+        return Rotary(both(self.queries), [both(pair) for pair in self.keys])
 
 
 def rotate(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:

@@ -78,10 +78,9 @@ def draw(
     return codes.squeeze(-1), probs.gather(-1, codes).squeeze(-1), torch.special.entr(probs).sum(-1)
 
 
-def draw_uniforms(seeds: Sequence[int], num_tokens: int) -> Tensor:
-    """(B, num_tokens) in [0, 1): each image's own, so that no image depends on its batch."""
-    rows = [torch.rand(num_tokens, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
-    return torch.stack(rows)
+def draw_uniforms(seeds: Sequence[int], *shape: int) -> Tensor:
+    """(B, *shape) in [0, 1): each image's own, so that no image depends on its batch."""
+    return torch.stack([torch.rand(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
 
 
 @torch.inference_mode()
@@ -118,8 +117,8 @@ def sample(
     labels = torch.as_tensor(labels, dtype=torch.long)
     _check_settings(model, labels, temperature, top_k, top_p, cfg, cfg_start_step, seeds)
     seeds = torch.randint(2**62, (len(labels),)).tolist() if seeds is None else seeds
-    layout = model.layout(steps_per_scale, remainder)
-    uniforms = draw_uniforms(seeds, model.num_locations).to(model.device)  # (B, L), in scan order
+    uniforms, order_uniforms = draw_uniforms(seeds, 2, model.num_locations).to(model.device).unbind(1)  # (B, L) each
+    layout = model.layout(steps_per_scale, remainder, order_uniforms)
     run = _BlockRun(model, labels.to(model.device), layout, guided=cfg != 0 and model.config.class_cond)
     maps = torch.empty(2, len(labels), model.num_locations, device=model.device)  # entropy, probability; by location
     step, start = 0, 0
@@ -131,11 +130,11 @@ def sample(
             if run.guided:
                 logits = guide(logits, cfg) if step >= cfg_start_step else logits.chunk(2)[0]
             codes, probability, entropy = draw(logits, uniforms[:, tokens], temperature, top_k, top_p)
-            locations = layout.positions[0, tokens]
-            run.sequence.index_copy_(1, locations, codes)
-            maps.index_copy_(2, locations, torch.stack([entropy, probability]))
+            locations = layout.positions[:, tokens].expand_as(codes)
+            run.sequence.scatter_(1, locations, codes)
+            maps.scatter_(2, locations.expand(2, -1, -1), torch.stack([entropy, probability]))
             step, start = step + 1, start + length
-    steps = torch.empty_like(layout.steps).index_copy_(0, layout.positions[0], layout.steps)
+    steps = torch.empty_like(layout.positions).scatter_(1, layout.positions, layout.steps.expand_as(layout.positions))
     codes = _by_scale(run.sequence, layout)
     return Samples(
         images=model.decode(codes[-1]),
@@ -158,6 +157,8 @@ class _BlockRun:
         self.class_embedding = model.embed_labels(labels)  # (B or 2B, D)
         self.modulations = model.transformer.modulations(self.class_embedding)
         self.rotary = model.rope(layout.positions, layout.prev_positions)
+        if guided and len(layout.positions) > 1:
+            self.rotary = self.rotary.repeat(2)
         self.head = model.head_parameters()
         max_tokens = 1 + model.num_locations
         self.cache = KVCache(model.config.llama_config, len(labels), max_tokens, like=self.class_embedding)

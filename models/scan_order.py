@@ -19,6 +19,7 @@ from torch import Tensor
 from models.errors import UserError
 
 Remainder = Literal["separate", "fold"]
+ScanOrder = Literal["checkerboard", "raster", "random"]
 NO_LOCATION = -1
 
 
@@ -163,28 +164,47 @@ def scale_slices(scale_sizes: Sequence[int]) -> list[slice]:
     return [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
 
 
-def make_layout(scale_sizes: Sequence[int], blocks: Sequence[Sequence[int]]) -> Layout:
-    """The layout of the progressive checkerboard under the given block lengths, on the CPU."""
-    positions, prev_tokens = [], []
-    for side, lengths in zip(scale_sizes, blocks, strict=True):
-        offset = len(positions)
-        positions += [offset + location for location in progressive_checkerboard(side)]
-        prev_start, prev_length = offset, 0
+def make_layout(scale_sizes: Sequence[int], blocks: Sequence[Sequence[int]], positions: Tensor | None = None) -> Layout:
+    """The layout of an order under the given block lengths.
+
+    Args:
+        scale_sizes: side of each scale, ascending.
+        blocks: block lengths of each scale.
+        positions: (b, L) location indices in the order drawn, scale by scale; the progressive checkerboard if None.
+    """
+    positions = fixed_positions(scale_sizes, "checkerboard") if positions is None else positions
+    prev_tokens, start = [], 0
+    for lengths in blocks:
+        prev_length = 0
         for length in lengths:
             kept = min(length, prev_length)
-            prev_tokens += range(prev_start, prev_start + kept)
+            prev_tokens += range(start - prev_length, start - prev_length + kept)
             prev_tokens += [NO_LOCATION] * (length - kept)
-            prev_start, prev_length = prev_start + prev_length, length
+            start, prev_length = start + length, length
     lengths = torch.tensor([length for scale in blocks for length in scale])
-    prev = torch.tensor(prev_tokens)
-    positions = torch.tensor(positions)
+    prev = torch.tensor(prev_tokens, device=positions.device)
     return Layout(
         scale_sizes=tuple(scale_sizes),
         blocks=tuple(tuple(scale) for scale in blocks),
-        positions=positions[None],
-        prev_positions=torch.where(prev == NO_LOCATION, NO_LOCATION, positions[prev])[None],
-        steps=torch.repeat_interleave(torch.arange(len(lengths)), lengths),
+        positions=positions,
+        prev_positions=torch.where(prev == NO_LOCATION, NO_LOCATION, positions[:, prev]),
+        steps=torch.repeat_interleave(torch.arange(len(lengths)), lengths).to(positions.device),
     )
+
+
+def fixed_positions(scale_sizes: Sequence[int], scan_order: ScanOrder) -> Tensor:
+    """(1, L) location indices in an order that is the same for every image: checkerboard or raster."""
+    positions: list[int] = []
+    for side in scale_sizes:
+        order = progressive_checkerboard(side) if scan_order == "checkerboard" else range(side * side)
+        offset = len(positions)
+        positions += [offset + location for location in order]
+    return torch.tensor(positions)[None]
+
+
+def random_positions(scale_sizes: Sequence[int], uniforms: Tensor) -> Tensor:
+    """(B, L) location indices in an order of each image's own: a permutation within each scale, from (B, L) numbers."""
+    return torch.cat([s.start + uniforms[:, s].argsort(dim=1) for s in scale_slices(scale_sizes)], dim=1)
 
 
 def block_causal_mask(steps: Tensor) -> Tensor:

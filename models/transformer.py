@@ -3,16 +3,22 @@
 Letters: B batch, T tokens of a call (the class token is token 0), D width, h heads, d = D / h.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+from torch.utils.checkpoint import checkpoint
 
 from models.errors import UserError
 from models.rope import Rotary, rotate
 
 FFN_MULTIPLE = 256
+Mask = Tensor | BlockMask | None
+ShiftScale = tuple[Tensor, Tensor]  # (B, 1, D) each
 
 
 @dataclass(frozen=True)
@@ -90,13 +96,13 @@ class Modulation(nn.Module):
             shift.zero_()
             scale.fill_(1.0)
 
-    def forward(self, class_embedding: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, class_embedding: Tensor) -> ShiftScale:
         """(B, 1, D) shift and scale of class embeddings (B, D)."""
         shift, scale = self.linear(F.silu(class_embedding)).unsqueeze(1).chunk(2, dim=-1)
         return shift, scale
 
 
-def modulate(x: Tensor, shift_scale: tuple[Tensor, Tensor]) -> Tensor:
+def modulate(x: Tensor, shift_scale: ShiftScale) -> Tensor:
     shift, scale = shift_scale
     return torch.addcmul(shift, x, scale)
 
@@ -108,17 +114,33 @@ class Attention(nn.Module):
         self.wqkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=False)
         self.wo = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
 
-    def forward(
-        self, x: Tensor, rotary: Rotary, layer: int, mask: Tensor | None, cache: KVCache | None, start: int
-    ) -> Tensor:
+    def forward(self, x: Tensor, rotary: Rotary, layer: int, mask: Mask, cache: KVCache | None, start: int) -> Tensor:
         qkv = self.wqkv(x).unflatten(-1, (3, self.num_heads, -1))  # (B, T, 3, h, d)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, h, T, d) each
         q = rotate(q, rotary.queries).to(v.dtype)
         k = rotate(k, rotary.for_keys(layer)).to(v.dtype)
         if cache is not None:
             k, v = cache.append(layer, start, k, v)
-        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        if isinstance(mask, BlockMask):
+            attended = compiled_flex_attention()(q, k, v, block_mask=mask)
+        else:
+            attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return self.wo(attended.transpose(1, 2).flatten(2))
+
+
+@lru_cache
+def compiled_flex_attention() -> Callable[..., Tensor]:
+    """FlexAttention is fast only when compiled."""
+    return torch.compile(flex_attention)
+
+
+def flex_mask(steps: Tensor) -> BlockMask:
+    """``block_causal_mask`` of (L,) steps for FlexAttention, which skips blocks that are masked whole."""
+    steps = F.pad(steps, (1, 0), value=-1)
+    length = len(steps)
+    return create_block_mask(
+        lambda b, h, query, key: steps[query] >= steps[key], None, None, length, length, device=steps.device
+    )
 
 
 class FeedForward(nn.Module):
@@ -144,27 +166,49 @@ class TransformerLayer(nn.Module):
         self.input_modulation = Modulation(config.hidden_size)
         self.post_attention_modulation = Modulation(config.hidden_size)
 
-    def modulations(self, class_embedding: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    def modulations(self, class_embedding: Tensor) -> tuple[ShiftScale, ShiftScale]:
         return self.input_modulation(class_embedding), self.post_attention_modulation(class_embedding)
+
+    def forward(
+        self,
+        x: Tensor,
+        modulations: tuple[ShiftScale, ShiftScale],
+        rotary: Rotary,
+        layer: int,
+        mask: Mask,
+        cache: KVCache | None,
+        start: int,
+    ) -> Tensor:
+        h = modulate(self.attention_norm(x), modulations[0])
+        x = x + self.attention(h, rotary, layer, mask, cache, start)
+        h = modulate(self.ffn_norm(x), modulations[1])
+        return x + self.feed_forward(h)
 
 
 class Transformer(nn.Module):
+    """A stack of layers under one class embedding.
+
+    Attributes:
+        activation_checkpointing: in training, keep only each layer's input and compute the rest again for gradients.
+    """
+
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.config = config
+        self.activation_checkpointing = False
         self.layers = nn.ModuleList(TransformerLayer(config) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size)
 
-    def modulations(self, class_embedding: Tensor) -> list[tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]]:
+    def modulations(self, class_embedding: Tensor) -> list[tuple[ShiftScale, ShiftScale]]:
         """Every layer's shifts and scales; they depend on the class embedding (B, D) alone."""
         return [layer.modulations(class_embedding) for layer in self.layers]
 
     def forward(
         self,
         x: Tensor,
-        modulations: list[tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]],
+        modulations: list[tuple[ShiftScale, ShiftScale]],
         rotary: Rotary,
-        mask: Tensor | None = None,
+        mask: Mask = None,
         cache: KVCache | None = None,
         start: int = 0,
     ) -> Tensor:
@@ -174,13 +218,13 @@ class Transformer(nn.Module):
             x: (B, T, D) token inputs.
             modulations: as ``self.modulations`` gives them.
             rotary: rotations of these T tokens.
-            mask: (T, tokens so far) boolean, True where attention is allowed; None where all of it is.
+            mask: (T, tokens so far) boolean, True where attention is allowed, or the same for FlexAttention; None where
+                all of it is.
             cache: keys and values of the tokens before ``start``; these T are added to it.
             start: index of the first token.
         """
-        for index, (layer, (attention_mod, ffn_mod)) in enumerate(zip(self.layers, modulations, strict=True)):
-            h = modulate(layer.attention_norm(x), attention_mod)
-            x = x + layer.attention(h, rotary, index, mask, cache, start)
-            h = modulate(layer.ffn_norm(x), ffn_mod)
-            x = x + layer.feed_forward(h)
+        checkpointing = self.activation_checkpointing and self.training
+        for index, (layer, modulation) in enumerate(zip(self.layers, modulations, strict=True)):
+            inputs = (x, modulation, rotary, index, mask, cache, start)
+            x = checkpoint(layer, *inputs, use_reentrant=False) if checkpointing else layer(*inputs)
         return self.norm(x)

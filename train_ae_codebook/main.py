@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, t
 from data.datasets import CroppedImages, open_dataset
 from engine.command import run
 from engine.config import parse_config, plain
-from engine.device import pick_device
+from engine.device import DTYPES, pick_device
 from engine.run_folder import save_autoencoder
 from engine.trainer import Trainer
 from models.autoencoder import Autoencoder, AutoencoderConfig
@@ -38,10 +38,8 @@ def main(argv: Sequence[str]) -> None:
     trainer = Trainer(task, CroppedImages(train, args.img_size, args.crop), args, folder, pick_device(args.device))
     print(f"{sum(p.numel() for p in autoencoder.parameters()) / 1e6:.2f}M parameters; run folder {folder}")
     trainer.fit()
-    finished = trainer.module if trainer.ema is None else trainer.ema.module
     export = Path(args.export_dir or folder / "autoencoder")
-    export.mkdir(parents=True, exist_ok=True)
-    save_autoencoder(finished.cpu(), export)
+    save_autoencoder(trainer.trained.cpu(), export, DTYPES[args.export_dtype])
     print(f"autoencoder: {export}; reconstructions: {folder / 'samples'}")
 
 

@@ -6,13 +6,14 @@ that small images are represented too.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from engine import distributed
 from engine.config import LoopArgs, plain
 from engine.images import save_grid, to_uint8
 from engine.trainer import Statistics, StepRandomness
@@ -35,6 +36,7 @@ class AutoencoderArgs(LoopArgs):
         revive_freq: steps between revivals of dead codes; 0 never revives.
         dead_below: a code is dead if used less than this share of an equal one.
         export_dir: folder that gets the finished autoencoder; default the run folder's autoencoder/.
+        export_dtype: precision of its file; it is computed with in float32 all the same.
     """
 
     img_size: int = 32
@@ -44,6 +46,7 @@ class AutoencoderArgs(LoopArgs):
     revive_freq: int = 50
     dead_below: float = 0.03
     export_dir: str | None = None
+    export_dtype: Literal["float32", "float16"] = "float32"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -83,6 +86,8 @@ class VQVAETask:
 
     def show(self, module: Autoencoder, folder: Path, name: str) -> dict[str, float]:
         """Write originals over reconstructions at every scale; return PSNR (dB) and usage on held-out images."""
+        if not distributed.is_main():
+            return {}
         device = module.quantize.embedding.device
         rows = []
         for side in self.args.scale_sizes:
@@ -107,7 +112,7 @@ class VQVAETask:
 
     @torch.no_grad()
     def _count(self, codes: Tensor) -> None:
-        counts = torch.bincount(codes.flatten(), minlength=self.module.config.n_embed).float()
+        counts = distributed.add_up(torch.bincount(codes.flatten(), minlength=self.module.config.n_embed).float())
         self.module.cluster_usage_train.lerp_(counts / counts.sum(), USAGE_RATE)
 
     def _dead(self) -> Tensor:
@@ -123,7 +128,8 @@ class VQVAETask:
         dead = self._dead().nonzero().squeeze(1)
         candidates = latents.permute(0, 2, 3, 1).flatten(0, 2)  # (n, C)
         chosen = torch.randint(len(candidates), (len(dead),), device=dead.device, generator=generator)
-        self.module.quantize.embedding[dead] = candidates[chosen].to(self.module.quantize.embedding.dtype)
+        revived = distributed.from_main(candidates[chosen].cpu()).to(dead.device)
+        self.module.quantize.embedding[dead] = revived
         self.module.cluster_usage_train[dead] = 1 / self.module.config.n_embed
 
 
