@@ -7,13 +7,13 @@ misshapen keys are an error that lists them.
 
 import argparse
 import difflib
-import pickle
 import re
 import zipfile
 from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, asdict, fields, is_dataclass
+from dataclasses import asdict, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import torch
 import yaml
@@ -42,6 +42,10 @@ _WRAPPERS = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.co
 # Bookkeeping that files may hold or lack without being another model.
 _OPTIONAL_KEYS = ("quantize.initialized", "cluster_usage_train")
 _IGNORED_KEYS = ("quantize.codebook_used",)
+# How torch's restricted reader names what it will not load.
+_REFUSED = re.compile(
+    r"(?:unsupported global: global|unsupported global|trying to instantiate a class) ([\w.]+)", flags=re.IGNORECASE
+)
 # Settings of ours that the published schema does not know.
 _OUR_SETTINGS = ("label_drop", "scan_order")
 
@@ -170,6 +174,8 @@ def build_autoencoder(
         config = infer_autoencoder_config(state)
     except KeyError as error:
         raise UserError(f"{path} lacks {error.args[0]}; it is no autoencoder of LlamaGen's layout") from error
+    except (IndexError, ValueError) as error:
+        raise UserError(f"{path} is no autoencoder of LlamaGen's layout ({error})") from error
     if config_path is not None:
         config = read_autoencoder_config(config_path, params)
     autoencoder = Autoencoder(config)
@@ -182,8 +188,9 @@ def build_autoencoder(
 
 def read_autoencoder_config(path: Path, params: Mapping[str, Any] | None = None) -> AutoencoderConfig:
     """Architecture in an autoencoder's YAML (``model.params``), overridden by ``params``; training keys are skipped."""
-    section = (read_yaml(path).get("model") or {}).get("params")
-    if not isinstance(section, dict):
+    model = read_yaml(path).get("model")
+    section = model.get("params") if isinstance(model, dict) else None
+    if not isinstance(section, dict) or not isinstance(section.get("ddconfig", {}), dict):
         raise UserError(f"{path} has no model.params section; it is no autoencoder configuration")
     section = {**section, **(params or {})}
     if not section.get("normalize", True):
@@ -192,9 +199,7 @@ def read_autoencoder_config(path: Path, params: Mapping[str, Any] | None = None)
         )
     known = {field.name for field in fields(AutoencoderConfig)}
     settings = {key: value for key, value in {**section, **section.get("ddconfig", {})}.items() if key in known}
-    if "ch_mult" in settings:
-        settings["ch_mult"] = tuple(settings["ch_mult"])
-    return AutoencoderConfig(**settings)
+    return dataclass_from_dict(AutoencoderConfig, settings, str(path))
 
 
 def infer_autoencoder_config(state: Mapping[str, Tensor]) -> AutoencoderConfig:
@@ -238,27 +243,28 @@ def export_published(path: str | Path, folder: str | Path) -> None:
     checkpoint = read_torch_file(path)
     states = _model_states(checkpoint, path)
     models = {key: build_model(state, config, path) for key, state in states.items() if state is not None}
+    partial = folder.with_name(folder.name + ".partial")
+    _write_published(partial, models, config, checkpoint.get("epoch", 0))
+    if folder.exists():
+        folder.rmdir()  # empty, as checked above
+    partial.rename(folder)
+
+
+def _write_published(folder: Path, models: Mapping[str, Checkerboard], config: ModelConfig, epoch: int) -> None:
     autoencoder = models["model"].autoencoder
     (folder / "autoenc").mkdir(parents=True, exist_ok=True)
     torch.save(
         {key: published_state(models[key]) if key in models else None for key in ("model", "model_ema")}
-        | {"optimizer": None, "scaler": None, "epoch": checkpoint.get("epoch", 0), "args": argparse.Namespace()},
+        | {"optimizer": None, "scaler": None, "epoch": epoch, "args": argparse.Namespace()},
         folder / CHECKPOINT_NAME,
     )
     autoencoder_state = {_published_name(key): value for key, value in autoencoder.state_dict().items()}
     torch.save({"state_dict": autoencoder_state}, folder / "autoenc" / "checkpoint.pth")
     write_yaml(folder / "autoenc" / "autoencoder_config.yaml", autoencoder_config_dict(autoencoder.config))
-    section = asdict(config) | {
-        "autoenc": {
-            "config_path": "autoenc/autoencoder_config.yaml",
-            "checkpoint_path": "autoenc/checkpoint.pth",
-            "params": {},
-        },
-        "num_mixing_layers": config.mixing_layers,
-    }
-    write_yaml(
-        folder / CONFIG_NAME, {"model": {k: v for k, v in section.items() if k not in _OUR_SETTINGS}, "args": {}}
-    )
+    paths = AutoencoderPaths("autoenc/autoencoder_config.yaml", "autoenc/checkpoint.pth")
+    section = asdict(replace(config, autoenc=paths, num_mixing_layers=config.mixing_layers))
+    section = {key: value for key, value in section.items() if key not in _OUR_SETTINGS}
+    write_yaml(folder / CONFIG_NAME, {"model": section, "args": {}})
 
 
 def autoencoder_config_dict(config: AutoencoderConfig) -> dict[str, Any]:
@@ -283,10 +289,7 @@ def load_exactly(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> 
         hint = "the file and its configuration are of different models"
         raise UserError(f"{path} does not fit the model ({hint}): {'; '.join(problems)}")
     state = {key: value.to(expected[key].dtype, copy=True) for key, value in state.items()}
-    requires_grad = {key: parameter.requires_grad for key, parameter in module.named_parameters()}
     module.load_state_dict(state, assign=True)
-    for key, parameter in module.named_parameters():
-        parameter.requires_grad_(requires_grad[key])
 
 
 def read_torch_file(path: Path) -> dict[str, Any]:
@@ -300,17 +303,15 @@ def read_torch_file(path: Path) -> dict[str, Any]:
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except pickle.UnpicklingError as error:
-        refused = re.search(
-            r"(?:Unsupported global: GLOBAL|Trying to instantiate a class|blocklisted module) ([\w.]+)", str(error)
-        )
+    except OSError:
+        raise
+    except Exception as error:  # of a damaged or foreign file, the restricted reader raises anything
+        refused = _REFUSED.search(str(error))
         if refused is None:
-            raise UserError(f"{path} is damaged or no checkpoint; get it again") from error
+            raise UserError(f"{path} is truncated or no checkpoint; get it again") from error
         raise UserError(
             f"{path} was refused: it holds {refused[1]}; only tensors and plain values can load without running code"
         ) from error
-    except (RuntimeError, EOFError, zipfile.BadZipFile, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is truncated or no checkpoint; get it again") from error
     if not isinstance(checkpoint, dict):
         raise UserError(f"{path} holds a {type(checkpoint).__name__}, not a checkpoint's dictionary")
     return checkpoint
@@ -335,19 +336,42 @@ def write_yaml(path: Path, content: Mapping[str, Any]) -> None:
     temporary.replace(path)
 
 
-def dataclass_from_dict(kind: type, values: Mapping[str, Any], where: str) -> Any:
-    """A (nested) configuration dataclass from a plain mapping, refusing unknown keys with a suggestion."""
-    check_keys(values, (field.name for field in fields(kind)), where)
+def dataclass_from_dict(kind: type, values: Any, where: str) -> Any:
+    """A (nested) configuration dataclass from a plain mapping, refusing unknown keys and values of another type."""
+    if not isinstance(values, Mapping):
+        raise UserError(f"{where} must hold settings, not {values!r}")
+    hints = get_type_hints(kind)
+    check_keys(values, hints, where)
     settings = {}
-    for field in fields(kind):
-        default = field.default_factory() if field.default_factory is not MISSING else field.default
-        if field.name in values:
-            value = values[field.name]
-            nested = is_dataclass(default) and value is not None
-            settings[field.name] = (
-                dataclass_from_dict(type(default), value, f"{where}: {field.name}") if nested else value
-            )
+    for key, value in values.items():
+        if is_dataclass(hints[key]):
+            settings[key] = dataclass_from_dict(hints[key], value, f"{where}: {key}")
+        elif _is_of_type(value, hints[key]):
+            settings[key] = tuple(value) if get_origin(hints[key]) is tuple else value
+        else:
+            expected = getattr(hints[key], "__name__", str(hints[key]))
+            raise UserError(f"{where}: {key} is {value!r}, but must be of type {expected}")
     return kind(**settings)
+
+
+def _is_of_type(value: Any, hint: Any) -> bool:
+    """Whether a value of a YAML is of a field's type; whole numbers pass for floats."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return True
+    if origin is Literal:
+        return value in inner
+    if origin in (Union, UnionType):
+        return any(_is_of_type(value, option) for option in inner)
+    if origin is tuple:
+        return isinstance(value, list | tuple) and all(_is_of_type(item, inner[0]) for item in value)
+    if origin is dict:
+        return isinstance(value, dict) and all(
+            _is_of_type(key, inner[0]) and _is_of_type(item, inner[1]) for key, item in value.items()
+        )
+    if isinstance(value, bool):
+        return hint is bool
+    return isinstance(value, int | float) if hint is float else isinstance(value, hint)
 
 
 def check_keys(values: Iterable[str], known: Iterable[str], where: str) -> None:
@@ -369,7 +393,9 @@ def _model_states(checkpoint: Mapping[str, Any], path: Path) -> dict[str, dict[s
     return {"model": model, "model_ema": None if ema is None else frozen | _our_names(ema)}
 
 
-def _our_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _our_names(state: Any) -> dict[str, Tensor]:
+    if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
+        raise UserError("the file's weights are not tensors by name; it is no checkpoint of this model")
     renamed = {}
     for key, value in state.items():
         while key.startswith(_WRAPPERS):

@@ -3,6 +3,7 @@
 Letters: B images, l tokens of a block, L of all scales, V codes, S side of a scale. Nothing here knows files or ranks.
 """
 
+import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from models.checkerboard import Checkerboard
 from models.errors import UserError
 from models.scan_order import Layout, Remainder, block_causal_mask
 from models.transformer import KVCache
+
+MIN_TEMPERATURE = 1e-4  # below it, logits divided by it overflow
 
 
 @dataclass(frozen=True)
@@ -44,8 +47,8 @@ def guide(logits: Tensor, cfg: float) -> Tensor:
 def truncate(logits: Tensor, top_k: int, top_p: float) -> Tensor:
     """Logits (B, l, V) with -inf outside the ``top_k`` likeliest and outside the smallest set of mass ``top_p``."""
     if 0 < top_k < logits.shape[-1]:
-        smallest_kept = logits.topk(top_k, dim=-1).values[..., -1:]
-        logits = logits.masked_fill(logits < smallest_kept, -torch.inf)
+        kept, codes = logits.topk(top_k, dim=-1)
+        logits = torch.full_like(logits, -torch.inf).scatter(-1, codes, kept)
     if top_p < 1:
         ranked, codes = logits.sort(dim=-1, descending=True)
         probs = ranked.softmax(-1)
@@ -114,12 +117,12 @@ def sample(
     Raises:
         UserError: a label or setting is out of range.
     """
-    labels = torch.as_tensor(labels, dtype=torch.long)
+    labels = torch.as_tensor(labels)
     _check_settings(model, labels, temperature, top_k, top_p, cfg, cfg_start_step, seeds)
     seeds = torch.randint(2**62, (len(labels),)).tolist() if seeds is None else seeds
     uniforms, order_uniforms = draw_uniforms(seeds, 2, model.num_locations).to(model.device).unbind(1)  # (B, L) each
     layout = model.layout(steps_per_scale, remainder, order_uniforms)
-    run = _BlockRun(model, labels.to(model.device), layout, guided=cfg != 0 and model.config.class_cond)
+    run = _BlockRun(model, labels.long().to(model.device), layout, guided=cfg != 0 and model.config.class_cond)
     maps = torch.empty(2, len(labels), model.num_locations, device=model.device)  # entropy, probability; by location
     step, start = 0, 0
     for scale, lengths in enumerate(layout.blocks):
@@ -202,13 +205,15 @@ def _check_settings(
     seeds: Sequence[int] | None,
 ) -> None:
     num_classes = model.config.num_classes
+    if labels.ndim != 1 or len(labels) == 0 or labels.is_floating_point():
+        raise UserError(f"labels have shape {tuple(labels.shape)} and type {labels.dtype}; give one index an image")
     wrong = labels[(labels < 0) | (labels > num_classes)]
-    if labels.ndim != 1 or len(labels) == 0:
-        raise UserError(f"labels have shape {tuple(labels.shape)}; give one index an image")
     if len(wrong):
         raise UserError(f"label {wrong[0].item()} is out of range; this model has classes 0 to {num_classes - 1}")
-    if temperature < 0:
-        raise UserError(f"temperature is {temperature}; it must be 0 (likeliest code) or more")
+    if not (temperature == 0 or MIN_TEMPERATURE <= temperature < math.inf):
+        raise UserError(f"temperature is {temperature}; it must be 0 (likeliest code), or {MIN_TEMPERATURE} or more")
+    if not math.isfinite(cfg):
+        raise UserError(f"cfg is {cfg}; it must be a finite number, 0 for no guidance")
     if top_k < 0:
         raise UserError(f"top_k is {top_k}; it must be 0 (keep all) or more")
     if not 0 < top_p <= 1:
@@ -218,4 +223,4 @@ def _check_settings(
     if seeds is not None and len(seeds) != len(labels):
         raise UserError(f"{len(seeds)} seeds for {len(labels)} labels; give one an image")
     if cfg and not model.config.class_cond:
-        warnings.warn("cfg has no effect on an unconditional model", stacklevel=3)
+        warnings.warn("cfg has no effect on an unconditional model", stacklevel=4)

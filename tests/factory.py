@@ -1,0 +1,92 @@
+"""Tiny models for tests, and the reference fixtures.
+
+Letters: B batch, S side of a scale.
+"""
+
+import json
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from models import load_checkpoint
+from models.autoencoder import Autoencoder, AutoencoderConfig
+from models.checkerboard import Checkerboard, ModelConfig
+from models.transformer import TransformerConfig
+
+FIXTURES = Path(__file__).parent / "fixtures"
+TINY_TRANSFORMER = TransformerConfig(hidden_size=32, intermediate_size=64, num_attention_heads=2, num_hidden_layers=2)
+
+
+def tiny_autoencoder(seed: int = 0, **overrides: Any) -> Autoencoder:
+    """A random autoencoder of stride 4 with 64 codes; ``overrides`` are fields of AutoencoderConfig."""
+    tiny = {"ch": 32, "ch_mult": (1, 1, 1), "num_res_blocks": 1, "z_channels": 32, "n_embed": 64}
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return Autoencoder(AutoencoderConfig(**(tiny | overrides))).eval()
+
+
+def tiny_model(seed: int = 0, autoencoder: Autoencoder | None = None, **overrides: Any) -> Checkerboard:
+    """A model in eval mode whose every weight is random, so that each one matters to the logits.
+
+    Args:
+        seed: of all weights.
+        autoencoder: by default ``tiny_autoencoder(seed)``, so that the scales are 1 2 4 8.
+        overrides: fields of ModelConfig.
+    """
+    tiny = {"img_size": 32, "num_classes": 10, "llama_config": TINY_TRANSFORMER}
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = Checkerboard(ModelConfig(**(tiny | overrides)), autoencoder or tiny_autoencoder(seed))
+        randomize(model)
+    return model.eval()
+
+
+@torch.no_grad()
+def randomize(module: nn.Module, std: float = 0.2) -> None:
+    """Add noise to every parameter: fresh models start with zeros that hide mistakes."""
+    for parameter in module.parameters():
+        parameter.add_(std * torch.randn_like(parameter))
+
+
+def random_codes(model: Checkerboard, batch: int, seed: int = 0) -> list[Tensor]:
+    """Uniformly random codes (B, S, S) of each scale."""
+    generator = torch.Generator().manual_seed(seed)
+    num_codes = model.autoencoder.config.n_embed
+    return [torch.randint(num_codes, (batch, side, side), generator=generator) for side in model.scale_sizes]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A checkpoint folder in the published layout, and what the published code computed from it."""
+
+    folder: Path
+    settings: dict[str, Any]
+    expected: dict[str, Tensor]
+
+    def model(self, use_ema: bool = False) -> Checkerboard:
+        return _load_once(self.folder, use_ema)
+
+    def __getitem__(self, key: str) -> Tensor:
+        return self.expected[key]
+
+    def codes(self) -> list[Tensor]:
+        return [self[f"codes_{side}"] for side in self["scale_sizes"].tolist()]
+
+
+@cache
+def load_reference(name: str) -> Reference:
+    """``tiny-2x`` or ``tiny-4x``."""
+    folder = FIXTURES / name
+    with np.load(folder / "expected.npz") as arrays:
+        expected = {key: torch.from_numpy(arrays[key]) for key in arrays}
+    return Reference(folder, json.loads((folder / "settings.json").read_text()), expected)
+
+
+@cache
+def _load_once(folder: Path, use_ema: bool) -> Checkerboard:
+    return load_checkpoint(folder, use_ema)

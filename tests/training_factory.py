@@ -1,0 +1,246 @@
+"""Tiny training runs for tests: real digits as codes, tasks that misbehave, processes to be killed or joined.
+
+Letters: B batch, S side of a scale.
+"""
+
+import json
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable, Sequence
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.datasets import load_digits
+from torch import Tensor
+from torch.utils.data import Dataset
+
+import main
+from engine import distributed
+from engine.autoregressor import AutoregressorTask
+from engine.command import run
+from engine.config import TrainArgs
+from engine.trainer import Statistics, StepRandomness, Trainer
+from models.checkerboard import Checkerboard, ModelConfig
+from models.scan_order import Layout
+from tests.factory import TINY_TRANSFORMER, tiny_autoencoder
+
+PATIENCE = 300  # seconds that a process may take before it counts as hanging
+_PROCESSES = multiprocessing.get_context("forkserver")
+_PROCESSES.set_forkserver_preload(["tests.training_factory"])  # imported once, so that a process starts quickly
+
+
+class DigitCodes(Dataset):
+    """Scikit-learn's scans as codes that need no autoencoder: a location's code is its mean grey level, 0 to 16.
+
+    Args:
+        num_images: the first of the 1,797 scans.
+        scale_sizes: sides of the code maps, divisors of 8.
+
+    The second of two crops is mirrored.
+    """
+
+    num_crops = 2
+
+    def __init__(self, num_images: int, scale_sizes: Sequence[int]) -> None:
+        scans, labels = load_digits(return_X_y=True)
+        grey = scans[:num_images].astype(np.int64).reshape(-1, 8, 8)
+        crops = np.stack([grey, grey[..., ::-1]], axis=1)  # (N, 2, 8, 8)
+        self.labels = torch.from_numpy(labels[:num_images].astype(np.int64))
+        self.codes = [
+            torch.from_numpy(crops.reshape(-1, 2, side, 8 // side, side, 8 // side).mean((3, 5)).astype(np.int64))
+            for side in scale_sizes
+        ]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitems__(self, items: list[tuple[int, int]]) -> tuple[list[Tensor], Tensor]:
+        """((B, S, S) codes of each scale, (B,) labels)."""
+        indices, crops = torch.tensor(items).unbind(1)
+        return [scale[indices, crops] for scale in self.codes], self.labels[indices]
+
+    def collate(self, batch: tuple[list[Tensor], Tensor]) -> tuple[list[Tensor], Tensor]:
+        return batch
+
+
+def fresh_model(**overrides: Any) -> Checkerboard:
+    """A model as a run begins with it, scales 1 2 4 unless ``overrides`` (fields of ModelConfig) say otherwise."""
+    tiny = {"img_size": 16, "num_classes": 10, "llama_config": TINY_TRANSFORMER}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Checkerboard(ModelConfig(**(tiny | overrides)), tiny_autoencoder())
+
+
+def tiny_args(**overrides: Any) -> TrainArgs:
+    """2 epochs that log every step and save after an epoch alone; ``overrides`` are fields of TrainArgs."""
+    tiny = {
+        "epochs": 2,
+        "batch_size": 8,
+        "lr": 3e-3,
+        "warmup_epochs": 0.5,
+        "dtype": "float32",
+        "device": "cpu",
+        "num_workers": 0,
+        "log_freq": 1,
+        "eval_freq": 0,
+        "steps_per_scale": 1,
+    }
+    return TrainArgs(**(tiny | overrides))
+
+
+def tiny_trainer(
+    folder: Path,
+    model: Checkerboard | None = None,
+    task: Callable[[Checkerboard, TrainArgs], AutoregressorTask] = AutoregressorTask,
+    num_images: int = 80,
+    **args: Any,
+) -> Trainer:
+    """A trainer of a fresh model on digits, 10 steps an epoch unless ``args`` (fields of TrainArgs) say otherwise."""
+    model, settings = model or fresh_model(), tiny_args(**args)
+    folder.mkdir(parents=True, exist_ok=True)
+    data = DigitCodes(num_images, model.scale_sizes)
+    return Trainer(task(model, settings), data, settings, folder, torch.device("cpu"))
+
+
+class BlocksTask(AutoregressorTask):
+    """Keeps the block lengths of every step in ``blocks``."""
+
+    def __init__(self, module: Checkerboard, args: TrainArgs) -> None:
+        super().__init__(module, args)
+        self.blocks: list[tuple[tuple[int, ...], ...]] = []
+        plain_layout = module.layout_of_blocks
+
+        def layout_of_blocks(blocks: Any, order_uniforms: Tensor | None = None) -> Layout:
+            self.blocks.append(blocks)
+            return plain_layout(blocks, order_uniforms)
+
+        module.layout_of_blocks = layout_of_blocks
+
+    def show(self, module: Checkerboard, folder: Path, name: str) -> dict[str, float]:
+        return {}  # drawing samples makes layouts too
+
+
+class NaNTask(AutoregressorTask):
+    """The loss of step 7 is not a number, on the last rank."""
+
+    def loss(self, batch: list[Any], randomness: StepRandomness) -> tuple[Tensor, Statistics]:
+        loss, statistics = super().loss(batch, randomness)
+        bad = randomness.step == 7 and distributed.rank() == distributed.num_ranks() - 1
+        return loss * torch.nan if bad else loss, statistics
+
+
+class SignalTask(AutoregressorTask):
+    """The last rank gets SIGTERM within step 13."""
+
+    def loss(self, batch: list[Any], randomness: StepRandomness) -> tuple[Tensor, Statistics]:
+        if randomness.step == 13 and distributed.rank() == distributed.num_ranks() - 1:
+            signal.raise_signal(signal.SIGTERM)
+        return super().loss(batch, randomness)
+
+
+def read_events(folder: Path) -> list[dict[str, Any]]:
+    """Every line of a run's log."""
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def read_log(folder: Path, *keys: str) -> dict[int, dict[str, float]]:
+    """A run's figures by step, all but the time, or ``keys`` alone; a step done twice must have logged the same."""
+    by_step: dict[int, dict[str, float]] = {}
+    for entry in read_events(folder):
+        if "loss" in entry:
+            figures = {key: value for key, value in entry.items() if key != "time" and (not keys or key in keys)}
+            assert by_step.setdefault(entry["step"], figures) == figures
+    return by_step
+
+
+def losses(folder: Path) -> list[float]:
+    return [figures["loss"] for figures in read_log(folder).values()]
+
+
+def assert_same_state(one: Any, other: Any, where: str = "checkpoint") -> None:
+    """Equal to the last bit, containers and all."""
+    assert type(one) is type(other), where
+    if isinstance(one, Tensor):
+        assert torch.equal(one, other), where
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys(), where
+        for key in one:
+            assert_same_state(one[key], other[key], f"{where}.{key}")
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(other), where
+        for i, (left, right) in enumerate(zip(one, other, strict=True)):
+            assert_same_state(left, right, f"{where}[{i}]")
+    else:
+        assert one == other, where
+
+
+def assert_same_training(one: Path, other: Path) -> None:
+    """The last checkpoints of two runs hold the same weights, averages, optimizer state and place, bit by bit."""
+    states = [torch.load(folder / "checkpoint-last.pth", weights_only=True) for folder in (one, other)]
+    kept = ("model", "model_ema", "optimizer", "scaler", "step", "epoch", "step_in_epoch", "steps_per_epoch")
+    for key in (*kept, "loss_sum"):
+        assert_same_state(states[0][key], states[1][key], key)
+
+
+def start_process(output: Path, work: Callable[..., None], *args: Any, **environment: str) -> BaseProcess:
+    """Run ``work(*args)`` in a process of its own; what it and its libraries print goes to ``output``."""
+    process = _PROCESSES.Process(target=_process, args=(output, environment, work, args))
+    process.start()
+    return process
+
+
+def start_ranks(folder: Path, count: int, work: Callable[..., None], *args: Any) -> list[BaseProcess]:
+    """Run ``work(*args)`` on ``count`` ranks as torchrun would; output goes to ``rank0.txt ...`` in ``folder``."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    where = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return [
+        start_process(folder / f"rank{rank}.txt", work, *args, RANK=str(rank), LOCAL_RANK=str(rank), **where)
+        for rank in range(count)
+    ]
+
+
+def exit_codes(processes: Sequence[BaseProcess]) -> list[int | None]:
+    """Exit codes, once all have ended; None for one that hangs, which is killed."""
+    codes = []
+    for process in processes:
+        process.join(PATIENCE)
+        codes.append(process.exitcode)
+        process.kill()
+    return codes
+
+
+def main_command(argv: Sequence[str]) -> None:
+    """``python main.py ARGV``, for ``start_process``."""
+    sys.argv = ["main.py", *argv]
+    run(main.main)
+
+
+def train_rank(folder: Path, task: type[AutoregressorTask], args: dict[str, Any], model: dict[str, Any]) -> None:
+    """One rank of a run, for ``start_ranks``."""
+
+    def train(argv: Sequence[str]) -> None:
+        distributed.set_up(torch.device("cpu"))
+        trainer = tiny_trainer(folder, fresh_model(**model), task, **args)
+        trainer.fit()
+        if isinstance(trainer.task, BlocksTask):
+            (folder / f"blocks{distributed.rank()}.json").write_text(json.dumps(trainer.task.blocks))
+        distributed.tear_down()
+
+    run(train)
+
+
+def _process(output: Path, environment: dict[str, str], work: Callable[..., None], args: Sequence[Any]) -> None:
+    with output.open("wb") as file:
+        os.dup2(file.fileno(), sys.stdout.fileno())
+        os.dup2(file.fileno(), sys.stderr.fileno())
+    os.environ.update(environment)
+    torch.set_num_threads(1)
+    work(*args)
