@@ -24,6 +24,7 @@ from models.sampling import Samples
 
 DPI = 150
 MAX_ANIMATED = 16
+MIN_ANIMATED_SIDE = 96  # pixels of each image of an animation
 FRAME_MS, HOLD_MS = 300, 2000
 UNDRAWN_CONTRAST = 0.35  # of locations still to be drawn; 0 is mid grey, 1 the image itself
 
@@ -155,7 +156,9 @@ def _maps_figure(samples: Samples, images: list[Tensor], index: int) -> Figure:
 
 
 def _grid(images: Tensor) -> Image.Image:
-    """Images (B, 3, H, W) uint8 in a square grid, as a picture of 256 colours."""
+    """Images (B, 3, H, W) uint8 in a square grid, small ones with larger pixels, as a picture of 256 colours."""
+    factor = max(1, MIN_ANIMATED_SIDE // images.shape[-1])
+    images = images.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
     grid = make_grid(images.cpu(), nrow=math.ceil(math.sqrt(len(images))), padding=2, pad_value=255)
     return Image.fromarray(_numpy(grid.permute(1, 2, 0))).quantize(256)
 

@@ -109,11 +109,13 @@ def test_animation_has_one_frame_a_step_and_holds_the_final_images(
     save_animation(samples, model, tmp_path / "new" / "steps.gif")
     frames, durations = read_frames(tmp_path / "new" / "steps.gif")
     assert len(frames) == num_steps(samples)
-    assert {frame.shape for frame in frames} == {(2 * 34 + 2, 2 * 34 + 2, 3)}
+    side = 3 * 32 + 2  # small images are shown with larger pixels
+    assert {frame.shape for frame in frames} == {(2 * side + 2, 2 * side + 2, 3)}
     assert durations == [300] * (len(frames) - 1) + [2000]
     shown = [*(step_images(samples, model, step) for step in range(len(frames) - 1)), to_uint8(samples.images)]
     for frame, images in zip(frames, shown, strict=True):
-        expected = make_grid(images, nrow=2, padding=2, pad_value=255).permute(1, 2, 0).numpy()
+        large = images.repeat_interleave(3, 2).repeat_interleave(3, 3)
+        expected = make_grid(large, nrow=2, padding=2, pad_value=255).permute(1, 2, 0).numpy()
         assert np.abs(frame.astype(int) - expected).mean() < 6  # 256 colours a frame
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["steps.gif"]
 
@@ -123,7 +125,7 @@ def test_animation_shows_the_first_16_images(tmp_path: Path) -> None:
     samples = sample(model, [0] * 17, steps_per_scale=1, seeds=range(17))
     save_animation(samples, model, tmp_path / "steps.gif")
     frames, _ = read_frames(tmp_path / "steps.gif")
-    assert [frame.shape for frame in frames] == [(4 * 34 + 2, 4 * 34 + 2, 3)] * 2
+    assert [frame.shape for frame in frames] == [(4 * 98 + 2, 4 * 98 + 2, 3)] * 2
 
 
 def test_entropy_by_step_summarizes_images_and_locations(drawn: tuple[Checkerboard, Samples]) -> None:

@@ -1,0 +1,121 @@
+"""Crops against a restatement of ADM's centre crop in floating point, and against slicing."""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from data.crops import NUM_CROPS, center_crop, crop_image, to_bytes, to_floats
+from tests.pictures import picture
+
+Kernel = Callable[[np.ndarray], np.ndarray]
+
+
+def box(x: np.ndarray) -> np.ndarray:
+    return ((x > -0.5) & (x <= 0.5)).astype(float)
+
+
+def bicubic(x: np.ndarray) -> np.ndarray:
+    """Keys' kernel with a = -1/2."""
+    x = np.abs(x)
+    return np.where(x < 1, 1.5 * x**3 - 2.5 * x**2 + 1, np.where(x < 2, -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2, 0))
+
+
+def resample_rows(pixels: np.ndarray, size: int, kernel: Kernel) -> np.ndarray:
+    """The first axis resampled to ``size`` with antialiasing, rounded to bytes."""
+    step = len(pixels) / size
+    width = max(step, 1.0)
+    centers = (np.arange(size) + 0.5) * step
+    weights = kernel((np.arange(len(pixels))[None] + 0.5 - centers[:, None]) / width)
+    weights /= weights.sum(axis=1, keepdims=True)
+    return np.tensordot(weights, pixels, axes=1).round().clip(0, 255)
+
+
+def resample(pixels: np.ndarray, height: int, width: int, kernel: Kernel) -> np.ndarray:
+    columns_done = resample_rows(pixels.swapaxes(0, 1), width, kernel).swapaxes(0, 1)
+    return resample_rows(columns_done, height, kernel)
+
+
+def adm_crop(image: Image.Image, size: int) -> np.ndarray:
+    """(size, size, 3): ADM's rule restated without PIL."""
+    pixels = np.array(image).astype(float)
+    height, width = pixels.shape[:2]
+    while min(height, width) >= 2 * size:
+        height, width = height // 2, width // 2
+        pixels = resample(pixels, height, width, box)
+    scale = size / min(height, width)
+    height, width = round(height * scale), round(width * scale)
+    pixels = resample(pixels, height, width, bicubic)
+    top, left = math.floor((height - size) / 2), math.floor((width - size) / 2)
+    return pixels[top : top + size, left : left + size]
+
+
+@pytest.mark.parametrize(
+    "width_height",
+    [
+        (32, 32),  # nothing to do
+        (48, 48),
+        (63, 80),  # just below halving
+        (64, 64),  # halved once, exactly
+        (129, 200),  # halved twice, odd sides
+        (200, 131),
+        (257, 90),
+        (400, 33),  # a panorama
+        (31, 97),
+        (7, 5),  # enlarged
+        (20, 24),
+    ],
+)
+def test_center_crop_is_adms(width_height: tuple[int, int]) -> None:
+    image = picture(*width_height, seed=1)
+    expected = adm_crop(image, 32)
+    ours = np.array(center_crop(image, 32)).astype(float)
+    assert ours.shape == (32, 32, 3)
+    difference = np.abs(ours - expected)
+    assert difference.max() <= 2  # PIL computes in fixed point, and rounds between the axes
+    assert difference.mean() < 0.1
+    assert np.abs(ours[:, 1:] - expected[:, :-1]).mean() > 1  # the check would notice a shift by one pixel
+
+
+def test_center_crop_to_the_papers_size() -> None:
+    image = picture(640, 563, seed=2)  # halved to 320 x 281
+    ours = np.array(center_crop(image, 281)).astype(float)
+    assert np.abs(ours - adm_crop(image, 281)).max() <= 2
+
+
+@pytest.mark.parametrize(("size", "square", "middle"), [(32, 35, 2), (40, 44, 2), (256, 281, 12)])
+def test_ten_crops_are_slices_of_a_larger_square(size: int, square: int, middle: int) -> None:
+    image = picture(2 * size + 9, size + 20, seed=3)
+    large = torch.from_numpy(np.array(center_crop(image, square))).permute(2, 0, 1)
+    end = square - size
+    corners = [(0, 0), (0, end), (end, 0), (end, end), (middle, middle)]
+    straight = [large[:, top : top + size, left : left + size] for top, left in corners]
+    turned = large.flip(2)
+    mirrored = [turned[:, top : top + size, left : left + size] for top, left in corners]
+    crops = [crop_image(image, size, "ten", crop) for crop in range(NUM_CROPS["ten"])]
+    for ours, expected in zip(crops, straight + mirrored, strict=True):
+        assert ours.dtype == torch.uint8
+        assert torch.equal(ours, expected)
+    assert len({bytes(crop.numpy()) for crop in crops}) == 10
+    assert torch.equal(crops[5], crops[1].flip(2))  # top left of the mirror image is the top right, mirrored
+
+
+def test_five_are_the_first_of_ten() -> None:
+    image = picture(60, 45, seed=4)
+    assert NUM_CROPS["five"] == 5
+    for crop in range(5):
+        assert torch.equal(crop_image(image, 32, "five", crop), crop_image(image, 32, "ten", crop))
+
+
+def test_center_recipe_is_the_centre_crop_itself() -> None:
+    image = picture(60, 45, seed=5)
+    assert NUM_CROPS["center"] == 1
+    assert torch.equal(crop_image(image, 32, "center", 0), to_bytes(center_crop(image, 32)))
+
+
+def test_bytes_become_floats_between_minus_one_and_one() -> None:
+    floats = to_floats(torch.tensor([0, 51, 255], dtype=torch.uint8))
+    torch.testing.assert_close(floats, torch.tensor([-1.0, -0.6, 1.0]), rtol=0, atol=1e-6)
