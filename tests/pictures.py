@@ -13,7 +13,7 @@ SIZES = ((60, 45), (41, 70), (48, 48), (20, 31), (181, 140), (97, 99))
 def picture(width: int, height: int, seed: int) -> Image.Image:
     """Waves, a disc with a sharp edge, and grain: every crop and every pixel shift of it differs."""
     rng = np.random.default_rng(seed)
-    y, x = np.mgrid[:height, :width, None][:2]
+    y, x = np.mgrid[:height, :width][..., None]
     waves = x * rng.uniform(-0.3, 0.3, 3) + y * rng.uniform(-0.3, 0.3, 3) + rng.uniform(0, 6, 3)
     image = Image.fromarray((128 + 100 * np.sin(waves)).astype(np.uint8))
     box = (0.2 * width, 0.3 * height, 0.6 * width, 0.8 * height)
