@@ -100,7 +100,7 @@ def open_dataset(dataset: DatasetName, data_path: str, img_size: int, split: str
     held_out = split == "val"
     if dataset == "digits":
         return _digits(img_size, held_out)
-    root = Path(data_path)
+    root = Path(data_path).expanduser()
     if dataset == "folder":
         return _class_folders(root, held_out)
     try:
@@ -124,7 +124,7 @@ def _class_folders(root: Path, held_out: bool) -> ImageFiles:
     try:
         files = tv.ImageFolder(str(root))
     except FileNotFoundError as error:
-        raise UserError(f"{root} holds no class folders with images; expected {root}/CLASS/IMAGE.jpg") from error
+        raise UserError(f"{root} must hold CLASS/IMAGE.jpg, and no empty class ({error})") from error
     paths, labels = zip(*files.samples, strict=True)
     return ImageFiles(name, root, paths, labels, files.classes)
 
@@ -250,5 +250,5 @@ def note_unreadable(error: UnreadableImageError, index: int, unreadable: set[int
     if index not in unreadable:
         unreadable.add(index)
         print(f"skipped: {error}", file=sys.stderr)
-    if len(unreadable) > max(1, MAX_UNREADABLE_SHARE * num_images):
+    if len(unreadable) > max(1, MAX_UNREADABLE_SHARE * num_images) or len(unreadable) == num_images:
         raise UserError(f"{len(unreadable)} unreadable images, over 1 % of the data; mend it (--check_data lists them)")

@@ -11,6 +11,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -137,8 +138,10 @@ def read_manifest(folder: Path) -> Manifest:
         content = json.loads((folder / MANIFEST).read_text())
     except FileNotFoundError as error:
         raise UserError(f"no cache of codes at {folder}; make it by adding --create_cache") from error
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{folder / MANIFEST} is damaged; move the folder away and make the cache again") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{folder / MANIFEST} is damaged; move the folder away and make the cache again")
     if content.get("version") != VERSION or set(content) != {field.name for field in fields(Manifest)}:
         raise UserError(f"{folder} is a cache of another version; move it away and make it again with --create_cache")
     return Manifest(**content)
@@ -174,12 +177,13 @@ class TokenCache(Dataset):
     """
 
     def __init__(self, folder: Path, expected: Manifest, scale_sizes: Sequence[int]) -> None:
+        self.folder = folder
         manifest = check_manifest(folder, expected)
         try:
             self.codes = np.load(folder / "codes.npy", mmap_mode="r")
             self.labels = np.load(folder / "labels.npy")
             status = np.load(folder / "status.npy")
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, EOFError) as error:
             raise UserError(f"{folder} is damaged ({error}); move it away and make it again") from error
         if self.codes.shape != manifest.shape or not len(self.labels) == len(status) == manifest.num_images:
             raise UserError(f"{folder} is damaged: its arrays are of another size; move it away and make it again")
@@ -187,6 +191,12 @@ class TokenCache(Dataset):
         slices = dict(zip(manifest.scale_sizes, scale_slices(manifest.scale_sizes), strict=True))
         self.scale_sizes = list(scale_sizes)
         self.slices = [slices[side] for side in scale_sizes]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"codes": None}  # a worker that was not forked maps the file too, and gets no copy
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ = state | {"codes": np.load(state["folder"] / "codes.npy", mmap_mode="r")}
 
     @property
     def num_crops(self) -> int:

@@ -25,7 +25,8 @@ class LoopArgs:
     """How to train, whatever the model.
 
     Attributes:
-        output_dir: folder of the run; default output/ and the configuration's name. Running again resumes there.
+        output_dir: folder of the run; default output/ and the configuration's name. Running again goes on there.
+        resume: checkpoint, or folder of one, that a new run goes on from; a run's own checkpoint comes first.
         dataset: folder (class folders of images), cifar10, food101 or celeba (torchvision's files), digits (built in).
         data_path: root of the dataset; of a folder: CLASS/IMAGE, or train/CLASS/IMAGE and val/ or test/CLASS/IMAGE.
         crop: training crops: ten, five (not mirrored) or center.
@@ -51,6 +52,7 @@ class LoopArgs:
     """
 
     output_dir: str | None = None
+    resume: str | None = None
     dataset: DatasetName = "folder"
     data_path: str = "data/imagenet"
     crop: CropRecipe = "ten"
@@ -61,7 +63,7 @@ class LoopArgs:
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.01
     warmup_epochs: float = 1.0
-    lr_drops: dict[int, float] = field(default_factory=dict)
+    lr_drops: dict[float, float] = field(default_factory=dict)
     clip_grad: float = 0.0
     ema: bool = False
     ema_decay: float = 0.9999
@@ -223,9 +225,15 @@ def _read_sections(path: Path, sections: Mapping[str, type]) -> dict[str, Any]:
     merged: dict[str, Any] = {}
     for section, kind in sections.items():
         values = content.get(section) or {}
-        check_keys(values, (f.name for f in fields(kind)), f"{path}: {section}")
-        for f in fields(kind):
-            if is_dataclass(f.default_factory) and values.get(f.name):
-                check_keys(values[f.name], (g.name for g in fields(f.default_factory)), f"{path}: {section}: {f.name}")
+        _check_section(values, kind, f"{path}: {section}")
         merged |= values
     return merged
+
+
+def _check_section(values: Any, kind: type, where: str) -> None:
+    if not isinstance(values, dict):
+        raise UserError(f"{where} holds {values!r}, not settings; put name: value pairs there")
+    check_keys(values, (f.name for f in fields(kind)), where)
+    for f in fields(kind):
+        if is_dataclass(f.default_factory) and f.name in values:
+            _check_section(values[f.name], f.default_factory, f"{where}: {f.name}")

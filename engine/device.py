@@ -1,6 +1,8 @@
 """Where and in which precision to compute, the only place that chooses; and how large a model is."""
 
+import platform
 from contextlib import AbstractContextManager
+from pathlib import Path
 
 import torch
 
@@ -42,3 +44,14 @@ def describe_size(model: Checkerboard) -> str:
     """Millions of parameters, trained and frozen."""
     trained, frozen = (sum(p.numel() for p in m.parameters()) / 1e6 for m in (model, model.autoencoder))
     return f"{trained:.1f}M parameters + {frozen:.1f}M autoencoder"
+
+
+def describe_machine(device: torch.device) -> str:
+    """The processor that computes, its number of threads, and torch's version."""
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    else:
+        lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+        names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+        name = f"{names[0] if names else platform.processor()}, {torch.get_num_threads()} threads"
+    return f"{name}, torch {torch.__version__}"

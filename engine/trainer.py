@@ -30,7 +30,7 @@ from engine.config import LoopArgs
 from engine.device import autocast, pick_dtype
 from engine.run_log import RunLog
 from models.errors import UserError
-from models.published import CHECKPOINT_NAME, read_torch_file
+from models.published import CHECKPOINT_NAME, find_checkpoint, read_torch_file
 
 Statistics = Callable[[], dict[str, Tensor]]
 SYNC_STEPS = 10  # between agreements of several ranks on whether to stop or save
@@ -302,7 +302,9 @@ class Trainer:
     def _resume(self) -> None:
         path = self.folder / CHECKPOINT_NAME
         if not path.exists():
-            return
+            if self.args.resume is None:
+                return
+            path = find_checkpoint(self.args.resume)
         saved = read_torch_file(path)
         if saved["steps_per_epoch"] != self.steps_per_epoch and saved["step_in_epoch"]:
             raise UserError(

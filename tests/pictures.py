@@ -1,10 +1,12 @@
-"""Pictures for tests of the data side: drawn images, and folders of them."""
+"""Data for tests of the data side: drawn pictures, folders of them, and numbered images in memory."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
+
+from data.datasets import LabelledImages, UnreadableImageError
 
 # (width, height): landscape, portrait, square, smaller than the crop, large enough to be halved, odd sides.
 SIZES = ((60, 45), (41, 70), (48, 48), (20, 31), (181, 140), (97, 99))
@@ -42,3 +44,16 @@ def damage(path: Path, how: str) -> None:
         path.symlink_to(path.parent / "nowhere")
     else:
         path.write_bytes({"truncated": content[: len(content) // 2], "text": b"not an image", "empty": b""}[how])
+
+
+class NumberedImages(LabelledImages):
+    """Grey images of their own index, some of them unreadable; each is a class of its own."""
+
+    def __init__(self, number: int, unreadable: set[int]) -> None:
+        self.broken = unreadable
+        super().__init__("numbered", [str(i) for i in range(number)], range(number), [str(i) for i in range(number)])
+
+    def read(self, index: int) -> Image.Image:
+        if index in self.broken:
+            raise UnreadableImageError(f"image {index} is broken")
+        return Image.new("RGB", (8, 8), (index % 256,) * 3)

@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -24,12 +25,19 @@ import main
 from engine import distributed
 from engine.autoregressor import AutoregressorTask
 from engine.command import run
-from engine.config import TrainArgs
+from engine.config import TrainArgs, parse_config
 from engine.trainer import Statistics, StepRandomness, Trainer
 from models.checkerboard import Checkerboard, ModelConfig
 from models.scan_order import Layout
 from tests.factory import TINY_TRANSFORMER, tiny_autoencoder
 
+ROOT = Path(__file__).parents[1]
+GOLDEN = Path(__file__).parent / "golden" / "quickstart_loss.json"
+GOLDEN_FLAGS = (
+    *("--llama_config.hidden_size", "64", "--llama_config.num_hidden_layers", "2"),
+    *("--epochs", "2", "--lr_drops", "{1: 0.3162278}", "--log_freq", "5", "--eval_freq", "0"),
+    *("--device", "cpu", "--dtype", "float32"),
+)
 PATIENCE = 300  # seconds that a process may take before it counts as hanging
 _PROCESSES = multiprocessing.get_context("forkserver")
 _PROCESSES.set_forkserver_preload(["tests.training_factory"])  # imported once, so that a process starts quickly
@@ -106,6 +114,18 @@ def tiny_trainer(
     folder.mkdir(parents=True, exist_ok=True)
     data = DigitCodes(num_images, model.scale_sizes)
     return Trainer(task(model, settings), data, settings, folder, torch.device("cpu"))
+
+
+def golden_run(folder: Path) -> dict[str, float]:
+    """Losses by step of the quickstart in small: its settings but for ``GOLDEN_FLAGS``, on codes of real digits."""
+    argv = ("--config", str(ROOT / "configs" / "quickstart.yaml"), *GOLDEN_FLAGS)
+    settings, _ = parse_config(argv, "golden", "", {"model": ModelConfig, "args": TrainArgs})
+    torch.manual_seed(settings["args"].seed)
+    model = Checkerboard(settings["model"], tiny_autoencoder())
+    data, task = DigitCodes(1500, model.scale_sizes), AutoregressorTask(model, settings["args"])
+    folder.mkdir(parents=True, exist_ok=True)
+    Trainer(task, data, settings["args"], folder, torch.device("cpu")).fit()
+    return {str(step): figures["loss"] for step, figures in read_log(folder).items()}
 
 
 class BlocksTask(AutoregressorTask):
@@ -244,3 +264,10 @@ def _process(output: Path, environment: dict[str, str], work: Callable[..., None
     os.environ.update(environment)
     torch.set_num_threads(1)
     work(*args)
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as temporary:
+        curve = golden_run(Path(temporary))
+    remark = "Made by python -m tests.training_factory; make it anew only when training is meant to differ."
+    GOLDEN.write_text(json.dumps({"remark": remark, "flags": GOLDEN_FLAGS, "loss_by_step": curve}, indent=1) + "\n")

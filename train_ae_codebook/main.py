@@ -30,7 +30,7 @@ def main(argv: Sequence[str]) -> None:
     config, args = settings["model"], settings["args"]
     torch.manual_seed(args.seed)
     train, validation = (open_dataset(args.dataset, args.data_path, args.img_size, split) for split in ("train", "val"))
-    folder = Path(args.output_dir or Path("output") / name)
+    folder = Path(args.output_dir or f"output/autoencoders/{name}")
     folder.mkdir(parents=True, exist_ok=True)
     write_yaml(folder / CONFIG_NAME, {"model": plain(config), "args": plain(args)})
     autoencoder = Autoencoder(config)

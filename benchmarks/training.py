@@ -1,0 +1,131 @@
+"""Time of a training step from codes, split, beside what its matrix products alone take.
+
+    python -m benchmarks.training --config configs/config_256_S.yaml --batch_size 4
+
+The products' own time is that of every linear layer, forward and both backward products, at the step's shapes, in the
+same run. What is left is attention, norms, rotations, the loss and Python.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from engine.autoregressor import AutoregressorTask
+from engine.command import run
+from engine.config import TrainArgs, parse_flags
+from engine.device import describe_machine, describe_size, pick_device
+from engine.trainer import StepRandomness
+from models.autoencoder import Autoencoder, AutoencoderConfig
+from models.checkerboard import Checkerboard, ModelConfig
+from models.published import dataclass_from_dict, read_yaml
+
+
+@dataclass(frozen=True)
+class BenchmarkArgs:
+    """What to time.
+
+    Attributes:
+        config: training configuration.
+        batch_size: images a step.
+        steps: timed steps, after two more to warm up; the median counts.
+        device: auto, cuda, mps or cpu.
+    """
+
+    config: str = "configs/config_256_S.yaml"
+    batch_size: int = 4
+    steps: int = 5
+    device: str = "auto"
+
+
+def main(argv: Sequence[str]) -> None:
+    args = parse_flags(argv, "benchmarks.training", __doc__, BenchmarkArgs)
+    device = pick_device(args.device)
+    section = read_yaml(Path(args.config)).get("model") or {}
+    config = dataclass_from_dict(ModelConfig, section, args.config)
+    model = Checkerboard(config, Autoencoder(AutoencoderConfig())).to(device).train()
+    codes = [torch.randint(4096, (args.batch_size, side, side), device=device) for side in model.scale_sizes]
+    labels = torch.randint(config.num_classes, (args.batch_size,), device=device)
+    task = AutoregressorTask(model, TrainArgs())
+    optimizer = torch.optim.AdamW(model.parameters())
+    parts: dict[str, list[float]] = {"forward": [], "backward": [], "optimizer": []}
+    record = _RecordLinears()
+    for step in range(args.steps + 2):
+        clock = _Clock(device)
+        with record if step == 0 else nullcontext():
+            loss, _ = task.loss([codes, labels], StepRandomness(0, step, 0, device))
+        forward = clock.lap()
+        loss.backward()
+        backward = clock.lap()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        if step >= 2:
+            for name, seconds in zip(parts, (forward, backward, clock.lap()), strict=True):
+                parts[name].append(seconds)
+    medians = {name: statistics.median(seconds) for name, seconds in parts.items()}
+    total = sum(medians.values())
+    products = statistics.median(_time_linears(record.calls, device) for _ in range(args.steps))
+    print(f"{args.config}, batch {args.batch_size}, float32, {describe_size(model)}; {describe_machine(device)}")
+    for name, seconds in [*medians.items(), ("step", total)]:
+        print(f"{name:>16}: {seconds:7.3f} s, {seconds / total:6.1%}")
+    print(f"{'matrix products':>16}: {products:7.3f} s, {products / total:6.1%} of the step")
+
+
+class _Clock:
+    """Seconds between laps, the device's work done."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.lap()
+
+    def lap(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        now = time.perf_counter()
+        elapsed, self.start = now - getattr(self, "start", now), now
+        return elapsed
+
+
+class _RecordLinears(TorchFunctionMode):
+    """Notes input and weight of every linear layer that runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[Tensor, Tensor]] = []
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is F.linear:
+            self.calls.append((args[0].detach(), args[1].detach()))
+        return func(*args, **(kwargs or {}))
+
+
+def _time_linears(calls: list[tuple[Tensor, Tensor]], device: torch.device) -> float:
+    """Seconds of the forward product and both backward products of each layer."""
+    seconds = 0.0
+    for x, weight in calls:
+        rows = x.reshape(-1, x.shape[-1])
+        grad = torch.ones(len(rows), weight.shape[0], device=device)
+        products: tuple[Callable[[], Tensor], ...] = (
+            lambda rows=rows, weight=weight: rows @ weight.T,
+            lambda grad=grad, weight=weight: grad @ weight,
+            lambda grad=grad, rows=rows: grad.T @ rows,
+        )
+        clock = _Clock(device)
+        for product in products:
+            product()
+        seconds += clock.lap()
+    return seconds
+
+
+if __name__ == "__main__":
+    run(main)
