@@ -14,6 +14,7 @@ from datetime import datetime
 from hashlib import file_digest
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, Literal
 
 import numpy as np
@@ -30,7 +31,7 @@ from models.autoencoder import Autoencoder, AutoencoderConfig
 from models.checkerboard import Checkerboard, ModelConfig
 from models.errors import UserError
 from models.published import dataclass_from_dict, find_checkpoint, load_autoencoder, load_checkpoint, read_yaml
-from models.sampling import Samples, sample
+from models.sampling import Samples, check_settings, sample
 from models.scan_order import Remainder
 
 NUM_SHOWN = 16
@@ -92,8 +93,8 @@ class SampleArgs:
             raise UserError("give --labels or --num_samples, not both: each label is one image")
         if (self.num_samples is not None and self.num_samples < 1) or self.batch_size < 1:
             raise UserError("num_samples and batch_size must be at least 1")
-        if self.seed < 0:
-            raise UserError(f"seed is {self.seed}; it must not be negative")
+        if not 0 <= self.seed < 2**63:
+            raise UserError(f"seed is {self.seed}; it must lie between 0 and 2**63 - 1")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -103,6 +104,16 @@ def main(argv: Sequence[str]) -> None:
     labels = _choose_labels(model, args)
     dtype = pick_dtype(args.dtype, device)
     model.to(device=device, dtype=dtype)
+    check_settings(
+        model,
+        torch.tensor(labels),
+        steps_per_scale=args.steps_per_scale,
+        cfg=args.cfg,
+        cfg_start_step=args.cfg_start_step,
+        temperature=args.temperature,
+        top_k=args.top_k,
+        top_p=args.top_p,
+    )
     folder = _open_output(args)
     num_steps = model.layout(args.steps_per_scale, args.remainder).num_steps
     print(
@@ -138,7 +149,7 @@ def _choose_labels(model: Checkerboard, args: SampleArgs) -> list[int]:
 
 def _open_output(args: SampleArgs) -> Path:
     """The output folder, writable and without an earlier run's files, which are moved to a folder beside it."""
-    folder = Path(args.output_dir or Path("samples") / datetime.now().strftime("%Y%m%d-%H%M%S"))
+    folder = Path(args.output_dir or Path("samples") / datetime.now().strftime("%Y%m%d-%H%M%S")).absolute()
     if (folder / SETTINGS_NAME).exists():
         aside = next(p for i in range(1, 10**6) if not (p := folder.with_name(f"{folder.name}.{i}")).exists())
         folder.rename(aside)
@@ -146,6 +157,7 @@ def _open_output(args: SampleArgs) -> Path:
     elif folder.exists() and any(folder.glob("*.png")):
         raise UserError(f"{folder} holds images that are not samples of ours; name another --output_dir")
     folder.mkdir(parents=True, exist_ok=True)
+    TemporaryFile(dir=folder).close()  # a folder that cannot be written to is an error now, not after the drawing
     return folder
 
 
@@ -183,6 +195,8 @@ def join_samples(batches: Sequence[Samples]) -> Samples:
 
 
 def _write(samples: Samples, model: Checkerboard, labels: list[int], args: SampleArgs, folder: Path) -> None:
+    # First, so that a run that breaks off is known as ours, and running it again moves it aside.
+    (folder / SETTINGS_NAME).write_text(json.dumps(_settings(model, labels, args), indent=1))
     images = to_uint8(samples.images)
     for i, image in enumerate(images):
         save_png(image, folder / f"{i:06d}.png")
@@ -195,7 +209,6 @@ def _write(samples: Samples, model: Checkerboard, labels: list[int], args: Sampl
         save_entropy_by_step(samples, folder / "entropy_by_step.png")
     if args.animation:
         save_animation(samples, model, folder / "animation.gif")
-    (folder / SETTINGS_NAME).write_text(json.dumps(_settings(model, labels, args), indent=1))
 
 
 def _settings(model: Checkerboard, labels: list[int], args: SampleArgs) -> dict[str, Any]:

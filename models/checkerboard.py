@@ -28,7 +28,7 @@ from models.scan_order import (
     random_positions,
     sampling_blocks,
 )
-from models.transformer import Modulation, Transformer, TransformerConfig, flex_mask
+from models.transformer import Modulation, Transformer, TransformerConfig, as_dtype, flex_mask
 
 INIT_STD = 0.02
 MLP_WIDTH = 64
@@ -349,7 +349,7 @@ class Checkerboard(nn.Module):
     @staticmethod
     def logits(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         """(B, l, V) float32 logits of transformer outputs (B, l, D)."""
-        return F.linear(x.float(), weight, bias).float()
+        return as_dtype(F.linear(as_dtype(x, torch.float32), weight, bias), torch.float32)
 
     def _training_noise(
         self, sequence: Tensor, labels: Tensor, generator: torch.Generator | None

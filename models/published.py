@@ -278,10 +278,10 @@ def autoencoder_config_dict(config: AutoencoderConfig) -> dict[str, Any]:
 def load_exactly(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
     """Load float32 copies of a state dict; every key and shape must match."""
     expected = module.state_dict()
-    problems = [f"missing {key}" for key in expected if key not in state]
-    problems += [f"unexpected {key}" for key in state if key not in expected]
+    problems = [f"missing {_both_names(key)}" for key in expected if key not in state]
+    problems += [f"unexpected {_both_names(key)}" for key in state if key not in expected]
     problems += [
-        f"{key} has shape {tuple(state[key].shape)}, not {tuple(expected[key].shape)}"
+        f"{_both_names(key)} has shape {tuple(state[key].shape)}, not {tuple(expected[key].shape)}"
         for key in expected
         if key in state and state[key].shape != expected[key].shape
     ]
@@ -410,6 +410,11 @@ def _published_name(key: str) -> str:
     for ours, published in _NAMES:
         key = key.replace(ours, published)
     return key
+
+
+def _both_names(key: str) -> str:
+    published = _published_name(key)
+    return key if published == key else f"{key} (published: {published})"
 
 
 def _resolve(path: str | None, folder: Path) -> Path | None:

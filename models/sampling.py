@@ -13,7 +13,7 @@ from torch import Tensor
 
 from models.checkerboard import Checkerboard
 from models.errors import UserError
-from models.scan_order import Layout, Remainder, block_causal_mask
+from models.scan_order import Layout, Remainder, block_causal_mask, sampling_blocks
 from models.transformer import KVCache
 
 MIN_TEMPERATURE = 1e-4  # below it, logits divided by it overflow
@@ -118,7 +118,11 @@ def sample(
         UserError: a label or setting is out of range.
     """
     labels = torch.as_tensor(labels)
-    _check_settings(model, labels, temperature, top_k, top_p, cfg, cfg_start_step, seeds)
+    check_settings(model, labels, steps_per_scale, cfg, cfg_start_step, temperature, top_k, top_p)
+    if seeds is not None and len(seeds) != len(labels):
+        raise UserError(f"{len(seeds)} seeds for {len(labels)} labels; give one an image")
+    if cfg and not model.config.class_cond:
+        warnings.warn("cfg has no effect on an unconditional model", stacklevel=3)
     seeds = torch.randint(2**62, (len(labels),)).tolist() if seeds is None else seeds
     uniforms, order_uniforms = draw_uniforms(seeds, 2, model.num_locations).to(model.device).unbind(1)  # (B, L) each
     layout = model.layout(steps_per_scale, remainder, order_uniforms)
@@ -194,16 +198,18 @@ def _by_scale(values: Tensor, layout: Layout) -> list[Tensor]:
     return [values[:, locations].unflatten(1, (side, side)) for side, locations in slices]
 
 
-def _check_settings(
+def check_settings(
     model: Checkerboard,
     labels: Tensor,
+    steps_per_scale: int,
+    cfg: float,
+    cfg_start_step: int,
     temperature: float,
     top_k: int,
     top_p: float,
-    cfg: float,
-    cfg_start_step: int,
-    seeds: Sequence[int] | None,
 ) -> None:
+    """Refuse labels (B,) and settings of ``sample`` that make no sense, before anything is spent on them."""
+    sampling_blocks(model.scale_sizes, steps_per_scale)
     num_classes = model.config.num_classes
     if labels.ndim != 1 or len(labels) == 0 or labels.is_floating_point():
         raise UserError(f"labels have shape {tuple(labels.shape)} and type {labels.dtype}; give one index an image")
@@ -220,7 +226,3 @@ def _check_settings(
         raise UserError(f"top_p is {top_p}; it must be above 0 and at most 1 (keep all)")
     if cfg_start_step < 0:
         raise UserError(f"cfg_start_step is {cfg_start_step}; steps count from 0")
-    if seeds is not None and len(seeds) != len(labels):
-        raise UserError(f"{len(seeds)} seeds for {len(labels)} labels; give one an image")
-    if cfg and not model.config.class_cond:
-        warnings.warn("cfg has no effect on an unconditional model", stacklevel=4)

@@ -55,6 +55,11 @@ class TransformerConfig:
         return -(-self.intermediate_size // FFN_MULTIPLE) * FFN_MULTIPLE
 
 
+def as_dtype(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """``x.to(dtype)`` without a call where there is nothing to do: thousands are saved for each image."""
+    return x if x.dtype == dtype else x.to(dtype)
+
+
 class KVCache:
     """Keys and values of every token so far, allocated once for the whole image."""
 
@@ -78,7 +83,8 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), eps=1e-6).to(x.dtype)
+        weight = as_dtype(self.weight, torch.float32)
+        return as_dtype(F.rms_norm(as_dtype(x, torch.float32), weight.shape, weight, eps=1e-6), x.dtype)
 
 
 class Modulation(nn.Module):
@@ -116,9 +122,9 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, rotary: Rotary, layer: int, mask: Mask, cache: KVCache | None, start: int) -> Tensor:
         qkv = self.wqkv(x).unflatten(-1, (3, self.num_heads, -1))  # (B, T, 3, h, d)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, h, T, d) each
-        q = rotate(q, rotary.queries).to(v.dtype)
-        k = rotate(k, rotary.for_keys(layer)).to(v.dtype)
+        qkv = qkv.permute(0, 2, 3, 1, 4)  # (B, 3, h, T, d)
+        v = qkv[:, 2]
+        q, k = as_dtype(rotate(qkv[:, :2], rotary.for_both(layer)), v.dtype).unbind(1)  # (B, h, T, d)
         if cache is not None:
             k, v = cache.append(layer, start, k, v)
         if isinstance(mask, BlockMask):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from models.rope import RotaryEmbedding, initial_angles, rotate
+from models.rope import RotaryEmbedding, initial_angles, rotate, turn_of
 from models.scan_order import make_layout, sampling_blocks
 from tests.factory import randomize
 
@@ -116,7 +116,7 @@ def test_slice_keeps_a_run_of_tokens() -> None:
 def test_rotate_turns_pairs_half_a_head_apart() -> None:
     """Each dimension has its own number: q' = q Re + rotate_half(q) Im, rotate_half = (-second half, first half)."""
     q, real, imaginary = torch.randn(3, 2, 2, 5, 8).unbind(0)
-    turned = rotate(q, (real, imaginary))
+    turned = rotate(q, turn_of((real, imaginary)))
     for j in range(8):
         partner = -q[..., j + 4] if j < 4 else q[..., j - 4]
         torch.testing.assert_close(turned[..., j], q[..., j] * real[..., j] + partner * imaginary[..., j])
