@@ -8,10 +8,12 @@ from torch import Tensor
 
 from engine import distributed
 from engine.config import TrainArgs, plain
+from engine.device import pick_device
 from engine.images import save_grid, to_uint8
 from engine.labels import shown_labels
 from engine.trainer import Statistics, StepRandomness
 from models.checkerboard import Checkerboard, scale_statistics
+from models.errors import UserError
 from models.sampling import sample
 from models.scan_order import sampling_blocks, training_blocks
 
@@ -24,6 +26,8 @@ class AutoregressorTask:
 
     def __init__(self, module: Checkerboard, args: TrainArgs) -> None:
         self.module, self.args = module, args
+        if args.attention == "flex" and pick_device(args.device).type != "cuda":
+            raise UserError("attention flex trains on CUDA alone; set attention sdpa")
         module.use_flex_attention = args.attention == "flex"
         module.transformer.activation_checkpointing = args.activation_checkpointing
         if args.compile:

@@ -22,7 +22,10 @@ def pick_device(name: str = "auto") -> torch.device:
         raise UserError(f"device {name} is unknown; choose auto, cuda, mps or cpu")
     if not available[kind]:
         raise UserError(f"device {name} is not available to this torch; choose another, or auto")
-    return torch.device(name)
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"device {name} is unknown; give the number of a GPU as in cuda:0") from error
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:

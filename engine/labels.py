@@ -30,12 +30,12 @@ def shown_labels(model: Checkerboard, count: int) -> list[int]:
 
 
 def parse_labels(text: str, model: Checkerboard) -> list[int]:
-    """Class indices of a comma-separated list of indices and names, as in ``207,"tabby cat",3``.
+    """Class indices of a list of indices and names, separated by commas or new lines, as in ``207,"tabby cat",3``.
 
     Raises:
         UserError: an index out of range, or a name that is no class; the nearest one is named.
     """
-    words = [word.strip() for word in next(csv.reader([text], skipinitialspace=True), [])]
+    words = [word.strip() for row in csv.reader(text.splitlines(), skipinitialspace=True) for word in row]
     if not any(words):
         raise UserError('labels is empty; give indices or names, as in 207,"tabby cat"')
     index_of = _index_of_names(model)

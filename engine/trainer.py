@@ -210,8 +210,7 @@ class Trainer:
                     loss, statistics = self.forward(_to_device(batch, self.device), randomness)
                 self.scaler.scale(loss / len(group)).backward()
             self.loss_sum += loss.detach() / len(group)
-            newly_bad = ~loss.detach().isfinite() & (self.first_bad_step < 0)
-            self.first_bad_step = torch.where(newly_bad, self.step, self.first_bad_step)
+            self._note(~loss.detach().isfinite(), self.step)
         norm = self._gradient_norm(needed=bar is not None)
         self.scaler.step(self.optimizer)
         self.scaler.update()
@@ -248,14 +247,19 @@ class Trainer:
             self.log.scalars(self.step, figures)
         bar.set_postfix_str(f"epoch {epoch:.1f}, loss {figures['loss']:.3f}, lr {figures['lr']:.1e}")
 
+    def _note(self, bad: Tensor, step: int) -> None:
+        """Remember the first step whose loss or weights are bad, without waiting for the device."""
+        self.first_bad_step = torch.where(bad & (self.first_bad_step < 0), step, self.first_bad_step)
+
     def _check_finite(self) -> None:
-        """Stop every rank, before anything bad is saved, if a loss of any since the last check was not finite."""
+        """Stop every rank, before anything bad is saved, if any noted something since the last check."""
         bad = [(step, rank) for rank, step in enumerate(distributed.everyones(int(self.first_bad_step))) if step >= 0]
         if bad:
             step, rank = min(bad)
             raise UserError(
-                f"the loss is not finite at step {step} (rank {rank}, learning rate {self.learning_rate:.2e}); the "
-                f"checkpoint in {self.folder} is from before: lower lr, set clip_grad 1 or dtype float32, and run again"
+                f"the loss or a weight is not finite at step {step} (rank {rank}, learning rate "
+                f"{self.learning_rate:.2e}); the checkpoint in {self.folder} is from before: lower lr, set clip_grad 1 "
+                "or dtype float32, and run again"
             )
 
     def _end_epoch(self) -> None:
@@ -279,7 +283,9 @@ class Trainer:
 
     def save(self) -> None:
         """Write ``checkpoint-last.pth``; called on all ranks, rank 0 writes."""
+        self._note(~torch.stack([p.isfinite().all() for p in self.module.parameters()]).all(), self.step - 1)
         self._check_finite()
+        self.loss_sum = distributed.add_up(self.loss_sum) / distributed.num_ranks()  # the file holds one for all ranks
         self.last_save = time.monotonic()
         if distributed.is_main():
             save_whole(self._state(), self.folder / CHECKPOINT_NAME)
@@ -306,6 +312,9 @@ class Trainer:
                 return
             path = find_checkpoint(self.args.resume)
         saved = read_torch_file(path)
+        shapes = {name: tensor.shape for name, tensor in self.module.state_dict().items()}
+        if "steps_per_epoch" not in saved or {name: t.shape for name, t in saved["model"].items()} != shapes:
+            raise UserError(f"{path} is of no run of this model; name one, or start from its weights by weights_init")
         if saved["steps_per_epoch"] != self.steps_per_epoch and saved["step_in_epoch"]:
             raise UserError(
                 f"{path} stopped inside an epoch of {saved['steps_per_epoch']} steps, now one has "
@@ -316,8 +325,10 @@ class Trainer:
             kind = "without" if self.ema else "with"
             raise UserError(f"{path} was trained {kind} ema; keep it so, or name another output_dir")
         self.module.load_state_dict(saved["model"])
-        self.optimizer.load_state_dict(saved["optimizer"])
-        self.scaler.load_state_dict(saved["scaler"])
+        groups = self.optimizer.state_dict()["param_groups"]  # betas and weight decay of now, not of then
+        self.optimizer.load_state_dict(saved["optimizer"] | {"param_groups": groups})
+        if saved["scaler"]:  # empty but after float16
+            self.scaler.load_state_dict(saved["scaler"])
         if self.ema is not None:
             self.ema.module.load_state_dict(saved["model_ema"])
         self.step, self.epoch, self.step_in_epoch = saved["step"], saved["epoch"], saved["step_in_epoch"]

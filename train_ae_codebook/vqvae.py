@@ -22,6 +22,7 @@ from models.errors import UserError
 
 USAGE_RATE = 0.01  # of the moving average of code frequencies
 SHOWN_IMAGES = 16
+MAX_VALIDATION = 1000  # evenly spaced over the validation images
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,9 @@ class VQVAETask:
 
     def __init__(self, module: Autoencoder, args: AutoencoderArgs, validation: Dataset) -> None:
         self.module, self.args = module, args
-        self.shown = torch.stack([validation[(i, 0)][0] for i in range(min(SHOWN_IMAGES, len(validation)))])
-        self.validation = torch.stack([validation[(i, 0)][0] for i in range(len(validation))])
+        count = min(MAX_VALIDATION, len(validation))
+        spread = [i * len(validation) // count for i in range(count)]
+        self.validation = torch.stack([validation[(i, 0)][0] for i in spread])
 
     def loss(self, batch: list[Tensor], randomness: StepRandomness) -> tuple[Tensor, Statistics]:
         images = self._at_random_size(batch[0], randomness)
@@ -89,12 +91,13 @@ class VQVAETask:
         if not distributed.is_main():
             return {}
         device = module.quantize.embedding.device
+        shown = self.validation[:: max(1, len(self.validation) // SHOWN_IMAGES)][:SHOWN_IMAGES].to(device)
         rows = []
         for side in self.args.scale_sizes:
-            small = resize_image(self.shown.to(device), side * module.config.stride)
+            small = resize_image(shown, side * module.config.stride)
             rebuilt = module.decode(module.quantize_latents(module.encode(small)))
             rows += [resize_nearest(pixels, self.args.img_size) for pixels in (small, rebuilt)]
-        save_grid(to_uint8(torch.cat(rows)), folder / f"{name}.png", len(self.shown))
+        save_grid(to_uint8(torch.cat(rows)), folder / f"{name}.png", len(shown))
         codes = torch.cat([module.quantize_latents(module.encode(b.to(device))) for b in self.validation.split(64)])
         rebuilt = torch.cat([module.decode(c).cpu() for c in codes.split(64)])
         mse = ((rebuilt.clamp(-1, 1) - self.validation) / 2).square().mean()
