@@ -102,7 +102,7 @@ def train(
     )
     trainer.fit()
     _say(f"samples: {folder / 'samples'}; checkpoint: {folder / CHECKPOINT_NAME}")
-    if args.dataset == "digits" and distributed.is_main():
+    if args.dataset == "digits" and config.class_cond and distributed.is_main():
         print(score_digits(trainer.trained.eval(), NUM_SCORED_DIGITS, args))
 
 

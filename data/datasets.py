@@ -13,6 +13,7 @@ from sklearn.datasets import load_digits
 from timm.data import ImageNetInfo
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
+from tqdm import tqdm
 
 from data.crops import NUM_CROPS, CropRecipe, crop_image, to_floats
 from models.errors import UserError
@@ -249,6 +250,6 @@ def note_unreadable(error: UnreadableImageError, index: int, unreadable: set[int
     """Report an unreadable image once; too many of them are an error."""
     if index not in unreadable:
         unreadable.add(index)
-        print(f"skipped: {error}", file=sys.stderr)
+        tqdm.write(f"skipped: {error}", file=sys.stderr)  # on a line of its own, above any progress bar
     if len(unreadable) > max(1, MAX_UNREADABLE_SHARE * num_images) or len(unreadable) == num_images:
         raise UserError(f"{len(unreadable)} unreadable images, over 1 % of the data; mend it (--check_data lists them)")

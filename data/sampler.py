@@ -51,5 +51,5 @@ class EpochBatches(Sampler):
         return len(self.indices)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        for indices, crops in zip(self.indices.tolist(), self.crops.tolist(), strict=True):
-            yield list(zip(indices, crops, strict=True))
+        for indices, crops in zip(self.indices, self.crops, strict=True):
+            yield list(zip(indices.tolist(), crops.tolist(), strict=True))

@@ -7,6 +7,7 @@ is called ``NAME.partial``; status.npy says what is done, so that a killed creat
 
 import hashlib
 import json
+import mmap
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
@@ -26,6 +27,7 @@ from models.scan_order import scale_slices
 
 VERSION = 1
 MANIFEST = "manifest.json"
+MAX_CODES = 2**16
 TODO, DONE, UNREADABLE = 0, 1, 2  # status of an image
 
 
@@ -63,6 +65,8 @@ def describe(
     images: LabelledImages, img_size: int, crop: CropRecipe, scale_sizes: Sequence[int], autoencoder: Autoencoder
 ) -> Manifest:
     """The manifest of a cache of these images under this autoencoder."""
+    if autoencoder.config.n_embed > MAX_CODES:
+        raise UserError(f"a cache holds up to {MAX_CODES} codes, not {autoencoder.config.n_embed}; train from images")
     listing = "\n".join(f"{key}\t{label}" for key, label in zip(images.keys, images.labels, strict=True))
     return Manifest(
         version=VERSION,
@@ -180,7 +184,7 @@ class TokenCache(Dataset):
         self.folder = folder
         manifest = check_manifest(folder, expected)
         try:
-            self.codes = np.load(folder / "codes.npy", mmap_mode="r")
+            self.codes = _map_codes(folder)
             self.labels = np.load(folder / "labels.npy")
             status = np.load(folder / "status.npy")
         except (OSError, ValueError, EOFError) as error:
@@ -196,7 +200,7 @@ class TokenCache(Dataset):
         return self.__dict__ | {"codes": None}  # a worker that was not forked maps the file too, and gets no copy
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__ = state | {"codes": np.load(state["folder"] / "codes.npy", mmap_mode="r")}
+        self.__dict__ = state | {"codes": _map_codes(state["folder"])}
 
     @property
     def num_crops(self) -> int:
@@ -215,6 +219,16 @@ class TokenCache(Dataset):
         rows = torch.from_numpy(self.codes[indices, crops].astype(np.int64))
         codes = [rows[:, s].unflatten(1, (side, side)) for side, s in zip(self.scale_sizes, self.slices, strict=True)]
         return codes, torch.from_numpy(self.labels[indices])
+
+
+def _map_codes(folder: Path) -> np.memmap:
+    """(N, K, L) codes, mapped for reading rows here and there."""
+    codes = np.load(folder / "codes.npy", mmap_mode="r")
+    if hasattr(
+        mmap, "MADV_RANDOM"
+    ):  # else each row of 2 kB drags in up to megabytes around it, out of a cache of 22 GB
+        codes.base.madvise(mmap.MADV_RANDOM)
+    return codes
 
 
 def _next_done(status: np.ndarray) -> np.ndarray:

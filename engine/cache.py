@@ -12,7 +12,17 @@ from tqdm import tqdm
 
 from data.crops import NUM_CROPS, crop_image, to_floats
 from data.datasets import LabelledImages, UnreadableImageError, note_unreadable
-from data.token_cache import DONE, TODO, UNREADABLE, Manifest, PartialCache, begin_cache, check_manifest, partial_folder
+from data.token_cache import (
+    DONE,
+    UNREADABLE,
+    Manifest,
+    PartialCache,
+    TokenCache,
+    begin_cache,
+    check_manifest,
+    partial_folder,
+    read_manifest,
+)
 from engine import distributed
 from models.autoencoder import Autoencoder
 from models.errors import UserError
@@ -22,7 +32,7 @@ PAPER_SCALE_SIZES = (1, 2, 3, 4, 5, 6, 7, 8, 10, 11, 13, 16)
 
 
 class AllCrops(Dataset):
-    """(index, crops (K, 3, size, size) as bytes) of chosen images; None for an unreadable one."""
+    """(index, crops (K, 3, size, size) as bytes) of chosen images; (index, error) of an unreadable one."""
 
     def __init__(self, images: LabelledImages, indices: np.ndarray, manifest: Manifest) -> None:
         self.images, self.indices, self.manifest = images, indices, manifest
@@ -81,8 +91,9 @@ class CacheMaker:
                 self._check_space(root)
             begin_cache(folder, self.manifest, self.images.labels)
         distributed.barrier()
+        self.manifest = read_manifest(partial_folder(folder))  # what was begun may hold more scales
         partial = PartialCache(folder)
-        todo = np.flatnonzero(partial.status == TODO)
+        todo = np.flatnonzero(partial.status != DONE)  # unreadable images may have been mended
         distributed.barrier()  # all have read the status before anyone changes it
         self._fill(partial, todo)
         distributed.barrier()
@@ -96,14 +107,15 @@ class CacheMaker:
 
         Codes differ only where rounding decides between two codes, on another device or library version.
         """
-        manifest = check_manifest(folder, self.manifest)
-        codes, status = np.load(folder / "codes.npy", mmap_mode="r"), np.load(folder / "status.npy")
-        done = np.flatnonzero(status == DONE)
+        cache = TokenCache(folder, self.manifest, scale_sizes=())
+        done = np.flatnonzero(cache.stand_in == np.arange(len(cache)))
         chosen = np.random.default_rng(seed).choice(done, min(count, len(done)), replace=False)
-        self.manifest = manifest
+        self.manifest = read_manifest(folder)
         different = 0
         for indices, rows in self._encode(np.sort(chosen)):
-            different += int((rows.numpy() != codes[indices]).sum())
+            if isinstance(rows, UnreadableImageError):
+                raise rows
+            different += int((rows.numpy() != cache.codes[indices]).sum())
         return different
 
     def _fill(self, partial: PartialCache, todo: np.ndarray) -> None:

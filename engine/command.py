@@ -27,7 +27,7 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
     except OSError as error:
         if error.filename is None and error.errno is None:
             raise  # not from the file system: a bug of ours keeps its traceback
-        full = error.errno == errno.ENOSPC
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         hint = "; free some space and run the same command again" if full else ""
         _stop(f"error: {error.filename or 'output'}: {error.strerror}{hint}", USER_ERROR)
     except Stopped as stop:

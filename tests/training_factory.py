@@ -11,6 +11,7 @@ import socket
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,8 @@ import main
 from engine import distributed
 from engine.autoregressor import AutoregressorTask
 from engine.command import run
-from engine.config import TrainArgs, parse_config
+from engine.config import TrainArgs, parse_config, plain
+from engine.run_folder import save_autoencoder
 from engine.trainer import Statistics, StepRandomness, Trainer
 from models.checkerboard import Checkerboard, ModelConfig
 from models.scan_order import Layout
@@ -35,7 +37,7 @@ ROOT = Path(__file__).parents[1]
 GOLDEN = Path(__file__).parent / "golden" / "quickstart_loss.json"
 GOLDEN_FLAGS = (
     *("--llama_config.hidden_size", "64", "--llama_config.num_hidden_layers", "2"),
-    *("--epochs", "2", "--lr_drops", "{1: 0.3162278}", "--log_freq", "5", "--eval_freq", "0"),
+    *("--batch_size", "25", "--epochs", "2", "--lr_drops", "{1: 0.3162278}", "--log_freq", "5", "--eval_freq", "0"),
     *("--device", "cpu", "--dtype", "float32"),
 )
 PATIENCE = 300  # seconds that a process may take before it counts as hanging
@@ -85,6 +87,11 @@ def fresh_model(**overrides: Any) -> Checkerboard:
         return Checkerboard(ModelConfig(**(tiny | overrides)), tiny_autoencoder())
 
 
+def without_noise() -> Checkerboard:
+    """A fresh model whose loss does not depend on how a step is split into batches."""
+    return fresh_model(label_drop=0.0, random_replace=0.0)
+
+
 def tiny_args(**overrides: Any) -> TrainArgs:
     """2 epochs that log every step and save after an epoch alone; ``overrides`` are fields of TrainArgs."""
     tiny = {
@@ -116,13 +123,44 @@ def tiny_trainer(
     return Trainer(task(model, settings), data, settings, folder, torch.device("cpu"))
 
 
+def tiny_command(root: Path, folder: Path, **settings: Any) -> list[str]:
+    """Arguments of main.py for a run on 8 x 8 digits, scales 1 2 4, from a cache that is made first.
+
+    Args:
+        root: gets the autoencoder and the cache, for all runs.
+        folder: of the run.
+        settings: more flags, that win.
+    """
+    if not (root / "autoenc").exists():
+        save_autoencoder(tiny_autoencoder(ch_mult=(1, 1)), root / "autoenc")
+    flags = {
+        "img_size": 8,
+        "num_classes": 10,
+        "autoenc.config_path": root / "autoenc" / "autoencoder_config.yaml",
+        "autoenc.checkpoint_path": root / "autoenc" / "autoencoder.safetensors",
+        "llama_config": asdict(TINY_TRANSFORMER),
+        "dataset": "digits",
+        "crop": "center",
+        "create_cache": True,
+        "use_cache": True,
+        "cache_scales": "model",
+        "cached_path": root / "cached",
+        "output_dir": folder,
+        "cfg": 0.0,
+    }
+    settings = plain(tiny_args()) | flags | settings
+    return [
+        word for name, value in settings.items() for word in (f"--{name}", json.dumps(value, default=str).strip('"'))
+    ]
+
+
 def golden_run(folder: Path) -> dict[str, float]:
     """Losses by step of the quickstart in small: its settings but for ``GOLDEN_FLAGS``, on codes of real digits."""
     argv = ("--config", str(ROOT / "configs" / "quickstart.yaml"), *GOLDEN_FLAGS)
     settings, _ = parse_config(argv, "golden", "", {"model": ModelConfig, "args": TrainArgs})
     torch.manual_seed(settings["args"].seed)
     model = Checkerboard(settings["model"], tiny_autoencoder())
-    data, task = DigitCodes(1500, model.scale_sizes), AutoregressorTask(model, settings["args"])
+    data, task = DigitCodes(750, model.scale_sizes), AutoregressorTask(model, settings["args"])
     folder.mkdir(parents=True, exist_ok=True)
     Trainer(task, data, settings["args"], folder, torch.device("cpu")).fit()
     return {str(step): figures["loss"] for step, figures in read_log(folder).items()}
@@ -158,8 +196,11 @@ class NaNTask(AutoregressorTask):
 class SignalTask(AutoregressorTask):
     """The last rank gets SIGTERM within step 13."""
 
+    sent = False
+
     def loss(self, batch: list[Any], randomness: StepRandomness) -> tuple[Tensor, Statistics]:
-        if randomness.step == 13 and distributed.rank() == distributed.num_ranks() - 1:
+        if randomness.step == 13 and distributed.rank() == distributed.num_ranks() - 1 and not self.sent:
+            self.sent = True
             signal.raise_signal(signal.SIGTERM)
         return super().loss(batch, randomness)
 

@@ -59,6 +59,9 @@ class VQVAETask:
     """Trains every weight of an ``Autoencoder`` on images."""
 
     def __init__(self, module: Autoencoder, args: AutoencoderArgs, validation: Dataset) -> None:
+        largest = max(args.scale_sizes) * module.config.stride
+        if largest != args.img_size:
+            raise UserError(f"the largest of scale_sizes is one of {largest} pixels, but img_size is {args.img_size}")
         self.module, self.args = module, args
         count = min(MAX_VALIDATION, len(validation))
         spread = [i * len(validation) // count for i in range(count)]

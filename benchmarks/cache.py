@@ -1,0 +1,134 @@
+"""Opening and reading a cache of codes of ImageNet's size: seconds, memory, images a second.
+
+    python -m benchmarks.cache
+
+Two caches are made in a temporary folder and removed again. One has the size of ImageNet's, 10 crops at the scales of
+the paper's 256 px configurations, but is sparse: its codes were never written, so it takes no disk and reads as zeros.
+It shows what opening costs, and reading without a disk. The other is smaller and holds random codes: they are read from
+the disk, as far as this system can be made to forget its copy in memory, and then from memory.
+
+Letters as in data/token_cache.py: N images, K crops, L codes of all cached scales.
+"""
+
+import json
+import os
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from torch.utils.data import DataLoader
+
+from data.datasets import human_names, imagenet_keys
+from data.sampler import EpochBatches
+from data.token_cache import DONE, MANIFEST, VERSION, Manifest, TokenCache
+from engine.cache import PAPER_SCALE_SIZES
+from engine.command import run
+from engine.config import parse_flags
+from engine.device import describe_machine, pick_device
+
+NUM_CODES = 4096
+READ_SCALES = (1, 2, 4, 8, 16)  # of the paper's models at scale ratio 2
+CHUNK = 1000  # images written at once
+ROW = "{:<20}" + "{:>10}" * 7
+
+
+@dataclass(frozen=True)
+class BenchmarkArgs:
+    """What to measure.
+
+    Attributes:
+        images: images of the sparse cache; ImageNet has 1281167.
+        stored_images: images of the cache with codes on the disk, 17 kB each.
+        batches: batches read of each.
+        batch_size: images a batch.
+        folder: where the caches are made and removed; default the system's folder for temporary files.
+    """
+
+    images: int = 1_281_167
+    stored_images: int = 20_000
+    batches: int = 156
+    batch_size: int = 128
+    folder: str | None = None
+
+
+def main(argv: Sequence[str]) -> None:
+    args = parse_flags(argv, "benchmarks.cache", __doc__, BenchmarkArgs)
+    print(f"{describe_machine(pick_device('cpu'))}; one process, batches of {args.batch_size}, scales {READ_SCALES}")
+    print(ROW.format("cache", "images", "file GB", "disk GB", "open s", "open MB", "read MB", "images/s"))
+    with tempfile.TemporaryDirectory(dir=args.folder) as root:
+        folder, manifest = _make_cache(Path(root) / "sparse", args.images, stored=False)
+        _measure("sparse, all zeros", folder, manifest, args)
+        folder, manifest = _make_cache(Path(root) / "stored", args.stored_images, stored=True)
+        if _forget(folder / "codes.npy"):
+            _measure("stored, from disk", folder, manifest, args)
+        _measure("stored, from memory", folder, manifest, args)
+    print("MB: memory of this process alone, added by opening and by reading; mapped codes are shared and not in it.")
+
+
+def _make_cache(folder: Path, num_images: int, stored: bool) -> tuple[Path, Manifest]:
+    """A cache of random codes, or of none but with files of their size."""
+    keys = imagenet_keys()
+    manifest = Manifest(
+        version=VERSION,
+        dataset="synthetic",
+        num_images=num_images,
+        img_size=256,
+        crop="ten",
+        scale_sizes=list(PAPER_SCALE_SIZES),
+        autoencoder_sha256="",
+        images_sha256="",
+        class_keys=keys,
+        class_names=human_names(keys),
+    )
+    rng = np.random.default_rng(0)
+    folder.mkdir()
+    codes = np.lib.format.open_memmap(folder / "codes.npy", "w+", np.uint16, manifest.shape)
+    for start in range(0, num_images if stored else 0, CHUNK):
+        part = codes[start : start + CHUNK]
+        part[:] = rng.integers(NUM_CODES, size=part.shape, dtype=np.uint16)
+    codes.flush()
+    np.save(folder / "labels.npy", rng.integers(len(keys), size=num_images))
+    np.save(folder / "status.npy", np.full(num_images, DONE, dtype=np.uint8))
+    (folder / MANIFEST).write_text(json.dumps(asdict(manifest)))
+    return folder, manifest
+
+
+def _forget(path: Path) -> bool:
+    """Ask the system to drop its copy of a file from memory; whether it can be asked."""
+    if not hasattr(os, "posix_fadvise"):
+        return False
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    return True
+
+
+def _measure(name: str, folder: Path, manifest: Manifest, args: BenchmarkArgs) -> None:
+    """Open a cache, read batches in random order as training does, and print a row."""
+    memory, start = _own_memory(), time.perf_counter()
+    cache = TokenCache(folder, manifest, READ_SCALES)
+    open_seconds, open_memory = time.perf_counter() - start, _own_memory() - memory
+    sampler = EpochBatches(len(cache), cache.num_crops, args.batch_size, seed=0, epoch=0)
+    batches = iter(DataLoader(cache, batch_sampler=sampler, collate_fn=cache.collate))
+    memory, start = _own_memory(), time.perf_counter()
+    num_read = sum(len(labels) for _, labels in islice(batches, args.batches))
+    seconds, read_memory = time.perf_counter() - start, _own_memory() - memory
+    file = (folder / "codes.npy").stat()
+    cells = (f"{file.st_size / 1e9:.2f}", f"{file.st_blocks * 512 / 1e9:.2f}", f"{open_seconds:.3f}")
+    memories = (f"{open_memory / 1e6:.0f}", f"{read_memory / 1e6:.0f}")
+    print(ROW.format(name, len(cache), *cells, *memories, f"{num_read / seconds:.0f}"), flush=True)
+
+
+def _own_memory() -> float:
+    """Bytes that this process alone holds in memory; not a number where the system does not say."""
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.exists() else []
+    return next((1024.0 * int(line.split()[1]) for line in lines if line.startswith("RssAnon")), float("nan"))
+
+
+if __name__ == "__main__":
+    run(main)

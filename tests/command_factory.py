@@ -1,0 +1,74 @@
+"""Command lines run for tests, in this process or in one of their own, and checkpoint folders to give them."""
+
+import io
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+from engine.command import run
+from engine.run_folder import open_run_folder
+from models.checkerboard import Checkerboard
+from tests.factory import randomize
+from tests.training_factory import tiny_args, tiny_trainer
+
+ROOT = Path(__file__).parents[1]
+PROGRESS = re.compile(r"[\w ]*: +\d+%\|")
+PATIENCE = 300  # seconds that a process may take before it counts as hanging
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a command line."""
+
+    code: int
+    out: str
+    err: str
+
+    def error(self) -> str:
+        """What follows ``error:`` on the one line of stderr, progress bars aside, of a user's mistake."""
+        lines = [line for line in re.split(r"[\r\n]+", self.err) if line.strip() and not PROGRESS.match(line)]
+        assert self.code == 2, self.err
+        assert len(lines) == 1, self.err
+        assert lines[0].startswith("error: "), self.err
+        return lines[0].removeprefix("error: ")
+
+
+def call(main: Callable[[Sequence[str]], None], *argv: str) -> Outcome:
+    """Run a command line's ``main`` in this process, as ``python PROGRAM ARGV`` would."""
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with patch.object(sys, "argv", ["program", *argv]), redirect_stdout(out), redirect_stderr(err):
+        try:
+            run(main)
+        except SystemExit as end:
+            code = end.code
+    return Outcome(code, out.getvalue(), err.getvalue())
+
+
+def start(*command: str, folder: Path = ROOT, **environment: str) -> Outcome:
+    """Run a command in a process of its own, on one thread."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=PATIENCE)
+    return Outcome(done.returncode, done.stdout, done.stderr)
+
+
+def start_python(*argv: str, folder: Path = ROOT, **environment: str) -> Outcome:
+    return start(sys.executable, *argv, folder=folder, **environment)
+
+
+def save_run(folder: Path, model: Checkerboard, **args: Any) -> Path:
+    """A run folder as main.py leaves it, ``model`` its last state; averages, if ``args`` ask for them, are others."""
+    folder.mkdir(parents=True)
+    open_run_folder(folder, model.config, tiny_args(**args), model.autoencoder)
+    trainer = tiny_trainer(folder, model, **args)
+    if trainer.ema is not None:
+        randomize(trainer.ema.module)
+    trainer.save()
+    model.eval()
+    return folder

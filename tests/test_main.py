@@ -1,0 +1,359 @@
+"""main.py as a command: a whole small run, going on after kills at any moment, and answers to mistakes."""
+
+import json
+import os
+import re
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import main
+from engine.config import TrainArgs, parse_config, to_yaml
+from engine.run_folder import save_autoencoder
+from models import load_checkpoint
+from models.checkerboard import ModelConfig
+from models.published import read_torch_file
+from tests.command_factory import Outcome, call, start_python
+from tests.factory import FIXTURES, tiny_autoencoder
+from tests.training_factory import (
+    assert_same_training,
+    exit_codes,
+    main_command,
+    read_events,
+    read_log,
+    start_process,
+    tiny_command,
+)
+
+LAST = "checkpoint-last.pth"
+SCORE = re.compile(
+    r"digits recognised by an SVC trained on the real ones: (\S+)% of 500 drawn, (\S+)% of 297 real held-out ones\n"
+)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an autoencoder and a cache of codes, that all runs of this module share."""
+    root = tmp_path_factory.mktemp("main")
+    out = call(main.main, *tiny_command(root, root / "unused", use_cache=False))
+    assert out.code == 0, out.err
+    assert not (root / "unused").exists()  # without use_cache, the cache is all that is made
+    return root
+
+
+def tiny_yaml(root: Path, folder: Path, **settings: Any) -> Path:
+    """A configuration file that says what ``tiny_command`` does; the autoencoder's path is from here."""
+    path = folder / "tiny.yaml"
+    parsed, _ = parse_config(tiny_command(root, folder, **settings), "", "", {"model": ModelConfig, "args": TrainArgs})
+    path.write_text(to_yaml(parsed))
+    return path
+
+
+@pytest.fixture
+def few_scored(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(main, "NUM_SCORED_DIGITS", 10)
+
+
+# A whole run
+
+
+@pytest.fixture(scope="module")
+def finished(root: Path) -> tuple[Path, Path, Outcome]:
+    """The folder, the configuration and the outcome of a run of two epochs, in a process of its own."""
+    config = tiny_yaml(root, root, output_dir=root / "run", epochs=2, batch_size=100, log_freq=5, ema=True)
+    return root / "run", config, start_python("main.py", "--config", str(config))
+
+
+def test_a_run_says_what_it_does_and_how_it_went(finished: tuple[Path, Path, Outcome]) -> None:
+    folder, _, outcome = finished
+    assert outcome.code == 0, outcome.err
+    assert "Traceback" not in outcome.err
+    assert "error" not in outcome.err
+    assert "scales 1 2 4; 1500 images of 10 classes; 15 steps an epoch on 1 ranks; float32 on cpu" in outcome.out
+    assert f"samples: {folder / 'samples'}; checkpoint: {folder / LAST}\n" in outcome.out
+    drawn, held_out = map(float, SCORE.search(outcome.out).groups())
+    assert 0 <= drawn <= 100
+    assert held_out > 90
+
+
+def test_a_run_leaves_everything_in_its_folder(finished: tuple[Path, Path, Outcome]) -> None:
+    folder, _, _ = finished
+    files = sorted(path.name for path in folder.iterdir() if not path.name.startswith("events.out"))
+    assert files == ["autoenc", LAST, "config.yaml", "log.jsonl", "samples"]
+    saved = read_torch_file(folder / LAST)
+    assert (saved["step"], saved["epoch"], saved["class_names"]) == (30, 2, [str(digit) for digit in range(10)])
+    with Image.open(folder / "samples" / "epoch_0002.png") as grid:
+        assert grid.size == (8 * (8 + 2) + 2, 10 * (8 + 2) + 2)  # 8 columns of 8 px, a row a digit
+        assert np.array(grid).std() > 5
+    for use_ema in (False, True):
+        assert load_checkpoint(folder, use_ema).config.num_classes == 10
+
+
+def test_the_log_is_json_lines_and_tensorboard_holds_the_same(finished: tuple[Path, Path, Outcome]) -> None:
+    folder, _, _ = finished
+    log = read_log(folder)
+    assert list(log) == [5, 10, 15, 20, 25, 30]
+    board = EventAccumulator(str(folder))
+    board.Reload()
+    figures = {"loss", "epoch", "lr", "grad_norm"} | {
+        f"{kind}_scale_{side}" for kind in ("loss", "accuracy") for side in (1, 2, 4)
+    }
+    assert set(board.Tags()["scalars"]) == figures
+    for name in figures:
+        scalars = {scalar.step: scalar.value for scalar in board.Scalars(name)}
+        assert scalars == pytest.approx({step: entry[name] for step, entry in log.items()}, rel=1e-6)
+    for entry in log.values():
+        assert all(map(np.isfinite, entry.values()))
+        assert all(0 <= entry[f"accuracy_scale_{side}"] <= 1 for side in (1, 2, 4))
+    assert log[30]["loss"] < 0.95 * log[5]["loss"]
+
+
+def test_the_same_command_again_does_not_train_again(finished: tuple[Path, Path, Outcome]) -> None:
+    folder, config, outcome = finished
+    before = (folder / LAST).read_bytes()
+    again = call(main.main, "--config", str(config))
+    assert again.code == 0, again.err
+    assert f"going on from {folder / LAST}: epoch 2, step 30" in again.out
+    assert SCORE.search(again.out)[0] == SCORE.search(outcome.out)[0]
+    assert (folder / LAST).read_bytes() == before
+    assert list(read_log(folder)) == [5, 10, 15, 20, 25, 30]
+
+
+@pytest.mark.usefixtures("few_scored")
+def test_more_epochs_go_on(finished: tuple[Path, Path, Outcome], root: Path, tmp_path: Path) -> None:
+    """In a moved folder, and to the same weights as a run of three epochs from the start."""
+    folder, config, _ = finished
+    shutil.copytree(folder, tmp_path / "moved")
+    for name in ("moved", "whole"):
+        outcome = call(main.main, "--config", str(config), "--epochs", "3", "--output_dir", str(tmp_path / name))
+        assert outcome.code == 0, outcome.err
+    assert_same_training(tmp_path / "whole", tmp_path / "moved")
+    assert read_log(tmp_path / "whole") == read_log(tmp_path / "moved")
+    grids = [(tmp_path / name / "samples" / "epoch_0003.png").read_bytes() for name in ("moved", "whole")]
+    assert grids[0] == grids[1]
+
+
+@pytest.mark.usefixtures("few_scored")
+def test_images_train_as_their_cached_codes_do(root: Path, tmp_path: Path) -> None:
+    for name, cached in (("live", False), ("cached", True)):
+        flags = {"create_cache": False, "use_cache": cached, "batch_size": 250, "epochs": 1}
+        outcome = call(main.main, *tiny_command(root, tmp_path / name, **flags))
+        assert outcome.code == 0, outcome.err
+    assert read_log(tmp_path / "live") == read_log(tmp_path / "cached")
+    assert_same_training(tmp_path / "live", tmp_path / "cached")
+
+
+@pytest.mark.usefixtures("few_scored")
+def test_a_run_is_named_after_its_configuration(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tiny_yaml(root, tmp_path, output_dir=None, epochs=1, batch_size=500)
+    monkeypatch.chdir(tmp_path)
+    assert call(main.main, "--config", str(config)).code == 0
+    assert (tmp_path / "output" / "tiny" / LAST).exists()
+
+
+@pytest.mark.usefixtures("few_scored")
+def test_weights_to_start_from(finished: tuple[Path, Path, Outcome], root: Path, tmp_path: Path) -> None:
+    """They start a new run alone: the second command goes on with the run that is there."""
+    folder, _, _ = finished
+    argv = tiny_command(root, tmp_path / "run", weights_init=folder, epochs=1, batch_size=500, scale_ratio=4.0, lr=0.0)
+    first, again = (call(main.main, *argv, "--cached_path", str(tmp_path / "cached")) for _ in range(2))
+    assert first.code == again.code == 0, first.err
+    assert re.search(rf"\d+ of \d+ tensors start from {folder / LAST}", first.out)
+    assert "not loaded, freshly initialized: embed_positions.weight ((21, 32) there, (17, 32) here)" in first.out
+    assert "start from" not in again.out
+    assert "going on from" in again.out
+    weights = [read_torch_file(path / LAST)["model"]["lm_head.weight"] for path in (folder, tmp_path / "run")]
+    assert torch.equal(*weights)
+
+
+def test_the_cache_can_be_checked(root: Path) -> None:
+    outcome = call(main.main, *tiny_command(root, root / "unused", create_cache=False, verify_cache=20))
+    assert outcome.code == 0, outcome.err
+    assert "0 codes differ of 20 images encoded again" in outcome.out
+    assert not (root / "unused").exists()
+
+
+@pytest.mark.usefixtures("few_scored")
+def test_an_unconditional_model_trains_and_draws(root: Path, tmp_path: Path) -> None:
+    argv = tiny_command(root, tmp_path, class_cond=False, num_classes=0, cfg=1.5, epochs=1, batch_size=500)
+    outcome = call(main.main, *argv)
+    assert outcome.code == 0, outcome.err
+    assert "Warning" not in outcome.err
+    assert "recognised" not in outcome.out  # its digits are of no class
+    with Image.open(tmp_path / "samples" / "epoch_0001.png") as grid:
+        assert grid.size == (8 * 10 + 2, 16 * 10 + 2)
+
+
+# Going on after kills
+
+
+LONG = {"epochs": 4, "batch_size": 100, "log_freq": 2, "eval_freq": 2, "ema": True, "save_minutes": 0.001}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(root: Path) -> tuple[Path, str]:
+    """A run of 60 steps that saves after almost each, and the line of its score."""
+    outcome = call(main.main, *tiny_command(root, root / "undisturbed", **LONG))
+    assert outcome.code == 0, outcome.err
+    return root / "undisturbed", SCORE.search(outcome.out)[0]
+
+
+def num_lines(folder: Path) -> int:
+    log = folder / "log.jsonl"
+    return log.read_bytes().count(b"\n") if log.exists() else 0
+
+
+def disturb(argv: list[str], folder: Path, entries: int, delay: float, stop: Callable[[Any], None]) -> int:
+    """Start a run, stop it ``delay`` seconds after it logged so many more entries; returns its exit code."""
+    process, enough = start_process(folder.with_suffix(".txt"), main_command, argv), num_lines(folder) + entries
+    while entries and num_lines(folder) < enough and process.is_alive():
+        process.join(0.002)
+    process.join(delay)
+    stop(process)
+    return exit_codes([process])[0]
+
+
+def printed(folder: Path) -> str:
+    """By the last process of a run that was disturbed."""
+    return folder.with_suffix(".txt").read_text()
+
+
+def assert_came_to_the_same(folder: Path, undisturbed: tuple[Path, str]) -> None:
+    expected, score = undisturbed
+    assert_same_training(expected, folder)
+    assert read_log(folder) == read_log(expected)  # also: a step done twice logged the same twice
+    for name in ("samples/epoch_0002.png", "samples/epoch_0004.png", "config.yaml"):
+        same = (folder / name).read_bytes() == (expected / name).read_bytes()
+        assert same == (name != "config.yaml")  # which names the folder
+    files = {path.name for path in folder.iterdir() if not path.name.startswith("events.out")}
+    assert files == {"autoenc", LAST, "config.yaml", "log.jsonl", "samples"}
+    assert score in printed(folder)
+
+
+def test_a_run_killed_at_any_moment_comes_to_the_same_end(
+    root: Path, undisturbed: tuple[Path, str], tmp_path: Path
+) -> None:
+    """Killed while it starts, trains, saves or draws, as it falls out; the same command each time."""
+    folder, rng = tmp_path / "killed", np.random.default_rng(0)
+    argv = tiny_command(root, folder, **LONG)
+    for entries in (0, 2, 4, 0, 5, 3, 6):
+        code = disturb(argv, folder, entries, rng.uniform(0, 0.2 if entries else 1.0), lambda process: process.kill())
+        assert code == -signal.SIGKILL
+        for saved in folder.glob(LAST):
+            assert all(weight.isfinite().all() for weight in read_torch_file(saved)["model"].values())
+    assert disturb(argv, folder, 0, 0, lambda process: process.join()) == 0
+    starts = [entry["step"] for entry in read_events(folder) if "event" in entry]
+    assert len(starts) >= 4
+    assert starts == sorted(starts)
+    assert 0 < starts[-1] < 60
+    assert_came_to_the_same(folder, undisturbed)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_run_that_is_asked_to_stop_saves_first(
+    number: signal.Signals, root: Path, undisturbed: tuple[Path, str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "stopped"
+    argv = tiny_command(root, folder, **LONG | {"save_minutes": 10.0})
+    assert disturb(argv, folder, 4, 0, lambda process: os.kill(process.pid, number)) == 128 + number
+    assert "stopped; the checkpoint is written, and the same command goes on from it" in printed(folder)
+    assert "Traceback" not in printed(folder)
+    assert 6 <= read_torch_file(folder / LAST)["step"] < 60
+    assert disturb(argv, folder, 0, 0, lambda process: process.join()) == 0
+    assert_came_to_the_same(folder, undisturbed)
+
+
+# Mistakes
+
+
+def test_a_mistake_ends_a_process_with_one_line_and_code_2(root: Path, tmp_path: Path) -> None:
+    output = tmp_path / "output.txt"
+    process = start_process(output, main_command, tiny_command(root, tmp_path / "run", dtype="bf16"))
+    assert exit_codes([process]) == [2]
+    assert re.fullmatch(r"error: dtype: .*bf16\n", output.read_text())
+
+
+@pytest.mark.parametrize(
+    ("settings", "answer"),
+    [
+        ({"epohcs": 3}, "unknown option --epohcs; did you mean --epochs?"),
+        ({"llama_config.hiden_size": 3}, "did you mean --llama_config.hidden_size?"),
+        ({"dtype": "bf16"}, "dtype"),
+        ({"device": "tpu"}, "device tpu is unknown"),
+        ({"num_classes": 12}, "digits has 10 classes, but num_classes is 12; set num_classes 10"),
+        ({"dataset": "folder", "data_path": "nowhere"}, "no image folder at nowhere"),
+        ({"dataset": "cifar10", "data_path": "nowhere"}, "no cifar10 under nowhere"),
+        ({"autoenc.checkpoint_path": "nowhere.pth"}, "no autoencoder weights at nowhere.pth"),
+        ({"autoenc.checkpoint_path": "README.md"}, "README.md"),
+        ({"batch_size": 1501}, "1500 images do not fill one step of 1501; lower batch_size or accum_steps"),
+        ({"batch_size": 100, "accum_steps": 16}, "1500 images do not fill one step of 1600"),
+        ({"img_size": 9}, "img_size 9 is not a multiple of the autoencoder's stride 2"),
+        ({"scale_ratio": 1.0}, "scale_ratio 1.0 makes no pyramid"),
+        ({"cached_path": "nowhere", "create_cache": False}, "no cache of codes at nowhere"),
+        ({"weights_init": "nowhere"}, "no checkpoint at nowhere"),
+        ({"resume": "nowhere"}, "no checkpoint at nowhere"),
+        ({"resume": FIXTURES / "tiny-2x"}, "is of no run of this model"),
+        ({"attention": "flex"}, "attention flex trains on CUDA alone"),
+        ({"llama_config.hidden_size": 30}, "hidden_size 30 must be a multiple"),
+    ],
+    ids=lambda value: "-".join(map(str, value.items())) if isinstance(value, dict) else "",
+)
+def test_a_mistake_is_answered_by_one_line(
+    settings: dict[str, Any], answer: str, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    error = call(main.main, *tiny_command(root, tmp_path / "run", **settings)).error()
+    assert answer in error
+    assert not (tmp_path / "run" / LAST).exists()
+
+
+def test_a_configuration_that_is_wrong_or_not_there(root: Path, tmp_path: Path) -> None:
+    config = tiny_yaml(root, tmp_path)
+    config.write_text(config.read_text().replace("epochs:", "epocs:"))
+    assert (
+        f"unknown key epocs in {config}: args; did you mean epochs?" in call(main.main, "--config", str(config)).error()
+    )
+    missing = tmp_path / "nowhere.yaml"
+    assert call(main.main, "--config", str(missing)).error() == f"no such file: {missing}"
+
+
+@pytest.mark.parametrize(
+    ("settings", "answer"),
+    [
+        ({"scan_order": "raster"}, "with scan_order checkerboard, not raster"),
+        ({"llama_config.num_hidden_layers": 1}, "with llama_config"),
+        ({"ema": False}, "was trained with ema"),
+    ],
+)
+def test_another_model_in_the_same_folder(
+    settings: dict[str, Any], answer: str, root: Path, finished: tuple[Path, Path, Outcome]
+) -> None:
+    folder, config, _ = finished
+    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    flags = [word for name, value in settings.items() for word in (f"--{name}", json.dumps(value).strip('"'))]
+    error = call(main.main, "--config", str(config), *flags).error()
+    assert answer in error
+    assert "name another output_dir" in error
+    assert (folder / LAST).read_bytes() == before[LAST]
+
+
+def test_another_autoencoder_in_the_same_folder(finished: tuple[Path, Path, Outcome], tmp_path: Path) -> None:
+    _, config, _ = finished
+    save_autoencoder(tiny_autoencoder(seed=1, ch_mult=(1, 1)), tmp_path)
+    other = ["--autoenc.checkpoint_path", str(tmp_path / "autoencoder.safetensors"), "--cached_path", str(tmp_path)]
+    error = call(main.main, "--config", str(config), *other).error()
+    assert "holds a run with another autoencoder" in error
+
+
+def test_a_cache_of_another_autoencoder_is_refused(root: Path, tmp_path: Path) -> None:
+    save_autoencoder(tiny_autoencoder(seed=1, ch_mult=(1, 1)), tmp_path)
+    flags = {"autoenc.checkpoint_path": tmp_path / "autoencoder.safetensors", "create_cache": False}
+    error = call(main.main, *tiny_command(root, tmp_path / "run", **flags)).error()
+    assert "is of another autoencoder_sha256" in error

@@ -1,0 +1,300 @@
+"""The cache by the command line: killed and continued, on one rank and two; verified; trained from; refused.
+
+Images are held up by named pipes: a process that opens one waits, so that it can be killed at a known place.
+"""
+
+import errno
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from torch import Tensor
+
+import main as training
+from data.datasets import CroppedImages, open_dataset
+from data.sampler import EpochBatches
+from data.token_cache import DONE, TODO
+from engine.run_folder import save_autoencoder
+from tests.command_factory import ROOT, Outcome, call
+from tests.factory import tiny_autoencoder
+from tests.pictures import damage, picture, write_pictures
+
+NAME = "pets-32-ten"
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+
+
+@dataclass(frozen=True)
+class Work:
+    """A folder with ``pets`` (twelve pictures of two classes), ``config.yaml``, an autoencoder and caches."""
+
+    folder: Path
+
+    @property
+    def pictures(self) -> list[Path]:
+        return sorted((self.folder / "pets").glob("*/*"))
+
+    def flags(self, *more: str, cached: str = "cached") -> list[str]:
+        return ["--config", str(self.folder / "config.yaml"), "--cached_path", str(self.folder / cached), *more]
+
+    def codes(self, cached: str = "cached") -> np.ndarray:
+        return np.load(self.folder / cached / NAME / "codes.npy")
+
+    def status(self) -> list[int]:
+        return np.load(self.folder / "cached" / f"{NAME}.partial" / "status.npy").tolist()
+
+    def manifest(self, cached: str = "cached") -> dict[str, Any]:
+        return json.loads((self.folder / cached / NAME / "manifest.json").read_text())
+
+    @contextmanager
+    def process(self, *flags: str, launcher: Sequence[str] = (sys.executable,)) -> Iterator[subprocess.Popen[str]]:
+        """main.py in a process of its own, which has ended afterwards."""
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        words = [*launcher, "main.py", *self.flags(*flags)]
+        with subprocess.Popen(words, cwd=ROOT, env=environment, text=True, stderr=subprocess.PIPE) as process:
+            try:
+                yield process
+            finally:
+                process.kill()
+
+    def write_config(self) -> None:
+        weights = {"checkpoint_path": str(self.folder / "autoencoder" / "autoencoder.safetensors")}
+        size = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_hidden_layers": 1}
+        model = {"img_size": 32, "num_classes": 2, "autoenc": weights, "llama_config": size}
+        args = {"data_path": str(self.folder / "pets"), "output_dir": str(self.folder / "run"), "device": "cpu"}
+        args |= {"epochs": 1, "batch_size": 4, "num_workers": 0, "log_freq": 1, "eval_freq": 0}
+        (self.folder / "config.yaml").write_text(yaml.safe_dump({"model": model, "args": args}))
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> Work:
+    write_pictures(tmp_path / "pets", {"ant": 7, "bee": 5})
+    save_autoencoder(tiny_autoencoder(ch_mult=(1, 1, 2)), tmp_path / "autoencoder")
+    work = Work(tmp_path)
+    work.write_config()
+    return work
+
+
+def command(flags: list[str]) -> Outcome:
+    """main.py in this process."""
+    return call(training.main, *flags)
+
+
+@contextmanager
+def blocked(path: Path) -> Iterator[None]:
+    """A named pipe in place of a picture."""
+    content = path.read_bytes()
+    path.unlink()
+    os.mkfifo(path)
+    yield
+    path.unlink()
+    path.write_bytes(content)
+
+
+def wait_at(pipe: Path, process: subprocess.Popen[str]) -> int:
+    """Return, as soon as a process waits for the picture in ``pipe``, the writing end, which keeps it waiting."""
+    while True:
+        try:
+            return os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
+        except OSError as error:
+            assert error.errno == errno.ENXIO  # nobody reads yet
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=0.02)
+            pytest.fail(f"main.py ended too early: {process.stderr.read()}")
+
+
+def test_creation_survives_kills(work: Work) -> None:
+    flags = ("--create_cache", "--batch_size", "20")  # two images of ten crops at once
+    assert command(work.flags(*flags, cached="undisturbed")).code == 0
+    for number, done in ((4, 4), (9, 8)):
+        path = work.pictures[number]
+        with blocked(path), work.process(*flags) as process:
+            pipe = wait_at(path, process)
+            process.kill()
+            assert process.wait() == -signal.SIGKILL
+            os.close(pipe)
+        assert work.status() == [DONE] * done + [TODO] * (12 - done)
+        assert not (work.folder / "cached" / NAME).exists()
+    outcome = command(work.flags(*flags))
+    assert outcome.code == 0
+    assert "4/4" in outcome.err  # the rest alone
+    assert np.array_equal(work.codes(), work.codes("undisturbed"))
+    assert work.manifest() == work.manifest("undisturbed")
+    assert len(np.unique(work.codes())) > 20
+    assert [path.name for path in (work.folder / "cached").iterdir()] == [NAME]
+
+
+def test_two_ranks_killed_half_way_and_continued_by_one(work: Work) -> None:
+    flags = ("--create_cache", "--batch_size", "20")
+    assert command(work.flags(*flags, cached="undisturbed")).code == 0
+    first, second = work.pictures[4:6]  # in the second group of either rank
+    with blocked(first), blocked(second), work.process(*flags, launcher=TORCHRUN) as process:
+        pipes = [wait_at(path, process) for path in (first, second)]
+        process.terminate()  # torchrun passes it on, as when a job's time is up
+        process.communicate()
+        for pipe in pipes:
+            os.close(pipe)
+    assert work.status() == [DONE] * 4 + [TODO] * 8
+    assert command(work.flags(*flags)).code == 0
+    assert np.array_equal(work.codes(), work.codes("undisturbed"))
+
+
+def test_verification(work: Work) -> None:
+    assert command(work.flags("--create_cache", "--batch_size", "20")).code == 0
+    outcome = command(work.flags("--verify_cache", "5", "--batch_size", "20"))
+    assert outcome.code == 0
+    assert outcome.out.startswith("0 codes differ of 5 images")
+    codes = np.load(work.folder / "cached" / NAME / "codes.npy", mmap_mode="r+")
+    codes[:] = (codes + 1) % 64
+    codes.flush()
+    outcome = command(work.flags("--verify_cache", "5", "--batch_size", "20"))
+    assert f"{5 * 10 * 204} codes differ of 5 images" in outcome.out + outcome.err
+
+
+@pytest.mark.parametrize(("scales", "expected"), [("model", [1, 2, 4, 8]), ("paper", [1, 2, 3, 4, 5, 6, 7, 8])])
+def test_cached_scales(work: Work, scales: str, expected: list[int]) -> None:
+    outcome = command(work.flags("--create_cache", "--cache_scales", scales, "--crop", "center"))
+    assert outcome.code == 0
+    name = "pets-32-center"
+    manifest = json.loads((work.folder / "cached" / name / "manifest.json").read_text())
+    assert manifest["scale_sizes"] == expected
+    assert manifest["num_images"] == 12
+    assert manifest["class_keys"] == ["ant", "bee"]
+    num_codes = sum(side**2 for side in expected)
+    assert np.load(work.folder / "cached" / name / "codes.npy").shape == (12, 1, num_codes)
+    assert f"the cache takes {2 * 12 * num_codes / 1e9:.3g} GB" in outcome.out
+
+
+def record_batches(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[Tensor], Tensor]]:
+    """A list that the codes and labels of every training step are put in."""
+    seen = []
+    forward = training.Checkerboard.forward
+
+    def noting(self: training.Checkerboard, codes: list[Tensor], labels: Tensor, **more: Any) -> Any:
+        if self.training:
+            seen.append((codes, labels))
+        return forward(self, codes, labels, **more)
+
+    monkeypatch.setattr(training.Checkerboard, "forward", noting)
+    return seen
+
+
+def test_training_sees_the_same_codes_from_images_and_from_the_cache(
+    work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = record_batches(monkeypatch)
+    live = ("--output_dir", str(work.folder / "live"))
+    assert command(work.flags(*live)).code == 0
+    assert command(work.flags("--create_cache", "--batch_size", "20")).code == 0
+    assert command(work.flags("--use_cache")).code == 0
+    assert len(seen) == 6  # three steps of four images each
+    for (codes, labels), (cached, cached_labels) in zip(seen[:3], seen[3:], strict=True):
+        assert torch.equal(labels, cached_labels)
+        assert [tuple(scale.shape) for scale in codes] == [(4, side, side) for side in (1, 2, 4, 8)]
+        differing = sum(int((ours != theirs).sum()) for ours, theirs in zip(codes, cached, strict=True))
+        assert differing <= 1  # batches of another size round otherwise
+
+    images = open_dataset("folder", str(work.folder / "pets"), 32)
+    crops = CroppedImages(images, 32, "ten")
+    autoencoder = tiny_autoencoder(ch_mult=(1, 1, 2))
+    sampler = EpochBatches(len(images), crops.num_crops, batch_size=4, seed=0, epoch=0)
+    for pairs, (codes, labels) in zip(sampler, seen[:3], strict=True):
+        pixels, expected_labels = crops.collate([crops[pair] for pair in pairs])
+        assert torch.equal(labels, expected_labels)
+        for ours, theirs in zip(codes, autoencoder.tokenize(pixels, (1, 2, 4, 8)), strict=True):
+            assert torch.equal(ours, theirs)
+    checkpoints = [
+        torch.load(work.folder / run / "checkpoint-last.pth", weights_only=True)["step"] for run in ("live", "run")
+    ]
+    assert checkpoints == [3, 3]
+
+
+def test_a_cache_of_the_papers_scales_serves_another_pyramid(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert command(work.flags("--create_cache", "--batch_size", "20")).code == 0
+    seen = record_batches(monkeypatch)
+    assert command(work.flags("--use_cache", "--scale_ratio", "3")).code == 0
+    assert [scale.shape[-1] for scale in seen[0][0]] == [1, 3, 8]
+    cached, (index, crop) = work.codes(), next(iter(EpochBatches(12, 10, 4, seed=0, epoch=0)))[0]
+    assert seen[0][0][1][0].flatten().tolist() == cached[index, crop, 5:14].tolist()
+
+
+# Refusals.
+
+
+def test_another_autoencoder_is_refused(work: Work) -> None:
+    assert command(work.flags("--create_cache", "--crop", "center")).code == 0
+    save_autoencoder(tiny_autoencoder(1, ch_mult=(1, 1, 2)), work.folder / "autoencoder")
+    for flag in ("--use_cache", "--create_cache"):
+        said = command(work.flags(flag, "--crop", "center")).error()
+        assert "pets-32-center is of another autoencoder_sha256" in said
+        assert "move it away and make it again, or set another cached_path" in said
+    said = command(work.flags("--verify_cache", "3", "--crop", "center")).error()
+    assert "is of another autoencoder_sha256" in said
+
+
+def test_changed_data_is_refused(work: Work) -> None:
+    assert command(work.flags("--create_cache", "--crop", "center")).code == 0
+    picture(40, 40, seed=99).save(work.folder / "pets" / "bee" / "new.png")
+    said = command(work.flags("--use_cache", "--crop", "center")).error()
+    assert "is of another num_images (12, not 13)" in said
+
+
+@pytest.mark.parametrize("flags", [("--create_cache",), ("--use_cache",), ()])
+def test_a_wrong_class_count_is_refused(work: Work, flags: tuple[str, ...]) -> None:
+    said = command(work.flags(*flags, "--num_classes", "1000")).error()
+    assert said == "pets has 2 classes, but num_classes is 1000; set num_classes 2"
+    assert not (work.folder / "cached").exists()
+
+
+def test_a_missing_cache_is_refused(work: Work) -> None:
+    said = command(work.flags("--use_cache")).error()
+    assert said.endswith(f"no cache of codes at {work.folder / 'cached' / NAME}; make it by adding --create_cache")
+
+
+def test_a_full_disk(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int, start: int, length: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
+    said = command(work.flags("--create_cache")).error()
+    assert "No space left on device; free some space and run the same command again" in said
+
+
+WORKERS_ADD_A_TRACEBACK = pytest.mark.xfail(
+    strict=True, reason="a loader's worker wraps its UserError in a traceback, which engine.command prints"
+)
+
+
+@pytest.mark.parametrize(
+    ("flag", "num_workers"),
+    [
+        ("--create_cache", 0),
+        ("--create_cache", 1),
+        ("--epochs=1", 0),
+        pytest.param("--epochs=1", 1, marks=WORKERS_ADD_A_TRACEBACK),
+    ],
+)
+def test_too_many_unreadable_images(work: Work, flag: str, num_workers: int) -> None:
+    broken = [work.pictures[number] for number in (1, 4, 7)]
+    for path in broken:
+        damage(path, "truncated")
+    outcome = command(work.flags(flag, f"--num_workers={num_workers}"))
+    lines = [line for line in re.split(r"[\r\n]+", outcome.err) if line.strip()]
+    lines = [line for line in lines if "%|" not in line]  # progress
+    skipped = [line for line in lines if line.startswith("skipped: ")]
+    if flag == "--create_cache":  # a loader's workers write to a stderr of their own
+        assert len(skipped) == 2
+    assert all(any(str(path) in line for path in broken) for line in skipped)
+    said = Outcome(outcome.code, outcome.out, "\n".join(line for line in lines if line not in skipped)).error()
+    assert said == "2 unreadable images, over 1 % of the data; mend it (--check_data lists them)"

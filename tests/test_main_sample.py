@@ -1,0 +1,576 @@
+"""The sampling command line: published samples from start to end, files, seeds, labels, mistakes."""
+
+import json
+import os
+import shutil
+import string
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from errno import ENOSPC
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from torch import Tensor
+
+import main_sample
+from main_sample import SampleArgs
+from models.autoencoder import Autoencoder, AutoencoderConfig
+from models.checkerboard import Checkerboard, ModelConfig
+from models.published import CHECKPOINT_NAME, CONFIG_NAME, dataclass_from_dict
+from tests.command_factory import ROOT, Outcome, call, save_run, start_python
+from tests.factory import Reference, load_reference, tiny_model
+
+TINY = "tests/fixtures/tiny-2x"
+NAMES = ["zero", "name, with comma", "two", "three"]
+
+
+def draw(folder: Path, *flags: str, checkpoint: str | Path = ROOT / TINY) -> Outcome:
+    """Sample into ``folder``, in this process; it must succeed."""
+    outcome = call(main_sample.main, "--checkpoint", str(checkpoint), "--output_dir", str(folder), *flags)
+    assert outcome.code == 0, outcome.err
+    return outcome
+
+
+def refusal(*argv: str) -> str:
+    """The one line that a mistake is answered with, in this process."""
+    return call(main_sample.main, *argv).error()
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "samples.json").read_text())
+
+
+def drawn_labels(folder: Path) -> list[int]:
+    return [image["label"] for image in read_settings(folder)["images"]]
+
+
+def read_png(path: Path) -> np.ndarray:
+    """(H, W, 3) bytes."""
+    with Image.open(path) as image:
+        assert image.mode == "RGB"
+        return np.array(image)
+
+
+def pngs(folder: Path) -> list[bytes]:
+    """Content of the single images, in order."""
+    return [path.read_bytes() for path in sorted(folder.glob("[0-9]*.png"))]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+# The published samples, in processes of their own
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run of the program with the settings of a reference, whose numbers have a prefix."""
+
+    reference: Reference
+    prefix: str
+    checkpoint: Path
+    folder: Path
+    outcome: Outcome
+
+    def expected(self, kind: str, side: int) -> Tensor:
+        return self.reference[f"{self.prefix}_{kind}_{side}"]
+
+    @property
+    def sides(self) -> list[int]:
+        return self.reference["scale_sizes"].tolist()
+
+    @property
+    def num_steps(self) -> int:
+        return 1 + int(self.expected("step", self.sides[-1]).max())
+
+
+@pytest.fixture(
+    scope="module", params=[("tiny-2x", False), ("tiny-2x", True), ("tiny-4x", False)], ids=["2x", "2x-ema", "4x"]
+)
+def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    name, use_ema = request.param
+    reference, folder = load_reference(name), tmp_path_factory.mktemp("samples") / "new"
+    checkpoint = f"tests/fixtures/{name}/{CHECKPOINT_NAME}"
+    names = ("cfg", "cfg_start_step", "steps_per_scale", "temperature")
+    flags = [word for name in names for word in (f"--{name}", str(reference.settings[name]))]
+    flags += ["--use_ema"] * use_ema
+    outcome = start_python(
+        *("main_sample.py", "--checkpoint", checkpoint, "--labels", "0,1,2,3", *flags, "--dtype", "float32"),
+        *("--device", "cpu", "--save_codes", "--maps", "--animation", "--output_dir", str(folder)),
+    )
+    assert outcome.code == 0, outcome.err
+    return Run(reference, "ema_sample" if use_ema else "sample", ROOT / checkpoint, folder, outcome)
+
+
+def test_images_are_the_published_ones_to_one_level(run: Run) -> None:
+    expected = run.expected("image", run.sides[-1]).permute(0, 2, 3, 1).numpy()
+    expected = (np.clip((expected + 1) / 2, 0, 1) * 255).astype(np.uint8).astype(int)
+    images = np.stack([read_png(run.folder / f"{i:06d}.png") for i in range(4)])
+    assert images.shape == expected.shape
+    assert abs(images - expected).max() <= 1
+    assert images.std() > 10  # not one flat colour
+    grid = read_png(run.folder / "grid.png")
+    for i, image in enumerate(images):  # two columns, 2 pixels between
+        top, left = 2 + i // 2 * 34, 2 + i % 2 * 34
+        assert (grid[top : top + 32, left : left + 32] == image).all()
+
+
+def test_codes_are_the_published_ones(run: Run) -> None:
+    model = run.reference.model(use_ema=run.prefix == "ema_sample")
+    with np.load(run.folder / "codes.npz") as codes:
+        assert set(codes) == {"labels", *(f"codes_{side}" for side in run.sides)}
+        assert codes["labels"].tolist() == [0, 1, 2, 3]
+        for side in run.sides:
+            image = model.decode(torch.from_numpy(codes[f"codes_{side}"]))
+            tolerance = 5e-3 if side == 1 else 2e-4  # GroupNorm over one location amplifies rounding
+            torch.testing.assert_close(image, run.expected("image", side), atol=tolerance, rtol=0)
+
+
+def test_maps_are_the_published_ones(run: Run) -> None:
+    with np.load(run.folder / "maps.npz") as maps:
+        assert set(maps) == {f"{kind}_{side}" for kind in ("step", "entropy", "probability") for side in run.sides}
+        for side in run.sides:
+            for kind in ("step", "entropy"):
+                assert torch.equal(torch.from_numpy(maps[f"{kind}_{side}"]), run.expected(kind, side)), (kind, side)
+            assert (maps[f"probability_{side}"] == 1).all()  # of a likeliest code, by convention
+
+
+def test_every_picture_is_written_and_nothing_else(run: Run) -> None:
+    images = [f"{prefix}{i:06d}.png" for prefix in ("", "maps_") for i in range(4)]
+    others = ["grid.png", "entropy_by_step.png", "animation.gif", "codes.npz", "maps.npz", "samples.json"]
+    assert sorted(path.name for path in run.folder.iterdir()) == sorted(images + others)
+    for name in (*images[4:], "entropy_by_step.png"):
+        with Image.open(run.folder / name) as figure:
+            assert min(figure.size) > 300, name
+            assert len(figure.convert("L").getcolors()) > 20, name
+
+
+def test_animation_has_a_frame_a_step(run: Run) -> None:
+    with Image.open(run.folder / "animation.gif") as animation:
+        assert animation.n_frames == run.num_steps
+
+
+def test_settings_are_all_recorded(run: Run) -> None:
+    recorded = read_settings(run.folder)
+    given = run.reference.settings
+    expected = asdict(
+        SampleArgs(
+            checkpoint=str(run.checkpoint.relative_to(ROOT)),
+            use_ema=run.prefix == "ema_sample",
+            labels="0,1,2,3",
+            cfg=given["cfg"],
+            cfg_start_step=given["cfg_start_step"],
+            steps_per_scale=given["steps_per_scale"],
+            temperature=0.0,
+            dtype="float32",
+            device="cpu",
+            output_dir=str(run.folder),
+            save_codes=True,
+            maps=True,
+            animation=True,
+        )
+    )
+    assert {key: recorded[key] for key in expected} == expected
+    assert recorded["checkpoint_sha256"] == sha256(run.checkpoint.read_bytes()).hexdigest()
+    assert (recorded["resolved_dtype"], recorded["resolved_device"]) == ("float32", "cpu")
+    assert recorded["torch"] == torch.__version__.split("+")[0]
+    assert recorded["images"] == [{"file": f"{i:06d}.png", "label": i, "class": None, "seed": i} for i in range(4)]
+
+
+def test_the_run_says_what_it_does(run: Run) -> None:
+    model = run.reference.model()
+    sizes = [sum(p.numel() for p in module.parameters()) / 1e6 for module in (model, model.autoencoder)]
+    first, last = run.outcome.out.splitlines()
+    assert first == (
+        f"{sizes[0]:.1f}M parameters + {sizes[1]:.1f}M autoencoder; "
+        f"4 images of 32 px in {run.num_steps} steps; float32 on cpu"
+    )
+    assert last.endswith(f"s an image; {run.folder}/grid.png")
+    assert "Warning" not in run.outcome.err
+
+
+# Seeds and precision
+
+
+def assert_same_images(folder: Path, other: Path, first: int = 0) -> None:
+    """The images of ``folder`` are those of ``other`` from ``first`` on: codes exactly, pixels to one level.
+
+    Convolutions round differently by batch size (7e-6 measured), which may cut off a level.
+    """
+    with np.load(folder / "codes.npz") as codes, np.load(other / "codes.npz") as others:
+        assert all(np.array_equal(codes[key], others[key][first:]) for key in codes)
+    for i in range(len(pngs(folder))):
+        pixels, expected = (read_png(path) for path in (folder / f"{i:06d}.png", other / f"{first + i:06d}.png"))
+        assert abs(pixels.astype(int) - expected).max() <= 1
+
+
+def test_an_image_follows_from_its_seed_whatever_its_batch(tmp_path: Path) -> None:
+    for batch_size in ("3", "16"):
+        draw(tmp_path / batch_size, "--labels", "3,3,3,5,5,5,3", "--save_codes", "--batch_size", batch_size)
+    assert_same_images(tmp_path / "3", tmp_path / "16")
+    assert len(set(pngs(tmp_path / "16"))) == 7
+
+
+def test_the_same_command_gives_the_same_files(tmp_path: Path) -> None:
+    for name in ("one", "other"):
+        draw(tmp_path / name, "--labels", "3,3,5", "--batch_size", "2")
+    assert pngs(tmp_path / "one") == pngs(tmp_path / "other")
+
+
+def test_the_seed_shifts_the_images(tmp_path: Path) -> None:
+    draw(tmp_path / "from-0", "--labels", "3,3,3,3,3", "--save_codes")
+    draw(tmp_path / "from-2", "--labels", "3,3,3", "--save_codes", "--seed", "2", "--batch_size", "2")
+    assert_same_images(tmp_path / "from-2", tmp_path / "from-0", first=2)
+    assert [image["seed"] for image in read_settings(tmp_path / "from-2")["images"]] == [2, 3, 4]
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_gives_finite_images(dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[Tensor] = []
+    to_uint8 = main_sample.to_uint8
+    monkeypatch.setattr(main_sample, "to_uint8", lambda images: written.append(images) or to_uint8(images))
+    draw(tmp_path / "new", "--labels", "0,1,2", "--dtype", dtype, "--maps")
+    assert written[0].isfinite().all()
+    assert written[0].std() > 0.1
+    assert read_settings(tmp_path / "new")["resolved_dtype"] == dtype
+    with np.load(tmp_path / "new/maps.npz") as maps:
+        assert all(np.isfinite(maps[key]).all() for key in maps)
+
+
+# The output folder
+
+
+def test_an_earlier_run_is_moved_aside_whole(tmp_path: Path) -> None:
+    folder, kept = tmp_path / "new", {}
+    for i in range(3):
+        outcome = draw(folder, "--num_samples", str(3 - i), "--save_codes", "--seed", str(10 * i))
+        assert (f"the earlier samples in {folder} are now in {folder}.{i}" in outcome.out) == (i > 0)
+        (folder / "notes.txt").write_text(f"mine {i}")
+        kept[i] = contents(folder)
+        for earlier in range(i):
+            assert contents(tmp_path / f"new.{earlier + 1}") == kept[earlier]
+    assert sorted(kept[2]) == ["000000.png", "codes.npz", "grid.png", "notes.txt", "samples.json"]
+
+
+def test_the_current_folder_may_be_the_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "new"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    for name in ("new", "new.1"):
+        draw(Path(), "--num_samples", "1")
+        assert "samples.json" in contents(tmp_path / name)
+
+
+def test_a_folder_of_other_images_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "holiday.png").write_bytes(b"mine")
+    message = refusal("--checkpoint", str(ROOT / TINY), "--output_dir", str(tmp_path))
+    assert message == f"{tmp_path} holds images that are not samples of ours; name another --output_dir"
+    assert contents(tmp_path) == {"holiday.png": b"mine"}
+
+
+def test_files_of_other_kinds_are_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    draw(tmp_path, "--num_samples", "1")
+    assert contents(tmp_path)["notes.txt"] == b"mine"
+
+
+def test_without_output_dir_the_time_names_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert call(main_sample.main, "--checkpoint", str(ROOT / TINY), "--num_samples", "1").code == 0
+    (folder,) = (tmp_path / "samples").iterdir()
+    assert len(folder.name) == len("20260131-120000")
+    assert set(folder.name) <= set(string.digits + "-")
+    assert "grid.png" in contents(folder)
+
+
+def test_after_a_full_disk_the_same_command_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "new"
+
+    def full(*args: Any, **kwargs: Any) -> None:
+        raise OSError(ENOSPC, os.strerror(ENOSPC), str(folder / "grid.png"))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(main_sample, "save_grid", full)
+        message = refusal("--checkpoint", str(ROOT / TINY), "--num_samples", "2", "--output_dir", str(folder))
+    assert "No space left" in message
+    assert "run the same command again" in message
+    draw(folder, "--num_samples", "2")
+    assert len(pngs(folder)) == 2
+
+
+@pytest.fixture
+def unwritable(tmp_path: Path) -> Path:
+    """A folder that nobody may write to; for root, who may write everywhere, one of the kernel's."""
+    folder = tmp_path / "locked"
+    folder.mkdir(mode=0o500)
+    if not os.access(folder, os.W_OK):
+        return folder
+    if not Path("/proc/self").is_dir():
+        pytest.skip("root can write to every folder here")
+    return Path("/proc/self")
+
+
+@pytest.mark.parametrize("place", ["a file", "below a file", "unwritable", "below unwritable"])
+def test_an_output_dir_that_cannot_be_written_is_refused_before_drawing(
+    place: str, tmp_path: Path, unwritable: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(main_sample, "sample", None)
+    file = tmp_path / "file"
+    file.write_text("mine")
+    folder = {
+        "a file": file,
+        "below a file": file / "new",
+        "unwritable": unwritable,
+        "below unwritable": unwritable / "new",
+    }[place]
+    assert str(folder) in refusal("--checkpoint", str(ROOT / TINY), "--output_dir", str(folder))
+    assert file.read_text() == "mine"
+
+
+# Labels
+
+
+@pytest.fixture(scope="module")
+def named(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder of ours whose classes have names."""
+    model = tiny_model(num_classes=len(NAMES))
+    model.class_names = NAMES
+    return save_run(tmp_path_factory.mktemp("run") / "named", model)
+
+
+@pytest.mark.parametrize(
+    ("text", "labels"),
+    [
+        ("two,Three,0", [2, 3, 0]),
+        ('0,"name, with comma"', [0, 1]),
+        ("name", [1]),  # one of several names of a class
+        (" 3 , zero ", [3, 0]),
+        ("0\ntwo,1\n", [0, 2, 1]),  # a file's lines
+    ],
+)
+def test_labels_by_name(text: str, labels: list[int], named: Path, tmp_path: Path) -> None:
+    draw(tmp_path / "new", "--labels", text, checkpoint=named)
+    assert drawn_labels(tmp_path / "new") == labels
+    assert [image["class"] for image in read_settings(tmp_path / "new")["images"]] == [NAMES[i] for i in labels]
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("thre", "no class is called thre; did you mean three?"),
+        ("0,Zerro", "no class is called Zerro; did you mean zero?"),
+        ("qqqqqqq", "no class is called qqqqqqq; give its index"),
+        ("4", "label 4 is out of range; this model has classes 0 to 3"),
+        ("-1", "label -1 is out of range; this model has classes 0 to 3"),
+        ("", 'labels is empty; give indices or names, as in 207,"tabby cat"'),
+    ],
+)
+def test_labels_that_are_no_class(text: str, answer: str, named: Path, tmp_path: Path) -> None:
+    assert refusal("--checkpoint", str(named), "--output_dir", str(tmp_path / "new"), "--labels", text) == answer
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_model_without_class_names_takes_indices_alone() -> None:
+    answer = "no class is called cat; this model has no class names"
+    assert refusal("--checkpoint", str(ROOT / TINY), "--labels", "cat") == answer
+
+
+@pytest.mark.parametrize(
+    ("flags", "labels"),
+    [((), [0, 1, 2, 3]), (("--num_samples", "6"), [0, 1, 2, 3, 0, 1]), (("--num_samples", "2"), [0, 1])],
+)
+def test_without_labels_classes_take_turns(
+    flags: Sequence[str], labels: Sequence[int], named: Path, tmp_path: Path
+) -> None:
+    draw(tmp_path / "new", *flags, checkpoint=named)
+    assert drawn_labels(tmp_path / "new") == labels
+    assert len(pngs(tmp_path / "new")) == len(labels)
+
+
+def test_an_unconditional_model(tmp_path: Path) -> None:
+    folder = save_run(tmp_path / "run", tiny_model(class_cond=False))
+    draw(tmp_path / "new", "--num_samples", "3", "--cfg", "0", checkpoint=folder)
+    assert len(set(pngs(tmp_path / "new"))) == 3
+    assert [image["class"] for image in read_settings(tmp_path / "new")["images"]] == [None] * 3
+
+
+# Random weights
+
+
+@pytest.fixture
+def small_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The S configuration with a small transformer, at 64 px, where its autoencoder's weights are missing."""
+    monkeypatch.chdir(tmp_path)
+    content = yaml.safe_load((ROOT / "configs/config_256_S.yaml").read_text())
+    content["model"] |= {"img_size": 64}
+    content["model"]["llama_config"] |= {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
+    path = tmp_path / "config_64.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def test_a_configuration_draws_from_random_weights(small_config: Path, tmp_path: Path) -> None:
+    argv = ("--config", str(small_config), "--labels", "volcano,207", "--output_dir", str(tmp_path / "new"))
+    outcome = call(main_sample.main, *argv)
+    assert outcome.code == 0, outcome.err
+    config = dataclass_from_dict(ModelConfig, yaml.safe_load(small_config.read_text())["model"], "")
+    with torch.device("meta"):
+        model = Checkerboard(config, Autoencoder(AutoencoderConfig()))
+    size = sum(p.numel() for p in model.parameters()) / 1e6
+    first, second, _ = outcome.out.splitlines()
+    assert first == f"random weights of {small_config}, with a random autoencoder: expect noise"
+    assert second.startswith(f"{size:.1f}M parameters + 71.8M autoencoder; 2 images of 64 px in 9 steps; ")
+    assert read_png(tmp_path / "new/000000.png").shape == (64, 64, 3)
+    recorded = read_settings(tmp_path / "new")
+    assert (recorded["config"], recorded["checkpoint_sha256"]) == (str(small_config), None)
+    assert [image["label"] for image in recorded["images"]] == [980, 207]
+    assert [image["class"] for image in recorded["images"]] == ["volcano", "golden retriever"]
+
+
+# Mistakes
+
+
+@pytest.mark.parametrize(
+    ("flags", "answer"),
+    [
+        (("--steps_per_scale", "0"), "steps_per_scale is 0; it must be at least 1"),
+        (("--top_p", "0"), "top_p is 0.0; it must be above 0 and at most 1 (keep all)"),
+        (("--top_p", "1.5"), "top_p is 1.5; it must be above 0"),
+        (("--top_k", "-1"), "top_k is -1; it must be 0 (keep all) or more"),
+        (("--temperature", "-1"), "temperature is -1.0; it must be 0 (likeliest code), or "),
+        (("--cfg_start_step", "-1"), "cfg_start_step is -1; steps count from 0"),
+        (("--cfg", "inf"), "cfg"),
+        (("--seed", "-1"), "seed is -1; it must lie between 0 and 2**63 - 1"),
+        (("--seed", str(10**20)), "seed is 100000000000000000000; it must lie between 0 and 2**63 - 1"),
+        (("--num_samples", "0"), "num_samples and batch_size must be at least 1"),
+        (("--batch_size", "0"), "num_samples and batch_size must be at least 1"),
+        (("--labels", "0", "--num_samples", "1"), "give --labels or --num_samples, not both: each label is one image"),
+        (("--labels", "10"), "label 10 is out of range; this model has classes 0 to 9"),
+        (("--dtype", "bf16"), "dtype: Expected a Literal['auto', 'float32', 'bfloat16', 'float16']. Got value: bf16"),
+        (("--device", "tpu"), "device tpu is unknown; choose auto, cuda, mps or cpu"),
+        (("--device", "cpu:x"), "device cpu:x is unknown; give the number of a GPU as in cuda:0"),
+        (("--remainder", "drop"), "remainder: Expected a Literal['separate', 'fold']"),
+        (("--steps_per_scales", "4"), "unknown option --steps_per_scales; did you mean --steps_per_scale?"),
+        (("stray",), "unknown option stray; see --help"),
+        (("--config", "configs/config_256_S.yaml"), "name either a --checkpoint, or a --config for random weights"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)  # fmt: skip
+def test_impossible_settings_are_refused(flags: Sequence[str], answer: str, tmp_path: Path) -> None:
+    message = refusal("--checkpoint", str(ROOT / TINY), "--output_dir", str(tmp_path / "new"), *flags)
+    assert message.startswith(answer)
+    assert not (tmp_path / "new").exists()
+
+
+def test_neither_checkpoint_nor_config_is_refused() -> None:
+    assert refusal() == "name either a --checkpoint, or a --config for random weights"
+
+
+class Payload:
+    """Pickled, it would touch a file when read."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return os.system, (f"touch '{self.path}'",)
+
+
+def edit_checkpoint(folder: Path, edit: Callable[[dict[str, Any]], Any]) -> None:
+    """Rewrite a checkpoint after ``edit`` changed it in place."""
+    checkpoint = torch.load(folder / CHECKPOINT_NAME, weights_only=False)  # a file of our own
+    edit(checkpoint)
+    torch.save(checkpoint, folder / CHECKPOINT_NAME)
+
+
+def spoil_nothing_but_the_name(folder: Path) -> None:
+    (folder / CHECKPOINT_NAME).rename(folder / "epoch-90.pth")
+
+
+def truncate(folder: Path) -> None:
+    content = (folder / CHECKPOINT_NAME).read_bytes()
+    (folder / CHECKPOINT_NAME).write_bytes(content[: len(content) // 2])
+
+
+def drop_a_key(folder: Path) -> None:
+    edit_checkpoint(folder, lambda checkpoint: checkpoint["model"].pop("lm_head.weight"))
+
+
+def plant_code(folder: Path) -> None:
+    edit_checkpoint(folder, lambda checkpoint: checkpoint.update(args=Payload(folder / "ran")))
+
+
+def misspell_a_setting(folder: Path) -> None:
+    text = (folder / CONFIG_NAME).read_text()
+    (folder / CONFIG_NAME).write_text(text.replace("num_classes", "num_clases"))
+
+
+def lose_the_config(folder: Path) -> None:
+    (folder / CONFIG_NAME).unlink()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "answer"),
+    [
+        (spoil_nothing_but_the_name, "no checkpoint at {checkpoint}; train one with main.py, or fetch the released"),
+        (truncate, "{checkpoint} is truncated or no checkpoint; get it again"),
+        (drop_a_key, "{checkpoint} does not fit the model (the file and its configuration are of different models): "
+            "missing lm_head.weight"),
+        (plant_code, "{checkpoint} was refused: it holds posix.system; only tensors and plain values can load"),
+        (misspell_a_setting, "unknown key num_clases in {config}; did you mean num_classes?"),
+        (lose_the_config, "no such file: {config}"),
+    ],
+)  # fmt: skip
+def test_damaged_and_hostile_checkpoints_are_refused(
+    spoil: Callable[[Path], None], answer: str, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(ROOT / TINY, tmp_path / "tiny"))
+    spoil(folder)
+    message = refusal("--checkpoint", str(folder), "--output_dir", str(tmp_path / "new"))
+    assert message.startswith(answer.format(checkpoint=folder / CHECKPOINT_NAME, config=folder / CONFIG_NAME))
+    assert not (folder / "ran").exists()
+    assert not (tmp_path / "new").exists()
+
+
+def test_averaged_weights_that_are_not_there() -> None:
+    folder = ROOT / "tests/fixtures/tiny-4x"
+    message = refusal("--checkpoint", str(folder), "--use_ema")
+    assert message == f"{folder / CHECKPOINT_NAME} holds no EMA weights; leave out use_ema"
+
+
+@pytest.mark.parametrize(
+    ("content", "answer"),
+    [
+        ("model: {img_sise: 64}", "unknown key img_sise in {}; did you mean img_size?"),
+        ("model: {img_size: big}", "{}: img_size is 'big', but must be of type int"),
+        ("model: [", "{} is no valid YAML"),
+        ("model: 5", "{} must hold settings"),
+        (None, "no such file: {}"),
+    ],
+)
+def test_configurations_that_make_no_model_are_refused(content: str | None, answer: str, tmp_path: Path) -> None:
+    path = tmp_path / "bad.yaml"
+    if content is not None:
+        path.write_text(content)
+    assert refusal("--config", str(path)).startswith(answer.format(path))
+
+
+@pytest.mark.parametrize(
+    ("flags", "answer"),
+    [
+        (("--chekpoint", "here"), "unknown option --chekpoint; did you mean --checkpoint?"),
+        (("--checkpoint", TINY, "--top_p", "0"), "top_p is 0.0"),
+    ],
+    ids=["flag", "setting"],
+)
+def test_a_process_ends_in_one_line_and_code_2(flags: Sequence[str], answer: str, tmp_path: Path) -> None:
+    outcome = start_python("main_sample.py", *flags, "--output_dir", str(tmp_path / "new"))
+    assert outcome.error().startswith(answer)
