@@ -30,6 +30,7 @@ from models.published import CHECKPOINT_NAME, initialize_from, load_autoencoder
 from models.scan_order import compute_scale_sizes
 
 NUM_SCORED_DIGITS = 500
+MAX_DIFFERENT_SHARE = 0.01  # of codes; rounding flips far fewer
 
 
 def main(argv: Sequence[str]) -> None:
@@ -67,11 +68,18 @@ def open_training_data(
     if args.create_cache:
         maker.create(root)
     if args.verify_cache:
-        different = maker.verify(folder, args.verify_cache, args.seed)
-        print(f"{different} codes differ of {args.verify_cache} images encoded again from {folder}")
+        verify_cache(maker, folder, args)
         return None
     wanted = describe(images, config.img_size, args.crop, own, autoencoder)
     return TokenCache(folder, wanted, own) if args.use_cache else None
+
+
+def verify_cache(maker: CacheMaker, folder: Path, args: TrainArgs) -> None:
+    """Encode some images again; more differences than rounding explains are an error."""
+    different, compared = maker.verify(folder, args.verify_cache, args.seed)
+    _say(f"{different} of {compared} codes differ from those in {folder}")
+    if different > MAX_DIFFERENT_SHARE * compared:
+        raise UserError(f"{folder} does not hold the codes of these images; move it away and make it again")
 
 
 def train(

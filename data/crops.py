@@ -36,9 +36,22 @@ def crop_image(image: Image.Image, size: int, recipe: CropRecipe, crop: int) -> 
             the corners and the centre, for ``ten`` also mirrored.
         crop: which of the recipe's crops: top left, top right, bottom left, bottom right, centre, then mirrored.
     """
+    return _cut(_square(image, size, recipe), size, recipe, crop)
+
+
+def all_crops(image: Image.Image, size: int, recipe: CropRecipe) -> Tensor:
+    """Every crop of a recipe, (K, 3, size, size) bytes, each as ``crop_image`` gives it."""
+    square = _square(image, size, recipe)
+    return torch.stack([_cut(square, size, recipe, crop) for crop in range(NUM_CROPS[recipe])])
+
+
+def _square(image: Image.Image, size: int, recipe: CropRecipe) -> Tensor:
+    return to_bytes(center_crop(image, size if recipe == "center" else int(MARGIN * size)))
+
+
+def _cut(square: Tensor, size: int, recipe: CropRecipe, crop: int) -> Tensor:
     if recipe == "center":
-        return to_bytes(center_crop(image, size))
-    square = to_bytes(center_crop(image, int(MARGIN * size)))
+        return square
     if crop >= 5:
         square = transforms.horizontal_flip(square)
     return transforms.five_crop(square, [size, size])[crop % 5]

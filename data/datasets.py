@@ -9,7 +9,6 @@ from typing import Literal
 import numpy as np
 import torchvision.datasets as tv
 from PIL import Image, UnidentifiedImageError
-from sklearn.datasets import load_digits
 from timm.data import ImageNetInfo
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
@@ -158,6 +157,8 @@ _TORCHVISION_NAMES = {"cifar10": "CIFAR10", "food101": "Food101", "celeba": "Cel
 
 def _digits(size: int, held_out: bool) -> ImageArrays:
     """scikit-learn's 8 x 8 scans of handwritten digits, enlarged and as RGB, ink bright on black."""
+    from sklearn.datasets import load_digits  # a second to import, which other data need not pay
+
     scans, labels = load_digits(return_X_y=True)  # (1797, 64) of 0..16
     part = slice(-DIGITS_HELD_OUT, None) if held_out else slice(-DIGITS_HELD_OUT)
     grey = np.round(scans[part].reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)

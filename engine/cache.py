@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from data.crops import NUM_CROPS, crop_image, to_floats
+from data.crops import NUM_CROPS, all_crops, to_floats
 from data.datasets import LabelledImages, UnreadableImageError, note_unreadable
 from data.token_cache import (
     DONE,
@@ -46,8 +46,7 @@ class AllCrops(Dataset):
             image = self.images.read(index)
         except UnreadableImageError as error:
             return index, error
-        size, recipe = self.manifest.img_size, self.manifest.crop
-        return index, torch.stack([crop_image(image, size, recipe, crop) for crop in range(NUM_CROPS[recipe])])
+        return index, all_crops(image, self.manifest.img_size, self.manifest.crop)
 
 
 class CacheMaker:
@@ -102,8 +101,8 @@ class CacheMaker:
         distributed.barrier()
         return folder
 
-    def verify(self, folder: Path, count: int, seed: int) -> int:
-        """Encode a random sample of a cache's images again; return how many codes differ.
+    def verify(self, folder: Path, count: int, seed: int) -> tuple[int, int]:
+        """Encode a random sample of a cache's images again; return how many codes differ, and of how many.
 
         Codes differ only where rounding decides between two codes, on another device or library version.
         """
@@ -111,12 +110,13 @@ class CacheMaker:
         done = np.flatnonzero(cache.stand_in == np.arange(len(cache)))
         chosen = np.random.default_rng(seed).choice(done, min(count, len(done)), replace=False)
         self.manifest = read_manifest(folder)
-        different = 0
+        different, compared = 0, 0
         for indices, rows in self._encode(np.sort(chosen)):
             if isinstance(rows, UnreadableImageError):
                 raise rows
             different += int((rows.numpy() != cache.codes[indices]).sum())
-        return different
+            compared += rows.numel()
+        return different, compared
 
     def _fill(self, partial: PartialCache, todo: np.ndarray) -> None:
         mine = todo[distributed.rank() :: distributed.num_ranks()]

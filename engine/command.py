@@ -23,7 +23,8 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
     try:
         main(sys.argv[1:])
     except UserError as error:
-        _stop(f"error: {error}", USER_ERROR)
+        # A loader's worker passes its error on with its traceback as text.
+        _stop(f"error: {str(error).rsplit(f'{UserError.__name__}: ', 1)[-1].strip()}", USER_ERROR)
     except OSError as error:
         if error.filename is None and error.errno is None:
             raise  # not from the file system: a bug of ours keeps its traceback

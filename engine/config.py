@@ -83,6 +83,8 @@ class LoopArgs:
         for name in ("lr", "weight_decay", "warmup_epochs", "clip_grad", "num_workers", "seed"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name} is {getattr(self, name)}; it must not be negative")
+        if self.seed >= 2**63:
+            raise UserError(f"seed is {self.seed}; it must be below 2**63")
 
 
 @dataclass(frozen=True)

@@ -177,7 +177,7 @@ def test_weights_to_start_from(finished: tuple[Path, Path, Outcome], root: Path,
 def test_the_cache_can_be_checked(root: Path) -> None:
     outcome = call(main.main, *tiny_command(root, root / "unused", create_cache=False, verify_cache=20))
     assert outcome.code == 0, outcome.err
-    assert "0 codes differ of 20 images encoded again" in outcome.out
+    assert re.search(r"^0 of \d+ codes differ from those in ", outcome.out, flags=re.MULTILINE)
     assert not (root / "unused").exists()
 
 
@@ -230,9 +230,8 @@ def assert_came_to_the_same(folder: Path, undisturbed: tuple[Path, str]) -> None
     expected, score = undisturbed
     assert_same_training(expected, folder)
     assert read_log(folder) == read_log(expected)  # also: a step done twice logged the same twice
-    for name in ("samples/epoch_0002.png", "samples/epoch_0004.png", "config.yaml"):
-        same = (folder / name).read_bytes() == (expected / name).read_bytes()
-        assert same == (name != "config.yaml")  # which names the folder
+    grids = [path / "samples" / "epoch_0004.png" for path in (folder, expected)]  # a kill may cost an earlier one
+    assert grids[0].read_bytes() == grids[1].read_bytes()
     files = {path.name for path in folder.iterdir() if not path.name.startswith("events.out")}
     assert files == {"autoenc", LAST, "config.yaml", "log.jsonl", "samples"}
     assert score in printed(folder)

@@ -13,13 +13,14 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, the project is not on the path
 
-from data.datasets import CroppedImages, open_dataset
+from data.datasets import CroppedImages, LabelledImages, open_dataset
 from engine.command import run
 from engine.config import parse_config, plain
 from engine.device import DTYPES, pick_device
 from engine.run_folder import save_autoencoder
 from engine.trainer import Trainer
 from models.autoencoder import Autoencoder, AutoencoderConfig
+from models.errors import UserError
 from models.published import CONFIG_NAME, write_yaml
 from train_ae_codebook.vqvae import AutoencoderArgs, VQVAETask
 
@@ -29,7 +30,7 @@ def main(argv: Sequence[str]) -> None:
     settings, name = parse_config(argv, "train_ae_codebook/main.py", __doc__, sections)
     config, args = settings["model"], settings["args"]
     torch.manual_seed(args.seed)
-    train, validation = (open_dataset(args.dataset, args.data_path, args.img_size, split) for split in ("train", "val"))
+    train, validation = _open_data(args)
     folder = Path(args.output_dir or f"output/autoencoders/{name}")
     folder.mkdir(parents=True, exist_ok=True)
     write_yaml(folder / CONFIG_NAME, {"model": plain(config), "args": plain(args)})
@@ -41,6 +42,16 @@ def main(argv: Sequence[str]) -> None:
     export = Path(args.export_dir or folder / "autoencoder")
     save_autoencoder(trainer.trained.cpu(), export, DTYPES[args.export_dtype])
     print(f"autoencoder: {export}; reconstructions: {folder / 'samples'}")
+
+
+def _open_data(args: AutoencoderArgs) -> tuple[LabelledImages, LabelledImages]:
+    """Images to train on, and to measure on: held-out ones if the data has any."""
+    train = open_dataset(args.dataset, args.data_path, args.img_size)
+    try:
+        return train, open_dataset(args.dataset, args.data_path, args.img_size, "val")
+    except UserError as error:
+        print(f"measuring on training images: {error}")
+        return train, train
 
 
 if __name__ == "__main__":

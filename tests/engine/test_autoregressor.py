@@ -147,9 +147,9 @@ def test_activation_checkpointing_changes_no_loss(tmp_path: Path) -> None:
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_compiling_changes_no_loss(checkpointing: bool, tmp_path: Path) -> None:
     """Traced and differentiated as ever; only the slow last part, writing C++, is left out."""
-    with patch("torch.compile", partial(torch.compile, backend="aot_eager")) as compiled:
+    with patch("torch.compile", side_effect=partial(torch.compile, backend="aot_eager")) as compiled:
         assert_trains_alike(tmp_path, compile=True, activation_checkpointing=checkpointing)
-    assert compiled.keywords == {"backend": "aot_eager"}
+    compiled.assert_called_once()  # for the second of two runs
 
 
 @slow

@@ -201,7 +201,7 @@ def test_a_kill_at_the_worst_moments(
     assert not partial_folder(folder).exists()
     assert np.array_equal(codes_of(folder), undisturbed)
     assert read == [index for index in range(8) if done is None or done[index] == TODO]  # nothing is done twice
-    assert maker.verify(folder, 8, seed=0) == 0
+    assert maker.verify(folder, 8, seed=0)[0] == 0
 
 
 def record_reads(images: LabelledImages) -> list[int]:
@@ -382,13 +382,13 @@ def test_a_disk_that_is_full_after_all_leaves_nothing_that_looks_begun(
 
 
 def test_verification_counts_the_codes_that_differ(cache: Path, pets: Path, autoencoder: Autoencoder) -> None:
-    assert make(images_of(pets), autoencoder).verify(cache, 100, seed=0) == 0
+    assert make(images_of(pets), autoencoder).verify(cache, 100, seed=0)[0] == 0
     codes = np.load(cache / "codes.npy", mmap_mode="r+")
     codes[2, 7, [0, 50]] += 1
     codes[5, 0, -1] += 1
     codes.flush()
-    assert make(images_of(pets), autoencoder).verify(cache, 8, seed=0) == 3
-    assert make(images_of(pets), autoencoder, scale_sizes=(2, 8)).verify(cache, 8, seed=0) == 3
+    assert make(images_of(pets), autoencoder).verify(cache, 8, seed=0)[0] == 3
+    assert make(images_of(pets), autoencoder, scale_sizes=(2, 8)).verify(cache, 8, seed=0)[0] == 3
 
 
 def test_verification_draws_a_sample(cache: Path, pets: Path, autoencoder: Autoencoder) -> None:
@@ -406,13 +406,13 @@ def test_verification_draws_a_sample(cache: Path, pets: Path, autoencoder: Autoe
 
 def test_a_picture_that_changed_is_found(cache: Path, pets: Path, autoencoder: Autoencoder) -> None:
     picture(60, 45, seed=99).save(pets / "ant" / "003.png")
-    assert make(images_of(pets), autoencoder).verify(cache, 8, seed=0) > 100
+    assert make(images_of(pets), autoencoder).verify(cache, 8, seed=0)[0] > 100
 
 
 def test_unreadable_images_are_not_verified(tmp_path: Path, pets: Path, autoencoder: Autoencoder) -> None:
     damage(pets / "ant" / "001.png", "empty")
     maker = make(images_of(pets), autoencoder)
-    assert maker.verify(maker.create(tmp_path), 8, seed=0) == 0
+    assert maker.verify(maker.create(tmp_path), 8, seed=0)[0] == 0
 
 
 def test_verification_names_an_image_that_has_become_unreadable(

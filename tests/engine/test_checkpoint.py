@@ -5,7 +5,6 @@ import os
 import random
 import resource
 from collections.abc import Callable
-from itertools import count
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -99,8 +98,8 @@ def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
         save_whole(content(1), tmp_path / "nowhere" / "checkpoint-last.pth")
 
 
-def save_for_ever(path: Path) -> None:
-    for step in count(1):
+def save_on_and_on(path: Path) -> None:
+    for step in range(1, 500):
         save_whole(content(step, NUM_WEIGHTS), path)
 
 
@@ -109,7 +108,7 @@ def test_a_kill_at_any_moment_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
     path, temporary = tmp_path / "checkpoint-last.pth", tmp_path / "checkpoint-last.pth.tmp"
     half_written = 0
     for delay in np.random.default_rng(0).uniform(0, 0.02, 20):
-        process = start_process(tmp_path / "output.txt", save_for_ever, path)
+        process = start_process(tmp_path / "output.txt", save_on_and_on, path)
         while not (path.exists() and temporary.exists()):
             process.join(0.001)
             assert process.is_alive(), (tmp_path / "output.txt").read_text()
