@@ -47,7 +47,7 @@ def main(argv: Sequence[str]) -> None:
     autoencoder = load_autoencoder(config.autoenc)
     dataset = open_training_data(images, config, args, autoencoder, device)
     if dataset is not None:
-        train(config, args, autoencoder, dataset, images.class_names, Path(args.output_dir or f"output/{name}"), device)
+        train(config, args, autoencoder, dataset, images, Path(args.output_dir or f"output/{name}"), device)
     distributed.tear_down()
 
 
@@ -87,21 +87,21 @@ def train(
     args: TrainArgs,
     autoencoder: Autoencoder,
     dataset: Dataset,
-    class_names: list[str],
+    images: LabelledImages,
     folder: Path,
     device: torch.device,
 ) -> None:
     """Build the model, train it in ``folder``, and say what came of it."""
     torch.manual_seed(args.seed)
     model = Checkerboard(config, autoencoder)
-    model.class_names = class_names
+    model.class_names = images.class_names
     if distributed.is_main():
         open_run_folder(folder, config, args, autoencoder)
     distributed.barrier()
     if args.weights_init is not None and not (folder / CHECKPOINT_NAME).exists():
         for remark in initialize_from(model, args.weights_init):
             _say(remark)
-    task = AutoregressorTask(model, args)
+    task = AutoregressorTask(model, args, images.class_keys)
     trainer = Trainer(task, dataset, args, folder, device)
     _say(
         f"{describe_size(model)}; scales {' '.join(map(str, model.scale_sizes))}; {len(dataset)} images of "

@@ -32,10 +32,21 @@ from models.checkerboard import Checkerboard, ModelConfig
 from models.errors import UserError
 from models.published import dataclass_from_dict, find_checkpoint, load_autoencoder, load_checkpoint, read_yaml
 from models.sampling import Samples, check_settings, sample
-from models.scan_order import Remainder
+from models.scan_order import Remainder, sampling_blocks
 
 NUM_SHOWN = 16
 SETTINGS_NAME = "samples.json"
+NUMBER = 6 * "[0-9]"
+OUR_FILES = (
+    f"{NUMBER}.png",
+    f"maps_{NUMBER}.png",
+    "maps.npz",
+    "grid.png",
+    "codes.npz",
+    "entropy_by_step.png",
+    "animation.gif",
+    SETTINGS_NAME,
+)
 
 
 @dataclass(frozen=True)
@@ -58,6 +69,7 @@ class SampleArgs:
         seed: of the first image; image i has seed + i, whatever its batch.
         batch_size: images drawn at once.
         dtype: precision of the transformer's weights: auto (bfloat16 where the GPU has it, else float32), or a name.
+        compile: compile the transformer; pays off for many images only.
         device: auto, cuda, mps or cpu.
         output_dir: folder to write to; default samples/ and the time. An earlier run there is moved aside.
         save_codes: also write codes.npz: labels, and codes_S of each scale.
@@ -80,6 +92,7 @@ class SampleArgs:
     seed: int = 0
     batch_size: int = 16
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    compile: bool = False
     device: str = "auto"
     output_dir: str | None = None
     save_codes: bool = False
@@ -104,6 +117,8 @@ def main(argv: Sequence[str]) -> None:
     labels = _choose_labels(model, args)
     dtype = pick_dtype(args.dtype, device)
     model.to(device=device, dtype=dtype)
+    if args.compile:
+        model.transformer.compile()
     check_settings(
         model,
         torch.tensor(labels),
@@ -115,7 +130,7 @@ def main(argv: Sequence[str]) -> None:
         top_p=args.top_p,
     )
     folder = _open_output(args)
-    num_steps = model.layout(args.steps_per_scale, args.remainder).num_steps
+    num_steps = sum(map(len, sampling_blocks(model.scale_sizes, args.steps_per_scale, args.remainder)))
     print(
         f"{describe_size(model)}; {len(labels)} images of {model.config.img_size} px in {num_steps} steps; "
         f"{str(dtype).removeprefix('torch.')} on {device}"
@@ -152,7 +167,10 @@ def _open_output(args: SampleArgs) -> Path:
     folder = Path(args.output_dir or Path("samples") / datetime.now().strftime("%Y%m%d-%H%M%S")).absolute()
     if (folder / SETTINGS_NAME).exists():
         aside = next(p for i in range(1, 10**6) if not (p := folder.with_name(f"{folder.name}.{i}")).exists())
-        folder.rename(aside)
+        aside.mkdir()
+        for pattern in OUR_FILES:
+            for path in folder.glob(pattern):
+                path.rename(aside / path.name)
         print(f"the earlier samples in {folder} are now in {aside}")
     elif folder.exists() and any(folder.glob("*.png")):
         raise UserError(f"{folder} holds images that are not samples of ours; name another --output_dir")

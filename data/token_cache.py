@@ -104,10 +104,11 @@ def begin_cache(folder: Path, manifest: Manifest, labels: Sequence[int]) -> None
         return
     partial.mkdir(parents=True, exist_ok=True)
     np.lib.format.open_memmap(partial / "codes.npy", "w+", np.uint16, manifest.shape)
-    if hasattr(os, "posix_fallocate"):  # a disk that fills up later would kill the process
-        with (partial / "codes.npy").open("r+b") as file:
-            os.posix_fallocate(file.fileno(), 0, (partial / "codes.npy").stat().st_size)
     np.lib.format.open_memmap(partial / "status.npy", "w+", np.uint8, (manifest.num_images,))
+    if hasattr(os, "posix_fallocate"):  # a disk that fills up later would kill the process
+        for path in (partial / "codes.npy", partial / "status.npy"):
+            with path.open("r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
     np.save(partial / "labels.npy", np.asarray(labels, dtype=np.int64))
     temporary = partial / (MANIFEST + ".tmp")
     temporary.write_text(json.dumps(asdict(manifest), indent=1))
@@ -119,6 +120,14 @@ class PartialCache:
 
     def __init__(self, folder: Path) -> None:
         self.final, self.folder = folder, partial_folder(folder)
+        manifest = read_manifest(self.folder)
+        try:
+            # Mapped for reading first: mapping a truncated file for writing would fill it up with zeros.
+            shapes = [np.load(self.folder / f"{name}.npy", mmap_mode="r").shape for name in ("codes", "status")]
+        except (OSError, ValueError, EOFError) as error:
+            raise UserError(f"{self.folder} is damaged ({error}); move it away and start anew") from error
+        if shapes != [manifest.shape, (manifest.num_images,)]:
+            raise UserError(f"{self.folder} is damaged: its arrays are of another size; move it away and start anew")
         self.codes = np.load(self.folder / "codes.npy", mmap_mode="r+")
         self.status = np.load(self.folder / "status.npy", mmap_mode="r+")
 
@@ -191,6 +200,8 @@ class TokenCache(Dataset):
             raise UserError(f"{folder} is damaged ({error}); move it away and make it again") from error
         if self.codes.shape != manifest.shape or not len(self.labels) == len(status) == manifest.num_images:
             raise UserError(f"{folder} is damaged: its arrays are of another size; move it away and make it again")
+        if not (status == DONE).any():
+            raise UserError(f"{folder} is damaged: none of its images is done; move it away and make it again")
         self.stand_in = _next_done(status)
         slices = dict(zip(manifest.scale_sizes, scale_slices(manifest.scale_sizes), strict=True))
         self.scale_sizes = list(scale_sizes)
@@ -234,5 +245,5 @@ def _map_codes(folder: Path) -> np.memmap:
 def _next_done(status: np.ndarray) -> np.ndarray:
     """Each image's index, or for an unreadable one that of the next readable image."""
     done = np.flatnonzero(status == DONE)
-    places = np.searchsorted(done, np.arange(len(status))) % max(len(done), 1)
+    places = np.searchsorted(done, np.arange(len(status))) % len(done)
     return done[places]

@@ -14,7 +14,7 @@ from engine.labels import shown_labels
 from engine.trainer import Statistics, StepRandomness
 from models.checkerboard import Checkerboard, scale_statistics
 from models.errors import UserError
-from models.sampling import sample
+from models.sampling import check_settings, sample
 from models.scan_order import sampling_blocks, training_blocks
 
 MAX_ROWS, COLUMNS = 16, 8
@@ -22,14 +22,30 @@ FIXED_STEPS_PER_SCALE = 8  # of training with random_block_size: false
 
 
 class AutoregressorTask:
-    """Trains a ``Checkerboard`` on images or on cached codes."""
+    """Trains a ``Checkerboard`` on images or on cached codes.
 
-    def __init__(self, module: Checkerboard, args: TrainArgs) -> None:
-        self.module, self.args = module, args
+    Args:
+        module: the model.
+        args: training settings.
+        class_keys: the data's names of the classes, in order; kept with checkpoints and compared when a run goes on.
+    """
+
+    def __init__(self, module: Checkerboard, args: TrainArgs, class_keys: list[str] | None = None) -> None:
+        self.module, self.args, self.class_keys = module, args, class_keys
         if args.attention == "flex" and pick_device(args.device).type != "cuda":
             raise UserError("attention flex trains on CUDA alone; set attention sdpa")
         module.use_flex_attention = args.attention == "flex"
         module.transformer.activation_checkpointing = args.activation_checkpointing
+        check_settings(
+            module,
+            torch.tensor(shown_labels(module, MAX_ROWS)),
+            steps_per_scale=args.steps_per_scale,
+            cfg=args.cfg,
+            cfg_start_step=args.cfg_start_step,
+            temperature=1.0,
+            top_k=0,
+            top_p=1.0,
+        )
         if args.compile:
             module.transformer.compile()
 
@@ -57,7 +73,8 @@ class AutoregressorTask:
         """Write a grid with one row a class (16 of them if there are more), the same random numbers every time."""
         labels = shown_labels(module, MAX_ROWS)
         rows = [label for label in labels for _ in range(COLUMNS)]
-        mine = range(distributed.rank(), len(rows), distributed.num_ranks())
+        ranks = min(distributed.num_ranks(), len(rows))
+        mine = range(distributed.rank() % ranks, len(rows), ranks)  # spare ranks draw what another one keeps
         out = sample(
             module,
             [rows[i] for i in mine],
@@ -69,8 +86,8 @@ class AutoregressorTask:
         shards = distributed.everyones(to_uint8(out.images).cpu())
         if distributed.is_main():
             images = torch.empty(len(rows), *shards[0].shape[1:], dtype=torch.uint8)
-            for shard, part in enumerate(shards):
-                images[shard :: len(shards)] = part
+            for shard, part in enumerate(shards[:ranks]):
+                images[shard::ranks] = part
             save_grid(images, folder / f"{name}.png", COLUMNS)
         return {}
 
@@ -79,4 +96,5 @@ class AutoregressorTask:
             "config": plain(self.module.config),
             "args": plain(self.args),
             "class_names": self.module.class_names,
+            "class_keys": self.class_keys,
         }

@@ -3,11 +3,15 @@
 import os
 import random
 import shutil
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 
 from models.errors import UserError
 
@@ -35,6 +39,32 @@ def save_whole(content: dict[str, Any], path: Path) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+@contextmanager
+def lock_folder(folder: Path) -> Iterator[None]:
+    """Keep other processes from training in a folder meanwhile; a killed process leaves no lock behind."""
+    path = folder / ".lock"
+    try:
+        with FileLock(path, timeout=0):
+            yield
+    except Timeout as error:
+        raise UserError(f"another process trains in {folder}; wait for it, or name another output_dir") from error
+    path.unlink(missing_ok=True)
+
+
+def check_whole(path: Path) -> None:
+    """Refuse a damaged checkpoint; torch itself does not compare the checksums that the file holds."""
+    try:
+        with zipfile.ZipFile(path) as records:
+            damaged = records.testzip()
+    except zipfile.BadZipFile:
+        damaged = "its directory"
+    if damaged is not None:
+        raise UserError(
+            f"{path} is damaged ({damaged}); move it away and put a kept checkpoint-EPOCH.pth in its place, "
+            "or start anew"
+        )
 
 
 def keep_copy(path: Path, copy: Path) -> None:

@@ -83,6 +83,10 @@ class LoopArgs:
         for name in ("lr", "weight_decay", "warmup_epochs", "clip_grad", "num_workers", "seed"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name} is {getattr(self, name)}; it must not be negative")
+        if not all(0 <= beta < 1 for beta in self.betas) or not 0 <= self.ema_decay < 1:
+            raise UserError(f"betas {list(self.betas)} and ema_decay {self.ema_decay} must lie in 0..1, 1 excluded")
+        if any(factor <= 0 for factor in self.lr_drops.values()):
+            raise UserError(f"lr_drops {self.lr_drops} must hold factors above 0")
         if self.seed >= 2**63:
             raise UserError(f"seed is {self.seed}; it must be below 2**63")
 
@@ -120,6 +124,11 @@ class TrainArgs(LoopArgs):
     cfg: float = 1.5
     cfg_start_step: int = 5
     steps_per_scale: int = 4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.verify_cache < 0:
+            raise UserError(f"verify_cache is {self.verify_cache}; give a number of images")
 
 
 def parse_config(

@@ -4,6 +4,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from data.token_cache import autoencoder_hash
@@ -30,7 +31,8 @@ def open_run_folder(folder: Path, config: ModelConfig, args: LoopArgs, autoencod
         UserError: the folder holds a run of another model or autoencoder.
     """
     config = replace(config, autoenc=AUTOENCODER_PATHS)
-    if (folder / CONFIG_NAME).exists():
+    folder.mkdir(parents=True, exist_ok=True)
+    if (folder / CHECKPOINT_NAME).exists() and (folder / CONFIG_NAME).exists():
         _check_same(folder, config, autoencoder)
     else:
         save_autoencoder(autoencoder, folder / "autoenc")
@@ -44,15 +46,19 @@ def save_autoencoder(autoencoder: Autoencoder, folder: Path, dtype: torch.dtype 
     state = autoencoder.state_dict()
     state = {key: value.to(dtype) if value.is_floating_point() else value for key, value in state.items()}
     temporary = folder / "autoencoder.safetensors.tmp"
-    save_file(state, temporary)
+    try:
+        save_file(state, temporary)
+    except SafetensorError as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"could not write {temporary} ({error}); free some space and run the command again") from error
     temporary.replace(folder / "autoencoder.safetensors")
     write_yaml(folder / "autoencoder_config.yaml", autoencoder_config_dict(autoencoder.config))
 
 
 def _check_same(folder: Path, config: ModelConfig, autoencoder: Autoencoder) -> None:
     saved = read_model_config(folder / CHECKPOINT_NAME)
-    ours, theirs = asdict(config), asdict(saved)
-    other = [key for key in ours if ours[key] != theirs[key]]
+    ours, theirs = (asdict(replace(c, num_mixing_layers=c.mixing_layers)) for c in (config, saved))
+    other = [key for key in ("llama_config", *ours) if ours[key] != theirs[key]]
     if other:
         key = other[0]
         raise UserError(

@@ -15,6 +15,9 @@ class RunLog:
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / LOG_NAME
+        if self.path.exists() and self.path.read_bytes()[-1:] not in (b"", b"\n"):  # a full disk cut the last line
+            with self.path.open("a") as file:
+                file.write("\n")
         self.writer = SummaryWriter(str(folder))
 
     def event(self, name: str, **values: Any) -> None:

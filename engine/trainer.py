@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from data.sampler import EpochBatches, mix_seed
 from engine import distributed
-from engine.checkpoint import keep_copy, random_states, restore_random_states, save_whole
+from engine.checkpoint import check_whole, keep_copy, lock_folder, random_states, restore_random_states, save_whole
 from engine.command import Stopped
 from engine.config import LoopArgs
 from engine.device import autocast, pick_dtype
@@ -134,7 +134,15 @@ class Trainer:
             UserError: the loss is not finite, or a checkpoint cannot be read or written.
             Stopped: SIGINT or SIGTERM; a checkpoint has been written.
         """
+        with lock_folder(self.folder) if distributed.is_main() else nullcontext():
+            self._fit()
+
+    def _fit(self) -> None:
         self._resume()
+        if len(set(distributed.everyones((self.step, self.epoch, self.step_in_epoch)))) > 1:
+            raise UserError(
+                f"ranks found different checkpoints in {self.folder}; it must be a folder that all of them share"
+            )
         self.forward = _LossModule(self.task)
         if distributed.num_ranks() > 1:
             self.forward = DistributedDataParallel(self.forward, broadcast_buffers=False)
@@ -195,6 +203,7 @@ class Trainer:
             num_workers=self.args.num_workers,
             collate_fn=self.dataset.collate,
             pin_memory=self.device.type == "cuda",
+            worker_init_fn=_leave_signals_to_main,
         )
         return islice(iter(loader), (self.steps_per_epoch - self.step_in_epoch) * self.args.accum_steps)
 
@@ -251,6 +260,11 @@ class Trainer:
         """Remember the first step whose loss or weights are bad, without waiting for the device."""
         self.first_bad_step = torch.where(bad & (self.first_bad_step < 0), step, self.first_bad_step)
 
+    def _check_weights(self) -> None:
+        """As ``_check_finite``, of the weights too."""
+        self._note(~torch.stack([p.isfinite().all() for p in self.module.parameters()]).all(), self.step - 1)
+        self._check_finite()
+
     def _check_finite(self) -> None:
         """Stop every rank, before anything bad is saved, if any noted something since the last check."""
         bad = [(step, rank) for rank, step in enumerate(distributed.everyones(int(self.first_bad_step))) if step >= 0]
@@ -263,11 +277,13 @@ class Trainer:
             )
 
     def _end_epoch(self) -> None:
+        """Draw, then save: what is killed in between is drawn again."""
+        self._check_weights()
         self.epoch, self.step_in_epoch = self.epoch + 1, 0
-        self.save()
         last = self.epoch == self.args.epochs
         if last or (self.args.eval_freq and self.epoch % self.args.eval_freq == 0):
             self.show(f"epoch_{self.epoch:04d}")
+        self.save()
         if self.args.keep_freq and self.epoch % self.args.keep_freq == 0 and distributed.is_main():
             keep_copy(self.folder / CHECKPOINT_NAME, self.folder / f"checkpoint-{self.epoch:04d}.pth")
 
@@ -276,15 +292,15 @@ class Trainer:
         self.trained.eval()
         folder = self.folder / "samples"
         folder.mkdir(exist_ok=True)
-        figures = self.task.show(self.trained, folder, name)
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"):  # a few shapes once: not worth compiling
+            figures = self.task.show(self.trained, folder, name)
         self.module.train()
         if figures and self.log is not None:
             self.log.scalars(self.step, figures)
 
     def save(self) -> None:
         """Write ``checkpoint-last.pth``; called on all ranks, rank 0 writes."""
-        self._note(~torch.stack([p.isfinite().all() for p in self.module.parameters()]).all(), self.step - 1)
-        self._check_finite()
+        self._check_weights()
         self.loss_sum = distributed.add_up(self.loss_sum) / distributed.num_ranks()  # the file holds one for all ranks
         self.last_save = time.monotonic()
         if distributed.is_main():
@@ -299,7 +315,7 @@ class Trainer:
             "step": self.step,
             "epoch": self.epoch,
             "step_in_epoch": self.step_in_epoch,
-            "steps_per_epoch": self.steps_per_epoch,
+            "data_order": self._data_order(),
             "loss_sum": self.loss_sum,
             "random_states": random_states(),
             **self.task.describe(),
@@ -311,19 +327,9 @@ class Trainer:
             if self.args.resume is None:
                 return
             path = find_checkpoint(self.args.resume)
+        check_whole(path)
         saved = read_torch_file(path)
-        shapes = {name: tensor.shape for name, tensor in self.module.state_dict().items()}
-        if "steps_per_epoch" not in saved or {name: t.shape for name, t in saved["model"].items()} != shapes:
-            raise UserError(f"{path} is of no run of this model; name one, or start from its weights by weights_init")
-        if saved["steps_per_epoch"] != self.steps_per_epoch and saved["step_in_epoch"]:
-            raise UserError(
-                f"{path} stopped inside an epoch of {saved['steps_per_epoch']} steps, now one has "
-                f"{self.steps_per_epoch}; go on with the same data, batch_size, accum_steps and ranks, or another "
-                "output_dir"
-            )
-        if (saved["model_ema"] is None) != (self.ema is None):
-            kind = "without" if self.ema else "with"
-            raise UserError(f"{path} was trained {kind} ema; keep it so, or name another output_dir")
+        self._check_saved(saved, path)
         self.module.load_state_dict(saved["model"])
         groups = self.optimizer.state_dict()["param_groups"]  # betas and weight decay of now, not of then
         self.optimizer.load_state_dict(saved["optimizer"] | {"param_groups": groups})
@@ -337,6 +343,29 @@ class Trainer:
             print(f"going on from {path}: epoch {self.epoch}, step {self.step}")
         restore_random_states(saved["random_states"])
 
+    def _check_saved(self, saved: dict[str, Any], path: Path) -> None:
+        """Refuse a checkpoint that this run cannot go on from."""
+        shapes = {name: tensor.shape for name, tensor in self.module.state_dict().items()}
+        if "data_order" not in saved or {name: t.shape for name, t in saved["model"].items()} != shapes:
+            raise UserError(f"{path} is of no run of this model; name one, or start from its weights by weights_init")
+        if saved["step_in_epoch"] and saved["data_order"] != self._data_order():
+            raise UserError(
+                f"{path} stopped inside an epoch with {saved['data_order']}, which is now {self._data_order()}; go on "
+                "with the same, or name another output_dir"
+            )
+        if saved.get("class_keys") != self.task.describe().get("class_keys"):
+            raise UserError(
+                f"{path} was trained on other classes than the data's; put them back, or name another output_dir"
+            )
+        if (saved["model_ema"] is None) != (self.ema is None):
+            kind = "without" if self.ema else "with"
+            raise UserError(f"{path} was trained {kind} ema; keep it so, or name another output_dir")
+
+    def _data_order(self) -> dict[str, int]:
+        """What decides which images a step of an epoch sees."""
+        images_a_step = self.args.batch_size * self.args.accum_steps * distributed.num_ranks()
+        return {"images": len(self.dataset), "images_a_step": images_a_step, "seed": self.args.seed}
+
     def _event(self, name: str, **values: Any) -> None:
         if self.log is not None:
             self.log.event(name, **values)
@@ -346,6 +375,12 @@ class Trainer:
             raise KeyboardInterrupt
         self.stop_signal = number
         tqdm.write("stopping after this step; once more to stop at once, without saving")
+
+
+def _leave_signals_to_main(worker: int) -> None:
+    """A signal to the whole process group must not end the workers before the step is done and saved."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _to_device(batch: Any, device: torch.device) -> Any:

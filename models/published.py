@@ -80,10 +80,15 @@ def initialize_from(model: Checkerboard, path: str | Path) -> list[str]:
     saved = {key: value for key, value in saved.items() if not key.startswith(AUTOENCODER_PREFIX)}
     own = model.state_dict()
     fits = {key: value for key, value in saved.items() if key in own and value.shape == own[key].shape}
-    if not fits:
+    if not any(key.startswith("transformer.") for key in fits):
         raise UserError(f"{path} has no weights that fit this model; name a checkpoint of a like one")
     model.load_state_dict(fits, strict=False)
     remarks = [f"{len(fits)} of {len(own)} tensors start from {path}"]
+    if "src_latents_proj.weight" in own and "src_latents_proj.weight" not in saved:  # absent means identity
+        nn.init.eye_(model.src_latents_proj.weight)
+        nn.init.zeros_(model.src_latents_proj.bias)
+        remarks.append("src_latents_proj starts as the identity, which its absence there means")
+        own = {key: value for key, value in own.items() if not key.startswith("src_latents_proj.")}
     for key in own:
         if key in saved and key not in fits:
             shapes = f"{tuple(saved[key].shape)} there, {tuple(own[key].shape)} here"
@@ -317,12 +322,23 @@ def read_torch_file(path: Path) -> dict[str, Any]:
     return checkpoint
 
 
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """Refuses a mapping that names a key twice: YAML would keep the last and drop the first silently."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        twice = [key for key in keys if keys.count(key) > 1]
+        if twice:
+            raise yaml.constructor.ConstructorError(None, None, f"key {twice[0]} stands there twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML file's mapping."""
     if not path.is_file():
         raise UserError(f"no such file: {path}")
     try:
-        content = yaml.safe_load(path.read_text())
+        content = yaml.load(path.read_text(), Loader=_UniqueKeyLoader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):

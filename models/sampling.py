@@ -123,7 +123,7 @@ def sample(
         raise UserError(f"{len(seeds)} seeds for {len(labels)} labels; give one an image")
     if cfg and not model.config.class_cond:
         warnings.warn("cfg has no effect on an unconditional model", stacklevel=3)
-    seeds = torch.randint(2**62, (len(labels),)).tolist() if seeds is None else seeds
+    seeds = torch.randint(2**62, (len(labels),)).tolist() if seeds is None else [int(seed) for seed in seeds]
     uniforms, order_uniforms = draw_uniforms(seeds, 2, model.num_locations).to(model.device).unbind(1)  # (B, L) each
     layout = model.layout(steps_per_scale, remainder, order_uniforms)
     run = _BlockRun(model, labels.long().to(model.device), layout, guided=cfg != 0 and model.config.class_cond)

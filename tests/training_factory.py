@@ -244,7 +244,7 @@ def assert_same_state(one: Any, other: Any, where: str = "checkpoint") -> None:
 def assert_same_training(one: Path, other: Path) -> None:
     """The last checkpoints of two runs hold the same weights, averages, optimizer state and place, bit by bit."""
     states = [torch.load(folder / "checkpoint-last.pth", weights_only=True) for folder in (one, other)]
-    kept = ("model", "model_ema", "optimizer", "scaler", "step", "epoch", "step_in_epoch", "steps_per_epoch")
+    kept = ("model", "model_ema", "optimizer", "scaler", "step", "epoch", "step_in_epoch", "data_order")
     for key in (*kept, "loss_sum"):
         assert_same_state(states[0][key], states[1][key], key)
 

@@ -14,6 +14,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, the project is not on the path
 
 from data.datasets import CroppedImages, LabelledImages, open_dataset
+from engine import distributed
 from engine.command import run
 from engine.config import parse_config, plain
 from engine.device import DTYPES, pick_device
@@ -31,17 +32,22 @@ def main(argv: Sequence[str]) -> None:
     config, args = settings["model"], settings["args"]
     torch.manual_seed(args.seed)
     train, validation = _open_data(args)
+    device = distributed.set_up(pick_device(args.device))
     folder = Path(args.output_dir or f"output/autoencoders/{name}")
-    folder.mkdir(parents=True, exist_ok=True)
-    write_yaml(folder / CONFIG_NAME, {"model": plain(config), "args": plain(args)})
     autoencoder = Autoencoder(config)
     task = VQVAETask(autoencoder, args, CroppedImages(validation, args.img_size, "center"))
-    trainer = Trainer(task, CroppedImages(train, args.img_size, args.crop), args, folder, pick_device(args.device))
-    print(f"{sum(p.numel() for p in autoencoder.parameters()) / 1e6:.2f}M parameters; run folder {folder}")
+    if distributed.is_main():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_yaml(folder / CONFIG_NAME, {"model": plain(config), "args": plain(args)})
+        print(f"{sum(p.numel() for p in autoencoder.parameters()) / 1e6:.2f}M parameters; run folder {folder}")
+    distributed.barrier()
+    trainer = Trainer(task, CroppedImages(train, args.img_size, args.crop), args, folder, device)
     trainer.fit()
-    export = Path(args.export_dir or folder / "autoencoder")
-    save_autoencoder(trainer.trained.cpu(), export, DTYPES[args.export_dtype])
-    print(f"autoencoder: {export}; reconstructions: {folder / 'samples'}")
+    if distributed.is_main():
+        export = Path(args.export_dir or folder / "autoencoder")
+        save_autoencoder(trainer.trained.cpu(), export, DTYPES[args.export_dtype])
+        print(f"autoencoder: {export}; reconstructions: {folder / 'samples'}")
+    distributed.tear_down()
 
 
 def _open_data(args: AutoencoderArgs) -> tuple[LabelledImages, LabelledImages]:
