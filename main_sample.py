@@ -119,16 +119,7 @@ def main(argv: Sequence[str]) -> None:
     model.to(device=device, dtype=dtype)
     if args.compile:
         model.transformer.compile()
-    check_settings(
-        model,
-        torch.tensor(labels),
-        steps_per_scale=args.steps_per_scale,
-        cfg=args.cfg,
-        cfg_start_step=args.cfg_start_step,
-        temperature=args.temperature,
-        top_k=args.top_k,
-        top_p=args.top_p,
-    )
+    check_settings(model, torch.tensor(labels), **_drawing(args))
     folder = _open_output(args)
     num_steps = sum(map(len, sampling_blocks(model.scale_sizes, args.steps_per_scale, args.remainder)))
     print(
@@ -179,6 +170,12 @@ def _open_output(args: SampleArgs) -> Path:
     return folder
 
 
+def _drawing(args: SampleArgs) -> dict[str, Any]:
+    """The settings that decide what is drawn, as ``sample`` and ``check_settings`` take them."""
+    names = ("steps_per_scale", "cfg", "cfg_start_step", "temperature", "top_k", "top_p")
+    return {name: getattr(args, name) for name in names}
+
+
 def _draw(model: Checkerboard, labels: list[int], args: SampleArgs) -> Samples:
     batches = []
     for first in tqdm(range(0, len(labels), args.batch_size), unit="batch", desc="sampling"):
@@ -186,12 +183,7 @@ def _draw(model: Checkerboard, labels: list[int], args: SampleArgs) -> Samples:
         out = sample(
             model,
             batch,
-            steps_per_scale=args.steps_per_scale,
-            cfg=args.cfg,
-            cfg_start_step=args.cfg_start_step,
-            temperature=args.temperature,
-            top_k=args.top_k,
-            top_p=args.top_p,
+            **_drawing(args),
             seeds=range(args.seed + first, args.seed + first + len(batch)),
             remainder=args.remainder,
         )
