@@ -4,11 +4,14 @@ A *step* is one update of the weights, from ``accum_steps`` batches on every ran
 the run's seed, the step and the rank, so that a run that was stopped anywhere goes on as if it had not been.
 """
 
+import multiprocessing
+import os
 import random
 import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from types import FrameType
@@ -108,6 +111,7 @@ class Trainer:
             )
         self.step, self.epoch, self.step_in_epoch = 0, 0, 0
         self.stop_signal = 0
+        self.needs_workers = multiprocessing.RawValue("b", 0)  # seen by the loader's workers
         self.loss_sum = torch.zeros((), device=device)
         self.first_bad_step = torch.full((), -1, device=device)
 
@@ -151,6 +155,7 @@ class Trainer:
         self._event("start", step=self.step, ranks=distributed.num_ranks(), dtype=str(self.dtype))
         handlers = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
         self.last_save = time.monotonic()
+        self.needs_workers.value = 1
         try:
             with tqdm(
                 total=total, initial=self.step, unit="step", mininterval=1.0, smoothing=0.05, disable=self.log is None
@@ -159,6 +164,7 @@ class Trainer:
                     self._train_epoch(bar)
                     self._end_epoch()
         finally:
+            self.needs_workers.value = 0
             for number, handler in handlers.items():
                 signal.signal(number, handler)
             if self.log is not None:
@@ -203,7 +209,7 @@ class Trainer:
             num_workers=self.args.num_workers,
             collate_fn=self.dataset.collate,
             pin_memory=self.device.type == "cuda",
-            worker_init_fn=_leave_signals_to_main,
+            worker_init_fn=partial(_leave_signals_to_main, self.needs_workers),
         )
         return islice(iter(loader), (self.steps_per_epoch - self.step_in_epoch) * self.args.accum_steps)
 
@@ -377,10 +383,18 @@ class Trainer:
         tqdm.write("stopping after this step; once more to stop at once, without saving")
 
 
-def _leave_signals_to_main(worker: int) -> None:
-    """A signal to the whole process group must not end the workers before the step is done and saved."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+def _leave_signals_to_main(needed: Any, worker: int) -> None:
+    """A signal to the whole process group must not end the workers before the step is done and saved.
+
+    Once they are needed no more, SIGTERM ends them: an interpreter that exits sends it, and then waits for them.
+    """
+
+    def on_terminate(number: int, frame: FrameType | None) -> None:
+        if not needed.value:
+            os._exit(0)
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, on_terminate)
 
 
 def _to_device(batch: Any, device: torch.device) -> Any:

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import dedent
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ from data.datasets import CroppedImages, open_dataset
 from data.sampler import EpochBatches
 from data.token_cache import DONE, TODO
 from engine.run_folder import save_autoencoder
-from tests.command_factory import ROOT, Outcome, call
+from tests.command_factory import ROOT, Outcome, call, start
 from tests.factory import tiny_autoencoder
 from tests.pictures import damage, picture, write_pictures
 
@@ -294,3 +295,20 @@ def test_too_many_unreadable_images(work: Work, flag: str, num_workers: int) -> 
     assert all(any(str(path) in line for path in broken) for line in skipped)
     said = Outcome(outcome.code, outcome.out, "\n".join(line for line in lines if line not in skipped)).error()
     assert said == "2 unreadable images, over 1 % of the data; mend it (--check_data lists them)"
+
+
+def test_workers_end_with_a_program_that_keeps_the_error(work: Work) -> None:
+    """A kept traceback keeps the loader alive; the interpreter must not wait forever for workers that ignore it."""
+    for number in (1, 4, 7):
+        damage(work.pictures[number], "truncated")
+    script = """
+        import sys
+        import main as training
+        try:
+            training.main(sys.argv[1:])
+        except ValueError as error:
+            kept = error
+            print(type(kept).__name__)
+    """
+    done = start(sys.executable, "-c", dedent(script), *work.flags("--epochs=1", "--num_workers=1"))
+    assert done.out.endswith("UserError\n")
