@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import Dataset
 
 from data.datasets import CroppedImages, LabelledImages, check_num_classes, open_dataset
-from data.token_cache import TokenCache, describe
+from data.token_cache import TokenCache, check_images, describe
 from engine import distributed
 from engine.autoregressor import AutoregressorTask
 from engine.cache import PAPER_SCALE_SIZES, CacheMaker
@@ -21,8 +21,8 @@ from engine.command import run
 from engine.config import TrainArgs, parse_config
 from engine.device import describe_size, pick_device
 from engine.digits_score import score_digits
-from engine.run_folder import open_run_folder
-from engine.trainer import Trainer
+from engine.run_folder import open_run_folder, run_settings
+from engine.trainer import Trainer, count_steps
 from models.autoencoder import Autoencoder
 from models.checkerboard import Checkerboard, ModelConfig
 from models.errors import UserError
@@ -44,6 +44,8 @@ def main(argv: Sequence[str]) -> None:
     if config.class_cond:
         check_num_classes(images, config.num_classes)
     device = distributed.set_up(pick_device(args.device))
+    if args.use_cache or not (args.create_cache or args.verify_cache):
+        count_steps(len(images), args)  # too few images are an error now, not after hours of making a cache
     autoencoder = load_autoencoder(config.autoenc)
     dataset = open_training_data(images, config, args, autoencoder, device)
     if dataset is not None:
@@ -70,8 +72,12 @@ def open_training_data(
     if args.verify_cache:
         verify_cache(maker, folder, args)
         return None
-    wanted = describe(images, config.img_size, args.crop, own, autoencoder)
-    return TokenCache(folder, wanted, own) if args.use_cache else None
+    if not args.use_cache:
+        return None
+    cache = TokenCache(folder, describe(images, config.img_size, args.crop, own, autoencoder), own)
+    if distributed.is_main():
+        check_images(folder, images)
+    return cache
 
 
 def verify_cache(maker: CacheMaker, folder: Path, args: TrainArgs) -> None:
@@ -102,13 +108,16 @@ def train(
         for remark in initialize_from(model, args.weights_init):
             _say(remark)
     task = AutoregressorTask(model, args, images.class_keys)
-    trainer = Trainer(task, dataset, args, folder, device)
+    trainer = Trainer(task, dataset, args, folder, device, run_settings(config, args))
+    ranks = "1 rank" if distributed.num_ranks() == 1 else f"{distributed.num_ranks()} ranks"
     _say(
         f"{describe_size(model)}; scales {' '.join(map(str, model.scale_sizes))}; {len(dataset)} images of "
-        f"{config.num_classes} classes; {trainer.steps_per_epoch} steps an epoch on {distributed.num_ranks()} ranks; "
+        f"{config.num_classes} classes; {trainer.steps_per_epoch} steps an epoch on {ranks}; "
         f"{str(trainer.dtype).removeprefix('torch.')} on {device.type}; attention {args.attention}; run folder {folder}"
     )
-    trainer.fit()
+    if not trainer.fit():
+        _say(f"the run in {folder} is finished; a higher --epochs goes on with it")
+        return
     _say(f"samples: {folder / 'samples'}; checkpoint: {folder / CHECKPOINT_NAME}")
     if args.dataset == "digits" and config.class_cond and distributed.is_main():
         print(score_digits(trainer.trained.eval(), NUM_SCORED_DIGITS, args))

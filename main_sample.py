@@ -9,7 +9,7 @@ import json
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime
 from hashlib import file_digest
 from importlib.metadata import version
@@ -57,8 +57,8 @@ class SampleArgs:
         checkpoint: checkpoint file, or the folder holding checkpoint-last.pth.
         config: a training configuration instead of a checkpoint: random weights, to try size and speed.
         use_ema: take the averaged weights of the checkpoint.
-        labels: classes to draw, by index or name, separated by commas.
-        num_samples: number of images, classes in turn; default one of each class shown, at most 16.
+        labels: classes to draw, by index or name, separated by commas; default all, or 16 if there are more.
+        num_samples: number of images, the classes in turn; default one of each.
         cfg: guidance, cond + cfg * (cond - uncond); 0 is off.
         cfg_start_step: first step, counted over all scales from 0, that is guided.
         steps_per_scale: steps that each scale is drawn in; 4 at ratio 2 and 8 at ratio 4 make 17 steps.
@@ -102,8 +102,6 @@ class SampleArgs:
     def __post_init__(self) -> None:
         if (self.checkpoint is None) == (self.config is None):
             raise UserError("name either a --checkpoint, or a --config for random weights")
-        if self.labels is not None and self.num_samples is not None:
-            raise UserError("give --labels or --num_samples, not both: each label is one image")
         if (self.num_samples is not None and self.num_samples < 1) or self.batch_size < 1:
             raise UserError("num_samples and batch_size must be at least 1")
         if not 0 <= self.seed < 2**63:
@@ -114,6 +112,8 @@ def main(argv: Sequence[str]) -> None:
     args = parse_flags(argv, "main_sample.py", __doc__, SampleArgs)
     device = pick_device(args.device)
     model = _load_model(args)
+    if not model.config.class_cond and args.cfg == SampleArgs.cfg:
+        args = replace(args, cfg=0.0)  # the default is for models that have classes
     labels = _choose_labels(model, args)
     dtype = pick_dtype(args.dtype, device)
     model.to(device=device, dtype=dtype)
@@ -147,10 +147,8 @@ def _load_model(args: SampleArgs) -> Checkerboard:
 
 
 def _choose_labels(model: Checkerboard, args: SampleArgs) -> list[int]:
-    if args.labels is not None:
-        return parse_labels(args.labels, model)
-    shown = shown_labels(model, NUM_SHOWN)
-    return shown if args.num_samples is None else [shown[i % len(shown)] for i in range(args.num_samples)]
+    labels = shown_labels(model, NUM_SHOWN) if args.labels is None else parse_labels(args.labels, model)
+    return labels if args.num_samples is None else [labels[i % len(labels)] for i in range(args.num_samples)]
 
 
 def _open_output(args: SampleArgs) -> Path:
@@ -210,7 +208,7 @@ def _write(samples: Samples, model: Checkerboard, labels: list[int], args: Sampl
     images = to_uint8(samples.images)
     for i, image in enumerate(images):
         save_png(image, folder / f"{i:06d}.png")
-    save_grid(images, folder / "grid.png", columns=math.ceil(math.sqrt(len(images))))
+    save_grid(images, folder / "grid.png", _columns(labels))
     if args.save_codes:
         codes = {f"codes_{c.shape[-1]}": c.numpy() for c in samples.codes}
         np.savez(folder / "codes.npz", labels=np.array(labels), **codes)
@@ -219,6 +217,13 @@ def _write(samples: Samples, model: Checkerboard, labels: list[int], args: Sampl
         save_entropy_by_step(samples, folder / "entropy_by_step.png")
     if args.animation:
         save_animation(samples, model, folder / "animation.gif")
+
+
+def _columns(labels: list[int]) -> int:
+    """A column a class where classes come in turn and in several rows, else a square grid."""
+    period = len(set(labels))
+    in_turn = all(label == labels[i % period] for i, label in enumerate(labels))
+    return period if in_turn and 1 < period <= min(NUM_SHOWN, len(labels) - 1) else math.ceil(math.sqrt(len(labels)))
 
 
 def _settings(model: Checkerboard, labels: list[int], args: SampleArgs) -> dict[str, Any]:

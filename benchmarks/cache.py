@@ -79,6 +79,7 @@ def _make_cache(folder: Path, num_images: int, stored: bool) -> tuple[Path, Mani
         img_size=256,
         crop="ten",
         scale_sizes=list(PAPER_SCALE_SIZES),
+        num_codes=NUM_CODES,
         autoencoder_sha256="",
         images_sha256="",
         class_keys=keys,

@@ -1,6 +1,7 @@
 """Labelled image datasets under one interface: class folders, torchvision's downloads, and the built-in digits."""
 
 import sys
+import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -55,6 +56,14 @@ class LabelledImages(Dataset):
         """
         raise NotImplementedError
 
+    def checksum(self, index: int) -> int:
+        """CRC-32 of what an image is stored as; tells a changed image from the one that a cache was made of.
+
+        Raises:
+            UnreadableImageError: there is no such image.
+        """
+        raise NotImplementedError
+
 
 class ImageFiles(LabelledImages):
     """Images in files, ``keys`` being their paths below ``root``."""
@@ -73,6 +82,13 @@ class ImageFiles(LabelledImages):
         except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise UnreadableImageError(f"{path} cannot be read as an image ({error}); mend or move it") from error
 
+    def checksum(self, index: int) -> int:
+        path = self.root / self.keys[index]
+        try:
+            return zlib.crc32(path.read_bytes())
+        except OSError as error:
+            raise UnreadableImageError(f"{path} cannot be read ({error}); mend or move it") from error
+
 
 class ImageArrays(LabelledImages):
     """Images held in memory, (N, H, W, 3) bytes."""
@@ -83,6 +99,9 @@ class ImageArrays(LabelledImages):
 
     def read(self, index: int) -> Image.Image:
         return Image.fromarray(self.pixels[index])
+
+    def checksum(self, index: int) -> int:
+        return zlib.crc32(np.ascontiguousarray(self.pixels[index]))
 
 
 def open_dataset(dataset: DatasetName, data_path: str, img_size: int, split: str = "train") -> LabelledImages:
@@ -112,7 +131,9 @@ def open_dataset(dataset: DatasetName, data_path: str, img_size: int, split: str
 
 def _class_folders(root: Path, held_out: bool) -> ImageFiles:
     if not root.is_dir():
-        raise UserError(f"no image folder at {root}; link or unpack one there, or set data_path")
+        raise UserError(
+            f"no image folder at {root}; link or unpack one there, or set data_path (or dataset, see --help)"
+        )
     name = root.name
     if held_out:
         folders = [root / folder for folder in VALIDATION_FOLDERS if (root / folder).is_dir()]

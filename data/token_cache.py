@@ -1,8 +1,9 @@
 """The cache of codes: one memory-mapped array of all images, crops and scales, and a manifest that says of what.
 
 Letters: N images, K crops, L codes of all cached scales, small scales first, each in raster order.
-A folder holds codes.npy (N, K, L) uint16, labels.npy (N,), status.npy (N,) and manifest.json. While it is being made it
-is called ``NAME.partial``; status.npy says what is done, so that a killed creation goes on where it was.
+A folder holds codes.npy (N, K, L) uint16, labels.npy, status.npy and checksums.npy (N,) and manifest.json. While it is
+being made it is called ``NAME.partial``; status.npy says what is done, so that a killed creation goes on where it was;
+checksums.npy says of which images, so that a changed one is noticed.
 """
 
 import hashlib
@@ -25,10 +26,12 @@ from models.autoencoder import Autoencoder
 from models.errors import UserError
 from models.scan_order import scale_slices
 
-VERSION = 1
+VERSION = 2
 MANIFEST = "manifest.json"
 MAX_CODES = 2**16
 TODO, DONE, UNREADABLE = 0, 1, 2  # status of an image
+_WRITTEN = ("codes", "status", "checksums")  # arrays that fill up while a cache is made
+MAX_COMPARED = 2000  # images whose checksums are compared when a cache is opened; reading 2,000 files takes seconds
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,7 @@ class Manifest:
     img_size: int
     crop: CropRecipe
     scale_sizes: list[int]
+    num_codes: int
     autoencoder_sha256: str
     images_sha256: str
     class_keys: list[str]
@@ -75,6 +79,7 @@ def describe(
         img_size=img_size,
         crop=crop,
         scale_sizes=list(scale_sizes),
+        num_codes=autoencoder.config.n_embed,
         autoencoder_sha256=autoencoder_hash(autoencoder),
         images_sha256=hashlib.sha256(listing.encode()).hexdigest(),
         class_keys=images.class_keys,
@@ -105,8 +110,10 @@ def begin_cache(folder: Path, manifest: Manifest, labels: Sequence[int]) -> None
     partial.mkdir(parents=True, exist_ok=True)
     np.lib.format.open_memmap(partial / "codes.npy", "w+", np.uint16, manifest.shape)
     np.lib.format.open_memmap(partial / "status.npy", "w+", np.uint8, (manifest.num_images,))
+    np.lib.format.open_memmap(partial / "checksums.npy", "w+", np.uint32, (manifest.num_images,))
     if hasattr(os, "posix_fallocate"):  # a disk that fills up later would kill the process
-        for path in (partial / "codes.npy", partial / "status.npy"):
+        for name in _WRITTEN:
+            path = partial / f"{name}.npy"
             with path.open("r+b") as file:
                 os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
     np.save(partial / "labels.npy", np.asarray(labels, dtype=np.int64))
@@ -123,18 +130,21 @@ class PartialCache:
         manifest = read_manifest(self.folder)
         try:
             # Mapped for reading first: mapping a truncated file for writing would fill it up with zeros.
-            shapes = [np.load(self.folder / f"{name}.npy", mmap_mode="r").shape for name in ("codes", "status")]
+            shapes = [np.load(self.folder / f"{name}.npy", mmap_mode="r").shape for name in _WRITTEN]
         except (OSError, ValueError, EOFError) as error:
             raise UserError(f"{self.folder} is damaged ({error}); move it away and start anew") from error
-        if shapes != [manifest.shape, (manifest.num_images,)]:
+        if shapes != [manifest.shape, (manifest.num_images,), (manifest.num_images,)]:
             raise UserError(f"{self.folder} is damaged: its arrays are of another size; move it away and start anew")
-        self.codes = np.load(self.folder / "codes.npy", mmap_mode="r+")
-        self.status = np.load(self.folder / "status.npy", mmap_mode="r+")
+        self.codes, self.status, self.checksums = (
+            np.load(self.folder / f"{name}.npy", mmap_mode="r+") for name in _WRITTEN
+        )
 
-    def write(self, indices: Sequence[int], codes: Tensor) -> None:
+    def write(self, indices: Sequence[int], codes: Tensor, checksums: Sequence[int]) -> None:
         """Store all crops (n, K, L) of some images. They count as done only after their codes are in the file."""
         self.codes[indices] = codes.numpy().astype(np.uint16)
+        self.checksums[indices] = checksums
         self.codes.flush()
+        self.checksums.flush()
         self.status[indices] = DONE
 
     def finish(self) -> Path:
@@ -180,6 +190,23 @@ def _short(value: object) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
+def check_images(folder: Path, images: LabelledImages) -> None:
+    """Refuse a cache, complete or partial, of images or labels that have changed since; up to 2,000 are compared."""
+    try:
+        status, checksums, labels = (np.load(folder / f"{name}.npy") for name in ("status", "checksums", "labels"))
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{folder} is damaged ({error}); move it away and make it again") from error
+    if not np.array_equal(labels, images.labels):
+        raise UserError(f"{folder} is damaged: its labels are not the data's; move it away and make it again")
+    done = np.flatnonzero(status == DONE)
+    for index in done[:: -(-len(done) // MAX_COMPARED) or 1].tolist():
+        if images.checksum(index) != checksums[index]:
+            raise UserError(
+                f"{folder} was made of other images: {images.keys[index]} has changed since; "
+                "move it away and make it again, or set another cached_path"
+            )
+
+
 class TokenCache(Dataset):
     """(codes, label) of (index, crop) pairs, a whole batch at a time; pages are shared by all processes that read.
 
@@ -202,6 +229,7 @@ class TokenCache(Dataset):
             raise UserError(f"{folder} is damaged: its arrays are of another size; move it away and make it again")
         if not (status == DONE).any():
             raise UserError(f"{folder} is damaged: none of its images is done; move it away and make it again")
+        self.num_codes = manifest.num_codes
         self.stand_in = _next_done(status)
         slices = dict(zip(manifest.scale_sizes, scale_slices(manifest.scale_sizes), strict=True))
         self.scale_sizes = list(scale_sizes)
@@ -227,7 +255,10 @@ class TokenCache(Dataset):
         """((B, S, S) codes of each scale, (B,) labels) of a batch."""
         indices, crops = np.array(items).T
         indices = self.stand_in[indices]
-        rows = torch.from_numpy(self.codes[indices, crops].astype(np.int64))
+        rows = self.codes[indices, crops].astype(np.int64)
+        if rows.max(initial=0) >= self.num_codes:
+            raise UserError(f"{self.folder} is damaged: it holds code {rows.max()}; move it away and make it again")
+        rows = torch.from_numpy(rows)
         codes = [rows[:, s].unflatten(1, (side, side)) for side, s in zip(self.scale_sizes, self.slices, strict=True)]
         return codes, torch.from_numpy(self.labels[indices])
 

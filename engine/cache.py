@@ -19,6 +19,7 @@ from data.token_cache import (
     PartialCache,
     TokenCache,
     begin_cache,
+    check_images,
     check_manifest,
     partial_folder,
     read_manifest,
@@ -32,7 +33,7 @@ PAPER_SCALE_SIZES = (1, 2, 3, 4, 5, 6, 7, 8, 10, 11, 13, 16)
 
 
 class AllCrops(Dataset):
-    """(index, crops (K, 3, size, size) as bytes) of chosen images; (index, error) of an unreadable one."""
+    """(index, crops (K, 3, size, size) as bytes, checksum) of chosen images; (index, error, 0) of an unreadable one."""
 
     def __init__(self, images: LabelledImages, indices: np.ndarray, manifest: Manifest) -> None:
         self.images, self.indices, self.manifest = images, indices, manifest
@@ -40,13 +41,14 @@ class AllCrops(Dataset):
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, item: int) -> tuple[int, Tensor | UnreadableImageError]:
+    def __getitem__(self, item: int) -> tuple[int, Tensor | UnreadableImageError, int]:
         index = int(self.indices[item])
         try:
+            checksum = self.images.checksum(index)
             image = self.images.read(index)
         except UnreadableImageError as error:
-            return index, error
-        return index, all_crops(image, self.manifest.img_size, self.manifest.crop)
+            return index, error, 0
+        return index, all_crops(image, self.manifest.img_size, self.manifest.crop), checksum
 
 
 class CacheMaker:
@@ -82,6 +84,7 @@ class CacheMaker:
         folder = root / self.manifest.folder_name
         if folder.exists():
             check_manifest(folder, self.manifest)
+            check_images(folder, self.images)
             self._say(f"the cache {folder} is complete already")
             return folder
         if distributed.is_main():
@@ -89,6 +92,7 @@ class CacheMaker:
             if not partial_folder(folder).exists():
                 self._check_space(root)
             begin_cache(folder, self.manifest, self.images.labels)
+            check_images(partial_folder(folder), self.images)
         distributed.barrier()
         self.manifest = read_manifest(partial_folder(folder))  # what was begun may hold more scales
         partial = PartialCache(folder)
@@ -111,7 +115,7 @@ class CacheMaker:
         chosen = np.random.default_rng(seed).choice(done, min(count, len(done)), replace=False)
         self.manifest = read_manifest(folder)
         different, compared = 0, 0
-        for indices, rows in self._encode(np.sort(chosen)):
+        for indices, rows, _ in self._encode(np.sort(chosen)):
             if isinstance(rows, UnreadableImageError):
                 raise rows
             different += int((rows.numpy() != cache.codes[indices]).sum())
@@ -122,16 +126,16 @@ class CacheMaker:
         mine = todo[distributed.rank() :: distributed.num_ranks()]
         unreadable: set[int] = set()
         with tqdm(total=len(mine), unit="image", desc="caching codes", disable=not distributed.is_main()) as bar:
-            for indices, rows in self._encode(mine):
+            for indices, rows, checksums in self._encode(mine):
                 if isinstance(rows, UnreadableImageError):
                     note_unreadable(rows, indices[0], unreadable, len(self.images))
                     partial.status[indices] = UNREADABLE
                 else:
-                    partial.write(indices, rows)
+                    partial.write(indices, rows, checksums)
                 bar.update(len(indices))
 
-    def _encode(self, indices: np.ndarray) -> Iterator[tuple[list[int], Tensor | UnreadableImageError]]:
-        """(indices, codes (n, K, L)) of groups of images, and ([index], error) of unreadable ones."""
+    def _encode(self, indices: np.ndarray) -> Iterator[tuple[list[int], Tensor | UnreadableImageError, list[int]]]:
+        """(indices, codes (n, K, L), checksums) of groups of images, and ([index], error, []) of unreadable ones."""
         loader = DataLoader(
             AllCrops(self.images, indices, self.manifest),
             batch_size=max(1, self.batch_size // NUM_CROPS[self.manifest.crop]),
@@ -139,11 +143,11 @@ class CacheMaker:
             collate_fn=list,
         )
         for group in loader:
-            yield from (([index], crops) for index, crops in group if isinstance(crops, UnreadableImageError))
-            readable = [(index, crops) for index, crops in group if isinstance(crops, Tensor)]
+            yield from (([index], crops, []) for index, crops, _ in group if isinstance(crops, UnreadableImageError))
+            readable = [item for item in group if isinstance(item[1], Tensor)]
             if readable:
-                numbers, crops = zip(*readable, strict=True)
-                yield list(numbers), self._codes(crops)
+                numbers, crops, checksums = zip(*readable, strict=True)
+                yield list(numbers), self._codes(crops), list(checksums)
 
     def _codes(self, crops: Sequence[Tensor]) -> Tensor:
         pixels = to_floats(torch.cat(list(crops)).to(self.device))

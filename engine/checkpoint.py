@@ -3,7 +3,6 @@
 import os
 import random
 import shutil
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -51,20 +50,6 @@ def lock_folder(folder: Path) -> Iterator[None]:
     except Timeout as error:
         raise UserError(f"another process trains in {folder}; wait for it, or name another output_dir") from error
     path.unlink(missing_ok=True)
-
-
-def check_whole(path: Path) -> None:
-    """Refuse a damaged checkpoint; torch itself does not compare the checksums that the file holds."""
-    try:
-        with zipfile.ZipFile(path) as records:
-            damaged = records.testzip()
-    except zipfile.BadZipFile:
-        damaged = "its directory"
-    if damaged is not None:
-        raise UserError(
-            f"{path} is damaged ({damaged}); move it away and put a kept checkpoint-EPOCH.pth in its place, "
-            "or start anew"
-        )
 
 
 def keep_copy(path: Path, copy: Path) -> None:

@@ -18,6 +18,15 @@ from models.errors import UserError
 from models.published import check_keys, dataclass_from_dict, read_yaml
 
 Settings = TypeVar("Settings")
+# What to type for a value of each type.
+_VALUES = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "str": "text",
+    "tuple": "a list, as in '[0.9, 0.95]'",
+    "dict": "a mapping, as in '{50: 0.3}'",
+}
 
 
 @dataclass(frozen=True)
@@ -28,7 +37,7 @@ class LoopArgs:
         output_dir: folder of the run; default output/ and the configuration's name. Running again goes on there.
         resume: checkpoint, or folder of one, that a new run goes on from; a run's own checkpoint comes first.
         dataset: folder (class folders of images), cifar10, food101 or celeba (torchvision's files), digits (built in).
-        data_path: root of the dataset; of a folder: CLASS/IMAGE, or train/CLASS/IMAGE and val/ or test/CLASS/IMAGE.
+        data_path: root of the dataset; a folder's is CLASS/IMAGE, or train/CLASS/IMAGE and val/ or test/CLASS/IMAGE.
         crop: training crops: ten, five (not mirrored) or center.
         epochs: passes over the data.
         batch_size: images a step on each rank; while a cache is made, crops encoded at once.
@@ -87,6 +96,10 @@ class LoopArgs:
             raise UserError(f"betas {list(self.betas)} and ema_decay {self.ema_decay} must lie in 0..1, 1 excluded")
         if any(factor <= 0 for factor in self.lr_drops.values()):
             raise UserError(f"lr_drops {self.lr_drops} must hold factors above 0")
+        if self.dataset == "digits" and self.data_path != LoopArgs.data_path:
+            raise UserError(
+                f"the built-in digits have no data_path {self.data_path}; add --dataset folder for your images"
+            )
         if self.seed >= 2**63:
             raise UserError(f"seed is {self.seed}; it must be below 2**63")
 
@@ -201,11 +214,26 @@ def _one_line(message: str, parser: ArgumentParser) -> str:
     message = re.sub(r"<class '(\w+)'>|typing\.(\w+)", lambda match: match[1] or match[2], message)
     unknown = re.match(r"unrecognized arguments: (.*)", message, flags=re.IGNORECASE)
     if unknown is None:
-        return re.sub(r'^Parser key "(.*?)":', r"\1:", message)
+        return _say_wrong_value(message)
     flag = unknown[1].split()[0].split("=")[0]
     known = [option for action in parser._actions for option in action.option_strings]
     near = get_close_matches(flag, known, n=1)
     return f"unknown option {flag}" + (f"; did you mean {near[0]}?" if near else "; see --help")
+
+
+def _say_wrong_value(message: str) -> str:
+    """jsonargparse's words on a value of the wrong type, in ours."""
+    plain_type = re.match(r'Parser key "(.*?)": Expected a (.+)\. Got value: (.*)$', message)
+    union = re.match(
+        r'Parser key "(.*?)": Does not validate .* Subtypes: \[(.+?)\] Errors: .* Given value: (.*)$', message
+    )
+    found = plain_type or union
+    if found is None:
+        return re.sub(r'^Parser key "(.*?)":', r"\1:", message)
+    name, kind, value = found.groups()
+    choices = re.match(r"Literal\[(.+)\]$", kind)
+    wanted = "one of " + choices[1].replace("'", "") if choices else _VALUES.get(kind.split(",")[0], kind)
+    return f"{name} is {value}; it must be {wanted}"
 
 
 def _complete_switches(argv: Sequence[str], kinds: Any) -> list[str]:

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from sklearn.svm import SVC
 from torch import Tensor
+from tqdm import tqdm
 
 from data.crops import to_bytes, to_floats
 from data.datasets import LabelledImages, open_dataset
@@ -15,6 +16,8 @@ from models.checkerboard import Checkerboard
 from models.sampling import sample
 
 SCAN_SIDE = 8
+BATCH_SIZE = 50
+FIRST_SEED = 10_000  # other digits than those of the grids
 
 
 @dataclass(frozen=True)
@@ -39,16 +42,21 @@ def score_digits(model: Checkerboard, num_images: int, args: TrainArgs) -> Digit
     train, held_out = (open_dataset("digits", "", size, split) for split in ("train", "val"))
     reader = SVC().fit(_scans(_images(train)), train.labels)
     labels = [i % 10 for i in range(num_images)]
-    out = sample(
-        model,
-        labels,
-        steps_per_scale=args.steps_per_scale,
-        cfg=args.cfg,
-        cfg_start_step=args.cfg_start_step,
-        seeds=range(10_000, 10_000 + num_images),
-    )
+    drawn = []
+    for first in tqdm(range(0, num_images, BATCH_SIZE), unit="batch", desc="drawing digits to score"):
+        batch = labels[first : first + BATCH_SIZE]
+        seeds = range(FIRST_SEED + first, FIRST_SEED + first + len(batch))
+        out = sample(
+            model,
+            batch,
+            steps_per_scale=args.steps_per_scale,
+            cfg=args.cfg,
+            cfg_start_step=args.cfg_start_step,
+            seeds=seeds,
+        )
+        drawn.append(_scans(out.images.cpu().clamp(-1, 1)))
     return DigitsScore(
-        drawn=float(reader.score(_scans(out.images.cpu().clamp(-1, 1)), labels)),
+        drawn=float(reader.score(np.concatenate(drawn), labels)),
         held_out=float(reader.score(_scans(_images(held_out)), held_out.labels)),
         num_drawn=num_images,
         num_held_out=len(held_out),

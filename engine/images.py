@@ -7,6 +7,8 @@ from PIL import Image
 from torch import Tensor
 from torchvision.utils import make_grid
 
+MIN_GRID_SIDE = 64  # pixels; each image of a grid has at least as many, or nearly
+
 
 def to_uint8(images: Tensor) -> Tensor:
     """Images (B, 3, H, W) in [-1, 1], clamped to it, as uint8 by the published 8-bit rule (method.md Sec. 6)."""
@@ -19,5 +21,7 @@ def save_png(image: Tensor, path: Path) -> None:
 
 
 def save_grid(images: Tensor, path: Path, columns: int) -> None:
-    """Write uint8 images (B, 3, H, W) as one picture, row by row."""
+    """Write uint8 images (B, 3, H, W) as one picture, row by row; small ones enlarged by a whole factor."""
+    factor = max(1, MIN_GRID_SIDE // images.shape[-1])
+    images = images.repeat_interleave(factor, dim=-2).repeat_interleave(factor, dim=-1)
     save_png(make_grid(images, nrow=columns, padding=2), path)

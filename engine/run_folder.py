@@ -2,6 +2,7 @@
 
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -24,6 +25,11 @@ from models.published import (
 AUTOENCODER_PATHS = AutoencoderPaths("autoenc/autoencoder_config.yaml", "autoenc/autoencoder.safetensors")
 
 
+def run_settings(config: ModelConfig, args: LoopArgs) -> dict[str, Any]:
+    """What ``config.yaml`` of a run folder holds; its autoencoder is the folder's own copy."""
+    return {"model": plain(replace(config, autoenc=AUTOENCODER_PATHS)), "args": plain(args)}
+
+
 def open_run_folder(folder: Path, config: ModelConfig, args: LoopArgs, autoencoder: Autoencoder) -> Path:
     """Begin a run's folder, or check that the one there is of the same model.
 
@@ -36,7 +42,7 @@ def open_run_folder(folder: Path, config: ModelConfig, args: LoopArgs, autoencod
         _check_same(folder, config, autoencoder)
     else:
         save_autoencoder(autoencoder, folder / "autoenc")
-    write_yaml(folder / CONFIG_NAME, {"model": plain(config), "args": plain(args)})
+        write_yaml(folder / CONFIG_NAME, run_settings(config, args))
     return folder
 
 

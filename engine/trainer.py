@@ -9,7 +9,7 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from functools import partial
 from itertools import islice
@@ -27,13 +27,13 @@ from tqdm import tqdm
 
 from data.sampler import EpochBatches, mix_seed
 from engine import distributed
-from engine.checkpoint import check_whole, keep_copy, lock_folder, random_states, restore_random_states, save_whole
+from engine.checkpoint import keep_copy, lock_folder, random_states, restore_random_states, save_whole
 from engine.command import Stopped
 from engine.config import LoopArgs
 from engine.device import autocast, pick_dtype
 from engine.run_log import RunLog
 from models.errors import UserError
-from models.published import CHECKPOINT_NAME, find_checkpoint, read_torch_file
+from models.published import CHECKPOINT_NAME, CONFIG_NAME, find_checkpoint, read_torch_file, write_yaml
 
 Statistics = Callable[[], dict[str, Tensor]]
 SYNC_STEPS = 10  # between agreements of several ranks on whether to stop or save
@@ -91,11 +91,37 @@ class _LossModule(nn.Module):
         return self.loss(batch, randomness)
 
 
-class Trainer:
-    """Trains a task on a dataset in a run folder, going on from the folder's last checkpoint if there is one."""
+def count_steps(num_images: int, args: LoopArgs) -> int:
+    """Steps of an epoch; the images left over wait for another epoch's order."""
+    images_a_step = args.batch_size * args.accum_steps * distributed.num_ranks()
+    if num_images < images_a_step:
+        raise UserError(f"{num_images} images do not fill one step of {images_a_step}; lower batch_size or accum_steps")
+    return num_images // images_a_step
 
-    def __init__(self, task: Task, dataset: Dataset, args: LoopArgs, folder: Path, device: torch.device) -> None:
+
+class Trainer:
+    """Trains a task on a dataset in a run folder, going on from the folder's last checkpoint if there is one.
+
+    Args:
+        task: what is trained.
+        dataset: gives the batches.
+        args: how to train.
+        folder: of the run.
+        device: of this rank.
+        settings: written to the folder's ``config.yaml`` when steps are taken.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        dataset: Dataset,
+        args: LoopArgs,
+        folder: Path,
+        device: torch.device,
+        settings: Mapping[str, Any],
+    ) -> None:
         self.task, self.dataset, self.args, self.folder, self.device = task, dataset, args, folder, device
+        self.settings = settings
         self.module = task.module.to(device).train()
         self.optimizer = torch.optim.AdamW(
             param_groups_weight_decay(self.module, args.weight_decay), lr=args.lr, betas=tuple(args.betas)
@@ -103,12 +129,7 @@ class Trainer:
         self.ema = ModelEmaV3(self.module, decay=args.ema_decay, use_warmup=True) if args.ema else None
         self.dtype = task.precision() or pick_dtype(args.dtype, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
-        images_a_step = args.batch_size * args.accum_steps * distributed.num_ranks()
-        self.steps_per_epoch = len(dataset) // images_a_step
-        if self.steps_per_epoch == 0:
-            raise UserError(
-                f"{len(dataset)} images do not fill one step of {images_a_step}; lower batch_size or accum_steps"
-            )
+        self.steps_per_epoch = count_steps(len(dataset), args)
         self.step, self.epoch, self.step_in_epoch = 0, 0, 0
         self.stop_signal = 0
         self.needs_workers = multiprocessing.RawValue("b", 0)  # seen by the loader's workers
@@ -131,22 +152,26 @@ class Trainer:
         """What to use of the run: the averaged weights if there are any."""
         return self.module if self.ema is None else self.ema.module
 
-    def fit(self) -> None:
-        """Train to the last epoch.
+    def fit(self) -> bool:
+        """Train to the last epoch; return whether there was anything left to train.
 
         Raises:
             UserError: the loss is not finite, or a checkpoint cannot be read or written.
             Stopped: SIGINT or SIGTERM; a checkpoint has been written.
         """
         with lock_folder(self.folder) if distributed.is_main() else nullcontext():
-            self._fit()
+            return self._fit()
 
-    def _fit(self) -> None:
+    def _fit(self) -> bool:
         self._resume()
         if len(set(distributed.everyones((self.step, self.epoch, self.step_in_epoch)))) > 1:
             raise UserError(
                 f"ranks found different checkpoints in {self.folder}; it must be a folder that all of them share"
             )
+        if self.epoch >= self.args.epochs:
+            return False
+        if distributed.is_main():
+            write_yaml(self.folder / CONFIG_NAME, self.settings)
         self.forward = _LossModule(self.task)
         if distributed.num_ranks() > 1:
             self.forward = DistributedDataParallel(self.forward, broadcast_buffers=False)
@@ -169,6 +194,7 @@ class Trainer:
                 signal.signal(number, handler)
             if self.log is not None:
                 self.log.close()
+        return True
 
     def _train_epoch(self, bar: tqdm) -> None:
         batches = self._batches()
@@ -333,7 +359,6 @@ class Trainer:
             if self.args.resume is None:
                 return
             path = find_checkpoint(self.args.resume)
-        check_whole(path)
         saved = read_torch_file(path)
         self._check_saved(saved, path)
         self.module.load_state_dict(saved["model"])

@@ -249,18 +249,21 @@ def export_published(path: str | Path, folder: str | Path) -> None:
     states = _model_states(checkpoint, path)
     models = {key: build_model(state, config, path) for key, state in states.items() if state is not None}
     partial = folder.with_name(folder.name + ".partial")
-    _write_published(partial, models, config, checkpoint.get("epoch", 0))
+    _write_published(partial, models, config, checkpoint.get("epoch", 0), checkpoint.get("class_names"))
     if folder.exists():
         folder.rmdir()  # empty, as checked above
     partial.rename(folder)
 
 
-def _write_published(folder: Path, models: Mapping[str, Checkerboard], config: ModelConfig, epoch: int) -> None:
+def _write_published(
+    folder: Path, models: Mapping[str, Checkerboard], config: ModelConfig, epoch: int, names: list[str] | None
+) -> None:
     autoencoder = models["model"].autoencoder
     (folder / "autoenc").mkdir(parents=True, exist_ok=True)
     torch.save(
         {key: published_state(models[key]) if key in models else None for key in ("model", "model_ema")}
-        | {"optimizer": None, "scaler": None, "epoch": epoch, "args": argparse.Namespace()},
+        | {"optimizer": None, "scaler": None, "epoch": epoch, "args": argparse.Namespace()}
+        | ({} if names is None else {"class_names": names}),
         folder / CHECKPOINT_NAME,
     )
     autoencoder_state = {_published_name(key): value for key, value in autoencoder.state_dict().items()}
@@ -305,6 +308,7 @@ def read_torch_file(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise UserError(f"no such file: {path}")
+    _check_whole(path)
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
@@ -320,6 +324,19 @@ def read_torch_file(path: Path) -> dict[str, Any]:
     if not isinstance(checkpoint, dict):
         raise UserError(f"{path} holds a {type(checkpoint).__name__}, not a checkpoint's dictionary")
     return checkpoint
+
+
+def _check_whole(path: Path) -> None:
+    """Refuse a damaged file; torch itself does not compare the checksums that its files hold."""
+    if not zipfile.is_zipfile(path):
+        return  # of torch before 1.6, or no checkpoint: the reader tells
+    try:
+        with zipfile.ZipFile(path) as records:
+            damaged = records.testzip()
+    except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
+        damaged = str(error)
+    if damaged is not None:
+        raise UserError(f"{path} is damaged ({damaged}); get it again, or put a kept checkpoint-EPOCH.pth in its place")
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):

@@ -56,9 +56,6 @@ class Rotary:
             self.turns = [turn_of(_both(q, k) for q, k in zip(self.queries, pair, strict=True)) for pair in self.keys]
             self.turns.append(turn_of(part.unsqueeze(1) for part in self.queries))
 
-    def for_keys(self, layer: int) -> Pair:
-        return self.keys[layer] if layer < len(self.keys) else self.queries
-
     def for_both(self, layer: int) -> Pair:
         """The pair for ``rotate`` on queries and keys (B, 2, h, T, d) of a layer."""
         return self.turns[min(layer, len(self.keys))]

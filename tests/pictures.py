@@ -57,3 +57,6 @@ class NumberedImages(LabelledImages):
         if index in self.broken:
             raise UnreadableImageError(f"image {index} is broken")
         return Image.new("RGB", (8, 8), (index % 256,) * 3)
+
+    def checksum(self, index: int) -> int:
+        return index

@@ -77,7 +77,7 @@ def test_a_run_says_what_it_does_and_how_it_went(finished: tuple[Path, Path, Out
     assert outcome.code == 0, outcome.err
     assert "Traceback" not in outcome.err
     assert "error" not in outcome.err
-    assert "scales 1 2 4; 1500 images of 10 classes; 15 steps an epoch on 1 ranks; float32 on cpu" in outcome.out
+    assert "scales 1 2 4; 1500 images of 10 classes; 15 steps an epoch on 1 rank; float32 on cpu" in outcome.out
     assert f"samples: {folder / 'samples'}; checkpoint: {folder / LAST}\n" in outcome.out
     drawn, held_out = map(float, SCORE.search(outcome.out).groups())
     assert 0 <= drawn <= 100
@@ -91,7 +91,7 @@ def test_a_run_leaves_everything_in_its_folder(finished: tuple[Path, Path, Outco
     saved = read_torch_file(folder / LAST)
     assert (saved["step"], saved["epoch"], saved["class_names"]) == (30, 2, [str(digit) for digit in range(10)])
     with Image.open(folder / "samples" / "epoch_0002.png") as grid:
-        assert grid.size == (8 * (8 + 2) + 2, 10 * (8 + 2) + 2)  # 8 columns of 8 px, a row a digit
+        assert grid.size == (8 * (64 + 2) + 2, 10 * (64 + 2) + 2)  # 8 columns of 8 px enlarged, a row a digit
         assert np.array(grid).std() > 5
     for use_ema in (False, True):
         assert load_checkpoint(folder, use_ema).config.num_classes == 10
@@ -117,13 +117,15 @@ def test_the_log_is_json_lines_and_tensorboard_holds_the_same(finished: tuple[Pa
 
 
 def test_the_same_command_again_does_not_train_again(finished: tuple[Path, Path, Outcome]) -> None:
-    folder, config, outcome = finished
-    before = (folder / LAST).read_bytes()
-    again = call(main.main, "--config", str(config))
+    folder, config, _ = finished
+    before, settings = (folder / LAST).read_bytes(), (folder / "config.yaml").read_bytes()
+    again = call(main.main, "--config", str(config), "--lr", "0.5")
     assert again.code == 0, again.err
     assert f"going on from {folder / LAST}: epoch 2, step 30" in again.out
-    assert SCORE.search(again.out)[0] == SCORE.search(outcome.out)[0]
+    assert "is finished; a higher --epochs goes on with it" in again.out
+    assert not SCORE.search(again.out)
     assert (folder / LAST).read_bytes() == before
+    assert (folder / "config.yaml").read_bytes() == settings
     assert list(read_log(folder)) == [5, 10, 15, 20, 25, 30]
 
 

@@ -352,7 +352,7 @@ RULES = (
         prepare=install_release,
     ),
     Rule(TRAIN_S, check_training, prepare=install_release),
-    Rule(TRAIN_S + r" --data_path path/to/images .*", check_own_images, prepare=install_release),
+    Rule("python " + TRAIN_DIGITS + r" --dataset folder --data_path path/to/images .*", check_own_images),
     Rule(TRAIN_S + r" --create_cache --batch_size 32", check_cache, prepare=install_release),
     Rule(TRAIN_S + r" --use_cache", check_training_from_cache, prepare=install_release, added="--epochs 2"),
     Rule("python " + TRAIN_DIGITS + " --check_data", check_data_report),

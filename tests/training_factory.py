@@ -27,7 +27,7 @@ from engine import distributed
 from engine.autoregressor import AutoregressorTask
 from engine.command import run
 from engine.config import TrainArgs, parse_config, plain
-from engine.run_folder import save_autoencoder
+from engine.run_folder import run_settings, save_autoencoder
 from engine.trainer import Statistics, StepRandomness, Trainer
 from models.checkerboard import Checkerboard, ModelConfig
 from models.scan_order import Layout
@@ -120,7 +120,8 @@ def tiny_trainer(
     model, settings = model or fresh_model(), tiny_args(**args)
     folder.mkdir(parents=True, exist_ok=True)
     data = DigitCodes(num_images, model.scale_sizes)
-    return Trainer(task(model, settings), data, settings, folder, torch.device("cpu"))
+    written = run_settings(model.config, settings)
+    return Trainer(task(model, settings), data, settings, folder, torch.device("cpu"), written)
 
 
 def tiny_command(root: Path, folder: Path, **settings: Any) -> list[str]:
@@ -162,7 +163,7 @@ def golden_run(folder: Path) -> dict[str, float]:
     model = Checkerboard(settings["model"], tiny_autoencoder())
     data, task = DigitCodes(750, model.scale_sizes), AutoregressorTask(model, settings["args"])
     folder.mkdir(parents=True, exist_ok=True)
-    Trainer(task, data, settings["args"], folder, torch.device("cpu")).fit()
+    Trainer(task, data, settings["args"], folder, torch.device("cpu"), {}).fit()
     return {str(step): figures["loss"] for step, figures in read_log(folder).items()}
 
 

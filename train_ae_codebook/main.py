@@ -22,7 +22,6 @@ from engine.run_folder import save_autoencoder
 from engine.trainer import Trainer
 from models.autoencoder import Autoencoder, AutoencoderConfig
 from models.errors import UserError
-from models.published import CONFIG_NAME, write_yaml
 from train_ae_codebook.vqvae import AutoencoderArgs, VQVAETask
 
 
@@ -38,10 +37,10 @@ def main(argv: Sequence[str]) -> None:
     task = VQVAETask(autoencoder, args, CroppedImages(validation, args.img_size, "center"))
     if distributed.is_main():
         folder.mkdir(parents=True, exist_ok=True)
-        write_yaml(folder / CONFIG_NAME, {"model": plain(config), "args": plain(args)})
         print(f"{sum(p.numel() for p in autoencoder.parameters()) / 1e6:.2f}M parameters; run folder {folder}")
     distributed.barrier()
-    trainer = Trainer(task, CroppedImages(train, args.img_size, args.crop), args, folder, device)
+    settings = {"model": plain(config), "args": plain(args)}
+    trainer = Trainer(task, CroppedImages(train, args.img_size, args.crop), args, folder, device, settings)
     trainer.fit()
     if distributed.is_main():
         export = Path(args.export_dir or folder / "autoencoder")

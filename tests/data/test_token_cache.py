@@ -34,12 +34,13 @@ from tests.pictures import NumberedImages
 
 NUM_CODES = 16384  # of LlamaGen's tokenizer, the largest that we read
 PETS = Manifest(
-    version=1,
+    version=2,
     dataset="pets",
     num_images=40,
     img_size=64,
     crop="ten",
     scale_sizes=[1, 2, 3, 4, 8],
+    num_codes=NUM_CODES,
     autoencoder_sha256="a" * 64,
     images_sha256="b" * 64,
     class_keys=["n02099601", "ant"],
@@ -59,7 +60,7 @@ def write_cache(folder: Path, codes: Tensor, manifest: Manifest = PETS) -> Path:
     begin_cache(folder, manifest, LABELS)
     partial = PartialCache(folder)
     for indices in np.array_split(np.random.permutation(len(codes)), 7):
-        partial.write(indices.tolist(), codes[indices])
+        partial.write(indices.tolist(), codes[indices], indices.tolist())
     return partial.finish()
 
 
@@ -99,6 +100,15 @@ def test_every_code_comes_back(tmp_path: Path) -> None:
             assert scale.dtype == torch.int64
             assert torch.equal(scale, codes[indices, crop, start : start + side**2].view(40, side, side))
             start += side**2
+
+
+def test_a_code_that_the_autoencoder_does_not_have_is_refused(tmp_path: Path) -> None:
+    codes = random_codes(PETS)
+    codes[5, 2, -1] = NUM_CODES
+    cache = TokenCache(write_cache(tmp_path / "cache", codes), PETS, [8])
+    cache.__getitems__([(5, 1), (4, 2)])
+    with pytest.raises(UserError, match=r"cache is damaged: it holds code 16384; move it away"):
+        cache.__getitems__([(5, 2), (4, 2)])
 
 
 @pytest.mark.parametrize("scale_sizes", [[1, 2, 4, 8], [4], [8, 1], [1, 2, 3, 4, 8]])
@@ -147,12 +157,13 @@ def test_the_system_does_not_read_ahead(folder: Path) -> None:
 
 
 OTHER_VALUES = {
-    "version": 2,
+    "version": 3,
     "dataset": "cars",
     "num_images": 41,
     "img_size": 32,
     "crop": "five",
     "scale_sizes": [1, 2, 4, 16],
+    "num_codes": 4096,
     "autoencoder_sha256": "c" * 64,
     "images_sha256": "d" * 64,
     "class_keys": ["ant", "n02099601"],
@@ -230,7 +241,7 @@ def test_stand_ins_of_unreadable_images_are_those_of_live_training(
     begin_cache(tmp_path / "cache", manifest, images.labels)
     partial = PartialCache(tmp_path / "cache")
     readable = [index for index in range(2000) if index not in broken]
-    partial.write(readable, torch.tensor(readable).view(-1, 1, 1))
+    partial.write(readable, torch.tensor(readable).view(-1, 1, 1), readable)
     partial.status[sorted(broken)] = UNREADABLE
     cache = TokenCache(partial.finish(), manifest, [1])
     live = CroppedImages(images, 8, "center")
@@ -252,8 +263,8 @@ def test_images_count_as_done_only_after_their_codes_are_in_the_file(
     monkeypatch.setattr(
         np.memmap, "flush", lambda array: status_at_flush.append((array is partial.codes, partial.status.tolist()))
     )
-    partial.write([3, 8], codes)
-    assert status_at_flush == [(True, [TODO] * 40)]
+    partial.write([3, 8], codes, [3, 8])
+    assert status_at_flush == [(True, [TODO] * 40), (False, [TODO] * 40)]
     assert np.flatnonzero(partial.status == DONE).tolist() == [3, 8]
     assert np.array_equal(partial.codes[[3, 8]], codes.numpy())
 
@@ -262,7 +273,7 @@ def test_an_unfinished_cache_keeps_its_name_and_says_what_is_missing(tmp_path: P
     folder = tmp_path / "cache"
     begin_cache(folder, PETS, LABELS)
     partial = PartialCache(folder)
-    partial.write([0, 39], random_codes(PETS)[:2])
+    partial.write([0, 39], random_codes(PETS)[:2], [0, 39])
     with pytest.raises(UserError, match="still lacks 38 images; run the same command again"):
         partial.finish()
     assert not folder.exists()
@@ -275,7 +286,7 @@ def test_an_unfinished_cache_keeps_its_name_and_says_what_is_missing(tmp_path: P
 def test_a_beginning_without_a_manifest_is_begun_again(tmp_path: Path) -> None:
     folder = tmp_path / "cache"
     begin_cache(folder, PETS, LABELS)
-    PartialCache(folder).write([0], random_codes(PETS)[:1])
+    PartialCache(folder).write([0], random_codes(PETS)[:1], [0])
     (partial_folder(folder) / MANIFEST).unlink()
     cut(partial_folder(folder) / "codes.npy")
     begin_cache(folder, PETS, LABELS)

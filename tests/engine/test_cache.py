@@ -14,7 +14,17 @@ import torch
 from tqdm import tqdm
 
 from data.datasets import CroppedImages, LabelledImages, open_dataset
-from data.token_cache import DONE, MANIFEST, TODO, UNREADABLE, PartialCache, TokenCache, describe, partial_folder
+from data.token_cache import (
+    DONE,
+    MANIFEST,
+    TODO,
+    UNREADABLE,
+    PartialCache,
+    TokenCache,
+    check_images,
+    describe,
+    partial_folder,
+)
 from engine import cache as cache_module
 from engine.cache import PAPER_SCALE_SIZES, CacheMaker
 from models.autoencoder import Autoencoder
@@ -154,11 +164,11 @@ def kill_between_codes_and_status(monkeypatch: pytest.MonkeyPatch) -> None:
     """In the second group, half written."""
     write = PartialCache.write
 
-    def torn(self: PartialCache, indices: list[int], codes: torch.Tensor) -> None:
+    def torn(self: PartialCache, indices: list[int], codes: torch.Tensor, checksums: list[int]) -> None:
         if (self.status == DONE).any():
             self.codes[indices[0]] = 63 - codes[0].numpy()
             die()
-        write(self, indices, codes)
+        write(self, indices, codes, checksums)
 
     monkeypatch.setattr(PartialCache, "write", torn)
 
@@ -228,8 +238,10 @@ def test_kills_in_full_work(tmp_path: Path, pets: Path, autoencoder: Autoencoder
         def announcing(writing: int = writing) -> None:
             write = PartialCache.write
 
-            def write_and_tell(self: PartialCache, indices: list[int], codes: torch.Tensor) -> None:
-                write(self, indices, codes)
+            def write_and_tell(
+                self: PartialCache, indices: list[int], codes: torch.Tensor, checksums: list[int]
+            ) -> None:
+                write(self, indices, codes, checksums)
                 os.write(writing, b".")
 
             pytest.MonkeyPatch().setattr(PartialCache, "write", write_and_tell)
@@ -407,6 +419,27 @@ def test_verification_draws_a_sample(cache: Path, pets: Path, autoencoder: Autoe
 def test_a_picture_that_changed_is_found(cache: Path, pets: Path, autoencoder: Autoencoder) -> None:
     picture(60, 45, seed=99).save(pets / "ant" / "003.png")
     assert make(images_of(pets), autoencoder).verify(cache, 8, seed=0)[0] > 100
+
+
+def test_a_cache_of_images_that_changed_is_refused(cache: Path, pets: Path, autoencoder: Autoencoder) -> None:
+    """Another picture under the same name, complete or half made."""
+    check_images(cache, images_of(pets))
+    before = codes_of(cache)
+    shutil.copyfile(pets / "ant" / "000.png", pets / "bee" / "001.png")
+    with pytest.raises(UserError, match=r"other images: bee/001\.png has changed since; move it away"):
+        check_images(cache, images_of(pets))
+    with pytest.raises(UserError, match="has changed since"):
+        make(images_of(pets), autoencoder).create(cache.parent)
+    cache.rename(partial_folder(cache))
+    with pytest.raises(UserError, match="has changed since"):
+        make(images_of(pets), autoencoder).create(cache.parent)
+    assert np.array_equal(codes_of(partial_folder(cache)), before)
+
+
+def test_a_cache_with_other_labels_is_refused(cache: Path, pets: Path) -> None:
+    np.save(cache / "labels.npy", np.zeros(8, dtype=np.int64))
+    with pytest.raises(UserError, match="its labels are not the data's"):
+        check_images(cache, images_of(pets))
 
 
 def test_unreadable_images_are_not_verified(tmp_path: Path, pets: Path, autoencoder: Autoencoder) -> None:

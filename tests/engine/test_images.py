@@ -78,8 +78,11 @@ def test_a_png_holds_the_image_exactly(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("count", "columns", "rows"), [(5, 3, 2), (4, 2, 2), (3, 3, 1), (2, 1, 2)])
-def test_a_grid_goes_row_by_row_with_gaps(count: int, columns: int, rows: int, tmp_path: Path) -> None:
+def test_a_grid_goes_row_by_row_with_gaps(
+    count: int, columns: int, rows: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     images = numbered(count)
+    monkeypatch.setattr("engine.images.MIN_GRID_SIDE", 4)
     save_grid(images, tmp_path / "grid.png", columns)
     expected = np.zeros((2 + rows * 6, 2 + columns * 8, 3), np.uint8)
     for i, image in enumerate(images):
@@ -88,10 +91,12 @@ def test_a_grid_goes_row_by_row_with_gaps(count: int, columns: int, rows: int, t
     assert (read(tmp_path / "grid.png") == expected).all()
 
 
-def test_a_grid_of_one_is_the_image(tmp_path: Path) -> None:
+def test_a_grid_of_one_is_the_image_enlarged(tmp_path: Path) -> None:
     images = numbered(1)
     save_grid(images, tmp_path / "grid.png", columns=1)
-    assert (read(tmp_path / "grid.png") == images[0].permute(1, 2, 0).numpy()).all()
+    factor = 64 // images.shape[-1]
+    expected = np.kron(images[0].permute(1, 2, 0).numpy(), np.ones((factor, factor, 1), np.uint8))
+    assert (read(tmp_path / "grid.png") == expected).all()
 
 
 def test_a_missing_folder_is_an_error_that_names_the_file(tmp_path: Path) -> None:

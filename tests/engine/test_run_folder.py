@@ -107,7 +107,10 @@ def test_another_autoencoder_is_refused(tmp_path: Path) -> None:
 def test_other_ways_of_training_are_no_other_model(tmp_path: Path) -> None:
     model = fresh_model()
     open_folder(tmp_path, model, epochs=1)
+    tiny_trainer(tmp_path, model, epochs=1).fit()
     open_folder(tmp_path, model, epochs=5, lr=1.0)
-    assert read_yaml(tmp_path / "config.yaml")["args"]["epochs"] == 5
+    assert read_yaml(tmp_path / "config.yaml")["args"]["epochs"] == 1  # until steps are taken with other settings
+    tiny_trainer(tmp_path, model, epochs=2, lr=1.0).fit()
+    assert read_yaml(tmp_path / "config.yaml")["args"]["lr"] == 1.0
     same = replace(model.config, autoenc=AutoencoderPaths("now/from.yaml", "now/from.pth"))
     open_run_folder(tmp_path, same, tiny_args(), model.autoencoder)

@@ -420,7 +420,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
     tiny_trainer(tmp_path, epochs=1).fit()
     content = (tmp_path / LAST).read_bytes()
     (tmp_path / LAST).write_bytes(content[: len(content) // 2])
-    with pytest.raises(UserError, match=r"checkpoint-last\.pth is damaged"):
+    with pytest.raises(UserError, match=r"checkpoint-last\.pth is truncated"):
         tiny_trainer(tmp_path).fit()
 
 

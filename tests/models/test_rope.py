@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from models.rope import RotaryEmbedding, initial_angles, rotate, turn_of
+from models.rope import Pair, Rotary, RotaryEmbedding, initial_angles, rotate, turn_of
 from models.scan_order import make_layout, sampling_blocks
 from tests.factory import randomize
 
@@ -57,6 +57,10 @@ def make_rope(num_mixing_layers: int) -> RotaryEmbedding:
     return rope
 
 
+def keys_of(rotary: Rotary, layer: int) -> Pair:
+    return rotary.keys[layer] if layer < len(rotary.keys) else rotary.queries
+
+
 def unit_row(rope: RotaryEmbedding, row: int) -> torch.Tensor:
     """(d,) complex numbers of modulus 1."""
     numbers = torch.view_as_complex(rope.table[row].unflatten(0, (16, 2)).detach().contiguous())
@@ -79,18 +83,18 @@ def test_queries_take_the_position_and_keys_mix_in_the_previous_one(remainder: s
             for head in range(2):
                 a = 1 / (1 + math.exp(-rope.mixing_coeffs[layer, head].item()))
                 mixed = a * current + (1 - a) * unit_row(rope, prev)
-                torch.testing.assert_close(torch.complex(*rotary.for_keys(layer))[0, head, token], mixed)
+                torch.testing.assert_close(torch.complex(*keys_of(rotary, layer))[0, head, token], mixed)
 
 
 def test_layers_beyond_the_mixing_ones_turn_keys_like_queries() -> None:
     layout = make_layout(SCALES, sampling_blocks(SCALES, 4))
     rotary = make_rope(1)(layout.positions, layout.prev_positions)
-    assert rotary.for_keys(0) is not rotary.queries
-    assert rotary.for_keys(1) is rotary.queries
+    assert len(rotary.keys) == 1
+    assert rotary.for_both(1) is rotary.for_both(2)
     plain = make_rope(0)
     assert plain.mixing_coeffs is None
     rotary = plain(layout.positions, layout.prev_positions)
-    assert rotary.for_keys(0) is rotary.queries
+    assert rotary.keys == []
 
 
 def test_only_the_direction_of_a_stored_number_matters() -> None:
@@ -100,7 +104,7 @@ def test_only_the_direction_of_a_stored_number_matters() -> None:
     with torch.no_grad():
         rope.table.mul_(torch.rand(76, 16).repeat_interleave(2, dim=1) + 0.5)
     after = rope(layout.positions, layout.prev_positions)
-    for pair, scaled in ((before.queries, after.queries), (before.for_keys(0), after.for_keys(0))):
+    for pair, scaled in ((before.queries, after.queries), (keys_of(before, 0), keys_of(after, 0))):
         torch.testing.assert_close(pair, scaled)
 
 
@@ -108,7 +112,7 @@ def test_slice_keeps_a_run_of_tokens() -> None:
     layout = make_layout(SCALES, sampling_blocks(SCALES, 4))
     rotary = make_rope(1)(layout.positions, layout.prev_positions)
     run = rotary.slice(slice(3, 7))
-    for part, whole in ((run.queries, rotary.queries), (run.for_keys(0), rotary.for_keys(0))):
+    for part, whole in ((run.queries, rotary.queries), (keys_of(run, 0), keys_of(rotary, 0))):
         for cut, full in zip(part, whole, strict=True):
             assert torch.equal(cut, full[:, :, 3:7])
 

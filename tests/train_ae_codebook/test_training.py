@@ -186,7 +186,7 @@ def trainer(folder: Path, **args: Any) -> Trainer:
     settings = tiny_ae_args(**args)
     folder.mkdir(exist_ok=True)
     task = VQVAETask(tiny_autoencoder(ch_mult=(1, 1)), settings, digits("val", 64))
-    return Trainer(task, digits("train", 300), settings, folder, CPU)
+    return Trainer(task, digits("train", 300), settings, folder, CPU, {})
 
 
 def test_training_learns_to_reconstruct(tmp_path: Path) -> None:
