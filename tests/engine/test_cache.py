@@ -425,7 +425,7 @@ def test_a_cache_of_images_that_changed_is_refused(cache: Path, pets: Path, auto
     """Another picture under the same name, complete or half made."""
     check_images(cache, images_of(pets))
     before = codes_of(cache)
-    shutil.copyfile(pets / "ant" / "000.png", pets / "bee" / "001.png")
+    shutil.copyfile(pets / "ant" / "001.png", pets / "bee" / "001.png")
     with pytest.raises(UserError, match=r"other images: bee/001\.png has changed since; move it away"):
         check_images(cache, images_of(pets))
     with pytest.raises(UserError, match="has changed since"):

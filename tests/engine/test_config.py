@@ -156,20 +156,20 @@ def test_a_yaml_of_another_shape_is_refused(tmp_path: Path, content: str, answer
 @pytest.mark.parametrize(
     ("name", "value", "expected"),
     [
-        ("epochs", "five", "int"),
-        ("epochs", "2.5", "int"),
-        ("lr", "fast", "float"),
-        ("use_cache", "perhaps", "bool"),
-        ("dtype", "bf16", "'bfloat16'"),
-        ("dataset", "cifar", "'cifar10'"),
-        ("betas", "0.9", "tuple"),
-        ("betas", "[0.9, 0.95, 1]", "tuple with 2 elements"),
-        ("lr_drops", "{5: a}", "float"),
+        ("epochs", "five", "a whole number"),
+        ("epochs", "2.5", "a whole number"),
+        ("lr", "fast", "a number"),
+        ("use_cache", "perhaps", "true or false"),
+        ("dtype", "bf16", "one of auto, float32, bfloat16, float16"),
+        ("dataset", "cifar", "one of folder, cifar10, "),
+        ("betas", "0.9", "a list, as in '[0.9, 0.95]'"),
+        ("betas", "[0.9, 0.95, 1]", "a list, as in '[0.9, 0.95]'"),
+        ("lr_drops", "{5: a}", "lr_drops is a; it must be a number"),
     ],
 )
 def test_a_value_of_the_wrong_type_is_refused(tmp_path: Path, name: str, value: str, expected: str) -> None:
     for message in (refusal(f"--{name}", value), refusal_of_yaml(tmp_path, f"args:\n  {name}: {value}")):
-        assert f"{name}: " in message
+        assert f"{name} is " in message
         assert expected in message
         assert "<class" not in message
 

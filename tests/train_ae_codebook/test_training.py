@@ -227,8 +227,8 @@ def test_pictures_and_figures_of_held_out_images(tmp_path: Path) -> None:
     assert figures["used_codes"] == pytest.approx(len(codes.unique()) / 64)
     with Image.open(tmp_path / "epoch_0001.png") as picture:
         rows = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
-    assert rows.shape == (3, 6 * 10 + 2, 16 * 10 + 2)
-    originals = rows[:, 4 * 10 + 2 : 5 * 10, 2:10]
+    assert rows.shape == (3, 6 * 66 + 2, 16 * 66 + 2)
+    originals = rows[:, 4 * 66 + 2 : 5 * 66 : 8, 2:66:8]  # 8 pixels each
     assert (originals.float() - (held_out[0] + 1) * 127.5).abs().max() <= 1
 
 
