@@ -1,11 +1,11 @@
-"""Sample images from a checkpoint.
+"""Sample images from a checkpoint, a grid of a few or 50,000.
 
     python main_sample.py --checkpoint pretrained_models/checkerboard-L-2x --cfg 1.5 --steps_per_scale 4
 
-writes single images, a grid and samples.json (every setting) to --output_dir.
+writes single images (or one npz), a grid and samples.json (every setting) to --output_dir. The same command again goes
+on where it was killed. Several GPUs: torchrun --nproc_per_node=N main_sample.py ...
 """
 
-import json
 import math
 import time
 from collections.abc import Sequence
@@ -14,39 +14,31 @@ from datetime import datetime
 from hashlib import file_digest
 from importlib.metadata import version
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
+from engine import distributed
+from engine.bulk import Request, draw_many
 from engine.command import run
 from engine.config import parse_flags
 from engine.device import describe_size, pick_device, pick_dtype
-from engine.images import save_grid, save_png, to_uint8
-from engine.labels import class_names, parse_labels, shown_labels
+from engine.edit import Edit, load_edit
+from engine.images import save_grid, to_uint8
+from engine.labels import balanced_labels, class_names, parse_labels, read_labels, shown_labels
+from engine.sample_folder import MAPS, Format, SampleFolder, image_name, prepare_folder
 from engine.visualize import save_animation, save_entropy_by_step, save_maps
 from models.autoencoder import Autoencoder, AutoencoderConfig
 from models.checkerboard import Checkerboard, ModelConfig
 from models.errors import UserError
 from models.published import dataclass_from_dict, find_checkpoint, load_autoencoder, load_checkpoint, read_yaml
-from models.sampling import Samples, check_settings, sample
+from models.sampling import Drawing
 from models.scan_order import Remainder, sampling_blocks
 
 NUM_SHOWN = 16
-SETTINGS_NAME = "samples.json"
-NUMBER = 6 * "[0-9]"
-OUR_FILES = (
-    f"{NUMBER}.png",
-    f"maps_{NUMBER}.png",
-    "maps.npz",
-    "grid.png",
-    "codes.npz",
-    "entropy_by_step.png",
-    "animation.gif",
-    SETTINGS_NAME,
-)
+MAX_IN_GRID = 100
+MAX_MAPPED = 1000  # images whose maps and animation are held in memory
 
 
 @dataclass(frozen=True)
@@ -57,21 +49,26 @@ class SampleArgs:
         checkpoint: checkpoint file, or the folder holding checkpoint-last.pth.
         config: a training configuration instead of a checkpoint: random weights, to try size and speed.
         use_ema: take the averaged weights of the checkpoint.
-        labels: classes to draw, by index or name, separated by commas; default all, or 16 if there are more.
-        num_samples: number of images, the classes in turn; default one of each.
-        cfg: guidance, cond + cfg * (cond - uncond); 0 is off.
+        labels: classes to draw, by index or name, separated by commas; default all in turn, but 16 if there are more
+            classes than num_samples.
+        label_file: text file of them instead, one on a line.
+        num_samples: number of images, the classes in turn; default one of each label.
+        cfg: guidance, cond + cfg * (cond - uncond); 0 is off. A list has one value for each scale.
         cfg_start_step: first step, counted over all scales from 0, that is guided.
         steps_per_scale: steps that each scale is drawn in; 4 at ratio 2 and 8 at ratio 4 make 17 steps.
         remainder: what equal blocks leave over is a step of its own (separate) or joins the last full block (fold).
-        temperature: divides the logits; 0 takes the likeliest code.
+        temperature: divides the logits; 0 takes the likeliest code. A list has one value for each scale.
         top_k: codes kept at each draw; 0 keeps all.
         top_p: probability mass kept at each draw; 1 keeps all.
         seed: of the first image; image i has seed + i, whatever its batch.
-        batch_size: images drawn at once.
+        batch_size: images drawn at once, on each rank.
         dtype: precision of the transformer's weights: auto (bfloat16 where the GPU has it, else float32), or a name.
-        compile: compile the transformer; pays off for many images only.
+        compile: compile the steps; pays off for many images only.
         device: auto, cuda, mps or cpu.
-        output_dir: folder to write to; default samples/ and the time. An earlier run there is moved aside.
+        output_dir: folder to write to; default samples/ and the time. A run of other settings there is moved aside.
+        format: png writes single images, npz one samples.npz (arr_0 images, arr_1 labels), for many images.
+        edit: image to edit: what --mask leaves black stays, the rest is drawn as the labels say.
+        mask: image of the same size, white where --edit is drawn anew.
         save_codes: also write codes.npz: labels, and codes_S of each scale.
         maps: also write, for each image and scale, which step drew each location, its probability and entropy.
         animation: also write animation.gif: the first 16 images appearing step by step.
@@ -81,12 +78,13 @@ class SampleArgs:
     config: str | None = None
     use_ema: bool = False
     labels: str | None = None
+    label_file: str | None = None
     num_samples: int | None = None
-    cfg: float = 1.5
+    cfg: float | tuple[float, ...] = 1.5
     cfg_start_step: int = 5
     steps_per_scale: int = 4
     remainder: Remainder = "separate"
-    temperature: float = 1.0
+    temperature: float | tuple[float, ...] = 1.0
     top_k: int = 0
     top_p: float = 1.0
     seed: int = 0
@@ -95,6 +93,9 @@ class SampleArgs:
     compile: bool = False
     device: str = "auto"
     output_dir: str | None = None
+    format: Format = "png"
+    edit: str | None = None
+    mask: str | None = None
     save_codes: bool = False
     maps: bool = False
     animation: bool = False
@@ -102,35 +103,76 @@ class SampleArgs:
     def __post_init__(self) -> None:
         if (self.checkpoint is None) == (self.config is None):
             raise UserError("name either a --checkpoint, or a --config for random weights")
+        if self.labels is not None and self.label_file is not None:
+            raise UserError("give --labels or --label_file, not both")
         if (self.num_samples is not None and self.num_samples < 1) or self.batch_size < 1:
             raise UserError("num_samples and batch_size must be at least 1")
         if not 0 <= self.seed < 2**63:
             raise UserError(f"seed is {self.seed}; it must lie between 0 and 2**63 - 1")
+        if (self.edit is None) != (self.mask is None):
+            raise UserError("give both an image to --edit and its --mask, white where it is drawn anew")
+
+    @property
+    def drawing(self) -> Drawing:
+        return Drawing(**{f.name: getattr(self, f.name) for f in fields(Drawing)})
 
 
 def main(argv: Sequence[str]) -> None:
     args = parse_flags(argv, "main_sample.py", __doc__, SampleArgs)
-    device = pick_device(args.device)
+    device = distributed.set_up(pick_device(args.device))
     model = _load_model(args)
     if not model.config.class_cond and args.cfg == SampleArgs.cfg:
         args = replace(args, cfg=0.0)  # the default is for models that have classes
     labels = _choose_labels(model, args)
+    args.drawing.check(model, torch.tensor(labels))
+    if (args.maps or args.animation) and len(labels) > MAX_MAPPED:
+        raise UserError(f"maps and animation are of {MAX_MAPPED} images at most; draw fewer, or leave them out")
     dtype = pick_dtype(args.dtype, device)
     model.to(device=device, dtype=dtype)
-    if args.compile:
-        model.transformer.compile()
-    check_settings(model, torch.tensor(labels), **_drawing(args))
-    folder = _open_output(args)
-    num_steps = sum(map(len, sampling_blocks(model.scale_sizes, args.steps_per_scale, args.remainder)))
-    print(
-        f"{describe_size(model)}; {len(labels)} images of {model.config.img_size} px in {num_steps} steps; "
-        f"{str(dtype).removeprefix('torch.')} on {device}"
+    edit = None if args.edit is None else load_edit(args.edit, args.mask, model)
+    request = Request(
+        labels, args.drawing, args.seed, args.batch_size, args.compile, None if edit is None else edit.kept
     )
-    start = time.perf_counter()
-    samples = _draw(model, labels, args)
+    num_steps = sum(map(len, sampling_blocks(model.scale_sizes, args.steps_per_scale, args.remainder)))
+    folder = _open_output(model, labels, args)
+    if folder is not None:
+        _say(
+            f"{describe_size(model)}; {len(labels)} images of {model.config.img_size} px in {num_steps} steps; "
+            f"{str(dtype).removeprefix('torch.')} on {device}"
+        )
+        draw_into(folder, model, request, args, edit)
+    distributed.tear_down()
+
+
+def draw_into(folder: Path, model: Checkerboard, request: Request, args: SampleArgs, edit: Edit | None) -> None:
+    """Draw the images that a prepared folder lacks, on all ranks, and finish it."""
+    with SampleFolder(folder) as images:
+        todo = images.todo
+        distributed.barrier()  # all have seen what is missing before anyone adds to it
+        mine = todo[distributed.rank() :: distributed.num_ranks()].tolist()
+        if request.compiled and mine:
+            start = time.perf_counter()
+            next(draw_many(model, request, mine[:1]))
+            _say(f"compiled in {time.perf_counter() - start:.0f} s")
+        start = time.perf_counter()
+        with tqdm(
+            desc="sampling",
+            total=len(request.labels),
+            initial=images.num_done,
+            unit="image",
+            disable=not distributed.is_main(),
+        ) as bar:
+            for indices, out in draw_many(model, request, mine):
+                pixels = to_uint8(out.images)
+                images.add(indices, pixels if edit is None else edit.paste_back(pixels), out)
+                bar.update(images.num_done - bar.n)
     seconds = time.perf_counter() - start
-    _write(samples, model, labels, args, folder)
-    print(f"{seconds / len(labels):.2f} s an image; {folder}/grid.png")
+    distributed.barrier()
+    if distributed.is_main():
+        _finish(images, model, request.labels, args)
+        rate = f"{seconds / len(todo):.2f} s an image; " if len(todo) else ""
+        place = "samples.npz" if args.format == "npz" else "grid.png"
+        print(f"{rate}{folder}/{place}")
 
 
 def _load_model(args: SampleArgs) -> Checkerboard:
@@ -142,105 +184,82 @@ def _load_model(args: SampleArgs) -> Checkerboard:
     there = weights is not None and Path(weights).is_file()
     torch.manual_seed(args.seed)
     autoencoder = load_autoencoder(config.autoenc) if there else Autoencoder(AutoencoderConfig())
-    print(f"random weights of {args.config}" + ("" if there else ", with a random autoencoder") + ": expect noise")
+    _say(f"random weights of {args.config}" + ("" if there else ", with a random autoencoder") + ": expect noise")
     return Checkerboard(config, autoencoder).eval()
 
 
 def _choose_labels(model: Checkerboard, args: SampleArgs) -> list[int]:
-    labels = shown_labels(model, NUM_SHOWN) if args.labels is None else parse_labels(args.labels, model)
+    if args.labels is None and args.label_file is None and (args.num_samples or 0) >= model.config.num_classes:
+        return balanced_labels(model, args.num_samples)
+    if args.label_file is not None:
+        labels = read_labels(args.label_file, model)
+    else:
+        labels = shown_labels(model, NUM_SHOWN) if args.labels is None else parse_labels(args.labels, model)
     return labels if args.num_samples is None else [labels[i % len(labels)] for i in range(args.num_samples)]
 
 
-def _open_output(args: SampleArgs) -> Path:
-    """The output folder, writable and without an earlier run's files, which are moved to a folder beside it."""
-    folder = Path(args.output_dir or Path("samples") / datetime.now().strftime("%Y%m%d-%H%M%S")).absolute()
-    if (folder / SETTINGS_NAME).exists():
-        aside = next(p for i in range(1, 10**6) if not (p := folder.with_name(f"{folder.name}.{i}")).exists())
-        aside.mkdir()
-        for pattern in OUR_FILES:
-            for path in folder.glob(pattern):
-                path.rename(aside / path.name)
-        print(f"the earlier samples in {folder} are now in {aside}")
-    elif folder.exists() and any(folder.glob("*.png")):
-        raise UserError(f"{folder} holds images that are not samples of ours; name another --output_dir")
-    folder.mkdir(parents=True, exist_ok=True)
-    TemporaryFile(dir=folder).close()  # a folder that cannot be written to is an error now, not after the drawing
-    return folder
-
-
-def _drawing(args: SampleArgs) -> dict[str, Any]:
-    """The settings that decide what is drawn, as ``sample`` and ``check_settings`` take them."""
-    names = ("steps_per_scale", "cfg", "cfg_start_step", "temperature", "top_k", "top_p")
-    return {name: getattr(args, name) for name in names}
-
-
-def _draw(model: Checkerboard, labels: list[int], args: SampleArgs) -> Samples:
-    batches = []
-    for first in tqdm(range(0, len(labels), args.batch_size), unit="batch", desc="sampling"):
-        batch = labels[first : first + args.batch_size]
-        out = sample(
-            model,
-            batch,
-            **_drawing(args),
-            seeds=range(args.seed + first, args.seed + first + len(batch)),
-            remainder=args.remainder,
+def _open_output(model: Checkerboard, labels: list[int], args: SampleArgs) -> Path | None:
+    """The folder to write to, ready on every rank; None if it is complete already."""
+    folder, missing = None, False
+    if distributed.is_main():
+        folder = Path(args.output_dir or Path("samples") / datetime.now().strftime("%Y%m%d-%H%M%S"))
+        side, length = model.config.img_size, model.num_locations
+        maps = MAPS if args.maps or args.animation else ("codes",) if args.save_codes else ()
+        missing = prepare_folder(
+            folder,
+            _settings(model, labels, args),
+            (len(labels), side, side, 3),
+            args.format,
+            dict.fromkeys(maps, length),
         )
-        batches.append(out)
-    return join_samples(batches)
+        if not missing:
+            print(f"{folder} holds these samples already; name another --output_dir, or change a setting")
+    folder, missing = distributed.from_main((folder, missing))
+    return folder if missing else None
 
 
-def join_samples(batches: Sequence[Samples]) -> Samples:
-    """Several batches as one, on the CPU."""
-    images = torch.cat([batch.images.cpu() for batch in batches])
-    maps = {
-        f.name: [
-            torch.cat([m.cpu() for m in scale]) for scale in zip(*(getattr(b, f.name) for b in batches), strict=True)
-        ]
-        for f in fields(Samples)
-        if f.name != "images"
-    }
-    return Samples(images=images, **maps)
-
-
-def _write(samples: Samples, model: Checkerboard, labels: list[int], args: SampleArgs, folder: Path) -> None:
-    # First, so that a run that breaks off is known as ours, and running it again moves it aside.
-    (folder / SETTINGS_NAME).write_text(json.dumps(_settings(model, labels, args), indent=1))
-    images = to_uint8(samples.images)
-    for i, image in enumerate(images):
-        save_png(image, folder / f"{i:06d}.png")
-    save_grid(images, folder / "grid.png", _columns(labels))
+def _finish(images: SampleFolder, model: Checkerboard, labels: Sequence[int], args: SampleArgs) -> None:
+    """Write what is made of all images, and report doubles."""
+    shown = images.first_images(MAX_IN_GRID)
+    save_grid(shown, images.folder / "grid.png", _columns(labels[: len(shown)]))
     if args.save_codes:
-        codes = {f"codes_{c.shape[-1]}": c.numpy() for c in samples.codes}
-        np.savez(folder / "codes.npz", labels=np.array(labels), **codes)
-    if args.maps:
-        save_maps(samples, model, folder)
-        save_entropy_by_step(samples, folder / "entropy_by_step.png")
-    if args.animation:
-        save_animation(samples, model, folder / "animation.gif")
+        images.save_codes(model.scale_sizes, labels)
+    if args.maps or args.animation:
+        samples = images.samples(model.scale_sizes, (images.first_images(MAX_MAPPED) + 0.5) / 127.5 - 1)
+        if args.maps:
+            save_maps(samples, model, images.folder)
+            save_entropy_by_step(samples, images.folder / "entropy_by_step.png")
+        if args.animation:
+            save_animation(samples, model, images.folder / "animation.gif")
+    duplicates = images.duplicates()
+    if duplicates and args.edit is None:
+        first = ", ".join(map(str, duplicates[0][:5]))
+        print(f"warning: {sum(map(len, duplicates))} images have a double, as {first} (all in samples.json)")
+    images.finish(labels, duplicates)
 
 
-def _columns(labels: list[int]) -> int:
+def _columns(labels: Sequence[int]) -> int:
     """A column a class where classes come in turn and in several rows, else a square grid."""
     period = len(set(labels))
     in_turn = all(label == labels[i % period] for i, label in enumerate(labels))
     return period if in_turn and 1 < period <= min(NUM_SHOWN, len(labels) - 1) else math.ceil(math.sqrt(len(labels)))
 
 
-def _settings(model: Checkerboard, labels: list[int], args: SampleArgs) -> dict[str, Any]:
+def _settings(model: Checkerboard, labels: Sequence[int], args: SampleArgs) -> dict[str, Any]:
+    """Everything that decides the images, and what each of them is."""
     names = class_names(model)
-    checkpoint_hash = None
-    if args.checkpoint is not None:
-        with find_checkpoint(args.checkpoint).open("rb") as file:
-            checkpoint_hash = file_digest(file, "sha256").hexdigest()
+    inputs = {"checkpoint": None if args.checkpoint is None else find_checkpoint(args.checkpoint)}
+    inputs |= {"edit": args.edit, "mask": args.mask}
+    hashes = {f"{name}_sha256": None if path is None else _hash(Path(path)) for name, path in inputs.items()}
     return {
         **asdict(args),
-        "checkpoint_sha256": checkpoint_hash,
+        **hashes,
         "resolved_dtype": str(model.lm_head.weight.dtype).removeprefix("torch."),
         "resolved_device": str(model.device),
         "torch": version("torch"),
         "images": [
             {
-                "file": f"{i:06d}.png",
+                "file": image_name(i) if args.format == "png" else None,
                 "label": label,
                 "class": names[label] if names is not None and label < len(names) else None,
                 "seed": args.seed + i,
@@ -248,6 +267,16 @@ def _settings(model: Checkerboard, labels: list[int], args: SampleArgs) -> dict[
             for i, label in enumerate(labels)
         ],
     }
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return file_digest(file, "sha256").hexdigest()
+
+
+def _say(text: str) -> None:
+    if distributed.is_main():
+        print(text, flush=True)
 
 
 if __name__ == "__main__":

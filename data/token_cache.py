@@ -9,7 +9,6 @@ checksums.npy says of which images, so that a changed one is noticed.
 import hashlib
 import json
 import mmap
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from data.arrays import make_array
 from data.crops import NUM_CROPS, CropRecipe
 from data.datasets import LabelledImages
 from models.autoencoder import Autoencoder
@@ -108,14 +108,9 @@ def begin_cache(folder: Path, manifest: Manifest, labels: Sequence[int]) -> None
         check_manifest(partial, manifest)
         return
     partial.mkdir(parents=True, exist_ok=True)
-    np.lib.format.open_memmap(partial / "codes.npy", "w+", np.uint16, manifest.shape)
-    np.lib.format.open_memmap(partial / "status.npy", "w+", np.uint8, (manifest.num_images,))
-    np.lib.format.open_memmap(partial / "checksums.npy", "w+", np.uint32, (manifest.num_images,))
-    if hasattr(os, "posix_fallocate"):  # a disk that fills up later would kill the process
-        for name in _WRITTEN:
-            path = partial / f"{name}.npy"
-            with path.open("r+b") as file:
-                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    make_array(partial / "codes.npy", np.uint16, manifest.shape)
+    make_array(partial / "status.npy", np.uint8, (manifest.num_images,))
+    make_array(partial / "checksums.npy", np.uint32, (manifest.num_images,))
     np.save(partial / "labels.npy", np.asarray(labels, dtype=np.int64))
     temporary = partial / (MANIFEST + ".tmp")
     temporary.write_text(json.dumps(asdict(manifest), indent=1))

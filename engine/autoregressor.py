@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine import distributed
+from engine.bulk import Request, draw_on_all_ranks
 from engine.config import TrainArgs, plain
 from engine.device import pick_device
 from engine.images import save_grid, to_uint8
@@ -14,7 +14,7 @@ from engine.labels import shown_labels
 from engine.trainer import Statistics, StepRandomness
 from models.checkerboard import Checkerboard, scale_statistics
 from models.errors import UserError
-from models.sampling import check_settings, sample
+from models.sampling import Drawing
 from models.scan_order import sampling_blocks, training_blocks
 
 MAX_ROWS, COLUMNS = 16, 8
@@ -36,16 +36,8 @@ class AutoregressorTask:
             raise UserError("attention flex trains on CUDA alone; set attention sdpa")
         module.use_flex_attention = args.attention == "flex"
         module.transformer.activation_checkpointing = args.activation_checkpointing
-        check_settings(
-            module,
-            torch.tensor(shown_labels(module, MAX_ROWS)),
-            steps_per_scale=args.steps_per_scale,
-            cfg=args.cfg,
-            cfg_start_step=args.cfg_start_step,
-            temperature=1.0,
-            top_k=0,
-            top_p=1.0,
-        )
+        self.drawing = Drawing(args.steps_per_scale, args.cfg if module.config.class_cond else 0.0, args.cfg_start_step)
+        self.drawing.check(module, torch.tensor(shown_labels(module, MAX_ROWS)))
         if args.compile:
             module.transformer.compile()
 
@@ -73,22 +65,9 @@ class AutoregressorTask:
         """Write a grid with one row a class (16 of them if there are more), the same random numbers every time."""
         labels = shown_labels(module, MAX_ROWS)
         rows = [label for label in labels for _ in range(COLUMNS)]
-        ranks = min(distributed.num_ranks(), len(rows))
-        mine = range(distributed.rank() % ranks, len(rows), ranks)  # spare ranks draw what another one keeps
-        out = sample(
-            module,
-            [rows[i] for i in mine],
-            steps_per_scale=self.args.steps_per_scale,
-            cfg=self.args.cfg if module.config.class_cond else 0.0,
-            cfg_start_step=self.args.cfg_start_step,
-            seeds=mine,
-        )
-        shards = distributed.everyones(to_uint8(out.images).cpu())
-        if distributed.is_main():
-            images = torch.empty(len(rows), *shards[0].shape[1:], dtype=torch.uint8)
-            for shard, part in enumerate(shards[:ranks]):
-                images[shard::ranks] = part
-            save_grid(images, folder / f"{name}.png", COLUMNS)
+        images = draw_on_all_ranks(module, Request(rows, self.drawing))
+        if images is not None:
+            save_grid(to_uint8(images), folder / f"{name}.png", COLUMNS)
         return {}
 
     def describe(self) -> dict[str, Any]:

@@ -11,9 +11,10 @@ from tqdm import tqdm
 
 from data.crops import to_bytes, to_floats
 from data.datasets import LabelledImages, open_dataset
+from engine.bulk import Request, draw_many
 from engine.config import TrainArgs
 from models.checkerboard import Checkerboard
-from models.sampling import sample
+from models.sampling import Drawing
 
 SCAN_SIDE = 8
 BATCH_SIZE = 50
@@ -42,19 +43,11 @@ def score_digits(model: Checkerboard, num_images: int, args: TrainArgs) -> Digit
     train, held_out = (open_dataset("digits", "", size, split) for split in ("train", "val"))
     reader = SVC().fit(_scans(_images(train)), train.labels)
     labels = [i % 10 for i in range(num_images)]
-    drawn = []
-    for first in tqdm(range(0, num_images, BATCH_SIZE), unit="batch", desc="drawing digits to score"):
-        batch = labels[first : first + BATCH_SIZE]
-        seeds = range(FIRST_SEED + first, FIRST_SEED + first + len(batch))
-        out = sample(
-            model,
-            batch,
-            steps_per_scale=args.steps_per_scale,
-            cfg=args.cfg,
-            cfg_start_step=args.cfg_start_step,
-            seeds=seeds,
-        )
-        drawn.append(_scans(out.images.cpu().clamp(-1, 1)))
+    request = Request(labels, Drawing(args.steps_per_scale, args.cfg, args.cfg_start_step), FIRST_SEED, BATCH_SIZE)
+    batches = tqdm(
+        draw_many(model, request), total=num_images // BATCH_SIZE, unit="batch", desc="drawing digits to score"
+    )
+    drawn = [_scans(out.images.clamp(-1, 1)) for _, out in batches]
     return DigitsScore(
         drawn=float(reader.score(np.concatenate(drawn), labels)),
         held_out=float(reader.score(_scans(_images(held_out)), held_out.labels)),

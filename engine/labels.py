@@ -2,6 +2,7 @@
 
 import csv
 from difflib import get_close_matches
+from pathlib import Path
 
 from data.datasets import imagenet_names
 from models.checkerboard import Checkerboard
@@ -27,6 +28,24 @@ def shown_labels(model: Checkerboard, count: int) -> list[int]:
     if num_classes == len(imagenet_names()):
         return list(SHOWN_IMAGENET_CLASSES[:count])
     return [i * num_classes // count for i in range(count)] if num_classes > count else list(range(num_classes))
+
+
+def balanced_labels(model: Checkerboard, count: int) -> list[int]:
+    """``count`` labels, the classes in turn, each as often as the others or once more."""
+    num_classes = model.config.num_classes
+    if not model.config.class_cond:
+        return [model.unconditional_label] * count
+    return [i % num_classes for i in range(count)]
+
+
+def read_labels(path: str, model: Checkerboard) -> list[int]:
+    """The labels of a text file, as ``parse_labels`` takes them."""
+    if not Path(path).is_file():
+        raise UserError(f"no such file: {path}")
+    try:
+        return parse_labels(Path(path).read_text(), model)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is no text file; put one index or name on a line") from error
 
 
 def parse_labels(text: str, model: Checkerboard) -> list[int]:

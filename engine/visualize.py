@@ -113,7 +113,7 @@ def known_latents(samples: Samples, model: Checkerboard, step: int) -> tuple[Ten
     scale = next(i for i, steps in enumerate(samples.step) if step <= steps.max())
     drawn = samples.step[scale] <= step
     sequence = torch.cat([codes.flatten(1) for codes in samples.codes], dim=1)
-    sources = model.source_latents(sequence, scale).transpose(1, 2).unflatten(2, drawn.shape[1:])
+    sources = model.source_latents(sequence, scale, model.codebook()).transpose(1, 2).unflatten(2, drawn.shape[1:])
     return torch.where(drawn.unsqueeze(1), model.autoencoder.lookup(samples.codes[scale]), sources.float()), drawn
 
 

@@ -215,8 +215,12 @@ class Checkerboard(nn.Module):
         return self.autoencoder.tokenize(images, tuple(self.scale_sizes))
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Images (B, 3, H, W), unclamped floats, of the codes (B, S, S) of one scale."""
-        return self.autoencoder.decode(codes)
+        """Images (B, 3, H, W), unclamped floats, of the codes (B, S, S) of one scale.
+
+        On the CPU each is decoded alone: its convolutions round differently in other batches, and an image should not.
+        """
+        parts = codes.split(1) if self.device.type == "cpu" else [codes]
+        return torch.cat([self.autoencoder.decode(part) for part in parts])
 
     def layout(
         self, steps_per_scale: int, remainder: Remainder = "separate", order_uniforms: Tensor | None = None
@@ -278,9 +282,11 @@ class Checkerboard(nn.Module):
         sequence = torch.cat([scale.flatten(1) for scale in codes], dim=1)  # (B, L)
         context, prev_context, labels = self._training_noise(sequence, labels, generator)
 
-        sources = torch.cat([self.source_latents(context, i) for i in range(len(self.scale_sizes))], dim=1)
+        codebook = self.codebook()
+        scales = range(len(self.scale_sizes))
+        sources = torch.cat([self.source_latents(context, i, codebook) for i in scales], dim=1)  # (B, L, C)
         x = self.location_inputs(layout, slice(None), sources)  # (B, L, D)
-        x = x + self.content_inputs(prev_context, layout.prev_positions)  # (B, L, D)
+        x = x + self.content_inputs(prev_context, layout.prev_positions, codebook)  # (B, L, D)
         class_embedding = self.embed_labels(labels)  # (B, D)
         x = torch.cat([class_embedding.unsqueeze(1), x], dim=1)  # (B, 1 + L, D)
         x = self.transformer(
@@ -298,7 +304,11 @@ class Checkerboard(nn.Module):
             labels = torch.full_like(labels, self.unconditional_label)
         return self.class_embeddings(labels)
 
-    def source_latents(self, sequence: Tensor, scale: int) -> Tensor:
+    def codebook(self) -> Tensor:
+        """(V, C) latents of all codes."""
+        return self.autoencoder.quantize.codebook()
+
+    def source_latents(self, sequence: Tensor, scale: int, codebook: Tensor) -> Tensor:
         """(B, n, C) latents of the previous scale upsampled to this one, by location; zeros for the first scale."""
         side, C = self.scale_sizes[scale], self.autoencoder.config.embed_dim
         if scale == 0:
@@ -306,7 +316,7 @@ class Checkerboard(nn.Module):
         prev_side = self.scale_sizes[scale - 1]
         start = sum(s * s for s in self.scale_sizes[: scale - 1])
         prev_codes = sequence[:, start : start + prev_side * prev_side].unflatten(1, (prev_side, prev_side))
-        upsampled = upsample_latents(self.autoencoder.lookup(prev_codes), side)
+        upsampled = upsample_latents(F.embedding(prev_codes, codebook).permute(0, 3, 1, 2), side)
         return upsampled.flatten(2).transpose(1, 2).to(self.embed_positions.weight.dtype)
 
     def location_inputs(self, layout: Layout, tokens: slice, sources: Tensor) -> Tensor:
@@ -331,10 +341,10 @@ class Checkerboard(nn.Module):
         x = F.linear(src.gather(1, order), weight_src, self.combine_inputs.bias)
         return x + F.linear(pos, weight_pos) + F.linear(prev_pos, weight_prev_pos)
 
-    def content_inputs(self, sequence: Tensor, prev_positions: Tensor) -> Tensor:
+    def content_inputs(self, sequence: Tensor, prev_positions: Tensor, codebook: Tensor) -> Tensor:
         """The rest of Eq. 1: codes (B, L) of the previous block at ``prev_positions`` (b, l), as inputs (B, l, D)."""
         codes = sequence.gather(1, prev_positions.clamp(min=0).expand(len(sequence), -1))
-        latents = F.embedding(codes, self.autoencoder.quantize.codebook())  # (B, l, C)
+        latents = F.embedding(codes, codebook)  # (B, l, C)
         prev = self.embed_codevecs_mlp(latents.to(self.embed_positions.weight.dtype))
         prev = torch.where((prev_positions == NO_LOCATION).unsqueeze(-1), self.empty_token_emb, prev)
         return F.linear(prev, self.combine_inputs.weight.chunk(4, dim=1)[3])
@@ -343,7 +353,7 @@ class Checkerboard(nn.Module):
         """(V, D) weight and (V,) bias of the output layer, float32."""
         weight = self.lm_head.weight
         if self.head_mlp is not None:
-            weight = weight + self.head_mlp(self.autoencoder.quantize.codebook().to(weight.dtype))
+            weight = weight + self.head_mlp(self.codebook().to(weight.dtype))
         return weight.float(), self.lm_head.bias.float()
 
     @staticmethod

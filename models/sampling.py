@@ -1,22 +1,28 @@
 """Sampling: staged guidance, block by block, scale by scale (paper Sec. 3.1, 4.1; method.md Sec. 6).
 
-Letters: B images, l tokens of a block, L of all scales, V codes, S side of a scale. Nothing here knows files or ranks.
+Letters: B images, R rows of a batch (2B if guided: conditional, then unconditional), l tokens of a block, T tokens of a
+call (the class token rides with the first block), L of all scales, V codes, S side of a scale. Nothing here knows files
+or ranks.
 """
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from models.checkerboard import Checkerboard
 from models.errors import UserError
+from models.rope import Rotary
 from models.scan_order import Layout, Remainder, block_causal_mask, sampling_blocks
 from models.transformer import KVCache
 
 MIN_TEMPERATURE = 1e-4  # below it, logits divided by it overflow
+MAX_COMPILED_SHAPES = 64  # block lengths times batch sizes that one process may compile
+Schedule = float | Sequence[float]  # one value, or one for each scale
 
 
 @dataclass(frozen=True)
@@ -26,7 +32,7 @@ class Samples:
     Attributes:
         images: (B, 3, H, W) of the last scale, unclamped floats, about [-1, 1].
         codes: (B, S, S) drawn codes.
-        entropy: (B, S, S) nats of the distribution each code was drawn from.
+        entropy: (B, S, S) nats of the distribution each code was drawn from, after guidance and truncation.
         step: (B, S, S) the step, counted over all scales from 0, that drew each location.
         probability: (B, S, S) of the drawn code in that distribution.
     """
@@ -38,7 +44,68 @@ class Samples:
     probability: list[Tensor]
 
 
-def guide(logits: Tensor, cfg: float) -> Tensor:
+@dataclass(frozen=True)
+class Drawing:
+    """The settings that decide which images are drawn, as ``sample`` explains them."""
+
+    steps_per_scale: int = 4
+    cfg: Schedule = 1.5
+    cfg_start_step: int = 5
+    temperature: Schedule = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    remainder: Remainder = "separate"
+
+    def check(self, model: Checkerboard, labels: Tensor) -> None:
+        """Refuse settings and labels (B,) that make no sense for a model, before anything is spent on them.
+
+        Raises:
+            UserError: naming the setting and its range.
+        """
+        sampling_blocks(model.scale_sizes, self.steps_per_scale)
+        _check_labels(labels, model.config.num_classes)
+        for name in ("cfg", "temperature"):
+            values = getattr(self, name)
+            if isinstance(values, Sequence) and len(values) != len(model.scale_sizes):
+                raise UserError(
+                    f"{name} has {len(values)} values; give one number, or one for each of the scales "
+                    f"{', '.join(map(str, model.scale_sizes))}"
+                )
+        scales = range(len(model.scale_sizes))
+        for temperature in (at_scale(self.temperature, scale) for scale in scales):
+            if not (temperature == 0 or MIN_TEMPERATURE <= temperature < math.inf):
+                raise UserError(
+                    f"temperature is {temperature}; it must be 0 (likeliest code), or {MIN_TEMPERATURE} or more"
+                )
+        for cfg in (at_scale(self.cfg, scale) for scale in scales):
+            if not math.isfinite(cfg):
+                raise UserError(f"cfg is {cfg}; it must be a finite number, 0 for no guidance")
+        if self.top_k < 0:
+            raise UserError(f"top_k is {self.top_k}; it must be 0 (keep all) or more")
+        if not 0 < self.top_p <= 1:
+            raise UserError(f"top_p is {self.top_p}; it must be above 0 and at most 1 (keep all)")
+        if self.cfg_start_step < 0:
+            raise UserError(f"cfg_start_step is {self.cfg_start_step}; steps count from 0")
+
+    @property
+    def uses_cfg(self) -> bool:
+        return any(self.cfg) if isinstance(self.cfg, Sequence) else self.cfg != 0
+
+
+def at_scale(value: Schedule, scale: int) -> float:
+    """A setting's value at the scale of this index."""
+    return float(value[scale] if isinstance(value, Sequence) else value)
+
+
+def _check_labels(labels: Tensor, num_classes: int) -> None:
+    if labels.ndim != 1 or len(labels) == 0 or labels.is_floating_point():
+        raise UserError(f"labels have shape {tuple(labels.shape)} and type {labels.dtype}; give one index an image")
+    wrong = labels[(labels < 0) | (labels > num_classes)]
+    if len(wrong):
+        raise UserError(f"label {wrong[0].item()} is out of range; this model has classes 0 to {num_classes - 1}")
+
+
+def guide(logits: Tensor, cfg: float | Tensor) -> Tensor:
     """``cond + cfg * (cond - uncond)`` of logits (2B, l, V) whose second half is unconditional."""
     cond, uncond = logits.chunk(2)
     return cond + cfg * (cond - uncond)
@@ -59,18 +126,18 @@ def truncate(logits: Tensor, top_k: int, top_p: float) -> Tensor:
 
 
 def draw(
-    logits: Tensor, uniforms: Tensor, temperature: float, top_k: int, top_p: float
+    logits: Tensor, uniforms: Tensor, temperature: float | Tensor, top_k: int, top_p: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """One code a token by inverse CDF, its probability and the entropy of its distribution, each (B, l).
 
     Args:
         logits: (B, l, V) after guidance, float32.
         uniforms: (B, l) in [0, 1), one number a token.
-        temperature: divides the logits; 0 takes the likeliest code, with entropy 0 and probability 1.
+        temperature: divides the logits; the number 0 takes the likeliest code, with entropy 0 and probability 1.
         top_k: codes kept; 0 keeps all.
         top_p: probability mass kept; 1 keeps all.
     """
-    if temperature == 0:
+    if isinstance(temperature, float | int) and temperature == 0:
         codes = logits.argmax(-1)
         return codes, torch.ones_like(uniforms), torch.zeros_like(uniforms)
     probs = truncate(logits / temperature, top_k, top_p).softmax(-1)
@@ -86,18 +153,20 @@ def draw_uniforms(seeds: Sequence[int], *shape: int) -> Tensor:
     return torch.stack([torch.rand(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
 
 
-@torch.inference_mode()
 def sample(
     model: Checkerboard,
     labels: Tensor | Sequence[int],
     steps_per_scale: int = 4,
-    cfg: float = 1.5,
+    cfg: Schedule = 1.5,
     cfg_start_step: int = 5,
-    temperature: float = 1.0,
+    temperature: Schedule = 1.0,
     top_k: int = 0,
     top_p: float = 1.0,
     seeds: Sequence[int] | None = None,
     remainder: Remainder = "separate",
+    keep: Sequence[Tensor] | None = None,
+    keep_codes: Sequence[Tensor] | None = None,
+    compiled: bool = False,
 ) -> Samples:
     """Draw one image a label.
 
@@ -105,124 +174,247 @@ def sample(
         model: in eval mode or not; nothing is dropped here.
         labels: (B,) class indices; ``num_classes`` is unconditional.
         steps_per_scale: blocks that each scale is drawn in; 4 at ratio 2 and 8 at ratio 4 make 17 steps.
-        cfg: guidance, ``cond + cfg * (cond - uncond)``; 0 is off and runs no unconditional half.
+        cfg: guidance, ``cond + cfg * (cond - uncond)``, one number or one for each scale; 0 is off, and if it is off
+            everywhere no unconditional half is run.
         cfg_start_step: first step, counted over all scales from 0, that is guided.
-        temperature: divides the logits; 0 takes the likeliest code.
+        temperature: divides the logits, one number or one for each scale; 0 takes the likeliest code.
         top_k: codes kept at each draw; 0 keeps all.
         top_p: probability mass kept at each draw; 1 keeps all.
-        seeds: one an image; without them they are drawn from torch's global generator.
+        seeds: one an image; without them they are drawn from torch's global generator. An image's randomness follows
+            from its seed alone: in float32 on the CPU it is the same in any batch; elsewhere rounding may depend on the
+            batch size, and where two codes are nearly equally likely it may decide.
         remainder: locations left over by equal blocks are a step of their own (``separate``, as published) or are
             drawn with the last full block (``fold``).
+        keep: (B, S, S) of each scale, True where the code of ``keep_codes`` stays instead of a drawn one: editing.
+        keep_codes: (B, S, S) codes of each scale, for instance ``model.tokenize`` of images to edit.
+        compiled: compile the drawing of a block, once for each block length; pays off for many images.
 
     Raises:
         UserError: a label or setting is out of range.
     """
     labels = torch.as_tensor(labels)
-    check_settings(model, labels, steps_per_scale, cfg, cfg_start_step, temperature, top_k, top_p)
+    drawing = Drawing(steps_per_scale, cfg, cfg_start_step, temperature, top_k, top_p, remainder)
+    drawing.check(model, labels)
     if seeds is not None and len(seeds) != len(labels):
         raise UserError(f"{len(seeds)} seeds for {len(labels)} labels; give one an image")
-    if cfg and not model.config.class_cond:
-        warnings.warn("cfg has no effect on an unconditional model", stacklevel=3)
+    if drawing.uses_cfg and not model.config.class_cond:
+        warnings.warn("cfg has no effect on an unconditional model", stacklevel=2)
     seeds = torch.randint(2**62, (len(labels),)).tolist() if seeds is None else [int(seed) for seed in seeds]
-    uniforms, order_uniforms = draw_uniforms(seeds, 2, model.num_locations).to(model.device).unbind(1)  # (B, L) each
-    layout = model.layout(steps_per_scale, remainder, order_uniforms)
-    run = _BlockRun(model, labels.long().to(model.device), layout, guided=cfg != 0 and model.config.class_cond)
-    maps = torch.empty(2, len(labels), model.num_locations, device=model.device)  # entropy, probability; by location
-    step, start = 0, 0
-    for scale, lengths in enumerate(layout.blocks):
-        run.begin_scale(scale)
-        for length in lengths:
-            tokens = slice(start, start + length)
-            logits = run.block_logits(tokens)
-            if run.guided:
-                logits = guide(logits, cfg) if step >= cfg_start_step else logits.chunk(2)[0]
-            codes, probability, entropy = draw(logits, uniforms[:, tokens], temperature, top_k, top_p)
-            locations = layout.positions[:, tokens].expand_as(codes)
-            run.sequence.scatter_(1, locations, codes)
-            maps.scatter_(2, locations.expand(2, -1, -1), torch.stack([entropy, probability]))
-            step, start = step + 1, start + length
-    steps = torch.empty_like(layout.positions).scatter_(1, layout.positions, layout.steps.expand_as(layout.positions))
-    codes = _by_scale(run.sequence, layout)
-    return Samples(
-        images=model.decode(codes[-1]),
-        codes=codes,
-        entropy=_by_scale(maps[0], layout),
-        step=_by_scale(steps.expand(len(labels), -1), layout),
-        probability=_by_scale(maps[1], layout),
-    )
+    return Sampler(model, len(labels), drawing, compiled)(labels, seeds, keep, keep_codes)
 
 
-class _BlockRun:
-    """The state of drawing one batch: codes so far, cache, and what depends on label, order or scale alone."""
+@dataclass(frozen=True)
+class Block:
+    """What a step needs to know of the tokens it draws; the same for every batch.
 
-    def __init__(self, model: Checkerboard, labels: Tensor, layout: Layout, guided: bool) -> None:
-        self.model, self.layout, self.guided = model, layout, guided
-        self.sequence = labels.new_zeros(len(labels), model.num_locations)  # (B, L) by location
-        self.first_scale_token = 0
-        if guided:
+    Attributes:
+        tokens: which of the L tokens.
+        positions: (b, l) their locations.
+        prev_positions: (b, l) the locations whose codes they are told of.
+        rotary: rotations of the T tokens.
+        mask: (T, tokens so far) where attention is allowed, None where all of it is; compiled, (T, 1 + L).
+        start: index of the first of the T tokens; compiled, (T,) indices of all.
+        first: whether the class token is among them.
+    """
+
+    tokens: slice
+    positions: Tensor
+    prev_positions: Tensor
+    rotary: Rotary
+    mask: Tensor | None
+    start: int | Tensor
+    first: bool
+
+
+class Sampler:
+    """Draws batches of one size. What does not depend on the batch is computed once: buffers, blocks, rotations, head.
+
+    Args:
+        model: of any device and precision.
+        batch: B, images of every batch.
+        drawing: checked settings.
+        compiled: compile a step for each block length: static shapes, one graph, CUDA graphs on CUDA.
+    """
+
+    @torch.inference_mode()
+    def __init__(self, model: Checkerboard, batch: int, drawing: Drawing, compiled: bool = False) -> None:
+        self.model, self.batch, self.drawing, self.compiled = model, batch, drawing, compiled
+        self.guided = drawing.uses_cfg and model.config.class_cond
+        rows, num_tokens = batch * (1 + self.guided), 1 + model.num_locations
+        weight = model.lm_head.weight
+        self.sequence = torch.zeros(batch, model.num_locations, dtype=torch.long, device=model.device)  # by location
+        self.maps = torch.zeros(2, batch, model.num_locations, device=model.device)  # entropy, probability; by location
+        self.cache = KVCache(model.config.llama_config, rows, num_tokens, like=weight)
+        self.codebook, self.head = model.codebook(), model.head_parameters()
+        self.kept: tuple[Tensor, Tensor] | None = None
+        self.layout: Layout | None = None
+        self.step = compiled_step(model.device.type) if compiled else draw_block
+        if compiled and model.device.type == "cuda":  # CUDA graphs write to these where they are
+            for buffer in (self.sequence, self.maps, *self.cache.keys, *self.cache.values):
+                torch._dynamo.mark_static_address(buffer)
+
+    @torch.inference_mode()
+    def __call__(
+        self,
+        labels: Tensor,
+        seeds: Sequence[int],
+        keep: Sequence[Tensor] | None = None,
+        keep_codes: Sequence[Tensor] | None = None,
+    ) -> Samples:
+        """Draw a batch; arguments as of ``sample``, one label and seed an image."""
+        self.begin(labels, seeds, keep, keep_codes)
+        for scale in range(len(self.model.scale_sizes)):
+            self.draw_scale(scale)
+        return self.samples()
+
+    @torch.inference_mode()
+    def begin(
+        self,
+        labels: Tensor,
+        seeds: Sequence[int],
+        keep: Sequence[Tensor] | None = None,
+        keep_codes: Sequence[Tensor] | None = None,
+    ) -> None:
+        """Compute what depends on labels and seeds alone."""
+        model = self.model
+        uniforms = draw_uniforms(seeds, 2, model.num_locations).to(model.device)  # (B, 2, L)
+        self.uniforms, order_uniforms = uniforms.unbind(1)
+        if self.layout is None or model.config.scan_order == "random":
+            self._place(order_uniforms)
+        labels = labels.long().to(model.device)
+        if self.guided:
             labels = torch.cat([labels, torch.full_like(labels, model.unconditional_label)])
-        self.class_embedding = model.embed_labels(labels)  # (B or 2B, D)
+        self.class_embedding = model.embed_labels(labels)  # (R, D)
         self.modulations = model.transformer.modulations(self.class_embedding)
-        self.rotary = model.rope(layout.positions, layout.prev_positions)
-        if guided and len(layout.positions) > 1:
-            self.rotary = self.rotary.repeat(2)
-        self.head = model.head_parameters()
-        max_tokens = 1 + model.num_locations
-        self.cache = KVCache(model.config.llama_config, len(labels), max_tokens, like=self.class_embedding)
+        self.kept = self._check_kept(keep, keep_codes)
+        self.next_step = 0
 
-    def begin_scale(self, scale: int) -> None:
-        """Compute what the scale's inputs take from the scale before."""
+    @torch.inference_mode()
+    def draw_scale(self, scale: int) -> None:
+        """Draw the blocks of one scale; those before it are drawn."""
+        model, drawing = self.model, self.drawing
         tokens = self.layout.scale_slices()[scale]
-        self.first_scale_token = tokens.start
-        sources = self.model.source_latents(self.sequence, scale)
-        self.scale_inputs = self.model.location_inputs(self.layout, tokens, sources)
+        inputs = model.location_inputs(self.layout, tokens, model.source_latents(self.sequence, scale, self.codebook))
+        temperature = self._setting(at_scale(drawing.temperature, scale), zero_is_special=True)
+        for block in self.blocks[scale]:
+            cfg = at_scale(drawing.cfg, scale) if self.next_step >= drawing.cfg_start_step else 0.0
+            in_scale = slice(block.tokens.start - tokens.start, block.tokens.stop - tokens.start)
+            self.step(self, block, inputs[:, in_scale], self.uniforms[:, block.tokens], self._setting(cfg), temperature)
+            self.next_step += 1
 
-    def block_logits(self, tokens: slice) -> Tensor:
-        """(B or 2B, l, V) logits of one block, whose earlier blocks are drawn."""
-        in_scale = slice(tokens.start - self.first_scale_token, tokens.stop - self.first_scale_token)
-        x = self.scale_inputs[:, in_scale]
-        x = x + self.model.content_inputs(self.sequence, self.layout.prev_positions[:, tokens])
-        x = x.repeat(2, 1, 1) if self.guided else x
-        mask, start = None, 1 + tokens.start
-        if tokens.start == 0:  # the class token rides with the first block
-            x = torch.cat([self.class_embedding.unsqueeze(1), x], dim=1)
-            mask, start = block_causal_mask(self.layout.steps[tokens]), 0
-        rotary = self.rotary.slice(slice(start, 1 + tokens.stop))
-        x = self.model.transformer(x, self.modulations, rotary, mask, self.cache, start)
-        return self.model.logits(x[:, -(tokens.stop - tokens.start) :], *self.head)
+    @torch.inference_mode()
+    def samples(self) -> Samples:
+        """What was drawn; the last scale is decoded."""
+        layout = self.layout
+        steps = torch.empty_like(layout.positions).scatter_(
+            1, layout.positions, layout.steps.expand_as(layout.positions)
+        )
+        codes = _by_scale(self.sequence.clone(), layout)
+        entropy, probability = self.maps.clone()
+        return Samples(
+            images=self.model.decode(codes[-1]),
+            codes=codes,
+            entropy=_by_scale(entropy, layout),
+            step=_by_scale(steps.expand(self.batch, -1), layout),
+            probability=_by_scale(probability, layout),
+        )
+
+    def _place(self, order_uniforms: Tensor) -> None:
+        """Lay out order and blocks; (B, L) numbers order the locations of models of random order."""
+        model, drawing = self.model, self.drawing
+        self.layout = model.layout(drawing.steps_per_scale, drawing.remainder, order_uniforms)
+        rotary = model.rope(self.layout.positions, self.layout.prev_positions)
+        if self.guided and len(self.layout.positions) > 1:
+            rotary = rotary.repeat(2)
+        self.blocks, start = [], 0
+        for lengths in self.layout.blocks:
+            self.blocks.append([])
+            for length in lengths:
+                self.blocks[-1].append(self._block(slice(start, start + length), rotary))
+                start += length
+
+    def _block(self, tokens: slice, rotary: Rotary) -> Block:
+        layout, first = self.layout, tokens.start == 0
+        start, stop = 0 if first else 1 + tokens.start, 1 + tokens.stop
+        mask = block_causal_mask(layout.steps[tokens]) if first else None
+        if self.compiled:  # every step attends to the whole cache, so that blocks of one length share one graph
+            so_far = (
+                torch.ones(stop - start, stop, dtype=torch.bool, device=self.model.device) if mask is None else mask
+            )
+            mask = torch.nn.functional.pad(so_far, (0, 1 + self.model.num_locations - stop))
+        return Block(
+            tokens=tokens,
+            positions=layout.positions[:, tokens].contiguous(),
+            prev_positions=layout.prev_positions[:, tokens].contiguous(),
+            rotary=rotary.slice(slice(start, stop)),
+            mask=mask,
+            start=torch.arange(start, stop, device=self.model.device) if self.compiled else start,
+            first=first,
+        )
+
+    def _setting(self, value: float, zero_is_special: bool = False) -> float | Tensor:
+        """Compiled code takes numbers as tensors: another value is no other graph."""
+        if not self.compiled or (zero_is_special and value == 0):
+            return value
+        return torch.full((), value, device=self.model.device)
+
+    def _check_kept(
+        self, keep: Sequence[Tensor] | None, keep_codes: Sequence[Tensor] | None
+    ) -> tuple[Tensor, Tensor] | None:
+        """(B, L) whether each location keeps its code, and those codes, by location."""
+        if keep is None and keep_codes is None:
+            return None
+        shapes = [(self.batch, side, side) for side in self.model.scale_sizes]
+        for name, maps in (("keep", keep), ("keep_codes", keep_codes)):
+            if maps is None or [tuple(scale.shape) for scale in maps] != shapes:
+                raise UserError(f"{name} must be a list of one map for each scale, of shapes {shapes}")
+        kept, codes = (torch.cat([scale.flatten(1) for scale in maps], dim=1) for maps in (keep, keep_codes))
+        num_codes = len(self.codebook)
+        if codes.min() < 0 or codes.max() >= num_codes:
+            raise UserError(f"keep_codes must lie between 0 and {num_codes - 1}")
+        return kept.bool().to(self.model.device), codes.long().to(self.model.device)
+
+
+def draw_block(
+    run: Sampler, block: Block, inputs: Tensor, uniforms: Tensor, cfg: float | Tensor, temperature: float | Tensor
+) -> None:
+    """One step: draw a block's codes into the buffers of ``run``. Free of Python randomness and of syncs.
+
+    Args:
+        run: whose earlier blocks are drawn.
+        block: the block.
+        inputs: (b or B, l, D) the part of its inputs that its scale determines.
+        uniforms: (B, l) random numbers.
+        cfg: guidance of this step.
+        temperature: of this step.
+    """
+    model, length = run.model, inputs.shape[1]
+    x = inputs + model.content_inputs(run.sequence, block.prev_positions, run.codebook)
+    x = x.repeat(2, 1, 1) if run.guided else x
+    x = torch.cat([run.class_embedding.unsqueeze(1), x], dim=1) if block.first else x
+    x = model.transformer(x, run.modulations, block.rotary, block.mask, run.cache, block.start)
+    logits = model.logits(x[:, -length:], *run.head)
+    if run.guided:
+        unguided = isinstance(cfg, float) and cfg == 0
+        logits = logits.chunk(2)[0] if unguided else guide(logits, cfg)
+    codes, probability, entropy = draw(logits, uniforms, temperature, run.drawing.top_k, run.drawing.top_p)
+    locations = block.positions.expand(codes.shape)
+    if run.kept is not None:
+        kept, kept_codes = (values.gather(1, locations) for values in run.kept)
+        codes = torch.where(kept, kept_codes, codes)
+    run.sequence.scatter_(1, locations, codes)
+    run.maps.scatter_(2, locations.expand(2, -1, -1), torch.stack([entropy, probability]))
+
+
+@lru_cache
+def compiled_step(device_type: str) -> Callable[..., None]:
+    """``draw_block`` as one graph for each shape."""
+    torch._dynamo.config.recompile_limit = max(MAX_COMPILED_SHAPES, torch._dynamo.config.recompile_limit)
+    mode = "reduce-overhead" if device_type == "cuda" else None
+    return torch.compile(draw_block, fullgraph=True, dynamic=False, mode=mode)
 
 
 def _by_scale(values: Tensor, layout: Layout) -> list[Tensor]:
     """(B, L) by location -> a (B, S, S) map for each scale."""
     slices = zip(layout.scale_sizes, layout.scale_slices(), strict=True)
     return [values[:, locations].unflatten(1, (side, side)) for side, locations in slices]
-
-
-def check_settings(
-    model: Checkerboard,
-    labels: Tensor,
-    steps_per_scale: int,
-    cfg: float,
-    cfg_start_step: int,
-    temperature: float,
-    top_k: int,
-    top_p: float,
-) -> None:
-    """Refuse labels (B,) and settings of ``sample`` that make no sense, before anything is spent on them."""
-    sampling_blocks(model.scale_sizes, steps_per_scale)
-    num_classes = model.config.num_classes
-    if labels.ndim != 1 or len(labels) == 0 or labels.is_floating_point():
-        raise UserError(f"labels have shape {tuple(labels.shape)} and type {labels.dtype}; give one index an image")
-    wrong = labels[(labels < 0) | (labels > num_classes)]
-    if len(wrong):
-        raise UserError(f"label {wrong[0].item()} is out of range; this model has classes 0 to {num_classes - 1}")
-    if not (temperature == 0 or MIN_TEMPERATURE <= temperature < math.inf):
-        raise UserError(f"temperature is {temperature}; it must be 0 (likeliest code), or {MIN_TEMPERATURE} or more")
-    if not math.isfinite(cfg):
-        raise UserError(f"cfg is {cfg}; it must be a finite number, 0 for no guidance")
-    if top_k < 0:
-        raise UserError(f"top_k is {top_k}; it must be 0 (keep all) or more")
-    if not 0 < top_p <= 1:
-        raise UserError(f"top_p is {top_p}; it must be above 0 and at most 1 (keep all)")
-    if cfg_start_step < 0:
-        raise UserError(f"cfg_start_step is {cfg_start_step}; steps count from 0")

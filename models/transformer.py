@@ -64,15 +64,28 @@ class KVCache:
     """Keys and values of every token so far, allocated once for the whole image."""
 
     def __init__(self, config: TransformerConfig, batch: int, max_tokens: int, like: Tensor) -> None:
-        shape = (config.num_hidden_layers, batch, config.num_attention_heads, max_tokens, config.head_dim)
-        self.keys, self.values = like.new_empty(shape), like.new_empty(shape)  # (layer, B, h, T, d)
+        shape = (batch, config.num_attention_heads, max_tokens, config.head_dim)
+        layers = range(config.num_hidden_layers)
+        self.keys = [like.new_zeros(shape) for _ in layers]  # (B, h, T, d) of each layer
+        self.values = [like.new_zeros(shape) for _ in layers]
 
-    def append(self, layer: int, start: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Store tokens ``start...`` of one layer and return all of its tokens up to them."""
+    def append(self, layer: int, start: int | Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Store new tokens of one layer; return all of its tokens that they may attend to.
+
+        Args:
+            layer: index of the layer.
+            start: index of the first new token, for the tokens up to the last one; or (T,) indices of all new tokens,
+                for the whole cache, whose shape is always the same.
+            k: (B, h, T, d) keys.
+            v: (B, h, T, d) values.
+        """
+        keys, values = self.keys[layer], self.values[layer]
+        if isinstance(start, Tensor):
+            return keys.index_copy_(2, start, k), values.index_copy_(2, start, v)
         end = start + k.shape[2]
-        self.keys[layer, :, :, start:end] = k
-        self.values[layer, :, :, start:end] = v
-        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+        keys[:, :, start:end] = k
+        values[:, :, start:end] = v
+        return keys[:, :, :end], values[:, :, :end]
 
 
 class RMSNorm(nn.Module):
@@ -120,7 +133,9 @@ class Attention(nn.Module):
         self.wqkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=False)
         self.wo = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
 
-    def forward(self, x: Tensor, rotary: Rotary, layer: int, mask: Mask, cache: KVCache | None, start: int) -> Tensor:
+    def forward(
+        self, x: Tensor, rotary: Rotary, layer: int, mask: Mask, cache: KVCache | None, start: int | Tensor
+    ) -> Tensor:
         qkv = self.wqkv(x).unflatten(-1, (3, self.num_heads, -1))  # (B, T, 3, h, d)
         qkv = qkv.permute(0, 2, 3, 1, 4)  # (B, 3, h, T, d)
         v = qkv[:, 2]
@@ -131,7 +146,7 @@ class Attention(nn.Module):
             attended = compiled_flex_attention()(q, k, v, block_mask=mask)
         else:
             attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        return self.wo(attended.transpose(1, 2).flatten(2))
+        return self.wo(attended.transpose(1, 2).reshape(x.shape))
 
 
 @lru_cache
@@ -183,7 +198,7 @@ class TransformerLayer(nn.Module):
         layer: int,
         mask: Mask,
         cache: KVCache | None,
-        start: int,
+        start: int | Tensor,
     ) -> Tensor:
         h = modulate(self.attention_norm(x), modulations[0])
         x = x + self.attention(h, rotary, layer, mask, cache, start)
@@ -216,7 +231,7 @@ class Transformer(nn.Module):
         rotary: Rotary,
         mask: Mask = None,
         cache: KVCache | None = None,
-        start: int = 0,
+        start: int | Tensor = 0,
     ) -> Tensor:
         """Run tokens ``start...start + T``, in the order drawn.
 
@@ -227,7 +242,7 @@ class Transformer(nn.Module):
             mask: (T, tokens so far) boolean, True where attention is allowed, or the same for FlexAttention; None where
                 all of it is.
             cache: keys and values of the tokens before ``start``; these T are added to it.
-            start: index of the first token.
+            start: index of the first token, or (T,) of all (see ``KVCache.append``).
         """
         checkpointing = self.activation_checkpointing and self.training
         for index, (layer, modulation) in enumerate(zip(self.layers, modulations, strict=True)):

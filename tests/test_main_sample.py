@@ -265,8 +265,8 @@ def test_the_current_folder_may_be_the_output(tmp_path: Path, monkeypatch: pytes
     folder = tmp_path / "new"
     folder.mkdir()
     monkeypatch.chdir(folder)
-    for name in ("new", "new.1"):
-        draw(Path(), "--num_samples", "1")
+    for name, seed in (("new", "0"), ("new.1", "1")):
+        draw(Path(), "--num_samples", "1", "--seed", seed)
         assert "samples.json" in contents(tmp_path / name)
 
 
@@ -323,7 +323,7 @@ def unwritable(tmp_path: Path) -> Path:
 def test_an_output_dir_that_cannot_be_written_is_refused_before_drawing(
     place: str, tmp_path: Path, unwritable: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(main_sample, "sample", None)
+    monkeypatch.setattr(main_sample, "draw_into", None)
     file = tmp_path / "file"
     file.write_text("mine")
     folder = {

@@ -159,8 +159,8 @@ def test_mask_matters_to_the_comparison_above() -> None:
 
 def test_cache_is_allocated_once_in_the_models_precision() -> None:
     cache = KVCache(CONFIG, 2, max_tokens=5, like=torch.empty(0, dtype=torch.float16))
-    assert cache.keys.shape == (2, 2, 2, 5, 16)
-    assert cache.keys.dtype == cache.values.dtype == torch.float16
+    assert [keys.shape for keys in cache.keys] == 2 * [(2, 2, 5, 16)]
+    assert {tensor.dtype for tensor in (*cache.keys, *cache.values)} == {torch.float16}
     k, v = torch.randn(2, 2, 2, 3, 16).half().unbind(0)
     keys, values = cache.append(1, 2, k, v)
     assert keys.data_ptr() == cache.keys[1].data_ptr()

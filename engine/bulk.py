@@ -1,0 +1,89 @@
+"""Drawing many images: the one path for pictures, grids, scores and runs of 50,000, on one rank or many."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from engine import distributed
+from models.checkerboard import Checkerboard
+from models.sampling import Drawing, Sampler, Samples
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What stays of an image that is edited, at each scale.
+
+    Attributes:
+        mask: (S, S) of each scale, True where the code stays.
+        codes: (S, S) of each scale.
+    """
+
+    mask: list[Tensor]
+    codes: list[Tensor]
+
+    def of_batch(self, batch: int) -> tuple[list[Tensor], list[Tensor]]:
+        """Mask and codes for so many images, (B, S, S) of each scale."""
+        return tuple([scale.expand(batch, -1, -1) for scale in maps] for maps in (self.mask, self.codes))
+
+
+@dataclass(frozen=True)
+class Request:
+    """Which images to draw; image i has label ``labels[i]`` and seed ``seed + i``, wherever it is drawn.
+
+    Attributes:
+        labels: class index of each image.
+        drawing: settings.
+        seed: of image 0.
+        batch_size: images at once on each rank.
+        compiled: compile the steps.
+        kept: what stays, if images are edited.
+    """
+
+    labels: Sequence[int]
+    drawing: Drawing
+    seed: int = 0
+    batch_size: int = 16
+    compiled: bool = False
+    kept: Kept | None = None
+
+
+def draw_many(
+    model: Checkerboard, request: Request, indices: Sequence[int] | None = None
+) -> Iterator[tuple[list[int], Samples]]:
+    """Draw the images of these indices (all by default), a batch at a time, on the CPU once drawn.
+
+    Every batch but that of a request smaller than one has the same size: the last is filled up with repeats, which are
+    dropped, so that nothing is compiled or captured twice and rounding is the same for all.
+    """
+    indices = list(range(len(request.labels))) if indices is None else list(indices)
+    batch = min(request.batch_size, -(-len(request.labels) // distributed.num_ranks()))
+    sampler = Sampler(model, batch, request.drawing, request.compiled)
+    keep = (None, None) if request.kept is None else request.kept.of_batch(batch)
+    for first in range(0, len(indices), batch):
+        wanted = indices[first : first + batch]
+        filled = wanted + wanted[-1:] * (batch - len(wanted))
+        labels = torch.tensor([request.labels[i] for i in filled])
+        yield wanted, take(sampler(labels, [request.seed + i for i in filled], *keep), len(wanted))
+
+
+def take(samples: Samples, count: int) -> Samples:
+    """The first images of a batch, on the CPU."""
+    maps = {f.name: [scale[:count].cpu() for scale in getattr(samples, f.name)] for f in fields(Samples)[1:]}
+    return Samples(images=samples.images[:count].cpu(), **maps)
+
+
+def draw_on_all_ranks(model: Checkerboard, request: Request) -> Tensor | None:
+    """(N, 3, H, W) images of a small request, shared between ranks and gathered on rank 0; None on the others."""
+    mine = range(len(request.labels))[distributed.rank() :: distributed.num_ranks()]
+    batches = list(draw_many(model, request, mine))
+    images = torch.cat([out.images for _, out in batches]) if batches else None
+    shards = distributed.everyones(images)
+    if not distributed.is_main():
+        return None
+    gathered = shards[0].new_empty(len(request.labels), *shards[0].shape[1:])
+    for shard, part in enumerate(shards):
+        if part is not None:
+            gathered[shard :: distributed.num_ranks()] = part
+    return gathered

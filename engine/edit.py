@@ -1,0 +1,73 @@
+"""Editing an image: what a mask leaves alone keeps its codes at every scale; the rest is drawn.
+
+Letters: H, W sides of the image in pixels, S side of a scale.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from data.crops import center_crop, to_bytes, to_floats
+from engine.bulk import Kept
+from models.checkerboard import Checkerboard
+from models.errors import UserError
+
+
+@dataclass(frozen=True)
+class Edit:
+    """An image and where to draw anew.
+
+    Attributes:
+        image: (3, H, W) uint8, cropped to the model's size.
+        mask: (H, W), True where it is drawn anew.
+        kept: what stays, for ``draw_many``.
+    """
+
+    image: Tensor
+    mask: Tensor
+    kept: Kept
+
+    def paste_back(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) uint8 with the original where the mask leaves it alone."""
+        return torch.where(self.mask, images, self.image)
+
+
+def load_edit(image_path: str, mask_path: str, model: Checkerboard) -> Edit:
+    """Read an image and its mask, white where it is to be drawn anew; both are cropped to the model's square.
+
+    Raises:
+        UserError: a file cannot be read, the two differ in size, or the mask is all black.
+    """
+    image, mask = _read(image_path).convert("RGB"), _read(mask_path).convert("L")
+    if image.size != mask.size:
+        raise UserError(f"{mask_path} is {mask.size} pixels, but {image_path} is {image.size}; make them the same size")
+    size = model.config.img_size
+    pixels, redraw = to_bytes(center_crop(image, size)), to_bytes(center_crop(mask.convert("RGB"), size))[0] >= 128
+    if not redraw.any():
+        raise UserError(f"{mask_path} is black all over; paint white what is to be drawn anew")
+    with torch.inference_mode():
+        codes = model.tokenize(to_floats(pixels).unsqueeze(0).to(model.device))
+    kept = [~touched_locations(redraw, side) for side in model.scale_sizes]
+    return Edit(pixels, redraw, Kept(kept, [scale[0].cpu() for scale in codes]))
+
+
+def touched_locations(redraw: Tensor, side: int) -> Tensor:
+    """(S, S) locations of a scale with any pixel to be drawn anew (H, W): nothing under a mask is remembered.
+
+    Where S does not divide H, the border pixels of a location belong to its neighbour too.
+    """
+    return F.adaptive_max_pool2d(redraw.float()[None, None], side)[0, 0] > 0
+
+
+def _read(path: str) -> Image.Image:
+    if not Path(path).is_file():
+        raise UserError(f"no such file: {path}")
+    try:
+        with Image.open(path) as image:
+            return image.copy()
+    except (OSError, SyntaxError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as an image ({error})") from error

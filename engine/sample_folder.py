@@ -1,0 +1,247 @@
+"""A folder that fills with drawn images and can be killed at any moment: no image is lost, missed or drawn twice.
+
+Letters: N images, H, W their sides in pixels. While images are missing, ``.progress/`` holds memory-mapped arrays that
+all ranks share: which images are done, a hash of each, and whatever is asked for beside the pictures.
+"""
+
+import json
+import shutil
+import zipfile
+from collections import deque
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from hashlib import blake2b
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from data.arrays import make_array
+from data.crops import to_bytes
+from engine.images import save_png
+from models.errors import UserError
+from models.sampling import Samples
+from models.scan_order import scale_slices
+
+SETTINGS_NAME, PROGRESS_NAME, NPZ_NAME, CODES_NAME = "samples.json", ".progress", "samples.npz", "codes.npz"
+NUMBER = 6 * "[0-9]"
+OUR_FILES = (
+    f"{NUMBER}.png",
+    f"maps_{NUMBER}.png",
+    "maps.npz",
+    "grid.png",
+    "entropy_by_step.png",
+    "animation.gif",
+    CODES_NAME,
+    NPZ_NAME,
+    SETTINGS_NAME,
+    PROGRESS_NAME,
+)
+MAPS = {"codes": np.int32, "entropy": np.float32, "step": np.int32, "probability": np.float32}
+UNIMPORTANT = ("batch_size", "compile", "output_dir", "duplicates")  # settings that change no image
+WRITERS, MAX_PENDING = 4, 256  # threads, and images that may wait for them
+CHUNK = 256  # images copied at once
+
+Format = Literal["png", "npz"]
+
+
+def image_name(index: int) -> str:
+    return f"{index:06d}.png"
+
+
+def prepare_folder(
+    folder: Path, settings: Mapping[str, Any], shape: Sequence[int], file_format: Format, maps: Mapping[str, int]
+) -> bool:
+    """Make a folder ready for images, on rank 0.
+
+    A run of the same settings goes on; one of others is moved to a folder beside it.
+
+    Args:
+        folder: to write to.
+        settings: everything that decides the images; becomes ``samples.json``.
+        shape: (N, H, W, 3) of all images.
+        file_format: single PNGs, or one npz.
+        maps: which of ``MAPS`` to keep of each image, and how many numbers each has.
+
+    Returns:
+        Whether any image is missing.
+
+    Raises:
+        UserError: the folder holds images that are not ours, or there is too little space.
+    """
+    settings = json.loads(json.dumps(settings))
+    progress = folder / PROGRESS_NAME
+    if (folder / SETTINGS_NAME).exists():
+        if _same_settings(folder / SETTINGS_NAME, settings):
+            return progress.exists()
+        _move_aside(folder)
+    elif folder.exists() and any(folder.glob("*.png")):
+        raise UserError(f"{folder} holds images that are not samples of ours; name another --output_dir")
+    folder.mkdir(parents=True, exist_ok=True)
+    TemporaryFile(dir=folder).close()  # a folder that cannot be written to is an error now, not after the drawing
+    arrays = {"done": (shape[:1], np.uint8), "hashes": (shape[:1], np.uint64)}
+    arrays |= {name: ((shape[0], length), MAPS[name]) for name, length in maps.items()}
+    if file_format == "npz":
+        arrays["images"] = (tuple(shape), np.uint8)
+        needed, free = 2 * int(np.prod(shape)), shutil.disk_usage(folder).free
+        if needed > free:
+            raise UserError(
+                f"{shape[0]} images take {needed / 1e9:.3g} GB while {NPZ_NAME} is written, but {free / 1e9:.3g} GB "
+                f"are free under {folder}; free space or name another --output_dir"
+            )
+    progress.mkdir(exist_ok=True)
+    for name, (size, dtype) in arrays.items():
+        make_array(progress / f"{name}.npy", dtype, size)
+    _write_json(folder / SETTINGS_NAME, settings)  # last: a folder with settings has all its arrays
+    return True
+
+
+class SampleFolder:
+    """Images going into a prepared folder; several ranks may write to one. Use as a context, which waits for files.
+
+    Attributes:
+        todo: (n,) indices of the images that were missing when it was opened.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.progress = folder, folder / PROGRESS_NAME
+        try:
+            arrays = {path.stem: np.load(path, mmap_mode="r+") for path in self.progress.glob("*.npy")}
+            self.done, self.hashes = arrays.pop("done"), arrays.pop("hashes")
+        except (OSError, ValueError, EOFError, KeyError) as error:
+            raise UserError(f"{self.progress} is damaged ({error}); move {folder} away and start anew") from error
+        self.images = arrays.pop("images", None)
+        self.maps = arrays
+        missing = self.done == 0
+        if self.images is None:
+            missing |= [not (folder / image_name(i)).exists() for i in range(len(missing))]
+        self.todo = np.flatnonzero(missing)
+
+    def __enter__(self) -> "SampleFolder":
+        self.writers, self.pending = ThreadPoolExecutor(WRITERS), deque[Future[None]]()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *details: object) -> None:
+        self.writers.shutdown(cancel_futures=kind is not None)
+        while kind is None and self.pending:
+            self.pending.popleft().result()
+
+    def add(self, indices: Sequence[int], images: Tensor, samples: Samples) -> None:
+        """Store uint8 images (n, 3, H, W) and what else is kept; an error of an earlier write is raised here."""
+        for name, array in self.maps.items():
+            array[indices] = torch.cat([scale.flatten(1) for scale in getattr(samples, name)], dim=1).numpy()
+        for index, image in zip(indices, images, strict=True):
+            while len(self.pending) >= MAX_PENDING or (self.pending and self.pending[0].done()):
+                self.pending.popleft().result()
+            self.pending.append(self.writers.submit(self._store, index, image))
+
+    def _store(self, index: int, image: Tensor) -> None:
+        pixels = image.permute(1, 2, 0).contiguous().numpy()  # (H, W, 3)
+        if self.images is None:
+            save_png(image, self.progress / image_name(index))
+            (self.progress / image_name(index)).replace(self.folder / image_name(index))
+        else:
+            self.images[index] = pixels
+        self.hashes[index] = int.from_bytes(blake2b(pixels, digest_size=8).digest(), "little")
+        self.done[index] = 1
+
+    @property
+    def num_done(self) -> int:
+        return int(np.count_nonzero(self.done))
+
+    def first_images(self, count: int) -> Tensor:
+        """The first so many of the images, (n, 3, H, W) uint8, read back."""
+        if self.images is not None:
+            return torch.from_numpy(self.images[:count].copy()).permute(0, 3, 1, 2)
+        return read_images(self.folder, range(min(count, len(self.done))))
+
+    def samples(self, scale_sizes: Sequence[int], images: Tensor) -> Samples:
+        """All maps as ``sample`` gives them, if all are kept; with these images (N, 3, H, W)."""
+        slices = list(zip(scale_sizes, scale_slices(scale_sizes), strict=True))
+        by_scale = {
+            name: [torch.from_numpy(self.maps[name][:, s].copy()).unflatten(1, (side, side)) for side, s in slices]
+            for name in MAPS
+        }
+        by_scale |= {name: [scale.long() for scale in by_scale[name]] for name in ("codes", "step")}
+        return Samples(images=images, **by_scale)
+
+    def save_codes(self, scale_sizes: Sequence[int], labels: Sequence[int]) -> None:
+        """Write ``codes.npz``: labels, and codes_S of each scale."""
+        slices = zip(scale_sizes, scale_slices(scale_sizes), strict=True)
+        codes = {
+            f"codes_{side}": self.maps["codes"][:, s].reshape(-1, side, side).astype(np.int64) for side, s in slices
+        }
+        np.savez(self.folder / CODES_NAME, labels=np.array(labels), **codes)
+
+    def duplicates(self) -> list[list[int]]:
+        """Groups of images that are the same to the last bit."""
+        _, inverse, counts = np.unique(self.hashes, return_inverse=True, return_counts=True)
+        return [np.flatnonzero(inverse == group).tolist() for group in np.flatnonzero(counts > 1)]
+
+    def finish(self, labels: Sequence[int], duplicates: list[list[int]]) -> None:
+        """Write the npz if asked for, note duplicates, and remove what going on would need.
+
+        Raises:
+            UserError: images are missing.
+        """
+        missing = len(self.done) - self.num_done
+        if missing:
+            raise UserError(f"{self.folder} still lacks {missing} images; run the same command again to go on")
+        if self.images is not None:
+            write_npz(self.folder / NPZ_NAME, self.images, labels)
+        settings = json.loads((self.folder / SETTINGS_NAME).read_text())
+        _write_json(self.folder / SETTINGS_NAME, settings | {"duplicates": duplicates})
+        shutil.rmtree(self.progress)
+
+
+def write_npz(path: Path, images: np.ndarray, labels: Sequence[int]) -> None:
+    """Write images (N, H, W, 3) as ``arr_0`` and labels as ``arr_1``, as ADM's tools do, a chunk at a time."""
+    temporary = path.with_name(path.name + ".tmp")
+    with zipfile.ZipFile(temporary, "w") as archive:
+        with archive.open("arr_0.npy", "w", force_zip64=True) as file:
+            header = {"descr": images.dtype.str, "fortran_order": False, "shape": images.shape}
+            np.lib.format.write_array_header_1_0(file, header)
+            for first in range(0, len(images), CHUNK):
+                file.write(np.ascontiguousarray(images[first : first + CHUNK]).data)
+        with archive.open("arr_1.npy", "w") as file:
+            np.lib.format.write_array(file, np.asarray(labels, dtype=np.int64))
+    temporary.replace(path)
+
+
+def read_images(folder: Path, indices: Sequence[int]) -> Tensor:
+    """(n, 3, H, W) uint8 of the PNGs of these indices."""
+
+    def read(index: int) -> Tensor:
+        with Image.open(folder / image_name(index)) as image:
+            return to_bytes(image)
+
+    return torch.stack([read(index) for index in indices])
+
+
+def _same_settings(path: Path, settings: Mapping[str, Any]) -> bool:
+    try:
+        found = json.loads(path.read_text())
+    except ValueError:
+        return False
+    important = [{key: v for key, v in values.items() if key not in UNIMPORTANT} for values in (found, settings)]
+    return important[0] == important[1]
+
+
+def _move_aside(folder: Path) -> None:
+    folder = folder.absolute()
+    aside = next(p for i in range(1, 10**6) if not (p := folder.with_name(f"{folder.name}.{i}")).exists())
+    aside.mkdir()
+    for pattern in OUR_FILES:
+        for path in folder.glob(pattern):
+            path.rename(aside / path.name)
+    print(f"the earlier samples in {folder} are now in {aside}")
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(content, indent=1))
+    temporary.replace(path)
