@@ -7,18 +7,15 @@ same run. What is left is attention, norms, rotations, the loss and Python.
 """
 
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
+from benchmarks.measure import Clock, RecordProducts
 from engine.autoregressor import AutoregressorTask
 from engine.command import run
 from engine.config import TrainArgs, parse_flags
@@ -57,9 +54,9 @@ def main(argv: Sequence[str]) -> None:
     task = AutoregressorTask(model, TrainArgs())
     optimizer = torch.optim.AdamW(model.parameters())
     parts: dict[str, list[float]] = {"forward": [], "backward": [], "optimizer": []}
-    record = _RecordLinears()
+    record = RecordProducts()
     for step in range(args.steps + 2):
-        clock = _Clock(device)
+        clock = Clock(device)
         with record if step == 0 else nullcontext():
             loss, _ = task.loss([codes, labels], StepRandomness(0, step, 0, device))
         forward = clock.lap()
@@ -72,41 +69,12 @@ def main(argv: Sequence[str]) -> None:
                 parts[name].append(seconds)
     medians = {name: statistics.median(seconds) for name, seconds in parts.items()}
     total = sum(medians.values())
-    products = statistics.median(_time_linears(record.calls, device) for _ in range(args.steps))
+    linears = [product.args[:2] for product in record.products]
+    products = statistics.median(_time_linears(linears, device) for _ in range(args.steps))
     print(f"{args.config}, batch {args.batch_size}, float32, {describe_size(model)}; {describe_machine(device)}")
     for name, seconds in [*medians.items(), ("step", total)]:
         print(f"{name:>16}: {seconds:7.3f} s, {seconds / total:6.1%}")
     print(f"{'matrix products':>16}: {products:7.3f} s, {products / total:6.1%} of the step")
-
-
-class _Clock:
-    """Seconds between laps, the device's work done."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.lap()
-
-    def lap(self) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        now = time.perf_counter()
-        elapsed, self.start = now - getattr(self, "start", now), now
-        return elapsed
-
-
-class _RecordLinears(TorchFunctionMode):
-    """Notes input and weight of every linear layer that runs."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls: list[tuple[Tensor, Tensor]] = []
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if func is F.linear:
-            self.calls.append((args[0].detach(), args[1].detach()))
-        return func(*args, **(kwargs or {}))
 
 
 def _time_linears(calls: list[tuple[Tensor, Tensor]], device: torch.device) -> float:
@@ -120,7 +88,7 @@ def _time_linears(calls: list[tuple[Tensor, Tensor]], device: torch.device) -> f
             lambda grad=grad, weight=weight: grad @ weight,
             lambda grad=grad, rows=rows: grad.T @ rows,
         )
-        clock = _Clock(device)
+        clock = Clock(device)
         for product in products:
             product()
         seconds += clock.lap()

@@ -7,7 +7,7 @@ import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from unittest.mock import patch
 
@@ -15,11 +15,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.measure import CountKernels
 from models import sample, sampling
-from models.checkerboard import Checkerboard, in_scan_order
+from models.autoencoder import Autoencoder, AutoencoderConfig
+from models.checkerboard import Checkerboard, ModelConfig, in_scan_order
 from models.errors import UserError
+from models.published import dataclass_from_dict, read_yaml
 from models.sampling import Samples, draw, draw_uniforms, guide, truncate
 from models.scan_order import Layout, sampling_blocks
+from models.transformer import TransformerConfig
+from tests.command_factory import ROOT
 from tests.factory import tiny_autoencoder, tiny_model
 
 LABELS = [3, 7]
@@ -260,6 +265,116 @@ def test_the_warning_points_at_the_call() -> None:
     with pytest.warns(UserWarning) as caught:
         sample(tiny_model(class_cond=False), LABELS)
     assert caught[0].filename == __file__
+
+
+# Schedules over scales
+
+
+def test_a_list_of_equal_values_is_that_value() -> None:
+    model, seeds = tiny_model(), [1, 2]
+    single = sample(model, LABELS, cfg=2.0, temperature=0.7, seeds=seeds)
+    listed = sample(model, LABELS, cfg=[2.0] * 4, temperature=[0.7] * 4, seeds=seeds)
+    assert torch.equal(single.images, listed.images)
+
+
+def test_each_scale_has_its_temperature_and_guidance() -> None:
+    model, seeds = tiny_model(), [1, 2]
+    likeliest = sample(model, LABELS, cfg=0.0, temperature=0.0, seeds=seeds)
+    mixed = sample(model, LABELS, cfg=[0.0, 0.0, 3.0, 3.0], temperature=[0.0, 0.0, 1.0, 1.0], seeds=seeds)
+    for scale in (0, 1):
+        assert torch.equal(mixed.codes[scale], likeliest.codes[scale])
+        assert (mixed.entropy[scale] == 0).all()
+    assert (mixed.entropy[2] > 0).all()
+    with recorded(model) as record:
+        out = sample(model, LABELS, cfg=[0.0, 0.0, 3.0, 3.0], cfg_start_step=0, seeds=seeds)
+    guided = torch.cat([torch.full((side * side,), side > 2) for side in model.scale_sizes])
+    plain, extrapolated = (teacher_forced(model, out, record.layout, cfg, 0) for cfg in (0.0, 3.0))
+    expected = torch.where(guided[:, None], extrapolated, plain)
+    torch.testing.assert_close(record.logits(), expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("setting", ["temperature", "cfg"])
+def test_a_list_of_another_length_is_refused(setting: str) -> None:
+    with pytest.raises(
+        UserError, match=f"{setting} has 3 values; give one number, or one for each of the scales 1, 2,"
+    ):
+        sample(tiny_model(), LABELS, **{setting: [1.0, 1.0, 1.0]})
+
+
+# Editing
+
+
+def kept_half(model: Checkerboard) -> tuple[list[Tensor], list[Tensor]]:
+    """(keep, codes): the left half of every scale but the first stays."""
+    keep = [torch.zeros(2, side, side, dtype=torch.bool) for side in model.scale_sizes]
+    for scale in keep[1:]:
+        scale[:, :, : scale.shape[-1] // 2] = True
+    num_codes = model.autoencoder.config.n_embed
+    return keep, [torch.randint(num_codes, scale.shape) for scale in keep]
+
+
+def test_kept_codes_stay_and_the_rest_is_drawn_given_them() -> None:
+    model, seeds = tiny_model(), [1, 2]
+    keep, codes = kept_half(model)
+    with recorded(model) as record:
+        out = sample(model, LABELS, cfg=0.0, seeds=seeds, keep=keep, keep_codes=codes)
+    free = sample(model, LABELS, cfg=0.0, seeds=seeds)
+    for mask, kept, drawn, other in zip(keep, codes, out.codes, free.codes, strict=True):
+        assert torch.equal(drawn[mask], kept[mask])
+        if mask.any():
+            assert not torch.equal(drawn[~mask], other[~mask])
+    assert torch.equal(out.codes[0], free.codes[0])
+    expected = teacher_forced(model, out, record.layout, cfg=0.0, cfg_start_step=0)  # of what stands there
+    torch.testing.assert_close(record.logits(), expected, atol=1e-5, rtol=0)
+
+
+def test_keeping_all_gives_the_image_of_the_codes() -> None:
+    model = tiny_model()
+    codes = sample(model, LABELS, seeds=[8, 9]).codes
+    keep = [torch.ones_like(scale, dtype=torch.bool) for scale in codes]
+    assert torch.equal(sample(model, [0, 0], keep=keep, keep_codes=codes).images, model.decode(codes[-1]))
+
+
+def test_impossible_edits_are_refused() -> None:
+    model = tiny_model()
+    keep, codes = kept_half(model)
+    for given in ({"keep": keep}, {"keep_codes": codes}, {"keep": keep[1:], "keep_codes": codes[1:]}):
+        with pytest.raises(UserError, match="must be a list of one map for each scale"):
+            sample(model, LABELS, **given)
+    codes[2][0, 0, 0] = model.autoencoder.config.n_embed
+    with pytest.raises(UserError, match="keep_codes must lie between 0 and"):
+        sample(model, LABELS, keep=keep, keep_codes=codes)
+
+
+# Speed
+
+
+def test_an_image_of_the_large_model_launches_few_kernels() -> None:
+    """The number of operations depends on layers and steps, not on widths; the published code launches 17,541."""
+    large = dataclass_from_dict(ModelConfig, read_yaml(ROOT / "configs/config_256_L.yaml")["model"], "L")
+    narrow = replace(large.llama_config, hidden_size=2 * large.llama_config.num_attention_heads, intermediate_size=256)
+    model = Checkerboard(replace(large, llama_config=narrow), Autoencoder(AutoencoderConfig(ch=32, z_channels=32)))
+    with patch.object(model, "decode", lambda codes: codes), CountKernels() as kernels:
+        out = sample(model.eval(), [207], steps_per_scale=4, cfg=1.5)
+    assert int(out.step[-1].max()) == 16
+    assert 5000 < kernels.count <= 7500
+
+
+def test_compiled_and_eager_agree() -> None:
+    """One graph for each block length, none broken; guided from the second step on."""
+    model = tiny_model(llama_config=TransformerConfig(32, 64, 2, 1))
+    settings = {"cfg": 1.5, "cfg_start_step": 1, "seeds": [3, 4], "steps_per_scale": 4}
+    eager = sample(model, LABELS, **settings)
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    compiled = sample(model, LABELS, **settings, compiled=True)
+    for scale in range(4):
+        assert torch.equal(eager.codes[scale], compiled.codes[scale])
+        torch.testing.assert_close(eager.entropy[scale], compiled.entropy[scale], atol=1e-4, rtol=0)
+        torch.testing.assert_close(eager.probability[scale], compiled.probability[scale], atol=1e-4, rtol=0)
+    counters = torch._dynamo.utils.counters
+    assert not counters["graph_break"]
+    assert counters["stats"]["unique_graphs"] == 4  # blocks of 2 (with the class token), 1, 4 and 16
 
 
 # Draws

@@ -1,0 +1,161 @@
+"""Time, operations and memory of sampling, beside what its matrix products and convolutions alone take.
+
+    python benchmarks/sampling.py
+
+Weights are random: only shapes matter. The floor is the sum over all linear layers (all convolutions, for the decoder)
+of their own time at the same shapes, in the same process, right after. Each row is measured in a process of its own.
+"""
+
+import multiprocessing
+import statistics
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, the project is not on the path
+
+from benchmarks.measure import (
+    Clock,
+    CountKernels,
+    Product,
+    RecordProducts,
+    forget_peak,
+    held_memory,
+    peak_memory,
+    time_products,
+)
+from engine.command import run
+from engine.config import parse_flags
+from engine.device import DTYPES, describe_machine, pick_device
+from models.autoencoder import Autoencoder, AutoencoderConfig
+from models.checkerboard import Checkerboard, ModelConfig
+from models.published import dataclass_from_dict, read_yaml
+from models.sampling import Drawing, Sampler
+
+COLUMNS = (
+    *("model", "batch", "dtype", "mode", "warm-up s", "drawing s", "floor s", "ratio"),
+    *("decoding s", "floor s", "s an image", "operations", "memory GB", "weights + cache", "by scale s"),
+)
+ROW = "{:<14}{:>6}{:>10}{:>10}{:>10}{:>10}{:>9}{:>7}{:>11}{:>9}{:>11}{:>11}{:>10}{:>16}  {}"
+
+
+@dataclass(frozen=True)
+class BenchmarkArgs:
+    """What to time. Seconds of drawing, decoding and their floors are of a batch.
+
+    Attributes:
+        configs: training configurations, whose models are built with random weights.
+        batch_sizes: images drawn at once.
+        dtypes: precisions of the transformer.
+        modes: eager, compiled.
+        steps_per_scale: steps of each scale.
+        repeats: timed runs after one more; medians count.
+        device: auto, cuda, mps or cpu.
+    """
+
+    configs: tuple[str, ...] = ("configs/config_256_S.yaml", "configs/config_256_L.yaml")
+    batch_sizes: tuple[int, ...] = (1, 8)
+    dtypes: tuple[str, ...] = ("float32", "bfloat16")
+    modes: tuple[str, ...] = ("eager", "compiled")
+    steps_per_scale: int = 4
+    repeats: int = 3
+    device: str = "auto"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row."""
+
+    config: str
+    batch: int
+    dtype: str
+    compiled: bool
+    args: BenchmarkArgs
+
+
+def main(argv: Sequence[str]) -> None:
+    args = parse_flags(argv, "benchmarks/sampling.py", __doc__, BenchmarkArgs)
+    device = pick_device(args.device)
+    print(f"{describe_machine(device)}; guided (cfg 1.5), {args.steps_per_scale} steps per scale, seconds of a batch")
+    print(ROW.format(*COLUMNS), flush=True)
+    context = multiprocessing.get_context("spawn")
+    for config in args.configs:
+        for dtype in args.dtypes:
+            for batch in args.batch_sizes:
+                for mode in args.modes:
+                    with context.Pool(1) as pool:
+                        row = pool.apply(measure, (Case(config, batch, dtype, mode == "compiled", args),))
+                    print(ROW.format(*row), flush=True)
+
+
+@torch.inference_mode()
+def measure(case: Case) -> tuple[str, ...]:
+    """The cells of a row."""
+    device = pick_device(case.args.device)
+    before = held_memory(device)
+    model = _model(case, device)
+    sampler = Sampler(model, case.batch, Drawing(steps_per_scale=case.args.steps_per_scale), case.compiled)
+    needed = sum(t.nbytes for t in (*_weights(model), *sampler.cache.keys, *sampler.cache.values))
+    labels = torch.arange(case.batch) % model.config.num_classes
+    clock = Clock(device)
+    _time_scales(sampler, labels, device)
+    warm_up = clock.lap()
+    forget_peak(device)
+    runs = [_time_scales(sampler, labels, device) for _ in range(case.args.repeats)]
+    memory = peak_memory(device) - before
+    scales = [statistics.median(times) for times in zip(*runs, strict=True)]
+    *drawing, decoding = scales
+    drawn, decoded, operations = _products(case, model, labels)
+    floors = [
+        statistics.median(time_products(products, device) for _ in range(case.args.repeats))
+        for products in (drawn, decoded)
+    ]
+    name = Path(case.config).stem.removeprefix("config_")
+    ratio = f"{sum(drawing) / floors[0]:.2f}"
+    return (
+        *(name, str(case.batch), case.dtype, "compiled" if case.compiled else "eager"),
+        *(f"{warm_up:.1f}", f"{sum(drawing):.2f}", f"{floors[0]:.2f}", ratio),
+        *(f"{decoding:.2f}", f"{floors[1]:.2f}", f"{sum(scales) / case.batch:.2f}", str(operations)),
+        *(f"{memory / 1e9:.2f}", f"{needed / 1e9:.2f}", " ".join(f"{seconds:.2f}" for seconds in drawing)),
+    )
+
+
+def _model(case: Case, device: torch.device) -> Checkerboard:
+    config = dataclass_from_dict(ModelConfig, read_yaml(Path(case.config))["model"], case.config)
+    torch.manual_seed(0)
+    model = Checkerboard(config, Autoencoder(AutoencoderConfig()))
+    return model.eval().to(device=device, dtype=DTYPES[case.dtype])
+
+
+def _weights(model: Checkerboard) -> list[torch.Tensor]:
+    return [*model.state_dict().values(), *model.autoencoder.state_dict().values()]
+
+
+def _time_scales(sampler: Sampler, labels: torch.Tensor, device: torch.device) -> list[float]:
+    """Seconds of drawing each scale (the preparation counts to the first) and of decoding the last."""
+    clock, times = Clock(device), []
+    sampler.begin(labels, range(len(labels)))
+    for scale in range(len(sampler.model.scale_sizes)):
+        sampler.draw_scale(scale)
+        times.append(clock.lap())
+    sampler.samples()
+    return [*times, clock.lap()]
+
+
+def _products(case: Case, model: Checkerboard, labels: torch.Tensor) -> tuple[list[Product], list[Product], int]:
+    """The products of an eager run, those of drawing and of decoding; and the operations of drawing."""
+    sampler = Sampler(model, case.batch, Drawing(steps_per_scale=case.args.steps_per_scale))
+    with RecordProducts() as drawing, CountKernels() as kernels:
+        sampler.begin(labels, range(len(labels)))
+        for scale in range(len(model.scale_sizes)):
+            sampler.draw_scale(scale)
+    with RecordProducts() as decoding:
+        sampler.samples()
+    return drawing.products, decoding.products, kernels.count
+
+
+if __name__ == "__main__":
+    run(main)
