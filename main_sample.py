@@ -166,6 +166,8 @@ def draw_into(folder: Path, model: Checkerboard, request: Request, args: SampleA
                 pixels = to_uint8(out.images)
                 images.add(indices, pixels if edit is None else edit.paste_back(pixels), out)
                 bar.update(images.num_done - bar.n)
+            images.wait()
+            bar.update(images.num_done - bar.n)
     seconds = time.perf_counter() - start
     distributed.barrier()
     if distributed.is_main():

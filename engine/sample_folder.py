@@ -126,9 +126,9 @@ class SampleFolder:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *details: object) -> None:
-        self.writers.shutdown(cancel_futures=kind is not None)
-        while kind is None and self.pending:
-            self.pending.popleft().result()
+        if kind is None:
+            self.wait()
+        self.writers.shutdown(cancel_futures=True)
 
     def add(self, indices: Sequence[int], images: Tensor, samples: Samples) -> None:
         """Store uint8 images (n, 3, H, W) and what else is kept; an error of an earlier write is raised here."""
@@ -138,6 +138,11 @@ class SampleFolder:
             while len(self.pending) >= MAX_PENDING or (self.pending and self.pending[0].done()):
                 self.pending.popleft().result()
             self.pending.append(self.writers.submit(self._store, index, image))
+
+    def wait(self) -> None:
+        """Until all images added are in their files; an error of writing one is raised here."""
+        while self.pending:
+            self.pending.popleft().result()
 
     def _store(self, index: int, image: Tensor) -> None:
         pixels = image.permute(1, 2, 0).contiguous().numpy()  # (H, W, 3)
