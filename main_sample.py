@@ -171,7 +171,7 @@ def draw_into(folder: Path, model: Checkerboard, request: Request, args: SampleA
     seconds = time.perf_counter() - start
     distributed.barrier()
     if distributed.is_main():
-        _finish(images, model, request.labels, args)
+        _finish(images, model, request.labels, args, edit)
         rate = f"{seconds / len(todo):.2f} s an image; " if len(todo) else ""
         place = "samples.npz" if args.format == "npz" else "grid.png"
         print(f"{rate}{folder}/{place}")
@@ -220,10 +220,16 @@ def _open_output(model: Checkerboard, labels: list[int], args: SampleArgs) -> Pa
     return folder if missing else None
 
 
-def _finish(images: SampleFolder, model: Checkerboard, labels: Sequence[int], args: SampleArgs) -> None:
-    """Write what is made of all images, and report doubles."""
+def _finish(
+    images: SampleFolder, model: Checkerboard, labels: Sequence[int], args: SampleArgs, edit: Edit | None
+) -> None:
+    """Write what is made of all images, and report doubles; the grid of an edit begins with what was edited."""
     shown = images.first_images(MAX_IN_GRID)
-    save_grid(shown, images.folder / "grid.png", _columns(labels[: len(shown)]))
+    columns = _columns(labels[: len(shown)])
+    if edit is not None:
+        shown = torch.cat([edit.pictures(), shown])
+        columns = math.ceil(math.sqrt(len(shown)))
+    save_grid(shown, images.folder / "grid.png", columns)
     if args.save_codes:
         images.save_codes(model.scale_sizes, labels)
     if args.maps or args.animation:

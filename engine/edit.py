@@ -31,6 +31,10 @@ class Edit:
     mask: Tensor
     kept: Kept
 
+    def pictures(self) -> Tensor:
+        """(2, 3, H, W) uint8: the image, and the image with what is drawn anew grey."""
+        return torch.stack([self.image, torch.where(self.mask, torch.full_like(self.image, 128), self.image)])
+
     def paste_back(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) uint8 with the original where the mask leaves it alone."""
         return torch.where(self.mask, images, self.image)
