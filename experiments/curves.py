@@ -1,0 +1,95 @@
+"""Draw the course of a run: loss and accuracy of each scale by epoch, and its last grid of samples.
+
+python -m experiments.curves --run output/config_cifar10 --output curves.png
+"""
+
+import json
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image
+
+from engine.command import run
+from engine.config import parse_flags
+from models.errors import UserError
+
+PANELS = (("loss_scale_", "loss (nats a token)"), ("accuracy_scale_", "top-1 accuracy"))
+
+
+@dataclass(frozen=True)
+class CurvesArgs:
+    """What to draw.
+
+    Attributes:
+        run: run folder of main.py.
+        output: picture to write.
+        smoothing: log entries that each point is the mean of.
+    """
+
+    run: str | None = None
+    output: str = "curves.png"
+    smoothing: int = 5
+
+    def __post_init__(self) -> None:
+        if self.run is None or self.smoothing < 1:
+            raise UserError("name the --run to draw, and a --smoothing of at least 1")
+
+
+def main(argv: Sequence[str]) -> None:
+    args = parse_flags(argv, "experiments.curves", __doc__, CurvesArgs)
+    folder = Path(args.run)
+    draw_curves(read_scalars(folder), last_grid(folder), args.smoothing).savefig(args.output, dpi=110)
+    print(args.output)
+
+
+def read_scalars(folder: Path) -> list[dict[str, float]]:
+    """The log entries of a run that hold the figures of a step, in order; of a step logged twice the later one."""
+    path = folder / "log.jsonl"
+    if not path.is_file():
+        raise UserError(f"no such file: {path}; name the folder of a run of main.py")
+    entries = []
+    for line in path.read_text().splitlines():
+        with suppress(json.JSONDecodeError):  # a line that a kill or a full disk cut short
+            entries.append(json.loads(line))
+    by_step = {entry["step"]: entry for entry in entries if "lr" in entry}
+    if not by_step:
+        raise UserError(f"{path} holds no figures yet; train for log_freq steps first")
+    return [by_step[step] for step in sorted(by_step)]
+
+
+def last_grid(folder: Path) -> Image.Image | None:
+    """The samples drawn last, if any were."""
+    grids = sorted((folder / "samples").glob("epoch_*.png"))
+    return Image.open(grids[-1]) if grids else None
+
+
+def draw_curves(entries: Sequence[dict[str, float]], grid: Image.Image | None, smoothing: int) -> Figure:
+    """One panel each for loss and accuracy, a line a scale; the grid beside them."""
+    figure = Figure(figsize=(12 if grid else 8, 4), layout="constrained")
+    panels = figure.subplots(1, 3 if grid else 2)
+    epochs = smooth([entry["epoch"] for entry in entries], smoothing)
+    for axes, (prefix, label) in zip(panels, PANELS, strict=False):
+        for name in (key for key in entries[0] if key.startswith(prefix)):
+            side = name.removeprefix(prefix)
+            axes.plot(epochs, smooth([entry[name] for entry in entries], smoothing), label=f"{side} x {side}")
+        axes.set(xlabel="epoch", ylabel=label)
+        axes.grid(alpha=0.3)
+    panels[0].legend(title="scale", fontsize=8)
+    if grid:
+        panels[2].imshow(np.asarray(grid))
+        panels[2].axis("off")
+    return figure
+
+
+def smooth(values: Sequence[float], count: int) -> np.ndarray:
+    """Means of runs of ``count`` values, or of all if there are fewer."""
+    count = min(count, len(values))
+    return np.convolve(values, np.full(count, 1 / count), mode="valid")
+
+
+if __name__ == "__main__":
+    run(main)

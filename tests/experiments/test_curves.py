@@ -1,0 +1,53 @@
+"""The picture of a run's course."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from experiments import curves
+from experiments.curves import read_scalars, smooth
+from models.errors import UserError
+from tests.command_factory import call
+
+
+def write_run(folder: Path, steps: list[int]) -> None:
+    entries = [{"event": "start", "step": 0}]
+    for step in steps:
+        scales = {f"{kind}_scale_{side}": step / side for kind in ("loss", "accuracy") for side in (1, 2)}
+        entries.append({"step": step, "epoch": step / 10, "loss": 1.0, "lr": 0.1, **scales})
+    entries.append({"step": steps[-1] if steps else 0, "psnr": 3.0})
+    folder.mkdir(exist_ok=True)
+    (folder / "log.jsonl").write_text("\n".join(['{"step": 5, "los', *map(json.dumps, entries)]))
+
+
+def test_steps_come_in_order_and_a_step_logged_twice_once(tmp_path: Path) -> None:
+    write_run(tmp_path, [5, 10, 15, 10, 15, 20])
+    assert [entry["step"] for entry in read_scalars(tmp_path)] == [5, 10, 15, 20]
+
+
+def test_smoothing_takes_means() -> None:
+    np.testing.assert_allclose(smooth([1.0, 2.0, 6.0, 4.0], 2), [1.5, 4.0, 5.0])
+    np.testing.assert_allclose(smooth([1.0, 3.0], 5), [2.0])
+
+
+@pytest.mark.parametrize("with_grid", [False, True])
+def test_the_command_writes_a_picture(with_grid: bool, tmp_path: Path) -> None:
+    write_run(tmp_path / "run", list(range(0, 200, 10)))
+    if with_grid:
+        (tmp_path / "run/samples").mkdir()
+        Image.new("RGB", (64, 64), "red").save(tmp_path / "run/samples/epoch_0001.png")
+    outcome = call(curves.main, "--run", str(tmp_path / "run"), "--output", str(tmp_path / "a.png"))
+    assert outcome.code == 0, outcome.err
+    with Image.open(tmp_path / "a.png") as picture:
+        red = (np.asarray(picture.convert("RGB")) == (255, 0, 0)).all(-1).mean()
+    assert (red > 0.05) == with_grid
+
+
+def test_a_folder_without_figures_is_refused(tmp_path: Path) -> None:
+    assert "no such file" in call(curves.main, "--run", str(tmp_path)).error()
+    write_run(tmp_path, [])
+    with pytest.raises(UserError, match="holds no figures yet"):
+        read_scalars(tmp_path)
