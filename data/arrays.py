@@ -17,3 +17,13 @@ def make_array(path: Path, dtype: type, shape: Sequence[int]) -> None:
     if hasattr(os, "posix_fallocate"):
         with path.open("r+b") as file:
             os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+
+
+def open_array(path: Path) -> np.ndarray:
+    """Map the array of a file into memory, to read and write.
+
+    Raises:
+        ValueError, EOFError: it is damaged or too short; NumPy would fill it up with zeros.
+    """
+    np.load(path, mmap_mode="r")
+    return np.load(path, mmap_mode="r+")

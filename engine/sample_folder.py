@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from data.arrays import make_array
+from data.arrays import make_array, open_array
 from data.crops import to_bytes
 from engine.images import save_png
 from models.errors import UserError
@@ -28,6 +28,7 @@ from models.sampling import Samples
 from models.scan_order import scale_slices
 
 SETTINGS_NAME, PROGRESS_NAME, NPZ_NAME, CODES_NAME = "samples.json", ".progress", "samples.npz", "codes.npz"
+FINISHED_NAME = ".progress.finished"  # about to be removed
 NUMBER = 6 * "[0-9]"
 OUR_FILES = (
     f"{NUMBER}.png",
@@ -40,6 +41,7 @@ OUR_FILES = (
     NPZ_NAME,
     SETTINGS_NAME,
     PROGRESS_NAME,
+    FINISHED_NAME,
 )
 MAPS = {"codes": np.int32, "entropy": np.float32, "step": np.int32, "probability": np.float32}
 UNIMPORTANT = ("batch_size", "compile", "output_dir", "duplicates")  # settings that change no image
@@ -74,12 +76,12 @@ def prepare_folder(
         UserError: the folder holds images that are not ours, or there is too little space.
     """
     settings = json.loads(json.dumps(settings))
-    progress = folder / PROGRESS_NAME
-    if (folder / SETTINGS_NAME).exists():
-        if _same_settings(folder / SETTINGS_NAME, settings):
-            return progress.exists()
-        _move_aside(folder)
-    elif folder.exists() and any(folder.glob("*.png")):
+    progress, earlier = folder / PROGRESS_NAME, (folder / SETTINGS_NAME).exists()
+    if earlier and _same_settings(folder / SETTINGS_NAME, settings):
+        if (folder / FINISHED_NAME).exists():
+            shutil.rmtree(folder / FINISHED_NAME)
+        return progress.exists()
+    if not earlier and folder.exists() and any(folder.glob("*.png")):
         raise UserError(f"{folder} holds images that are not samples of ours; name another --output_dir")
     folder.mkdir(parents=True, exist_ok=True)
     TemporaryFile(dir=folder).close()  # a folder that cannot be written to is an error now, not after the drawing
@@ -93,6 +95,8 @@ def prepare_folder(
                 f"{shape[0]} images take {needed / 1e9:.3g} GB while {NPZ_NAME} is written, but {free / 1e9:.3g} GB "
                 f"are free under {folder}; free space or name another --output_dir"
             )
+    if earlier:
+        _move_aside(folder)
     progress.mkdir(exist_ok=True)
     for name, (size, dtype) in arrays.items():
         make_array(progress / f"{name}.npy", dtype, size)
@@ -110,7 +114,7 @@ class SampleFolder:
     def __init__(self, folder: Path) -> None:
         self.folder, self.progress = folder, folder / PROGRESS_NAME
         try:
-            arrays = {path.stem: np.load(path, mmap_mode="r+") for path in self.progress.glob("*.npy")}
+            arrays = {path.stem: open_array(path) for path in self.progress.glob("*.npy")}
             self.done, self.hashes = arrays.pop("done"), arrays.pop("hashes")
         except (OSError, ValueError, EOFError, KeyError) as error:
             raise UserError(f"{self.progress} is damaged ({error}); move {folder} away and start anew") from error
@@ -126,9 +130,11 @@ class SampleFolder:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *details: object) -> None:
-        if kind is None:
-            self.wait()
-        self.writers.shutdown(cancel_futures=True)
+        try:
+            if kind is None:
+                self.wait()
+        finally:
+            self.writers.shutdown(cancel_futures=True)
 
     def add(self, indices: Sequence[int], images: Tensor, samples: Samples) -> None:
         """Store uint8 images (n, 3, H, W) and what else is kept; an error of an earlier write is raised here."""
@@ -200,7 +206,8 @@ class SampleFolder:
             write_npz(self.folder / NPZ_NAME, self.images, labels)
         settings = json.loads((self.folder / SETTINGS_NAME).read_text())
         _write_json(self.folder / SETTINGS_NAME, settings | {"duplicates": duplicates})
-        shutil.rmtree(self.progress)
+        self.progress.rename(self.folder / FINISHED_NAME)  # all at once: half of it would look damaged
+        shutil.rmtree(self.folder / FINISHED_NAME)
 
 
 def write_npz(path: Path, images: np.ndarray, labels: Sequence[int]) -> None:
