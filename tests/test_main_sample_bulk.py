@@ -1,0 +1,333 @@
+"""Sampling many images by the command line: killed and continued, on one rank and two; npz; labels; lists; editing.
+
+A process that is to be killed gets stuck while it writes: at a known image, its file half written.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from textwrap import dedent
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+import main_sample
+from engine.bulk import Request, draw_many
+from engine.command import INTERRUPTED
+from models.checkerboard import Checkerboard
+from models.sampling import Samples
+from tests.command_factory import PATIENCE, ROOT, call
+from tests.pictures import picture
+from tests.test_main_sample import TINY, contents, draw, drawn_labels, pngs, read_png, read_settings, refusal
+
+COUNT, STUCK_AT = 23, 12  # images, and the first that a stuck process does not finish
+MANY = ("--num_samples", str(COUNT))
+IN_ORDER = range(COUNT)
+IN_TURN = [i % 10 for i in IN_ORDER]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+STUCK = f"""
+    import os
+    import time
+    from pathlib import Path
+
+    import main_sample
+    from engine.command import run
+    from engine.sample_folder import SampleFolder, image_name
+
+    store = SampleFolder._store
+
+    def stuck(self, index, image):
+        if index >= {STUCK_AT}:
+            (self.progress / image_name(index)).write_bytes(b"half a picture")
+            time.sleep({PATIENCE})
+        store(self, index, image)
+
+    SampleFolder._store = stuck
+    Path(__file__).with_name("pid-" + os.environ.get("RANK", "0")).write_text(str(os.getpid()))
+    run(main_sample.main)
+"""
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("undisturbed") / "new"
+    draw(folder, *MANY)
+    assert len(set(pngs(folder))) == COUNT
+    return folder
+
+
+@contextmanager
+def process(*argv: str, launcher: Sequence[str] = (sys.executable,)) -> Iterator[subprocess.Popen[str]]:
+    """A command in a process of its own, which has ended afterwards."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    words = [*launcher, *argv]
+    with subprocess.Popen(words, cwd=ROOT, env=environment, text=True, stderr=subprocess.PIPE) as started:
+        try:
+            yield started
+        finally:
+            started.kill()
+
+
+def kill_half_way(folder: Path, script: Path, *flags: str, launcher: Sequence[str] = (sys.executable,)) -> None:
+    """Draw into ``folder`` until the images before the stuck ones are done, then kill the last rank without warning."""
+    script.parent.mkdir()
+    script.write_text(dedent(STUCK))
+    argv = (str(script), "--checkpoint", str(ROOT / TINY), "--output_dir", str(folder), *MANY, *flags)
+    with process(*argv, launcher=launcher) as started:
+        try:
+            deadline = time.monotonic() + PATIENCE
+            while done(folder) < STUCK_AT:
+                assert started.poll() is None, started.stderr.read()
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+            os.kill(pids(script)[-1], signal.SIGKILL)
+            started.communicate(timeout=PATIENCE)
+        finally:
+            for pid in pids(script):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+    assert started.returncode != 0
+    assert np.load(folder / ".progress/done.npy").tolist() == [1] * STUCK_AT + [0] * (COUNT - STUCK_AT)
+    assert list((folder / ".progress").glob("*.png"))
+
+
+def pids(script: Path) -> list[int]:
+    return [int(path.read_text()) for path in sorted(script.parent.glob("pid-*"))]
+
+
+def done(folder: Path) -> int:
+    """Images done so far."""
+    return int(np.load(folder / ".progress/done.npy").sum()) if (folder / "samples.json").exists() else 0
+
+
+def assert_same_pngs(folder: Path, other: Path) -> None:
+    assert [path.name for path in sorted(folder.glob("[0-9]*.png"))] == [f"{i:06d}.png" for i in IN_ORDER]
+    assert pngs(folder) == pngs(other)
+    assert (folder / "grid.png").read_bytes() == (other / "grid.png").read_bytes()
+    assert not list(folder.glob(".*"))
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The images that are drawn from now on, in this process."""
+    indices: list[int] = []
+
+    def noting(model: Checkerboard, request: Request, mine: list[int]) -> Iterator[tuple[list[int], Samples]]:
+        indices.extend(mine)
+        return draw_many(model, request, mine)
+
+    monkeypatch.setattr(main_sample, "draw_many", noting)
+    return indices
+
+
+# Runs that were killed
+
+
+def test_a_killed_run_goes_on_with_another_batch_size(undisturbed: Path, drawn: list[int], tmp_path: Path) -> None:
+    folder = tmp_path / "new"
+    kill_half_way(folder, tmp_path / "script/stuck.py", "--batch_size", "5")
+    draw(folder, *MANY, "--batch_size", "3")
+    assert drawn == list(range(STUCK_AT, COUNT))
+    assert_same_pngs(folder, undisturbed)
+    assert drawn_labels(folder) == IN_TURN
+
+
+def test_an_interrupted_npz_run_goes_on(
+    undisturbed: Path, drawn: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "new"
+    flags = ("--checkpoint", str(ROOT / TINY), "--output_dir", str(folder), *MANY, "--format", "npz")
+
+    def interrupted(model: Checkerboard, request: Request, mine: list[int]) -> Iterator[tuple[list[int], Samples]]:
+        yield from draw_many(model, request, mine[:STUCK_AT])
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(main_sample, "draw_many", interrupted)
+        outcome = call(main_sample.main, *flags, "--batch_size", "5")
+    assert outcome.code == INTERRUPTED
+    assert outcome.err.endswith("interrupted\n")
+    assert not (folder / "samples.npz").exists()
+    assert 0 < done(folder) <= STUCK_AT
+    draw(folder, *MANY, "--batch_size", "3", "--format", "npz")
+    assert set(range(STUCK_AT, COUNT)) <= set(drawn) < set(IN_ORDER)
+    assert sorted(contents(folder)) == ["grid.png", "samples.json", "samples.npz"]
+    assert [image["file"] for image in read_settings(folder)["images"]] == [None] * COUNT
+    with np.load(folder / "samples.npz") as arrays:
+        assert np.array_equal(arrays["arr_0"], [read_png(undisturbed / f"{i:06d}.png") for i in IN_ORDER])
+        assert arrays["arr_1"].tolist() == IN_TURN
+
+
+def test_two_ranks_killed_and_continued_draw_as_one_does(undisturbed: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "new"
+    kill_half_way(folder, tmp_path / "script/stuck.py", "--batch_size", "4", launcher=TORCHRUN)
+    argv = ("main_sample.py", "--checkpoint", str(ROOT / TINY), "--output_dir", str(folder), *MANY, "--batch_size", "3")
+    with process(*argv, launcher=TORCHRUN) as started:
+        _, err = started.communicate(timeout=PATIENCE)
+    assert started.returncode == 0, err
+    assert_same_pngs(folder, undisturbed)
+
+
+def test_deleted_images_of_an_unfinished_run_are_drawn_again(
+    undisturbed: Path, drawn: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "new"
+    with monkeypatch.context() as patch:
+        patch.setattr(main_sample, "_finish", None)  # an error as soon as all are drawn
+        with pytest.raises(TypeError):
+            draw(folder, *MANY)
+    drawn.clear()
+    for i in (4, 20):
+        (folder / f"{i:06d}.png").unlink()
+    draw(folder, *MANY)
+    assert drawn == [4, 20]
+    assert_same_pngs(folder, undisturbed)
+
+
+def test_a_complete_run_is_left_alone(tmp_path: Path, drawn: list[int]) -> None:
+    folder = tmp_path / "new"
+    draw(folder, "--num_samples", "3")
+    drawn.clear()
+    before = contents(folder)
+    outcome = draw(folder, "--num_samples", "3", "--batch_size", "1")
+    assert outcome.out == f"{folder} holds these samples already; name another --output_dir, or change a setting\n"
+    assert drawn == []
+    assert contents(folder) == before
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+# Labels
+
+
+def test_many_images_are_balanced_over_classes(undisturbed: Path) -> None:
+    assert drawn_labels(undisturbed) == IN_TURN
+    assert [image["seed"] for image in read_settings(undisturbed)["images"]] == list(IN_ORDER)
+
+
+@pytest.mark.parametrize(
+    ("flags", "labels"),
+    [
+        (("--label_file", "{file}"), [7, 7, 2, 0]),
+        (("--label_file", "{file}", "--num_samples", "6"), [7, 7, 2, 0, 7, 7]),
+        (("--labels", "5,1,5", "--num_samples", "13"), [5, 1, 5] * 4 + [5]),
+        (("--labels", "5,1,5", "--num_samples", "2"), [5, 1]),
+    ],
+)
+def test_chosen_labels_take_turns(flags: Sequence[str], labels: list[int], tmp_path: Path) -> None:
+    (tmp_path / "labels.txt").write_text("7\n7\n2\n0\n")
+    draw(tmp_path / "new", *(flag.format(file=tmp_path / "labels.txt") for flag in flags))
+    assert drawn_labels(tmp_path / "new") == labels
+
+
+def test_a_list_of_labels_gives_the_images_of_each(undisturbed: Path, tmp_path: Path) -> None:
+    (tmp_path / "labels.txt").write_text("\n".join(map(str, IN_TURN)))
+    draw(tmp_path / "new", "--label_file", str(tmp_path / "labels.txt"))
+    assert_same_pngs(tmp_path / "new", undisturbed)
+
+
+def test_doubles_are_reported_and_recorded(tmp_path: Path) -> None:
+    outcome = draw(tmp_path / "new", "--temperature", "0", "--labels", "1,2,1")
+    assert "warning: 2 images have a double, as 0, 2 (all in samples.json)\n" in outcome.out
+    assert read_settings(tmp_path / "new")["duplicates"] == [[0, 2]]
+    outcome = draw(tmp_path / "other", "--labels", "1,2,1")
+    assert "have a double" not in outcome.out
+    assert read_settings(tmp_path / "other")["duplicates"] == []
+
+
+# Lists over scales
+
+
+@pytest.mark.parametrize("name", ["cfg", "temperature"])
+def test_a_list_of_equal_values_is_that_value(name: str, tmp_path: Path) -> None:
+    for folder, value in (("single", "0.75"), ("list", "[0.75, 0.75, 0.75, 0.75]"), ("other", "[0.75, 0.75, 2, 2]")):
+        draw(tmp_path / folder, "--labels", "1,2", f"--{name}", value)
+    single, listed, other = (pngs(tmp_path / folder) for folder in ("single", "list", "other"))
+    assert single == listed
+    assert set(single).isdisjoint(other)
+    assert read_settings(tmp_path / "list")[name] == [0.75] * 4
+
+
+# Editing
+
+
+@pytest.fixture
+def edit(tmp_path: Path) -> tuple[str, ...]:
+    """Flags that edit a picture of 48 by 40 pixels; a box of it is drawn anew."""
+    picture(48, 40, seed=1).save(tmp_path / "image.png")
+    mask = Image.new("L", (48, 40))
+    ImageDraw.Draw(mask).rectangle((0, 0, 23, 19), fill=255)
+    mask.save(tmp_path / "mask.png")
+    return "--edit", str(tmp_path / "image.png"), "--mask", str(tmp_path / "mask.png")
+
+
+def test_an_edited_image_is_the_original_outside_the_mask(edit: tuple[str, ...], tmp_path: Path) -> None:
+    flags = (*edit, "--labels", "1,1,2", "--save_codes")
+    draw(tmp_path / "new", *flags)
+    with Image.open(tmp_path / "image.png") as image:  # ADM's crop of 48 x 40 to 32
+        original = np.array(image.resize((38, 32), Image.Resampling.BICUBIC).crop((3, 0, 35, 32)))
+    for i in range(3):
+        drawn = read_png(tmp_path / f"new/{i:06d}.png")
+        assert (drawn[16:] == original[16:]).all()
+        assert (drawn[:, 16:] == original[:, 16:]).all()
+        assert (drawn[:16, :16] != original[:16, :16]).mean() > 0.5
+    assert len(set(pngs(tmp_path / "new"))) == 3
+    with np.load(tmp_path / "new/codes.npz") as codes:
+        assert (codes["codes_8"][:, 4:] == codes["codes_8"][:1, 4:]).all()
+        assert (codes["codes_8"][:, :4, :4] != codes["codes_8"][:1, :4, :4]).any()
+    before = contents(tmp_path / "new")
+    assert "holds these samples already" in draw(tmp_path / "new", *flags).out
+    assert contents(tmp_path / "new") == before
+    picture(48, 40, seed=2).save(tmp_path / "image.png")  # another image under the same name
+    assert "the earlier samples" in draw(tmp_path / "new", *flags).out
+    assert contents(tmp_path / "new.1") == before
+
+
+# Mistakes
+
+
+def refused(folder: Path, *flags: str) -> str:
+    message = refusal("--checkpoint", str(ROOT / TINY), "--output_dir", str(folder), *flags)
+    assert not folder.exists()
+    return message
+
+
+@pytest.mark.parametrize(
+    ("flags", "answer"),
+    [
+        (("--labels", "1", "--label_file", "x"), "give --labels or --label_file, not both"),
+        (("--label_file", "nowhere.txt"), "no such file: nowhere.txt"),
+        (("--cfg", "[1, 2, 3]"), "cfg has 3 values; give one number, or one for each of the scales 1, 2, 4, 8"),
+        (("--temperature", "[1]"), "temperature has 1 values; give one number, or one for each of the scales 1, 2, 4"),
+        (("--temperature", "[1, 1, -1, 1]"), "temperature is -1.0; it must be 0 (likeliest code), or "),
+        (("--cfg", "[1, 2, x, 3]"), "cfg"),
+        (("--edit", "image.png"), "give both an image to --edit and its --mask, white where it is drawn anew"),
+        (("--mask", "mask.png"), "give both an image to --edit and its --mask"),
+        (("--edit", "nowhere.png", "--mask", "mask.png"), "no such file: nowhere.png"),
+        (("--num_samples", "1001", "--maps"), "maps and animation are of 1000 images at most; draw fewer, or leave"),
+        (("--num_samples", "1001", "--animation"), "maps and animation are of 1000 images at most"),
+        (("--format", "jpg"), "format is jpg; it must be one of png, npz"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)  # fmt: skip
+def test_impossible_settings_are_refused(flags: Sequence[str], answer: str, tmp_path: Path) -> None:
+    assert refused(tmp_path / "new", *flags).startswith(answer)
+
+
+@pytest.mark.parametrize(
+    ("content", "answer"),
+    [
+        (b"", "labels is empty"),
+        (b"1\n11\n", "label 11 is out of range; this model has classes 0 to 9"),
+        (b"\xff\xfe\x00", "{file} is no text file; put one index or name on a line"),
+    ],
+)
+def test_label_files_that_make_no_labels(content: bytes, answer: str, tmp_path: Path) -> None:
+    (tmp_path / "labels.txt").write_bytes(content)
+    message = refused(tmp_path / "new", "--label_file", str(tmp_path / "labels.txt"))
+    assert message.startswith(answer.format(file=tmp_path / "labels.txt"))
