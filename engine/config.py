@@ -232,6 +232,8 @@ def _say_wrong_value(message: str) -> str:
         return re.sub(r'^Parser key "(.*?)":', r"\1:", message)
     name, kind, value = found.groups()
     choices = re.match(r"Literal\[(.+)\]$", kind)
+    if union and "tuple" in kind:
+        return f"{name} is {value}; it must be a number, or a list as in '[1, 2, 3]'"
     wanted = "one of " + choices[1].replace("'", "") if choices else _VALUES.get(re.split("[, ]", kind)[0], kind)
     return f"{name} is {value}; it must be {wanted}"
 

@@ -44,7 +44,8 @@ OUR_FILES = (
     FINISHED_NAME,
 )
 MAPS = {"codes": np.int32, "entropy": np.float32, "step": np.int32, "probability": np.float32}
-UNIMPORTANT = ("batch_size", "compile", "output_dir", "duplicates")  # settings that change no image
+# Settings that change no image; of files that were read, the hashes count.
+UNIMPORTANT = ("batch_size", "compile", "output_dir", "duplicates", "checkpoint", "edit", "mask", "label_file")
 WRITERS, MAX_PENDING = 4, 256  # threads, and images that may wait for them
 CHUNK = 256  # images copied at once
 
@@ -238,6 +239,8 @@ def _same_settings(path: Path, settings: Mapping[str, Any]) -> bool:
     try:
         found = json.loads(path.read_text())
     except ValueError:
+        return False
+    if not isinstance(found, dict):
         return False
     important = [{key: v for key, v in values.items() if key not in UNIMPORTANT} for values in (found, settings)]
     return important[0] == important[1]

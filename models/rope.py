@@ -6,7 +6,7 @@ R rows of the table: every location, then the class token, then the empty token 
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -36,29 +36,20 @@ def initial_angles(scale_sizes: Sequence[int], head_dim: int) -> Tensor:
 Pair = tuple[Tensor, Tensor]
 
 
-@dataclass
+@dataclass(frozen=True)
 class Rotary:
-    """Rotations of a run of tokens: real and imaginary parts, broadcast over (B, h, T, d).
+    """Rotations of a run of tokens.
 
     Attributes:
-        queries: of every layer's queries.
-        keys: one (b, h, T, d) pair for each layer that mixes; further layers turn keys as they turn queries.
-        turns: for each layer that mixes, then for the others, the pair that turns queries and keys at once, broadcast
-            over (B, 2, h, T, d); derived from the two above.
+        turns: for each layer that mixes, then for all others, what ``rotate`` takes to turn queries and keys at once:
+            two tensors broadcast over (B, 2, h, T, d).
     """
 
-    queries: Pair
-    keys: list[Pair]
-    turns: list[Pair] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        if not self.turns:
-            self.turns = [turn_of(_both(q, k) for q, k in zip(self.queries, pair, strict=True)) for pair in self.keys]
-            self.turns.append(turn_of(part.unsqueeze(1) for part in self.queries))
+    turns: list[Pair]
 
     def for_both(self, layer: int) -> Pair:
         """The pair for ``rotate`` on queries and keys (B, 2, h, T, d) of a layer."""
-        return self.turns[min(layer, len(self.keys))]
+        return self.turns[min(layer, len(self.turns) - 1)]
 
     def slice(self, tokens: slice) -> "Rotary":
         return self._map(lambda part: part[..., tokens, :])
@@ -68,10 +59,18 @@ class Rotary:
         return self._map(lambda part: part.repeat(times, *[1] * (part.ndim - 1)))
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> "Rotary":
-        def both(pair: Pair) -> Pair:
-            return change(pair[0]), change(pair[1])
+        return Rotary([(change(real), change(imaginary)) for real, imaginary in self.turns])
 
-        return Rotary(both(self.queries), [both(pair) for pair in self.keys], [both(pair) for pair in self.turns])
+
+def rotary_of(queries: Pair, keys: Iterable[Pair]) -> Rotary:
+    """Rotations from their real and imaginary parts.
+
+    Args:
+        queries: (b, 1 or h, T, d) each, of every layer's queries, and of keys where a layer has none of its own.
+        keys: (b, h, T, d) each, of each layer that mixes.
+    """
+    turns = [turn_of(_both(q, k) for q, k in zip(queries, pair, strict=True)) for pair in keys]
+    return Rotary([*turns, turn_of(part.unsqueeze(1) for part in queries)])
 
 
 def _both(queries: Tensor, keys: Tensor) -> Tensor:
@@ -115,11 +114,11 @@ class RotaryEmbedding(nn.Module):
         current = self._lookup(positions)
         queries = (current[..., 0], current[..., 1])
         if self.mixing_coeffs is None:
-            return Rotary(queries, [])
+            return rotary_of(queries, [])
         previous = self._lookup(torch.where(prev_positions == NO_LOCATION, self.empty_row, prev_positions))
         weights = torch.sigmoid(self.mixing_coeffs)[:, None, :, None, None, None]  # (layer, b, h, T, d, 2)
-        keys = [mixed.unbind(-1) for mixed in weights * current + (1 - weights) * previous]
-        return Rotary(queries, keys)
+        mixed = (w * current + (1 - w) * previous for w in weights)  # one layer at a time: all at once takes memory
+        return rotary_of(queries, (keys.unbind(-1) for keys in mixed))
 
     def _lookup(self, rows: Tensor) -> Tensor:
         """(b, 1, 1 + L, d, 2) unit complex numbers of the class row and then ``rows`` (b, L)."""

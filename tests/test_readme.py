@@ -229,6 +229,27 @@ def check_own_images(project: Project, command: str) -> None:
     assert (model.config.num_classes, len(model.class_names)) == (12, 12)
 
 
+def check_many(project: Project, command: str) -> None:
+    succeeded(project, command)
+    assert len(project.files("samples/many/[0-9]*.png")) == 12
+    assert not project.files("samples/many/.progress")
+
+
+def check_edit(project: Project, command: str) -> None:
+    succeeded(project, command)
+    originals = [
+        np.array(Image.open(project.folder / name)) for name in ("path/to/image.png", "samples/edit/000006.png")
+    ]
+    assert np.array_equal(*(pixels[:, 16:] for pixels in originals))  # right of the mask
+    assert not np.array_equal(*originals)
+
+
+def check_benchmark(project: Project, command: str) -> None:
+    outcome = succeeded(project, command)
+    assert "torch" in outcome.out
+    assert len(outcome.out.splitlines()) >= 3
+
+
 def check_cache(project: Project, command: str) -> None:
     succeeded(project, command)
     assert "codes.npy" in project.files("data/cached/imagenet-*/*")
@@ -309,7 +330,7 @@ def install_release(project: Project) -> None:
 def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     folder = tmp_path_factory.mktemp("readme") / "project"
     no_results = shutil.ignore_patterns("__pycache__", "cached", "imagenet")
-    for name in ("configs", "data", "engine", "models", "train_ae_codebook", "pretrained_models/digits"):
+    for name in ("benchmarks", "configs", "data", "engine", "models", "train_ae_codebook", "pretrained_models/digits"):
         shutil.copytree(ROOT / name, folder / name, ignore=no_results)
     for name in ("main.py", "main_sample.py", "pretrained_models/download.py", "pretrained_models/download.sh"):
         shutil.copyfile(ROOT / name, folder / name)
@@ -317,6 +338,12 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
         tiny_config(path)
     save_photos(folder / "data/imagenet/train", num_classes=3, count=4)
     save_photos(folder / "path/to/images", num_classes=12, count=2)
+    Image.fromarray(np.random.default_rng(1).integers(256, size=(32, 32, 3), dtype=np.uint8)).save(
+        folder / "path/to/image.png"
+    )
+    mask = np.zeros((32, 32), np.uint8)
+    mask[:, :16] = 255
+    Image.fromarray(mask).save(folder / "path/to/mask.png")
     (folder / ".venv/bin").mkdir(parents=True)
     for name, call in (("python", ""), ("torchrun", "-m torch.distributed.run")):
         path = folder / ".venv/bin" / name
@@ -341,6 +368,23 @@ RULES = (
         check_digits,
         smaller=("--num_samples 40", "--num_samples 2"),
     ),
+    Rule(
+        r"torchrun --nproc_per_node=2 main_sample\.py --checkpoint output/quickstart .*--output_dir samples/many",
+        check_many,
+        smaller=("--num_samples 300", "--num_samples 12"),
+    ),
+    Rule(r"python main_sample\.py --checkpoint output/quickstart --edit .*", check_edit),
+    Rule(
+        r"python benchmarks/sampling\.py",
+        check_benchmark,
+        added="--configs [configs/quickstart.yaml] --batch_sizes [1] --modes [eager] --dtypes [float32] --repeats 1",
+    ),
+    Rule(
+        r"python -m benchmarks\.training",
+        check_benchmark,
+        added="--config configs/quickstart.yaml --steps 1 --batch_size 2",
+    ),
+    Rule(r"python -m benchmarks\.cache", check_benchmark, added="--images 2000 --stored_images 200 --batches 4"),
     Rule(r"bash pretrained_models/download\.sh", check_download),
     Rule(r"bash pretrained_models/download\.sh --help", check_download_help),
     Rule(SAMPLE_L + r"/checkpoint-last\.pth --cfg .* --steps_per_scale .*", check_released, prepare=install_release),

@@ -58,7 +58,13 @@ def make_rope(num_mixing_layers: int) -> RotaryEmbedding:
 
 
 def keys_of(rotary: Rotary, layer: int) -> Pair:
-    return rotary.keys[layer] if layer < len(rotary.keys) else rotary.queries
+    real, imaginary = turn_of(rotary.for_both(layer))  # which undoes itself
+    return real[:, -1], imaginary[:, -1]
+
+
+def queries_of(rotary: Rotary, layer: int = 0) -> Pair:
+    real, imaginary = turn_of(rotary.for_both(layer))
+    return real[:, 0], imaginary[:, 0]
 
 
 def unit_row(rope: RotaryEmbedding, row: int) -> torch.Tensor:
@@ -78,7 +84,7 @@ def test_queries_take_the_position_and_keys_mix_in_the_previous_one(remainder: s
     assert EMPTY_ROW in previous
     for token, (position, prev) in enumerate(zip(positions, previous, strict=True)):
         current = unit_row(rope, position)
-        torch.testing.assert_close(torch.complex(*rotary.queries)[0, 0, token], current)
+        torch.testing.assert_close(torch.complex(*queries_of(rotary))[0, 0, token], current)
         for layer in range(2):
             for head in range(2):
                 a = 1 / (1 + math.exp(-rope.mixing_coeffs[layer, head].item()))
@@ -89,12 +95,14 @@ def test_queries_take_the_position_and_keys_mix_in_the_previous_one(remainder: s
 def test_layers_beyond_the_mixing_ones_turn_keys_like_queries() -> None:
     layout = make_layout(SCALES, sampling_blocks(SCALES, 4))
     rotary = make_rope(1)(layout.positions, layout.prev_positions)
-    assert len(rotary.keys) == 1
+    assert len(rotary.turns) == 2
+    assert not torch.equal(keys_of(rotary, 0)[0], queries_of(rotary, 0)[0])
+    assert torch.equal(keys_of(rotary, 1)[0], queries_of(rotary, 0)[0][:, :1])
     assert rotary.for_both(1) is rotary.for_both(2)
     plain = make_rope(0)
     assert plain.mixing_coeffs is None
     rotary = plain(layout.positions, layout.prev_positions)
-    assert rotary.keys == []
+    assert len(rotary.turns) == 1
 
 
 def test_only_the_direction_of_a_stored_number_matters() -> None:
@@ -104,7 +112,7 @@ def test_only_the_direction_of_a_stored_number_matters() -> None:
     with torch.no_grad():
         rope.table.mul_(torch.rand(76, 16).repeat_interleave(2, dim=1) + 0.5)
     after = rope(layout.positions, layout.prev_positions)
-    for pair, scaled in ((before.queries, after.queries), (keys_of(before, 0), keys_of(after, 0))):
+    for pair, scaled in ((queries_of(before), queries_of(after)), (keys_of(before, 0), keys_of(after, 0))):
         torch.testing.assert_close(pair, scaled)
 
 
@@ -112,7 +120,7 @@ def test_slice_keeps_a_run_of_tokens() -> None:
     layout = make_layout(SCALES, sampling_blocks(SCALES, 4))
     rotary = make_rope(1)(layout.positions, layout.prev_positions)
     run = rotary.slice(slice(3, 7))
-    for part, whole in ((run.queries, rotary.queries), (keys_of(run, 0), keys_of(rotary, 0))):
+    for part, whole in ((queries_of(run), queries_of(rotary)), (keys_of(run, 0), keys_of(rotary, 0))):
         for cut, full in zip(part, whole, strict=True):
             assert torch.equal(cut, full[:, :, 3:7])
 

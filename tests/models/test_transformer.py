@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.errors import UserError
-from models.rope import Rotary
+from models.rope import Rotary, rotary_of
 from models.scan_order import block_causal_mask
 from models.transformer import (
     Attention,
@@ -31,13 +31,13 @@ CONFIG = TransformerConfig(hidden_size=32, intermediate_size=64, num_attention_h
 
 def unturned(num_tokens: int) -> Rotary:
     shape = (1, 1, num_tokens, CONFIG.head_dim)
-    return Rotary((torch.ones(shape), torch.zeros(shape)), [])
+    return rotary_of((torch.ones(shape), torch.zeros(shape)), [])
 
 
 def random_rotary(num_tokens: int) -> Rotary:
     """Different rotations for queries and, in the first layer, keys."""
     queries, keys = (tuple(torch.randn(2, 1, 1, num_tokens, CONFIG.head_dim)) for _ in range(2))
-    return Rotary(queries, [keys])
+    return rotary_of(queries, [keys])
 
 
 # Parts
