@@ -52,8 +52,8 @@ class RecordProducts(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         if func in (F.linear, F.conv2d):
-            args = tuple(value.detach() if isinstance(value, Tensor) else value for value in args)
-            self.products.append(Product(func, args, kwargs))
+            detached = tuple(value.detach() if isinstance(value, Tensor) else value for value in args)
+            self.products.append(Product(func, detached, kwargs))
         return func(*args, **kwargs)
 
 

@@ -229,6 +229,17 @@ def check_own_images(project: Project, command: str) -> None:
     assert (model.config.num_classes, len(model.class_names)) == (12, 12)
 
 
+def check_cifar(project: Project, command: str) -> None:
+    succeeded(project, command)
+    check_run_folder(project, "output/config_cifar10")
+
+
+def check_curves(project: Project, command: str) -> None:
+    succeeded(project, command)
+    with Image.open(project.folder / "curves.png") as picture:
+        assert min(picture.size) > 300
+
+
 def check_many(project: Project, command: str) -> None:
     succeeded(project, command)
     assert len(project.files("samples/many/[0-9]*.png")) == 12
@@ -330,14 +341,17 @@ def install_release(project: Project) -> None:
 def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     folder = tmp_path_factory.mktemp("readme") / "project"
     no_results = shutil.ignore_patterns("__pycache__", "cached", "imagenet")
-    for name in ("benchmarks", "configs", "data", "engine", "models", "train_ae_codebook", "pretrained_models/digits"):
+    for name in ("benchmarks", "configs", "data", "engine", "models", "train_ae_codebook", "experiments"):
         shutil.copytree(ROOT / name, folder / name, ignore=no_results)
+    for name in ("pretrained_models/digits", "pretrained_models/cifar10"):
+        shutil.copytree(ROOT / name, folder / name)
     for name in ("main.py", "main_sample.py", "pretrained_models/download.py", "pretrained_models/download.sh"):
         shutil.copyfile(ROOT / name, folder / name)
     for path in (folder / "configs").glob("config_256_[SL].yaml"):
         tiny_config(path)
     save_photos(folder / "data/imagenet/train", num_classes=3, count=4)
     save_photos(folder / "path/to/images", num_classes=12, count=2)
+    save_photos(folder / "data/cifar10/train", num_classes=10, count=2)
     Image.fromarray(np.random.default_rng(1).integers(256, size=(32, 32, 3), dtype=np.uint8)).save(
         folder / "path/to/image.png"
     )
@@ -354,6 +368,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
 
 SAMPLE_L = r"python main_sample\.py --checkpoint pretrained_models/checkerboard-L-\dx"
 TRAIN_S = r"python main\.py --config configs/config_256_S\.yaml"
+TRAIN_CIFAR = r"python main\.py --config configs/config_cifar10\.yaml"
 TRAIN_DIGITS = r"main\.py --config configs/quickstart\.yaml"
 RULES = (
     Rule(r"python3 -m venv \.venv", check_ci_runs_it, runs=False),
@@ -396,7 +411,9 @@ RULES = (
         prepare=install_release,
     ),
     Rule(TRAIN_S, check_training, prepare=install_release),
-    Rule("python " + TRAIN_DIGITS + r" --dataset folder --data_path path/to/images .*", check_own_images),
+    Rule(TRAIN_CIFAR + r" --data_path path/to/images .*", check_own_images, smaller=("--epochs 3", "--epochs 1")),
+    Rule(TRAIN_CIFAR, check_cifar, added="--epochs 1 --batch_size 5 --log_freq 1 --llama_config.num_hidden_layers 2"),
+    Rule(r"python -m experiments\.curves --run output/config_cifar10 --output curves\.png", check_curves),
     Rule(TRAIN_S + r" --create_cache --batch_size 32", check_cache, prepare=install_release),
     Rule(TRAIN_S + r" --use_cache", check_training_from_cache, prepare=install_release, added="--epochs 2"),
     Rule("python " + TRAIN_DIGITS + " --check_data", check_data_report),
