@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from torch.utils.tensorboard import SummaryWriter
+from tensorboardX import SummaryWriter  # torch's own imports all of TensorFlow where that is installed
 
 LOG_NAME = "log.jsonl"
 
