@@ -12,10 +12,11 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from engine.command import run
 from engine.config import parse_flags
+from engine.device import pick_device
 from engine.metrics.evaluate import compare, report
 from engine.metrics.files import write_json
 from engine.metrics.inception_tf import TensorFlowInception
@@ -33,7 +34,12 @@ class EvaluatorArgs:
         samples: npz, folder or statistics file of the samples (SAMPLES).
         output_file: JSON file to write: every figure, N of each side, hashes, settings and versions.
         no_prec_recall: leave out precision and recall, the slowest part of large sets.
+        backend: tensorflow, which is ADM's own, or torch: the same weights in torch-fidelity's Inception, without
+            TensorFlow; its roundings differ, precision and recall in the second digit.
         inception_graph: ADM's classify_image_graph_def.pb; default a copy downloaded once to the user's cache.
+        inception_weights: of --backend torch: torch-fidelity's weights-inception-2015-12-05-6726825d.pth; default a
+            copy downloaded once to the user's cache.
+        device: of --backend torch: auto, cuda, mps or cpu; TensorFlow takes the GPU it finds.
         batch_size: images whose features are computed at once.
         make_reference: folder of images, at any depth, to make a reference set of.
         image_size: side of the centre crops of --make_reference, in pixels.
@@ -43,7 +49,10 @@ class EvaluatorArgs:
     samples: str | None = None
     output_file: str | None = None
     no_prec_recall: bool = False
+    backend: Literal["tensorflow", "torch"] = "tensorflow"
     inception_graph: str | None = None
+    inception_weights: str | None = None
+    device: str = "auto"
     batch_size: int = 64
     make_reference: str | None = None
     image_size: int | None = None
@@ -55,6 +64,10 @@ class EvaluatorArgs:
             raise UserError("--make_reference needs the --image_size of its crops, which means nothing without it")
         if self.make_reference is not None and self.output_file is not None:
             raise UserError("--output_file is of a comparison; --make_reference FOLDER OUT.npz measures nothing")
+        unused = {"tensorflow": ("inception_weights", "device"), "torch": ("inception_graph",)}[self.backend]
+        for name in unused:
+            if getattr(self, name) != getattr(EvaluatorArgs, name):
+                raise UserError(f"--{name} means nothing with --backend {self.backend}; leave it out")
         if self.batch_size < 1 or (self.image_size is not None and self.image_size < 1):
             raise UserError("batch_size and image_size must be at least 1")
 
@@ -63,7 +76,7 @@ def main(argv: Sequence[str]) -> None:
     args = parse_flags(argv, "evaluator.py", __doc__, EvaluatorArgs, positional=("reference", "samples"))
     if args.output_file is not None and not Path(args.output_file).absolute().parent.is_dir():
         raise UserError(f"{args.output_file} cannot be written: its folder does not exist")
-    inception = TensorFlowInception(None if args.inception_graph is None else Path(args.inception_graph))
+    inception = load_inception(args)
     if args.make_reference is not None:
         target = Path(args.reference)
         _warn(make_reference(Path(args.make_reference), target, args.image_size, inception, args.batch_size))
@@ -72,6 +85,16 @@ def main(argv: Sequence[str]) -> None:
     result = evaluate(args, inception)
     if args.output_file is not None:
         write_json(Path(args.output_file), result)
+
+
+def load_inception(args: EvaluatorArgs) -> Inception:
+    """The backend; the other's libraries are not imported."""
+    if args.backend == "torch":
+        from engine.metrics.inception_torch import TorchInception
+
+        weights = None if args.inception_weights is None else Path(args.inception_weights)
+        return TorchInception(weights, pick_device(args.device))
+    return TensorFlowInception(None if args.inception_graph is None else Path(args.inception_graph))
 
 
 def evaluate(args: EvaluatorArgs, inception: Inception) -> dict[str, Any]:

@@ -11,12 +11,13 @@ from PIL import Image
 
 import evaluator
 from engine.metrics.batches import SUFFIXES
-from engine.metrics.inception_tf import GRAPH_NAME, GRAPH_URL, TensorFlowInception, default_graph
+from engine.metrics.inception_tf import GRAPH_URL, TensorFlowInception, default_graph
 from engine.metrics.statistics import statistics_of
 from models.errors import UserError
 from tests.command_factory import ROOT, Outcome, call, start_python
 
 FIXTURE = ROOT / "tests/fixtures/evaluator"
+GRAPH_NAME = GRAPH_URL.rpartition("/")[2]
 GRAPH = FIXTURE / GRAPH_NAME
 # Relative, but absolute for shares: fixtures/README.md.
 TOLERANCES = {"Inception Score": 1e-4, "FID": 1e-3, "sFID": 1e-3}
@@ -203,7 +204,7 @@ def test_the_graph_is_fetched_once_and_compared_ever_after(tmp_path: Path, monke
     monkeypatch.setattr("engine.metrics.inception_tf.GRAPH_URL", GRAPH.as_uri())
     path = default_graph()
     assert path.read_bytes() == GRAPH.read_bytes()
-    monkeypatch.setattr("engine.metrics.inception_tf.GRAPH_URL", "file:///nowhere")
+    monkeypatch.setattr("engine.metrics.inception_tf.GRAPH_URL", f"file:///nowhere/{GRAPH_NAME}")
     assert default_graph() == path
     path.write_bytes(path.read_bytes()[:-1] + b"x")
     with pytest.raises(UserError, match="is not the file that was fetched"):

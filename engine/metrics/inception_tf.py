@@ -3,22 +3,17 @@
 Letters: B images, H, W their sides in pixels, D = 2048 features, S = 17 * 17 * 7 spatial ones, K classes.
 """
 
-import json
 import os
-import urllib.error
-import urllib.request
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from engine.metrics.files import hash_file, write_json
+from engine.metrics.download import fetched
+from engine.metrics.files import hash_file
 from models.errors import UserError
 
 GRAPH_URL = "https://openaipublic.blob.core.windows.net/diffusion/jul-2021/ref_batches/classify_image_graph_def.pb"
-GRAPH_NAME = "classify_image_graph_def.pb"
-CACHE_VARIABLE = "XDG_CACHE_HOME"
-TIMEOUT_S = 30
 INPUT, POOLED, SPATIAL, LOGITS = "ExpandDims:0", "pool_3:0", "mixed_6/conv:0", "softmax/logits/MatMul"
 SPATIAL_CHANNELS = 7
 
@@ -59,7 +54,7 @@ class TensorFlowInception:
             self.class_weights = self._session.run(logits.inputs[1])
 
     def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Features (B, D) and spatial ones (B, S), float32, of images (B, H, W, 3) in 0..255."""
+        """Features (B, D) and spatial ones (B, S), float32, of images (B, H, W, 3) uint8."""
         outputs = self._session.run(self._outputs, {self._images: images.astype(np.float32)})
         pooled, spatial = (array.reshape(len(images), -1) for array in outputs)
         return pooled, spatial
@@ -106,40 +101,5 @@ def _read_definition(tf: Any, path: Path) -> Any:
 
 
 def default_graph() -> Path:
-    """ADM's graph in the user's cache, fetched the first time and compared with what was fetched ever after.
-
-    Raises:
-        UserError: it cannot be fetched, or is not the file that was fetched.
-    """
-    cache = Path(os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache") / "progressive-checkerboard"
-    path, record = cache / GRAPH_NAME, cache / f"{GRAPH_NAME}.json"
-    if not path.exists():
-        _fetch(path)
-        write_json(record, {"url": GRAPH_URL, "bytes": path.stat().st_size, "sha256": hash_file(path)})
-    elif record.exists():  # without, it was put there by hand
-        known = json.loads(record.read_text())
-        if known["bytes"] != path.stat().st_size or known["sha256"] != hash_file(path):
-            raise UserError(f"{path} is not the file that was fetched; remove it and {record.name} to fetch it again")
-    return path
-
-
-def _fetch(path: Path) -> None:
-    """Download the graph to ``path``, which appears only when it is whole."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with urllib.request.urlopen(GRAPH_URL, timeout=TIMEOUT_S) as response, partial.open("wb") as file:
-            expected, received = response.headers["Content-Length"], 0
-            while chunk := response.read(2**20):
-                received += file.write(chunk)
-        if expected is not None and received != int(expected):
-            raise urllib.error.URLError(f"{received} of {expected} bytes arrived")
-        partial.replace(path)
-    except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
-        reason = getattr(error, "reason", error)
-        raise UserError(
-            f"the Inception graph cannot be downloaded ({reason}); fetch {GRAPH_URL} (96 MB) by hand and put it at "
-            f"{path}, or name a copy with --inception_graph"
-        ) from error
-    finally:
-        partial.unlink(missing_ok=True)
+    """ADM's graph in the user's cache, fetched the first time."""
+    return fetched(GRAPH_URL, "--inception_graph")
