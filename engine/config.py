@@ -183,11 +183,14 @@ def parse_config(
     return settings, Path(path).stem if path is not None else "default"
 
 
-def parse_flags(argv: Sequence[str], prog: str, description: str, kind: type[Settings]) -> Settings:
-    """Settings of a command line without a YAML."""
+def parse_flags(
+    argv: Sequence[str], prog: str, description: str, kind: type[Settings], positional: Sequence[str] = ()
+) -> Settings:
+    """Settings of a command line without a YAML; words that belong to no flag are the ``positional`` ones, in order."""
     parser = ArgumentParser(prog=prog, description=description, exit_on_error=False)
     parser.add_class_arguments(kind)
-    values = _checked(parser.parse_args, _complete_switches(argv, [kind]))
+    argv = _name_positional(_complete_switches(argv, [kind], bool(positional)), positional)
+    values = _checked(parser.parse_args, argv)
     return dataclass_from_dict(kind, values, "the command line")
 
 
@@ -238,16 +241,29 @@ def _say_wrong_value(message: str) -> str:
     return f"{name} is {value}; it must be {wanted}"
 
 
-def _complete_switches(argv: Sequence[str], kinds: Any) -> list[str]:
-    """``--use_cache`` alone means ``--use_cache true``."""
+def _complete_switches(argv: Sequence[str], kinds: Any, before_words: bool = False) -> list[str]:
+    """``--use_cache`` alone means ``--use_cache true``; ``before_words``, also before a word that is no truth value."""
     switches = {f"--{f.name}" for kind in kinds for f in fields(kind) if f.type in (bool, "bool")}
     completed = []
     for i, word in enumerate(argv):
         completed.append(word)
-        alone = i + 1 == len(argv) or argv[i + 1].startswith("-")
+        following = argv[i + 1] if i + 1 < len(argv) else "-"
+        alone = following.startswith("-") or (before_words and following.lower() not in ("true", "false"))
         if word in switches and alone:
             completed.append("true")
     return completed
+
+
+def _name_positional(argv: Sequence[str], names: Sequence[str]) -> list[str]:
+    """``A --flag value B`` becomes ``--first A --flag value --second B``; words beyond the names stay as they are."""
+    named, left = [], list(names)
+    for i, word in enumerate(argv):
+        is_value = i > 0 and argv[i - 1].startswith("--") and "=" not in argv[i - 1]
+        if left and not word.startswith("-") and not is_value:
+            named.append(f"--{left.pop(0)}={word}")
+        else:
+            named.append(word)
+    return named
 
 
 def _config_path(argv: Sequence[str]) -> str | None:

@@ -38,10 +38,19 @@ README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
 PROSE = re.sub(r"^```.*?^```$", "", README, flags=re.MULTILINE | re.DOTALL)
 SPANS = [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", PROSE)]
-PROGRAMS = ("main.py", "main_sample.py", "train_ae_codebook/main.py", "engine/export.py")
+PROGRAMS = (
+    "main.py",
+    "main_sample.py",
+    "evaluator.py",
+    "engine/metrics/full_run.py",
+    "train_ae_codebook/main.py",
+    "engine/export.py",
+)
 STARTS = ("python", "bash", "torchrun", "tensorboard", "source", "pip")  # of a span that is a command
 PLACEHOLDER = re.compile(r"\b[A-Z]+\b|\.\.\.")  # CONFIG, N
 
+EVALUATOR = ROOT / "tests/fixtures/evaluator"
+STAND_IN = f"--inception_graph {EVALUATOR / 'classify_image_graph_def.pb'}"
 TINY_TRAINING = "--epochs 1 --llama_config.num_hidden_layers 1 --llama_config.hidden_size 64"
 
 
@@ -305,6 +314,45 @@ def check_export(project: Project, command: str) -> None:
     assert all(torch.equal(ours[key], published[key]) for key in ours)
 
 
+def check_preset(project: Project, command: str) -> None:
+    """The paper's figures stand beside, and are those of the README's table."""
+    outcome = succeeded(project, command)
+    row = re.search(rf"^\| `{command.split()[-1]}` \|(.*)\|$", README, flags=re.MULTILINE)[1].split("|")
+    for name, figure in zip(("FID-20", "Inception Score", "Precision", "Recall"), row[1:], strict=True):
+        line = next(line for line in outcome.out.splitlines() if line.startswith(f"{name} ") and "paper" not in line)
+        assert float(line.split()[-1]) == float(figure)
+    assert "not the paper's settings: num_samples 20" in outcome.out
+    (result,) = (project.folder / "output/evaluation").glob("*/result.json")
+    assert json.loads(result.read_text())["run"]["preset"] == command.split()[-1]
+
+
+def check_evaluation_help(project: Project, command: str) -> None:
+    assert "NPROC=8 bash run_evaluator.sh" in succeeded(project, command).out
+
+
+def check_reference(project: Project, command: str) -> None:
+    succeeded(project, command)
+    with np.load(project.folder / "output/reference.npz") as file:
+        assert set(file) == {"arr_0", "mu", "sigma", "mu_s", "sigma_s"}
+        assert file["arr_0"].shape == (24, 32, 32, 3)
+
+
+def check_evaluation(project: Project, command: str) -> None:
+    outcome = succeeded(project, command)
+    assert "FID-8" in outcome.out
+    assert {"result.json", "samples"} <= set(project.files("output/evaluation/*"))
+
+
+def check_evaluator(project: Project, command: str) -> None:
+    """The same figures, from the samples that are still there."""
+    succeeded(project, command)
+    first, second = (
+        json.loads((project.folder / f"output/{name}.json").read_text()) for name in ("evaluation/result", "result")
+    )
+    assert second["FID-8"] == first["FID-8"]
+    assert second["samples"]["sha256"] == first["samples"]["sha256"]
+
+
 # What commands need
 
 
@@ -337,6 +385,12 @@ def install_release(project: Project) -> None:
     shutil.copytree(folder / "checkerboard-L-2x/autoenc", folder / "autoenc", dirs_exist_ok=True)
 
 
+def install_evaluation(project: Project) -> None:
+    """The stand-in for what is downloaded: models and a reference."""
+    install_release(project)
+    shutil.copyfile(EVALUATOR / "reference.npz", project.folder / "data/VIRTUAL_imagenet256_labeled.npz")
+
+
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     folder = tmp_path_factory.mktemp("readme") / "project"
@@ -345,7 +399,8 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
         shutil.copytree(ROOT / name, folder / name, ignore=no_results)
     for name in ("pretrained_models/digits", "pretrained_models/cifar10"):
         shutil.copytree(ROOT / name, folder / name)
-    for name in ("main.py", "main_sample.py", "pretrained_models/download.py", "pretrained_models/download.sh"):
+    files = ("main.py", "main_sample.py", "evaluator.py", "run_evaluator.sh")
+    for name in (*files, "pretrained_models/download.py", "pretrained_models/download.sh"):
         shutil.copyfile(ROOT / name, folder / name)
     for path in (folder / "configs").glob("config_256_[SL].yaml"):
         tiny_config(path)
@@ -418,6 +473,21 @@ RULES = (
     Rule(TRAIN_S + r" --use_cache", check_training_from_cache, prepare=install_release, added="--epochs 2"),
     Rule("python " + TRAIN_DIGITS + " --check_data", check_data_report),
     Rule("torchrun --nproc_per_node=2 " + TRAIN_DIGITS + " .*", check_ranks, added=TINY_TRAINING),
+    Rule(
+        r"bash run_evaluator\.sh --preset .*",
+        check_preset,
+        prepare=install_evaluation,
+        added=f"--num_samples 20 {STAND_IN}",
+    ),
+    Rule(r"bash run_evaluator\.sh --help", check_evaluation_help),
+    Rule(r"python evaluator\.py --make_reference .*", check_reference, added=STAND_IN),
+    Rule(
+        r"bash run_evaluator\.sh --checkpoint output/mine .*",
+        check_evaluation,
+        smaller=("5000", "8"),
+        added=STAND_IN,
+    ),
+    Rule(r"python evaluator\.py output/reference\.npz .*", check_evaluator, added=STAND_IN),
     Rule(
         r"python train_ae_codebook/main\.py --config train_ae_codebook/config_digits\.yaml .*",
         check_autoencoder,
@@ -509,6 +579,8 @@ def program_of(command: str) -> str | None:
     """The file whose options a command takes; None if it is not ours."""
     if "engine.export" in command:
         return "engine/export.py"
+    if "run_evaluator.sh" in command:
+        return "engine/metrics/full_run.py"
     return next((word for word in command.split() if word in PROGRAMS), None)
 
 
@@ -523,7 +595,12 @@ def test_options_in_commands_exist() -> None:
     assert checked > 20
 
 
-SECTION_PROGRAMS = {"Sample": "main_sample.py", "Train": "main.py", "Train an autoencoder": "train_ae_codebook/main.py"}
+SECTION_PROGRAMS = {
+    "Sample": "main_sample.py",
+    "Train": "main.py",
+    "Evaluate": "evaluator.py",
+    "Train an autoencoder": "train_ae_codebook/main.py",
+}
 
 
 def test_options_in_text_exist() -> None:

@@ -1,6 +1,7 @@
 """Configuration: the command line over the YAML over the defaults; mistakes; the configurations that come with us."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,37 @@ def test_the_name_of_a_configuration_is_its_files(config: str) -> None:
     assert parse_config(["--config", config], "main.py", "", SECTIONS)[1] == "mine"
     assert parse_config([f"--config={config}"], "main.py", "", SECTIONS)[1] == "mine"
     assert parse_config([], "main.py", "", SECTIONS)[1] == "default"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two words and a switch.
+
+    Attributes:
+        first: a word.
+        second: a word.
+        on: a switch.
+        count: a number.
+    """
+
+    first: str | None = None
+    second: str | None = None
+    on: bool = False
+    count: int = 1
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["a b --on --count 3", "--on a --count 3 b", "a --count=3 --on b", "--count 3 a --on true b", "--on a b --count 3"],
+)
+def test_words_by_position_stand_anywhere_among_flags(line: str) -> None:
+    found = parse_flags(line.split(), "x", "", Pair, positional=("first", "second"))
+    assert found == Pair("a", "b", on=True, count=3)
+
+
+def test_a_word_too_many_is_an_error() -> None:
+    with pytest.raises(UserError, match="unknown option c"):
+        parse_flags(["a", "b", "c"], "x", "", Pair, positional=("first", "second"))
 
 
 def test_a_command_without_a_yaml() -> None:

@@ -1,0 +1,114 @@
+"""Compare two sides: every figure under an honest name, and all that it depends on.
+
+Letters: N images, H, W their sides in pixels.
+"""
+
+import platform
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+
+from engine.metrics.neighbours import precision_recall
+from engine.metrics.sides import Inception, Side
+from engine.metrics.statistics import Statistics, frechet_distance, inception_score
+from models.errors import UserError
+
+FULL = 50_000  # samples whose FID needs no N beside its name
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What is measured; None for what the sides have no images or statistics for."""
+
+    inception_score: float | None
+    fid: float
+    sfid: float | None
+    precision: float | None
+    recall: float | None
+
+    def labelled(self, num_samples: int | None) -> dict[str, float | None]:
+        """By name; a Fréchet distance of fewer than 50,000 samples carries their number."""
+        end = "" if num_samples is not None and num_samples >= FULL else f"-{num_samples or 'unknown'}"
+        return {
+            "Inception Score": self.inception_score,
+            f"FID{end}": self.fid,
+            f"sFID{end}": self.sfid,
+            "Precision": self.precision,
+            "Recall": self.recall,
+        }
+
+
+def compare(reference: Side, samples: Side, inception: Inception, with_prec_recall: bool = True) -> Figures:
+    """All figures that the two sides have the data for.
+
+    Raises:
+        UserError: their statistics are of different features.
+    """
+    precision = recall = None
+    if with_prec_recall and reference.features is not None and samples.features is not None:
+        precision, recall = precision_recall(reference.features, samples.features, inception.squared_distances)
+    has_spatial = reference.spatial is not None and samples.spatial is not None
+    return Figures(
+        inception_score=None
+        if samples.features is None
+        else inception_score(samples.features, inception.class_weights),
+        fid=_distance(reference, samples, reference.statistics, samples.statistics),
+        sfid=_distance(reference, samples, reference.spatial, samples.spatial) if has_spatial else None,
+        precision=precision,
+        recall=recall,
+    )
+
+
+def _distance(reference: Side, samples: Side, first: Statistics, second: Statistics) -> float:
+    if first.mean.shape != second.mean.shape:
+        raise UserError(
+            f"{reference.path} has statistics of {len(first.mean)} features, {samples.path} of {len(second.mean)}; "
+            "compute both with one Inception graph, at one resolution"
+        )
+    return frechet_distance(first, second)
+
+
+def doubts(reference: Side, samples: Side) -> list[str]:
+    """All warnings: of each side, and of the pair."""
+    found = [*reference.warnings, *samples.warnings]
+    if reference.shape and samples.shape and reference.shape[1:] != samples.shape[1:]:
+        (height, width), (other_height, other_width) = reference.shape[1:], samples.shape[1:]
+        found.append(
+            f"the reference has {width} x {height} pixels, the samples {other_width} x {other_height}; their figures "
+            "compare with no one's"
+        )
+    if reference.digests is not None and samples.digests is not None:
+        copies = int(np.isin(samples.digests, reference.digests).sum())
+        if copies:
+            found.append(f"{copies} of {samples.num_images} samples are exact copies of reference images")
+    return found
+
+
+def report(reference: Side, samples: Side, inception: Inception, figures: Figures) -> dict[str, Any]:
+    """Figures, and everything that decides them, as JSON takes it."""
+    return {
+        **figures.labelled(samples.num_images),
+        "num_samples": samples.num_images,
+        "num_reference": reference.num_images,
+        "samples": _describe(samples),
+        "reference": _describe(reference),
+        "inception_sha256": inception.sha256,
+        "warnings": doubts(reference, samples),
+        "versions": {
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("numpy", "pillow", "torch")},
+            **inception.versions,
+        },
+        "sampling": samples.settings,
+    }
+
+
+def _describe(side: Side) -> dict[str, Any]:
+    return {
+        "path": str(side.path),
+        "sha256": side.sha256,
+        "resolution": None if side.shape is None else list(side.shape[1:]),
+        "statistics": "stored" if side.stored else "computed",
+    }

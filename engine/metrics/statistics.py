@@ -1,0 +1,80 @@
+"""Fréchet distance and Inception Score from features, in float64 (method.md Sec. 9).
+
+Letters: N images, D features of each, K classes. NumPy alone: every backend shares these.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+ROWS = 4096  # rows turned to float64 at once
+SPLIT = 5000  # images a split of the Inception Score
+EPSILON = np.finfo(np.float64).eps
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Mean (D,) and unbiased covariance (D, D) of features, float64."""
+
+    mean: np.ndarray
+    covariance: np.ndarray
+
+
+def statistics_of(features: np.ndarray) -> Statistics:
+    """Mean and covariance of features (N, D) of any float type, N at least 2, as ``np.cov`` has it.
+
+    Block by block: ``np.cov`` would hold two copies of all features in float64.
+    """
+    blocks = [features[first : first + ROWS] for first in range(0, len(features), ROWS)]
+    mean = sum(block.sum(axis=0, dtype=np.float64) for block in blocks) / len(features)
+    covariance = np.zeros((features.shape[1],) * 2)
+    for block in blocks:
+        centred = block.astype(np.float64) - mean
+        covariance += centred.T @ centred
+    return Statistics(mean, covariance / (len(features) - 1))
+
+
+def frechet_distance(first: Statistics, second: Statistics) -> float:
+    """Squared Fréchet distance of two Gaussians: |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2))."""
+    difference = first.mean - second.mean
+    traces = np.trace(first.covariance) + np.trace(second.covariance)
+    return float(difference @ difference + traces - 2 * trace_of_root(first.covariance, second.covariance))
+
+
+def trace_of_root(first: np.ndarray, second: np.ndarray) -> float:
+    """Trace of the square root of the product of two covariances (D, D).
+
+    C1 C2 is not symmetric, but with a factor F of C1 = F F^T it has the eigenvalues of F^T C2 F, which is. Those that
+    are rounding alone, as fewer images than features leave them, count as zero: their roots would add up.
+    """
+    values, vectors = np.linalg.eigh(first)
+    kept = values > _noise(values)
+    factor = vectors[:, kept] * np.sqrt(values[kept])  # (D, rank)
+    values = np.linalg.eigvalsh(factor.T @ second @ factor)
+    return float(np.sqrt(values[values > _noise(values)]).sum())
+
+
+def _noise(eigenvalues: np.ndarray) -> float:
+    """Below which eigenvalues, in ascending order, cannot be told from zero."""
+    return len(eigenvalues) * EPSILON * max(0.0, eigenvalues[-1]) if len(eigenvalues) else 0.0
+
+
+def inception_score(features: np.ndarray, weights: np.ndarray, split: int = SPLIT) -> float:
+    """Inception Score of features (N, D) under the classifier's weights (D, K), its bias left out as ADM does.
+
+    The mean over splits of ``split`` images in the order given, the last as long as what remains.
+    """
+    weights = weights.astype(np.float64)
+    parts = [features[first : first + split] for first in range(0, len(features), split)]
+    return float(np.mean([_score(part.astype(np.float64) @ weights) for part in parts]))
+
+
+def _score(logits: np.ndarray) -> float:
+    """exp of the mean Kullback-Leibler divergence of each image's classes (N, K) from those of all."""
+    logits = logits - logits.max(axis=1, keepdims=True)
+    log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    p = np.exp(log_p)
+    marginal = p.mean(axis=0)
+    # A class whose share underflows to 0 adds nothing: p log p and p log(marginal) both vanish.
+    log_marginal = np.log(marginal, where=marginal > 0, out=np.zeros_like(marginal))
+    return float(np.exp((p * (log_p - log_marginal)).sum(axis=1).mean()))
