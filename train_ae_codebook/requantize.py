@@ -27,6 +27,7 @@ from train_ae_codebook.measure import show_held_out
 EMA_RATE = 0.01  # of the moving averages of codes' latents
 KMEANS_LATENTS = 16  # a code, kept in all
 KMEANS_ROUNDS = 10
+SAME = 1e-10  # square distance of latents that rounding alone tells apart
 
 
 @dataclass(frozen=True)
@@ -134,14 +135,8 @@ class Codebook(nn.Module):
 
     def _centres(self, generator: torch.Generator) -> Tensor:
         """(V, C) k-means of the latents kept, on the unit sphere; a centre that is nearest to none stays."""
-        distinct = self.kept.unique(dim=0)
         V = len(self.usage)
-        if len(distinct) < V:
-            raise UserError(
-                f"k-means needs {V} different latents, but the first steps saw {len(distinct)}; raise moment_steps or "
-                "batch_size, or set codebook_start gaussian"
-            )
-        centres = distinct[torch.randperm(len(distinct), generator=generator)[:V].to(distinct.device)]
+        centres = _spread_out(self.kept, V, generator).to(self.kept.device)
         for _ in range(KMEANS_ROUNDS):
             self.quantize.embedding.copy_(centres)
             codes = self.quantize.nearest(self.kept)
@@ -187,6 +182,22 @@ class Codebook(nn.Module):
         if len(self.latent_sums):
             start = self.quantize.codebook() / len(self.usage)
             self.latent_sums.copy_(torch.where(codes[:, None], start, self.latent_sums))
+
+
+def _spread_out(latents_NC: Tensor, num_chosen: int, generator: torch.Generator) -> Tensor:
+    """(V, C) of the latents, each drawn with a chance of its square distance from those before it (k-means++)."""
+    distances = torch.ones(len(latents_NC), dtype=torch.float64)  # (N,)
+    latents_NC, chosen = latents_NC.cpu().double(), []
+    for draw in torch.rand(num_chosen, dtype=torch.float64, generator=generator):
+        sums = distances.cumsum(0)
+        if sums[-1] < len(distances) * SAME:
+            raise UserError(
+                f"k-means needs {num_chosen} different latents, but the first steps saw about {len(chosen)}; raise "
+                "moment_steps or batch_size, or set codebook_start gaussian"
+            )
+        chosen.append(torch.searchsorted(sums, draw * sums[-1]).item())
+        distances = distances.minimum((latents_NC - latents_NC[chosen[-1]]).square().sum(-1))
+    return latents_NC[chosen].float()
 
 
 class RequantizeTask:

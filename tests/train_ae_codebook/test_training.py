@@ -4,7 +4,6 @@ Letters: B batch, C code dimension, S side of the code map, V codes.
 """
 
 import random
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +16,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from data.crops import to_bytes, to_floats
-from data.datasets import CroppedImages, ImageArrays, open_dataset
+from data.datasets import open_dataset
 from engine.command import Stopped
-from engine.trainer import StepRandomness, Trainer
+from engine.trainer import Trainer
 from models.autoencoder import Autoencoder, AutoencoderConfig, resize_image
 from models.checkerboard import AutoencoderPaths
 from models.errors import UserError
 from models.published import load_autoencoder, read_torch_file
+from tests.codebook_factory import CPU, digits, step
 from tests.command_factory import Outcome, call, start_python
 from tests.factory import randomize, tiny_autoencoder
 from tests.training_factory import assert_same_state, assert_same_training, read_events, read_log
@@ -31,7 +31,6 @@ from train_ae_codebook import main as command
 from train_ae_codebook.codebook import USAGE_RATE
 from train_ae_codebook.vqvae import AutoencoderArgs, VQVAETask
 
-CPU = torch.device("cpu")
 TINY = {"ch": 32, "ch_mult": (1, 1), "num_res_blocks": 1, "z_channels": 32, "embed_dim": 8, "n_embed": 64}
 
 
@@ -42,19 +41,8 @@ def tiny_ae_args(**overrides: Any) -> AutoencoderArgs:
     return AutoencoderArgs(**(tiny | overrides))
 
 
-@cache
-def digits(split: str, count: int) -> CroppedImages:
-    """The first ``count`` scans as they are, 8 px."""
-    data = open_dataset("digits", "", 8, split)
-    return CroppedImages(ImageArrays("digits", data.pixels[:count], data.labels[:count], data.class_keys), 8, "center")
-
-
 def tiny_task(**overrides: Any) -> VQVAETask:
     return VQVAETask(tiny_autoencoder(ch_mult=(1, 1)).train(), tiny_ae_args(**overrides), digits("val", 64))
-
-
-def step(number: int, seed: int = 0) -> StepRandomness:
-    return StepRandomness(seed, number, 0, CPU)
 
 
 @pytest.fixture(scope="module")
