@@ -20,7 +20,7 @@ from train_ae_codebook.codebook import perplexity
 BATCH = 32
 SHOWN_IMAGES = 16
 MAX_HELD_OUT = 1000  # evenly spaced over the validation images
-SSIM_WINDOW = 7  # pixels, uniform: the library's default, and what LlamaGen measures with
+SSIM_WINDOW = 7  # pixels of the library's uniform window
 SMALLEST_ERROR = 1e-10  # mean square, so that an exact reconstruction has 100 dB
 
 
@@ -76,7 +76,7 @@ class ScaleMeter:
         self.error += difference.square().mean((1, 2, 3)).tolist()
         if self.with_ssim:
             pairs = zip(small.cpu().numpy(), rebuilt.cpu().numpy(), strict=True)
-            self.ssim += [structural_similarity(*pair, channel_axis=0, data_range=2.0) for pair in pairs]
+            self.ssim += [float(structural_similarity(*pair, channel_axis=0, data_range=2.0)) for pair in pairs]
 
     def figures(self) -> ScaleFigures:
         """Of the images so far, at least one."""
