@@ -168,7 +168,7 @@ def parse_config(
         parser.add_class_arguments(kind)
     print_config = "--print_config" in argv  # jsonargparse keeps a meaning of its own for this word
     argv = [word for word in _complete_switches(argv, sections.values()) if word != "--print_config"]
-    path = _config_path(argv)
+    path = config_path(argv)
     if path is not None:
         values = _read_sections(Path(path), sections)
         parser.set_defaults(_checked(parser.parse_object, values, where=f"{path}: "))
@@ -266,7 +266,8 @@ def _name_positional(argv: Sequence[str], names: Sequence[str]) -> list[str]:
     return named
 
 
-def _config_path(argv: Sequence[str]) -> str | None:
+def config_path(argv: Sequence[str]) -> str | None:
+    """The YAML that a command line names, if any."""
     for i, word in enumerate(argv):
         if word == "--config" and i + 1 < len(argv):
             return argv[i + 1]

@@ -384,10 +384,10 @@ class Trainer:
                 f"{path} stopped inside an epoch with {saved['data_order']}, which is now {self._data_order()}; go on "
                 "with the same, or name another output_dir"
             )
-        if saved.get("class_keys") != self.task.describe().get("class_keys"):
-            raise UserError(
-                f"{path} was trained on other classes than the data's; put them back, or name another output_dir"
-            )
+        described = self.task.describe()
+        for key, other in (("class_keys", "on other classes than the data's"), ("start_hash", "from another start")):
+            if saved.get(key) != described.get(key):
+                raise UserError(f"{path} was trained {other}; put them back, or name another output_dir")
         if (saved["model_ema"] is None) != (self.ema is None):
             kind = "without" if self.ema else "with"
             raise UserError(f"{path} was trained {kind} ema; keep it so, or name another output_dir")

@@ -28,6 +28,8 @@ from models.errors import UserError
 CHECKPOINT_NAME = "checkpoint-last.pth"
 CONFIG_NAME = "config.yaml"
 AUTOENCODER_PREFIX = "autoenc."
+AUTOENCODER_CONFIG_NAME = "autoencoder_config.yaml"
+AUTOENCODER_NAMES = ("checkpoint.pth", "autoencoder.safetensors")  # the published one's, ours
 
 # Parts of our names and of the published ones, replaced in this order.
 _NAMES = (
@@ -157,6 +159,21 @@ def load_autoencoder(paths: AutoencoderPaths, folder: Path = Path()) -> Autoenco
     return build_autoencoder(read_autoencoder_state(checkpoint_path), config_path, paths.params, checkpoint_path)
 
 
+def open_autoencoder(path: str | Path) -> Autoencoder:
+    """An autoencoder in eval mode on the CPU, from its weights or the folder of them (and of its configuration).
+
+    Raises:
+        UserError: there is none, or it is damaged or of another layout.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        return load_autoencoder(AutoencoderPaths(checkpoint_path=str(path)))
+    names = [name for name in AUTOENCODER_NAMES if (path / name).is_file()]
+    if not names:
+        raise UserError(f"{path} holds neither {' nor '.join(AUTOENCODER_NAMES)}; name an autoencoder's folder or file")
+    return load_autoencoder(AutoencoderPaths(AUTOENCODER_CONFIG_NAME, names[0]), path)
+
+
 def read_autoencoder_state(path: Path) -> dict[str, Tensor]:
     """An autoencoder's weights under our names: safetensors, ``state_dict`` (published) or ``model`` (LlamaGen)."""
     if path.suffix == ".safetensors":
@@ -259,20 +276,28 @@ def _write_published(
     folder: Path, models: Mapping[str, Checkerboard], config: ModelConfig, epoch: int, names: list[str] | None
 ) -> None:
     autoencoder = models["model"].autoencoder
-    (folder / "autoenc").mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     torch.save(
         {key: published_state(models[key]) if key in models else None for key in ("model", "model_ema")}
         | {"optimizer": None, "scaler": None, "epoch": epoch, "args": argparse.Namespace()}
         | ({} if names is None else {"class_names": names}),
         folder / CHECKPOINT_NAME,
     )
-    autoencoder_state = {_published_name(key): value for key, value in autoencoder.state_dict().items()}
-    torch.save({"state_dict": autoencoder_state}, folder / "autoenc" / "checkpoint.pth")
-    write_yaml(folder / "autoenc" / "autoencoder_config.yaml", autoencoder_config_dict(autoencoder.config))
-    paths = AutoencoderPaths("autoenc/autoencoder_config.yaml", "autoenc/checkpoint.pth")
+    export_autoencoder(autoencoder, folder / "autoenc")
+    paths = AutoencoderPaths(f"autoenc/{AUTOENCODER_CONFIG_NAME}", f"autoenc/{AUTOENCODER_NAMES[0]}")
     section = asdict(replace(config, autoenc=paths, num_mixing_layers=config.mixing_layers))
     section = {key: value for key, value in section.items() if key not in _OUR_SETTINGS}
     write_yaml(folder / CONFIG_NAME, {"model": section, "args": {}})
+
+
+def export_autoencoder(autoencoder: Autoencoder, folder: Path) -> None:
+    """Write an autoencoder as the published release has it: ``checkpoint.pth`` and ``autoencoder_config.yaml``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / AUTOENCODER_NAMES[0]
+    temporary = file.with_name(file.name + ".tmp")
+    torch.save({"state_dict": {_published_name(k): value for k, value in autoencoder.state_dict().items()}}, temporary)
+    temporary.replace(file)
+    write_yaml(folder / AUTOENCODER_CONFIG_NAME, autoencoder_config_dict(autoencoder.config))
 
 
 def autoencoder_config_dict(config: AutoencoderConfig) -> dict[str, Any]:

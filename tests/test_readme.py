@@ -14,7 +14,7 @@ import socket
 import sys
 from collections.abc import Callable
 from contextlib import redirect_stdout
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -30,9 +30,9 @@ from torch import Tensor
 
 from engine.labels import SHOWN_IMAGENET_CLASSES
 from models import load_checkpoint
-from models.published import export_published, published_state
+from models.published import export_published, open_autoencoder, published_state
 from tests.command_factory import ROOT, Outcome, save_run, start
-from tests.factory import TINY_TRANSFORMER, tiny_model
+from tests.factory import TINY_TRANSFORMER, tiny_autoencoder, tiny_model
 
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
@@ -44,6 +44,7 @@ PROGRAMS = (
     "evaluator.py",
     "engine/metrics/full_run.py",
     "train_ae_codebook/main.py",
+    "train_ae_codebook/evaluate.py",
     "engine/export.py",
 )
 STARTS = ("python", "bash", "torchrun", "tensorboard", "source", "pip")  # of a span that is a command
@@ -51,6 +52,7 @@ PLACEHOLDER = re.compile(r"\b[A-Z]+\b|\.\.\.")  # CONFIG, N
 
 EVALUATOR = ROOT / "tests/fixtures/evaluator"
 STAND_IN = f"--inception_graph {EVALUATOR / 'classify_image_graph_def.pb'}"
+LLAMAGEN = "pretrained_models/llamagen/vq_ds16_c2i.pt"
 TINY_TRAINING = "--epochs 1 --llama_config.num_hidden_layers 1 --llama_config.hidden_size 64"
 
 
@@ -306,6 +308,27 @@ def check_autoencoder(project: Project, command: str) -> None:
     assert project.files("output/autoencoders/config_digits/samples/*.png")
 
 
+def check_judgement(project: Project, command: str) -> None:
+    """Of the autoencoder that check_autoencoder's command made, on 297 scans."""
+    outcome = succeeded(project, command)
+    assert outcome.out.startswith("pretrained_models/digits on 297 images (val) of digits\n")
+    written = json.loads((project.folder / "output/digits-autoencoder.json").read_text())
+    assert list(written["scales"]) == ["1", "2", "4", "8"]
+    named = {"psnr", "ssim", "l1", "quantization_error", "usage", "perplexity"}
+    assert all(figures.keys() == named for figures in written["scales"].values())
+    assert project.files("output/digits-autoencoder.png")
+
+
+def check_requantization(project: Project, command: str) -> None:
+    succeeded(project, command)
+    folder = "output/autoencoders/config_requantize"
+    made = open_autoencoder(project.folder / folder / "autoencoder")
+    start = open_autoencoder(project.folder / LLAMAGEN)
+    assert made.config == replace(start.config, n_embed=16)
+    assert torch.equal(made.encoder.conv_in.weight, start.encoder.conv_in.weight)
+    assert project.files(f"{folder}/samples/*.png")
+
+
 def check_export(project: Project, command: str) -> None:
     succeeded(project, command)
     names = ("quickstart", "quickstart-published")
@@ -373,6 +396,14 @@ def save_photos(folder: Path, num_classes: int, count: int) -> None:
         for i in range(count):
             pixels = random.integers(256, size=(40, 48, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(folder / f"class{label:02d}" / f"{i}.JPEG")
+
+
+def install_llamagen(project: Project) -> None:
+    """A tiny autoencoder of LlamaGen's stride, where its file would be."""
+    path = project.folder / LLAMAGEN
+    path.parent.mkdir(parents=True, exist_ok=True)
+    state = tiny_autoencoder(ch_mult=(1, 1, 1, 1, 1)).state_dict()
+    torch.save({"model": {key: value for key, value in state.items() if key != "cluster_usage_train"}}, path)
 
 
 def install_release(project: Project) -> None:
@@ -492,6 +523,13 @@ RULES = (
         r"python train_ae_codebook/main\.py --config train_ae_codebook/config_digits\.yaml .*",
         check_autoencoder,
         added="--epochs 1 --batch_size 300 --full_size_share 0",
+    ),
+    Rule(r"python train_ae_codebook/evaluate\.py --autoencoder pretrained_models/digits .*", check_judgement),
+    Rule(
+        r"python train_ae_codebook/main\.py --config train_ae_codebook/config_requantize\.yaml",
+        check_requantization,
+        added="--batch_size 2 --moment_steps 3 --n_embed 16 --num_workers 0 --img_size 32 --scale_sizes [1,2]",
+        prepare=install_llamagen,
     ),
     Rule(r"python -m engine\.export .*", check_export),
 )

@@ -1,8 +1,10 @@
-"""Train a VQ autoencoder from scratch.
+"""Train a VQ autoencoder from scratch, or a new codebook for one that is kept.
 
     python train_ae_codebook/main.py --config train_ae_codebook/config_digits.yaml
+    python train_ae_codebook/main.py --config train_ae_codebook/config_requantize.yaml
 
-The same command again goes on where the run stopped. ``--help`` lists every option.
+The same command again goes on where the run stopped. A configuration with a section requantize: trains a codebook;
+--help after it lists the options of that, and otherwise those of training from scratch.
 """
 
 import sys
@@ -10,46 +12,62 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from torch.utils.data import Dataset
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, the project is not on the path
 
 from data.datasets import CroppedImages, LabelledImages, open_dataset
 from engine import distributed
 from engine.command import run
-from engine.config import parse_config, plain
-from engine.device import DTYPES, pick_device
-from engine.run_folder import save_autoencoder
-from engine.trainer import Trainer
+from engine.config import config_path, parse_config, plain
+from engine.device import pick_device
+from engine.trainer import Trainer, count_steps
 from models.autoencoder import Autoencoder, AutoencoderConfig
 from models.errors import UserError
+from models.published import open_autoencoder, read_yaml
+from train_ae_codebook.codebook import PyramidArgs
+from train_ae_codebook.requantize import RequantizeArgs, RequantizeTask
 from train_ae_codebook.vqvae import AutoencoderArgs, VQVAETask
+
+FROM_SCRATCH = {"model": AutoencoderConfig, "args": AutoencoderArgs}
+REQUANTIZE = {"requantize": RequantizeArgs}
 
 
 def main(argv: Sequence[str]) -> None:
-    sections = {"model": AutoencoderConfig, "args": AutoencoderArgs}
+    path = config_path(argv)
+    sections = REQUANTIZE if path is not None and "requantize" in read_yaml(Path(path)) else FROM_SCRATCH
     settings, name = parse_config(argv, "train_ae_codebook/main.py", __doc__, sections)
-    config, args = settings["model"], settings["args"]
+    args: PyramidArgs = settings[list(sections)[-1]]
     torch.manual_seed(args.seed)
     train, validation = _open_data(args)
+    data = CroppedImages(train, args.img_size, args.crop)
     device = distributed.set_up(pick_device(args.device))
     folder = Path(args.output_dir or f"output/autoencoders/{name}")
-    autoencoder = Autoencoder(config)
-    task = VQVAETask(autoencoder, args, CroppedImages(validation, args.img_size, "center"))
+    task = _make_task(settings, data, CroppedImages(validation, args.img_size, "center"), device)
     if distributed.is_main():
         folder.mkdir(parents=True, exist_ok=True)
-        print(f"{sum(p.numel() for p in autoencoder.parameters()) / 1e6:.2f}M parameters; run folder {folder}")
+        print(f"{sum(p.numel() for p in task.module.parameters()):,} parameters; run folder {folder}")
     distributed.barrier()
-    settings = {"model": plain(config), "args": plain(args)}
-    trainer = Trainer(task, CroppedImages(train, args.img_size, args.crop), args, folder, device, settings)
+    trainer = Trainer(task, data, args, folder, device, {key: plain(value) for key, value in settings.items()})
     trainer.fit()
     if distributed.is_main():
         export = Path(args.export_dir or folder / "autoencoder")
-        save_autoencoder(trainer.trained.cpu(), export, DTYPES[args.export_dtype])
+        task.export(trainer.trained, export)
         print(f"autoencoder: {export}; reconstructions: {folder / 'samples'}")
     distributed.tear_down()
 
 
-def _open_data(args: AutoencoderArgs) -> tuple[LabelledImages, LabelledImages]:
+def _make_task(
+    settings: dict[str, PyramidArgs | AutoencoderConfig], train: Dataset, validation: Dataset, device: torch.device
+) -> VQVAETask | RequantizeTask:
+    if "requantize" not in settings:
+        return VQVAETask(Autoencoder(settings["model"]), settings["args"], validation)
+    args = settings["requantize"]
+    args.check_steps(args.epochs * count_steps(len(train), args))
+    return RequantizeTask(open_autoencoder(args.start), args, validation, device)
+
+
+def _open_data(args: PyramidArgs) -> tuple[LabelledImages, LabelledImages]:
     """Images to train on, and to measure on: held-out ones if the data has any."""
     train = open_dataset(args.dataset, args.data_path, args.img_size)
     try:

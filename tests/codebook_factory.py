@@ -1,0 +1,62 @@
+"""Tiny trainings of codebooks for tests: 8 px digits, scales 1 2 4."""
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data.datasets import CroppedImages, ImageArrays, open_dataset
+from engine import distributed
+from engine.command import run
+from engine.trainer import StepRandomness, Trainer
+from tests.factory import randomize, tiny_autoencoder
+from train_ae_codebook.requantize import RequantizeArgs, RequantizeTask
+
+CPU = torch.device("cpu")
+
+
+@cache
+def digits(split: str, count: int) -> CroppedImages:
+    """The first ``count`` scans as they are, 8 px."""
+    data = open_dataset("digits", "", 8, split)
+    return CroppedImages(ImageArrays("digits", data.pixels[:count], data.labels[:count], data.class_keys), 8, "center")
+
+
+def step(number: int, seed: int = 0) -> StepRandomness:
+    return StepRandomness(seed, number, 0, CPU)
+
+
+def requantize_args(**overrides: Any) -> RequantizeArgs:
+    """32 codes, 4 steps of moments, revivals at steps 8, 12, ...; ``overrides`` are fields of RequantizeArgs."""
+    tiny = {"dataset": "digits", "crop": "center", "img_size": 8, "scale_sizes": (1, 2, 4), "device": "cpu"}
+    tiny |= {"n_embed": 32, "moment_steps": 4, "revive_after": 6, "revive_freq": 4, "full_size_share": 0.5}
+    tiny |= {"epochs": 1, "batch_size": 20, "lr": 1e-2, "num_workers": 0, "log_freq": 1, "eval_freq": 0}
+    return RequantizeArgs(**(tiny | overrides))
+
+
+def requantize_task(**overrides: Any) -> RequantizeTask:
+    start = tiny_autoencoder(ch_mult=(1, 1))
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        randomize(start, std=0.1)
+    return RequantizeTask(start, requantize_args(**overrides), digits("val", 32), CPU)
+
+
+def requantize_trainer(folder: Path, **overrides: Any) -> Trainer:
+    """15 steps an epoch, of 20 images on one rank."""
+    folder.mkdir(exist_ok=True)
+    torch.manual_seed(0)
+    task = requantize_task(**overrides)
+    return Trainer(task, digits("train", 300), task.args, folder, CPU, {})
+
+
+def requantize_rank(folder: Path, overrides: dict[str, Any]) -> None:
+    """One rank of a run, for ``start_ranks``."""
+
+    def train(argv: Any) -> None:
+        distributed.set_up(CPU)
+        requantize_trainer(folder, **overrides).fit()
+        distributed.tear_down()
+
+    run(train)

@@ -1,0 +1,111 @@
+"""Judge an autoencoder on held-out images, scale by scale.
+
+    python train_ae_codebook/evaluate.py --autoencoder pretrained_models/digits --dataset digits --img_size 32
+
+Prints a table; writes it as JSON, and a grid of originals over reconstructions, where asked to. SSIM is scikit-image's,
+of scales that have the 7 pixels of its window.
+"""
+
+import json
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, the project is not on the path
+
+from data.datasets import CroppedImages, DatasetName, open_dataset
+from engine.command import run
+from engine.config import parse_flags
+from engine.device import pick_device
+from models.errors import UserError
+from models.published import open_autoencoder
+from models.scan_order import compute_scale_sizes
+from train_ae_codebook.measure import BATCH, SHOWN_IMAGES, ScaleFigures, held_out_batches, measure_scales, save_pyramid
+
+FORMATS = {"psnr": "{:.2f}", "ssim": "{:.4f}", "l1": "{:.4f}", "usage": "{:.1%}", "perplexity": "{:.1f}"}
+
+
+@dataclass(frozen=True)
+class EvaluateArgs:
+    """What to judge.
+
+    Attributes:
+        autoencoder: folder of an autoencoder, or its file (LlamaGen's, published or ours).
+        dataset: folder (class folders of images), cifar10, food101 or celeba (torchvision's files), digits (built in).
+        data_path: root of the dataset; a folder's held-out images are in val/CLASS or test/CLASS.
+        split: val for held-out images, train for those to train on.
+        img_size: side of the full images, in pixels.
+        scale_sizes: sides of the code maps to judge; by default the full one, halved down to 1.
+        num_images: how many images, evenly spaced over the split; 0 takes all.
+        output_file: JSON to write.
+        grid: PNG to write: originals over reconstructions at every scale.
+        device: auto, cuda, mps or cpu.
+    """
+
+    autoencoder: str | None = None
+    dataset: DatasetName = "folder"
+    data_path: str = "data/imagenet"
+    split: Literal["val", "train"] = "val"
+    img_size: int = 256
+    scale_sizes: tuple[int, ...] = ()
+    num_images: int = 0
+    output_file: str | None = None
+    grid: str | None = None
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.autoencoder is None:
+            raise UserError("name the --autoencoder to judge: a folder, or a file of weights")
+        if self.num_images < 0:
+            raise UserError(f"num_images is {self.num_images}; give a number of images, or 0 for all")
+        if self.scale_sizes and min(self.scale_sizes) < 1:
+            raise UserError(f"scale_sizes is {list(self.scale_sizes)}; each must be at least 1")
+
+
+def main(argv: Sequence[str]) -> None:
+    args = parse_flags(argv, "train_ae_codebook/evaluate.py", __doc__, EvaluateArgs)
+    autoencoder = open_autoencoder(args.autoencoder).to(pick_device(args.device))
+    data = CroppedImages(open_dataset(args.dataset, args.data_path, args.img_size, args.split), args.img_size, "center")
+    levels = len(autoencoder.config.ch_mult)
+    if args.img_size % autoencoder.config.stride:
+        raise UserError(f"img_size {args.img_size} is no multiple of the autoencoder's {autoencoder.config.stride}")
+    sides = args.scale_sizes or compute_scale_sizes(args.img_size, levels, 2)
+    count = min(args.num_images or len(data), len(data))
+    batches = _with_progress(held_out_batches(data, count), count)
+    by_side = measure_scales(autoencoder, batches, sides, with_ssim=True)
+    print(f"{args.autoencoder} on {count} images ({args.split}) of {data.images.name}")
+    print(table(by_side))
+    if args.grid is not None:
+        Path(args.grid).parent.mkdir(parents=True, exist_ok=True)
+        shown = torch.cat(list(held_out_batches(data, min(count, SHOWN_IMAGES))))
+        save_pyramid(autoencoder, shown.to(autoencoder.quantize.embedding.device), sides, Path(args.grid))
+    if args.output_file is not None:
+        scales = {str(side): asdict(figures) for side, figures in by_side.items()}
+        Path(args.output_file).parent.mkdir(parents=True, exist_ok=True)
+        content = {"settings": asdict(args), "images": count, "n_embed": autoencoder.config.n_embed, "scales": scales}
+        Path(args.output_file).write_text(json.dumps(content, indent=1) + "\n")
+
+
+def table(by_side: Mapping[int, ScaleFigures]) -> str:
+    """Figures of each side of a code map, a line each, as Markdown."""
+    names = [field.name for field in fields(ScaleFigures)]
+    rows = [["scale", *names], ["---"] * (1 + len(names))]
+    for side, figures in by_side.items():
+        values = [(name, getattr(figures, name)) for name in names]
+        cells = ["-" if value is None else FORMATS.get(name, "{:.5f}").format(value) for name, value in values]
+        rows.append([str(side), *cells])
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def _with_progress(batches: Iterable[Tensor], num_images: int) -> Iterator[Tensor]:
+    yield from tqdm(batches, total=-(-num_images // BATCH), unit="batch")
+
+
+if __name__ == "__main__":
+    run(main)
