@@ -9,8 +9,9 @@ from torch import Tensor
 from engine.bulk import Request, draw_on_all_ranks
 from engine.config import TrainArgs, plain
 from engine.device import pick_device
+from engine.evaluation import FIRST_SEED, Evaluation
 from engine.images import save_grid, to_uint8
-from engine.labels import shown_labels
+from engine.labels import balanced_labels, shown_labels
 from engine.trainer import Statistics, StepRandomness
 from models.checkerboard import Checkerboard, scale_statistics
 from models.errors import UserError
@@ -38,6 +39,8 @@ class AutoregressorTask:
         module.transformer.activation_checkpointing = args.activation_checkpointing
         self.drawing = Drawing(args.steps_per_scale, args.cfg if module.config.class_cond else 0.0, args.cfg_start_step)
         self.drawing.check(module, torch.tensor(shown_labels(module, MAX_ROWS)))
+        device = pick_device(args.device)
+        self.evaluation = Evaluation(args.eval_reference, args.inception_weights, device) if args.eval_samples else None
         if args.compile:
             module.transformer.compile()
 
@@ -62,13 +65,20 @@ class AutoregressorTask:
         return None
 
     def show(self, module: Checkerboard, folder: Path, name: str) -> dict[str, float]:
-        """Write a grid with one row a class (16 of them if there are more), the same random numbers every time."""
+        """Write a grid with one row a class (16 of them if there are more), the same random numbers every time.
+
+        Returns:
+            What ``Evaluation`` measures, if asked for.
+        """
         labels = shown_labels(module, MAX_ROWS)
         rows = [label for label in labels for _ in range(COLUMNS)]
         images = draw_on_all_ranks(module, Request(rows, self.drawing))
         if images is not None:
             save_grid(to_uint8(images), folder / f"{name}.png", COLUMNS)
-        return {}
+        if self.evaluation is None:
+            return {}
+        labels = balanced_labels(module, self.args.eval_samples)
+        return self.evaluation.measure(module, Request(labels, self.drawing, FIRST_SEED), folder / f".{name}")
 
     def describe(self) -> dict[str, Any]:
         return {

@@ -122,6 +122,10 @@ class TrainArgs(LoopArgs):
         cfg: guidance of the grids drawn during training.
         cfg_start_step: first step, counted over all scales from 0, that is guided in those grids.
         steps_per_scale: steps that each scale is drawn in for those grids.
+        eval_samples: images drawn every eval_freq epochs, on all ranks, for FID, IS, precision and recall; 0 measures
+            nothing.
+        eval_reference: what they are compared with, as evaluator.py takes it; it makes one of any folder.
+        inception_weights: torch-fidelity's weights-inception-2015-12-05-6726825d.pth; default a copy downloaded once.
     """
 
     check_data: bool = False
@@ -137,9 +141,16 @@ class TrainArgs(LoopArgs):
     cfg: float = 1.5
     cfg_start_step: int = 5
     steps_per_scale: int = 4
+    eval_samples: int = 0
+    eval_reference: str | None = None
+    inception_weights: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.eval_samples < 0 or (self.eval_samples > 0) != (self.eval_reference is not None):
+            raise UserError("eval_samples and eval_reference go together: how many images, and what to compare with")
+        if self.eval_reference is not None and not Path(self.eval_reference).exists():
+            raise UserError(f"no eval_reference at {self.eval_reference}; evaluator.py --make_reference makes one")
         if self.verify_cache < 0:
             raise UserError(f"verify_cache is {self.verify_cache}; give a number of images")
 

@@ -1,0 +1,90 @@
+"""Figures during training: of the images that the settings draw, under honest names; without weights, a warning."""
+
+import json
+import urllib.error
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from engine import evaluation
+from engine.bulk import Request, draw_many
+from engine.evaluation import Evaluation
+from engine.images import to_uint8
+from engine.metrics.statistics import frechet_distance, statistics_of
+from models.errors import UserError
+from models.sampling import Drawing
+from tests.factory import tiny_model
+from tests.training_factory import tiny_args, tiny_trainer
+
+CPU = torch.device("cpu")
+WEIGHTS = np.random.default_rng(1).normal(size=(27, 10)).astype(np.float32)
+
+
+class PatchMeans:
+    """Stands in for Inception: means of a 3 x 3 grid of patches, and of the whole."""
+
+    sha256, versions, class_weights = "0" * 64, {"numpy": np.__version__}, WEIGHTS
+
+    def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(B, 27) and (B, 3) of images (B, H, W, 3)."""
+        rows = np.array_split(images.astype(np.float32) / 255, 3, axis=1)
+        patches = [patch.mean((1, 2)) for row in rows for patch in np.array_split(row, 3, axis=2)]
+        return np.concatenate(patches, axis=1), images.astype(np.float32).mean((1, 2)) / 255
+
+    def squared_distances(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        return ((rows[:, None] - columns[None]) ** 2).sum(-1)
+
+
+@pytest.fixture
+def reference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(evaluation, "_load", lambda weights, device: PatchMeans())
+    path = tmp_path / "reference.npz"
+    np.savez(path, arr_0=np.random.default_rng(0).integers(256, size=(60, 32, 32, 3), dtype=np.uint8))
+    return path
+
+
+def test_figures_are_those_of_the_images_drawn(reference: Path, tmp_path: Path) -> None:
+    model, request = tiny_model(), Request([i % 10 for i in range(40)], Drawing(), seed=7)
+    figures = Evaluation(str(reference), None, CPU).measure(model, request, tmp_path / "drawn")
+    images = torch.cat([to_uint8(out.images) for _, out in draw_many(model, request)]).permute(0, 2, 3, 1).numpy()
+    with np.load(reference) as file:
+        sides = [statistics_of(PatchMeans()(pixels)[0]) for pixels in (file["arr_0"], images)]
+    assert figures["FID-40"] == pytest.approx(frechet_distance(*sides), rel=1e-4)
+    assert {"sFID-40", "Inception Score", "Precision", "Recall"} <= figures.keys()
+    assert not (tmp_path / "drawn").exists()
+
+
+def test_a_run_logs_them_every_eval_freq_epochs(reference: Path, tmp_path: Path) -> None:
+    trainer = tiny_trainer(tmp_path / "run", epochs=2, eval_freq=1, eval_samples=12, eval_reference=str(reference))
+    trainer.fit()
+    entries = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
+    found = [entry["FID-12"] for entry in entries if "FID-12" in entry]
+    assert len(found) == 2
+    assert all(np.isfinite(found))
+    assert [path.name for path in (tmp_path / "run/samples").iterdir() if path.is_dir()] == []
+
+
+def test_without_weights_and_network_training_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def offline(*args: object, **kwargs: object) -> None:
+        raise urllib.error.URLError("no network")
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("urllib.request.urlopen", offline)
+    measured = Evaluation(str(tmp_path), None, CPU).measure(tiny_model(), Request([1], Drawing()), tmp_path / "drawn")
+    assert measured == {}
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("warning: no FID during training: the Inception weights cannot be downloaded (no network)")
+    with pytest.raises(FileNotFoundError):  # a path that is named must be there
+        Evaluation(str(tmp_path), str(tmp_path / "missing.pth"), CPU)
+
+
+def test_impossible_settings_are_refused(tmp_path: Path) -> None:
+    for given in ({"eval_samples": 5}, {"eval_reference": str(tmp_path)}, {"eval_samples": -1}):
+        with pytest.raises(UserError, match="eval_samples and eval_reference go together"):
+            tiny_args(**given)
+    with pytest.raises(UserError, match="no eval_reference at"):
+        tiny_args(eval_samples=5, eval_reference=str(tmp_path / "nowhere.npz"))
