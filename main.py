@@ -34,6 +34,8 @@ MAX_DIFFERENT_SHARE = 0.01  # of codes; rounding flips far fewer
 
 
 def main(argv: Sequence[str]) -> None:
+    if not argv:
+        raise UserError("name a configuration, as in main.py --config configs/quickstart.yaml; README.md lists them")
     settings, name = parse_config(argv, "main.py", __doc__, {"model": ModelConfig, "args": TrainArgs})
     config, args = settings["model"], settings["args"]
     images = open_dataset(args.dataset, args.data_path, config.img_size)
@@ -44,7 +46,7 @@ def main(argv: Sequence[str]) -> None:
     if config.class_cond:
         check_num_classes(images, config.num_classes)
     device = distributed.set_up(pick_device(args.device))
-    if args.use_cache or not (args.create_cache or args.verify_cache):
+    if not args.verify_cache and (args.use_cache or not args.create_cache):
         count_steps(len(images), args)  # too few images are an error now, not after hours of making a cache
     autoencoder = load_autoencoder(config.autoenc)
     dataset = open_training_data(images, config, args, autoencoder, device)
@@ -116,7 +118,7 @@ def train(
         f"{str(trainer.dtype).removeprefix('torch.')} on {device.type}; attention {args.attention}; run folder {folder}"
     )
     if not trainer.fit():
-        _say(f"the run in {folder} is finished; a higher --epochs goes on with it")
+        _say(f"the run in {folder} is finished with {trainer.epoch} epochs; a higher --epochs goes on with it")
         return
     _say(f"samples: {folder / 'samples'}; checkpoint: {folder / CHECKPOINT_NAME}")
     if args.dataset == "digits" and config.class_cond and distributed.is_main():

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 from tqdm import tqdm
 
-from data.crops import NUM_CROPS, CropRecipe, crop_image, to_floats
+from data.crops import NUM_CROPS, CropRecipe, crop_image, to_floats, to_rgb
 from models.errors import UserError
 
 DatasetName = Literal["folder", "cifar10", "food101", "celeba", "digits"]
@@ -78,7 +78,7 @@ class ImageFiles(LabelledImages):
         path = self.root / self.keys[index]
         try:
             with Image.open(path) as image:
-                return image.convert("RGB")
+                return to_rgb(image)
         except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise UnreadableImageError(f"{path} cannot be read as an image ({error}); mend or move it") from error
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from data.crops import center_crop, to_bytes, to_floats
+from data.crops import center_crop, to_bytes, to_floats, to_rgb
 from engine.bulk import Kept
 from models.checkerboard import Checkerboard
 from models.errors import UserError
@@ -46,13 +46,17 @@ def load_edit(image_path: str, mask_path: str, model: Checkerboard) -> Edit:
     Raises:
         UserError: a file cannot be read, the two differ in size, or the mask is all black.
     """
-    image, mask = _read(image_path).convert("RGB"), _read(mask_path).convert("L")
+    image, mask = _read(image_path), _read(mask_path)
     if image.size != mask.size:
-        raise UserError(f"{mask_path} is {mask.size} pixels, but {image_path} is {image.size}; make them the same size")
+        sizes = ["{} x {}".format(*picture.size) for picture in (mask, image)]
+        raise UserError(f"{mask_path} is {sizes[0]} pixels, but {image_path} is {sizes[1]}; make them the same size")
     size = model.config.img_size
-    pixels, redraw = to_bytes(center_crop(image, size)), to_bytes(center_crop(mask.convert("RGB"), size))[0] >= 128
+    image, mask = to_rgb(image), to_rgb(_over_black(mask)).convert("L").convert("RGB")
+    pixels, redraw = to_bytes(center_crop(image, size)), to_bytes(center_crop(mask, size))[0] >= 128
     if not redraw.any():
-        raise UserError(f"{mask_path} is black all over; paint white what is to be drawn anew")
+        raise UserError(
+            f"{mask_path} is black all over the middle square that is kept; paint white what is to be drawn anew"
+        )
     with torch.inference_mode():
         codes = model.tokenize(to_floats(pixels).unsqueeze(0).to(model.device))
     kept = [~touched_locations(redraw, side) for side in model.scale_sizes]
@@ -65,6 +69,14 @@ def touched_locations(redraw: Tensor, side: int) -> Tensor:
     Where S does not divide H, the border pixels of a location belong to its neighbour too.
     """
     return F.adaptive_max_pool2d(redraw.float()[None, None], side)[0, 0] > 0
+
+
+def _over_black(mask: Image.Image) -> Image.Image:
+    """Strokes painted on a transparent ground, whose hidden colour may be white too."""
+    if "A" not in mask.getbands() and "transparency" not in mask.info:
+        return mask
+    mask = mask.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", mask.size, "black"), mask)
 
 
 def _read(path: str) -> Image.Image:

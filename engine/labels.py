@@ -1,6 +1,7 @@
 """From what a user types to class indices."""
 
 import csv
+import re
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -43,7 +44,7 @@ def read_labels(path: str, model: Checkerboard) -> list[int]:
     if not Path(path).is_file():
         raise UserError(f"no such file: {path}")
     try:
-        return parse_labels(Path(path).read_text(), model)
+        return parse_labels(Path(path).read_text(encoding="utf-8-sig"), model)
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is no text file; put one index or name on a line") from error
 
@@ -54,15 +55,17 @@ def parse_labels(text: str, model: Checkerboard) -> list[int]:
     Raises:
         UserError: an index out of range, or a name that is no class; the nearest one is named.
     """
-    words = [word.strip() for row in csv.reader(text.splitlines(), skipinitialspace=True) for word in row]
-    if not any(words):
+    lines = text.strip().removeprefix("[").removesuffix("]").splitlines()
+    words = [word.strip() for row in csv.reader(lines, skipinitialspace=True) for word in row]
+    words = [word for word in words if word]
+    if not words:
         raise UserError('labels is empty; give indices or names, as in 207,"tabby cat"')
     index_of = _index_of_names(model)
     return [_parse_label(word, model.config.num_classes, index_of) for word in words]
 
 
 def _parse_label(word: str, num_classes: int, index_of: dict[str, int]) -> int:
-    if word.lstrip("-").isdecimal():
+    if re.fullmatch(r"-?\d+", word):
         label = int(word)
         if not 0 <= label < num_classes:
             raise UserError(f"label {label} is out of range; this model has classes 0 to {num_classes - 1}")

@@ -76,6 +76,8 @@ def prepare_folder(
     Raises:
         UserError: the folder holds images that are not ours, or there is too little space.
     """
+    if folder.is_file():
+        raise UserError(f"{folder} is a file; name a folder as --output_dir")
     settings = json.loads(json.dumps(settings))
     progress, earlier = folder / PROGRESS_NAME, (folder / SETTINGS_NAME).exists()
     if earlier and _same_settings(folder / SETTINGS_NAME, settings):

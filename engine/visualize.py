@@ -17,6 +17,7 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image
 from torch import Tensor
 from torchvision.utils import make_grid
+from tqdm import tqdm
 
 from engine.images import to_uint8
 from models.checkerboard import Checkerboard
@@ -43,7 +44,7 @@ def save_maps(samples: Samples, model: Checkerboard, folder: Path) -> None:
     with _written_whole(folder / "maps.npz") as path:
         np.savez_compressed(path, **arrays)
     images = [to_uint8(model.decode(codes.to(model.device))) for codes in samples.codes]
-    for index in range(len(samples.images)):
+    for index in tqdm(range(len(samples.images)), unit="figure", desc="writing maps"):
         figure = _maps_figure(samples, images, index)
         with _written_whole(folder / f"maps_{index:06d}.png") as path:
             figure.savefig(path, dpi=DPI)

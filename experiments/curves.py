@@ -57,7 +57,7 @@ def read_scalars(folder: Path) -> list[dict[str, float]]:
             entries.append(json.loads(line))
     by_step = {entry["step"]: entry for entry in entries if "lr" in entry}
     if not by_step:
-        raise UserError(f"{path} holds no figures yet; train for log_freq steps first")
+        raise UserError(f"{path} holds no figures; train longer, or with a lower --log_freq")
     return [by_step[step] for step in sorted(by_step)]
 
 

@@ -377,6 +377,8 @@ class _UniqueKeyLoader(yaml.SafeLoader):
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML file's mapping."""
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; name the YAML file in it")
     if not path.is_file():
         raise UserError(f"no such file: {path}")
     try:

@@ -21,6 +21,7 @@ from models.scan_order import Layout, Remainder, block_causal_mask, sampling_blo
 from models.transformer import KVCache
 
 MIN_TEMPERATURE = 1e-4  # below it, logits divided by it overflow
+MAX_CFG = 1000  # far beyond any use; logits multiplied by much more overflow
 MAX_COMPILED_SHAPES = 64  # block lengths times batch sizes that one process may compile
 Schedule = float | Sequence[float]  # one value, or one for each scale
 
@@ -78,8 +79,8 @@ class Drawing:
                     f"temperature is {temperature}; it must be 0 (likeliest code), or {MIN_TEMPERATURE} or more"
                 )
         for cfg in (at_scale(self.cfg, scale) for scale in scales):
-            if not math.isfinite(cfg):
-                raise UserError(f"cfg is {cfg}; it must be a finite number, 0 for no guidance")
+            if not abs(cfg) <= MAX_CFG:
+                raise UserError(f"cfg is {cfg}; it must lie between -{MAX_CFG} and {MAX_CFG}, 0 for no guidance")
         if self.top_k < 0:
             raise UserError(f"top_k is {self.top_k}; it must be 0 (keep all) or more")
         if not 0 < self.top_p <= 1:

@@ -122,7 +122,7 @@ def test_the_same_command_again_does_not_train_again(finished: tuple[Path, Path,
     again = call(main.main, "--config", str(config), "--lr", "0.5")
     assert again.code == 0, again.err
     assert f"going on from {folder / LAST}: epoch 2, step 30" in again.out
-    assert "is finished; a higher --epochs goes on with it" in again.out
+    assert "is finished with 2 epochs; a higher --epochs goes on with it" in again.out
     assert not SCORE.search(again.out)
     assert (folder / LAST).read_bytes() == before
     assert (folder / "config.yaml").read_bytes() == settings

@@ -355,6 +355,7 @@ def named(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("name", [1]),  # one of several names of a class
         (" 3 , zero ", [3, 0]),
         ("0\ntwo,1\n", [0, 2, 1]),  # a file's lines
+        ("[1,,2,]", [1, 2]),
     ],
 )
 def test_labels_by_name(text: str, labels: list[int], named: Path, tmp_path: Path) -> None:
@@ -448,7 +449,8 @@ def test_a_configuration_draws_from_random_weights(small_config: Path, tmp_path:
         (("--top_k", "-1"), "top_k is -1; it must be 0 (keep all) or more"),
         (("--temperature", "-1"), "temperature is -1.0; it must be 0 (likeliest code), or "),
         (("--cfg_start_step", "-1"), "cfg_start_step is -1; steps count from 0"),
-        (("--cfg", "inf"), "cfg"),
+        (("--cfg", "inf"), "cfg is inf; it must be a number, or a list as in"),
+        (("--cfg", "1e38"), "cfg is 1e+38; it must lie between -1000 and 1000"),
         (("--seed", "-1"), "seed is -1; it must lie between 0 and 2**63 - 1"),
         (("--seed", str(10**20)), "seed is 100000000000000000000; it must lie between 0 and 2**63 - 1"),
         (("--num_samples", "0"), "num_samples and batch_size must be at least 1"),

@@ -16,6 +16,7 @@ from models.checkerboard import AutoencoderPaths, Checkerboard, ModelConfig
 from models.errors import UserError
 from models.transformer import TransformerConfig
 from tests.factory import FIXTURES
+from train_ae_codebook.requantize import RequantizeArgs
 from train_ae_codebook.vqvae import AutoencoderArgs
 
 ROOT = Path(__file__).parents[2]
@@ -281,10 +282,11 @@ def test_a_configuration_parses_and_prints_back(path: Path, tmp_path: Path, caps
 
 @pytest.mark.parametrize("path", sorted((ROOT / "train_ae_codebook").glob("*.yaml")), ids=lambda path: path.stem)
 def test_a_configuration_of_an_autoencoder_parses(path: Path) -> None:
-    settings = parse("--config", str(path), kinds={"model": AutoencoderConfig, "args": AutoencoderArgs})
     content = yaml.safe_load(path.read_text())
-    assert plain(settings["model"]) == content["model"]
-    assert {key: plain(settings["args"])[key] for key in content["args"]} == content["args"]
+    kinds = {"model": AutoencoderConfig, "args": AutoencoderArgs, "requantize": RequantizeArgs}
+    settings = parse("--config", str(path), kinds={section: kinds[section] for section in content})
+    for section, values in content.items():
+        assert {key: plain(settings[section])[key] for key in values} == values
     assert f"python train_ae_codebook/main.py --config train_ae_codebook/{path.name}" in path.read_text()
 
 

@@ -149,9 +149,12 @@ def empty_the_mask(image: Path, mask: Path) -> None:
         (lose_the_mask, "no such file: {mask}"),
         (
             enlarge_the_mask,
-            "{mask} is (33, 32) pixels, but {image} is (32, 32); make them the same size",
+            "{mask} is 33 x 32 pixels, but {image} is 32 x 32; make them the same size",
         ),
-        (blacken_the_mask, "{mask} is black all over; paint white what is to be drawn anew"),
+        (
+            blacken_the_mask,
+            "{mask} is black all over the middle square that is kept; paint white what is to be drawn anew",
+        ),
         (write_text, "{image} cannot be read as an image (cannot identify image file '{image}')"),
         (truncate, "{image} cannot be read as an image ("),
         (empty_the_mask, "{mask} cannot be read as an image ("),
@@ -166,3 +169,16 @@ def test_files_that_make_no_edit(
         load_edit(*files, model)
     assert str(error.value).startswith(answer.format(image=image, mask=mask))
     assert "\n" not in str(error.value)
+
+
+def test_sixteen_bits_and_transparent_masks_mean_what_they_show(tmp_path: Path) -> None:
+    """The upper 8 of 16 bits; white strokes on transparent white are strokes."""
+    levels = np.linspace(0, 65535, 32 * 32).reshape(32, 32).astype(np.uint16)
+    Image.fromarray(levels).save(tmp_path / "image.png")
+    strokes = np.full((32, 32, 4), 255, np.uint8)
+    strokes[:, 8:, 3] = 0
+    Image.fromarray(strokes).save(tmp_path / "mask.png")
+    edit = load_edit(str(tmp_path / "image.png"), str(tmp_path / "mask.png"), tiny_model())
+    assert np.array_equal(edit.image[0].numpy(), levels // 257)
+    assert edit.mask[:, :8].all()
+    assert not edit.mask[:, 8:].any()

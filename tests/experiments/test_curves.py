@@ -49,5 +49,5 @@ def test_the_command_writes_a_picture(with_grid: bool, tmp_path: Path) -> None:
 def test_a_folder_without_figures_is_refused(tmp_path: Path) -> None:
     assert "no such file" in call(curves.main, "--run", str(tmp_path)).error()
     write_run(tmp_path, [])
-    with pytest.raises(UserError, match="holds no figures yet"):
+    with pytest.raises(UserError, match="holds no figures; train longer"):
         read_scalars(tmp_path)
