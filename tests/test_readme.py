@@ -634,6 +634,7 @@ def test_options_in_commands_exist() -> None:
 
 
 SECTION_PROGRAMS = {
+    "Speed": "main_sample.py",
     "Sample": "main_sample.py",
     "Train": "main.py",
     "Evaluate": "evaluator.py",
