@@ -11,7 +11,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime
-from hashlib import file_digest
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +26,7 @@ from engine.device import describe_size, pick_device, pick_dtype
 from engine.edit import Edit, load_edit
 from engine.images import save_grid, to_uint8
 from engine.labels import balanced_labels, class_names, parse_labels, read_labels, shown_labels
+from engine.metrics.files import hash_file
 from engine.sample_folder import MAPS, Format, SampleFolder, image_name, prepare_folder
 from engine.visualize import save_animation, save_entropy_by_step, save_maps
 from models.autoencoder import Autoencoder, AutoencoderConfig
@@ -258,7 +258,7 @@ def _settings(model: Checkerboard, labels: Sequence[int], args: SampleArgs) -> d
     names = class_names(model)
     inputs = {"checkpoint": None if args.checkpoint is None else find_checkpoint(args.checkpoint)}
     inputs |= {"edit": args.edit, "mask": args.mask}
-    hashes = {f"{name}_sha256": None if path is None else _hash(Path(path)) for name, path in inputs.items()}
+    hashes = {f"{name}_sha256": None if path is None else hash_file(Path(path)) for name, path in inputs.items()}
     return {
         **asdict(args),
         **hashes,
@@ -275,11 +275,6 @@ def _settings(model: Checkerboard, labels: Sequence[int], args: SampleArgs) -> d
             for i, label in enumerate(labels)
         ],
     }
-
-
-def _hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return file_digest(file, "sha256").hexdigest()
 
 
 def _say(text: str) -> None:

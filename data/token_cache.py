@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from data.arrays import make_array
+from data.arrays import make_array, open_array
 from data.crops import NUM_CROPS, CropRecipe
 from data.datasets import LabelledImages
 from models.autoencoder import Autoencoder
@@ -124,15 +124,12 @@ class PartialCache:
         self.final, self.folder = folder, partial_folder(folder)
         manifest = read_manifest(self.folder)
         try:
-            # Mapped for reading first: mapping a truncated file for writing would fill it up with zeros.
-            shapes = [np.load(self.folder / f"{name}.npy", mmap_mode="r").shape for name in _WRITTEN]
+            arrays = [open_array(self.folder / f"{name}.npy") for name in _WRITTEN]
         except (OSError, ValueError, EOFError) as error:
             raise UserError(f"{self.folder} is damaged ({error}); move it away and start anew") from error
-        if shapes != [manifest.shape, (manifest.num_images,), (manifest.num_images,)]:
+        if [array.shape for array in arrays] != [manifest.shape, (manifest.num_images,), (manifest.num_images,)]:
             raise UserError(f"{self.folder} is damaged: its arrays are of another size; move it away and start anew")
-        self.codes, self.status, self.checksums = (
-            np.load(self.folder / f"{name}.npy", mmap_mode="r+") for name in _WRITTEN
-        )
+        self.codes, self.status, self.checksums = arrays
 
     def write(self, indices: Sequence[int], codes: Tensor, checksums: Sequence[int]) -> None:
         """Store all crops (n, K, L) of some images. They count as done only after their codes are in the file."""

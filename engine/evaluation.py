@@ -30,7 +30,7 @@ class Evaluation:
     """
 
     def __init__(self, reference: str, weights: str | None, device: torch.device) -> None:
-        self.reference_path, self.device = Path(reference), device
+        self.reference_path = Path(reference)
         self.reference: Side | None = None
         self.inception = _load(weights, device) if distributed.is_main() else None
 

@@ -23,6 +23,7 @@ from torch import Tensor
 from data.arrays import make_array, open_array
 from data.crops import to_bytes
 from engine.images import save_png
+from engine.metrics.files import write_json
 from models.errors import UserError
 from models.sampling import Samples
 from models.scan_order import scale_slices
@@ -103,7 +104,7 @@ def prepare_folder(
     progress.mkdir(exist_ok=True)
     for name, (size, dtype) in arrays.items():
         make_array(progress / f"{name}.npy", dtype, size)
-    _write_json(folder / SETTINGS_NAME, settings)  # last: a folder with settings has all its arrays
+    write_json(folder / SETTINGS_NAME, settings)  # last: a folder with settings has all its arrays
     return True
 
 
@@ -208,7 +209,7 @@ class SampleFolder:
         if self.images is not None:
             write_npz(self.folder / NPZ_NAME, self.images, labels)
         settings = json.loads((self.folder / SETTINGS_NAME).read_text())
-        _write_json(self.folder / SETTINGS_NAME, settings | {"duplicates": duplicates})
+        write_json(self.folder / SETTINGS_NAME, settings | {"duplicates": duplicates})
         self.progress.rename(self.folder / FINISHED_NAME)  # all at once: half of it would look damaged
         shutil.rmtree(self.folder / FINISHED_NAME)
 
@@ -256,9 +257,3 @@ def _move_aside(folder: Path) -> None:
         for path in folder.glob(pattern):
             path.rename(aside / path.name)
     print(f"the earlier samples in {folder} are now in {aside}")
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(content, indent=1))
-    temporary.replace(path)
