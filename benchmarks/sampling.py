@@ -7,6 +7,7 @@ of their own time at the same shapes, in the same process, right after. Each row
 """
 
 import multiprocessing
+import os
 import statistics
 import sys
 from collections.abc import Sequence
@@ -81,6 +82,7 @@ def main(argv: Sequence[str]) -> None:
     device = pick_device(args.device)
     print(f"{describe_machine(device)}; guided (cfg 1.5), {args.steps_per_scale} steps per scale, seconds of a batch")
     print(ROW.format(*COLUMNS), flush=True)
+    os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", "1000000")  # glibc else keeps up to 100 MB that nobody holds
     context = multiprocessing.get_context("spawn")
     for config in args.configs:
         for dtype in args.dtypes:

@@ -4,8 +4,9 @@ Letters: B batch, H, W image sides in pixels, S = H / stride side of the code ma
 N = B * S * S vectors to quantize. Images are in [-1, 1]; module names are the keys of the published files.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, pairwise
 
 import torch
 import torch.nn.functional as F
@@ -67,9 +68,11 @@ class ResidualBlock(nn.Module):
         self.nin_shortcut = nn.Identity() if same else nn.Conv2d(channels_in, channels_out, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x), inplace=True))  # in place: at 256 px a copy is 34 MB an image
-        h = self.conv2(F.silu(self.norm2(h), inplace=True))
-        return self.nin_shortcut(x) + h
+        h = self.norm1(x)  # in place and one name: at 256 px a copy is 34 MB an image
+        h = self.conv1(F.silu(h, inplace=True))
+        h = self.norm2(h)
+        h = self.conv2(F.silu(h, inplace=True))
+        return h.add_(self.nin_shortcut(x))
 
 
 class AttentionBlock(nn.Module):
@@ -115,12 +118,14 @@ class Level(nn.Module):
         self.downsample = Downsample(channels[-1]) if downsample else nn.Identity()
         self.upsample = Upsample(channels[-1]) if upsample else nn.Identity()
 
-    def forward(self, x: Tensor) -> Tensor:
-        for i, block in enumerate(self.res):
-            x = block(x)
-            if self.attn:
-                x = self.attn[i](x)
-        return self.upsample(self.downsample(x))
+    def in_order(self) -> list[nn.Module]:
+        blocks = chain.from_iterable(zip(self.res, self.attn, strict=True)) if self.attn else self.res
+        return [*blocks, self.downsample, self.upsample]
+
+
+def _in_order(levels: Iterable[Level]) -> list[nn.Module]:
+    """Every module of the levels, for one loop: a loop in each level would hold the level's input until its end."""
+    return [module for level in levels for module in level.in_order()]
 
 
 def _middle(channels: int) -> nn.ModuleList:
@@ -147,8 +152,8 @@ class Encoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv_in(x)
-        for block in (*self.conv_blocks, *self.mid):
-            x = block(x)
+        for module in (*_in_order(self.conv_blocks), *self.mid):
+            x = module(x)
         return self.conv_out(F.silu(self.norm_out(x)))
 
 
@@ -169,9 +174,10 @@ class Decoder(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         z = self.conv_in(z)
-        for block in (*self.mid, *self.conv_blocks):
-            z = block(z)
-        return self.conv_out(F.silu(self.norm_out(z)))
+        for module in (*self.mid, *_in_order(self.conv_blocks)):
+            z = module(z)
+        z = self.norm_out(z)
+        return self.conv_out(F.silu(z, inplace=True))
 
 
 class Quantizer(nn.Module):

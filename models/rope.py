@@ -58,6 +58,13 @@ class Rotary:
         """For a batch that holds every image ``times`` times."""
         return self._map(lambda part: part.repeat(times, *[1] * (part.ndim - 1)))
 
+    def packed(self) -> "Rotary":
+        """The same in one piece of memory: made layer by layer, they hold half as much again in the gaps between."""
+        if len(self.turns) == 1:
+            return self
+        real, imaginary = (torch.stack(parts).unbind() for parts in zip(*self.turns[:-1], strict=True))
+        return Rotary([*zip(real, imaginary, strict=True), self.turns[-1]])
+
     def _map(self, change: Callable[[Tensor], Tensor]) -> "Rotary":
         return Rotary([(change(real), change(imaginary)) for real, imaginary in self.turns])
 

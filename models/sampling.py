@@ -324,7 +324,7 @@ class Sampler:
         """Lay out order and blocks; (B, L) numbers order the locations of models of random order."""
         model, drawing = self.model, self.drawing
         self.layout = model.layout(drawing.steps_per_scale, drawing.remainder, order_uniforms)
-        rotary = model.rope(self.layout.positions, self.layout.prev_positions)
+        rotary = model.rope(self.layout.positions, self.layout.prev_positions).packed()
         if self.guided and len(self.layout.positions) > 1:
             rotary = rotary.repeat(2)
         self.blocks, start = [], 0
