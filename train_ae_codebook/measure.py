@@ -90,12 +90,12 @@ class ScaleMeter:
         )
 
 
-def held_out_batches(images: Dataset, most: int = MAX_HELD_OUT) -> Iterator[Tensor]:
-    """Batches (B, 3, H, W) of at most ``most`` images, evenly spaced over a data set of crops."""
+def held_out_batches(images: Dataset, most: int = MAX_HELD_OUT, size: int = BATCH) -> Iterator[Tensor]:
+    """Batches (B, 3, H, W), B ``size`` or fewer, of at most ``most`` images evenly spaced over a data set of crops."""
     count = min(most, len(images))
     spread = [i * len(images) // count for i in range(count)]
-    for start in range(0, count, BATCH):
-        yield torch.stack([images[(i, 0)][0] for i in spread[start : start + BATCH]])
+    for start in range(0, count, size):
+        yield torch.stack([images[(i, 0)][0] for i in spread[start : start + size]])
 
 
 def measure_scales(

@@ -18,6 +18,11 @@ from models.errors import UserError
 FULL = 50_000  # samples whose FID needs no N beside its name
 
 
+def with_count(distance: str, num_samples: int | None) -> str:
+    """A Fréchet distance's name, with the number of samples if it is below 50,000 or unknown."""
+    return distance if num_samples is not None and num_samples >= FULL else f"{distance}-{num_samples or 'unknown'}"
+
+
 @dataclass(frozen=True)
 class Figures:
     """What is measured; None for what the sides have no images or statistics for."""
@@ -30,11 +35,10 @@ class Figures:
 
     def labelled(self, num_samples: int | None) -> dict[str, float | None]:
         """By name; a Fréchet distance of fewer than 50,000 samples carries their number."""
-        end = "" if num_samples is not None and num_samples >= FULL else f"-{num_samples or 'unknown'}"
         return {
             "Inception Score": self.inception_score,
-            f"FID{end}": self.fid,
-            f"sFID{end}": self.sfid,
+            with_count("FID", num_samples): self.fid,
+            with_count("sFID", num_samples): self.sfid,
             "Precision": self.precision,
             "Recall": self.recall,
         }

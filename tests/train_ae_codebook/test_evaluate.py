@@ -14,13 +14,19 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+import evaluator
+from data.datasets import CroppedImages, open_dataset
+from engine.metrics.evaluate import with_count
 from models.autoencoder import Autoencoder, resize_image
+from models.errors import UserError
 from models.published import export_autoencoder
 from tests.codebook_factory import digits
-from tests.command_factory import call
+from tests.command_factory import ROOT, call
+from tests.engine.metrics.fake_inception import FakeInception
 from tests.factory import randomize, tiny_autoencoder
 from train_ae_codebook.evaluate import main, table
 from train_ae_codebook.measure import ScaleFigures, held_out_batches, measure_scales
+from train_ae_codebook.rfid import measure_rfid
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +117,57 @@ def test_the_command_prints_and_writes(autoencoder: Autoencoder, tmp_path: Path)
         assert picture.size == (16 * 66 + 2, 6 * 66 + 2)
 
 
+# rFID
+
+
+def save_images(path: Path, images: Tensor) -> Path:
+    """As evaluator.py takes them: (N, H, W, 3) by the published 8-bit rule."""
+    pixels = (((images + 1) / 2).clamp(0, 1) * 255).numpy().astype(np.uint8)
+    np.savez(path, arr_0=pixels.transpose(0, 2, 3, 1))
+    return path
+
+
+def test_rfid_is_the_evaluator_s_distance_of_reconstructions(autoencoder: Autoencoder, tmp_path: Path) -> None:
+    """By ADM's network (random weights) on files of the same images; N stands in the name, and doubts are said."""
+    graph = ROOT / "tests/fixtures/evaluator/classify_image_graph_def.pb"
+    export_autoencoder(autoencoder, tmp_path / "ae")
+    flags = {"autoencoder": tmp_path / "ae", "dataset": "digits", "img_size": 32, "num_images": 40, "device": "cpu"}
+    flags |= {"inception_graph": graph, "output_file": tmp_path / "figures.json"}
+    outcome = call(main, *(word for name, value in flags.items() for word in (f"--{name}", str(value))))
+    assert outcome.code == 0, outcome.err
+    assert "reconstructions: 40 images are fewer than 2048" in outcome.err
+    data = CroppedImages(open_dataset("digits", "", 32, "val"), 32, "center")
+    images = torch.cat(list(held_out_batches(data, 40)))
+    with torch.no_grad():
+        rebuilt = autoencoder.decode(autoencoder.quantize_latents(autoencoder.encode(images)))
+    paths = [str(save_images(tmp_path / f"{i}.npz", batch)) for i, batch in enumerate((images, rebuilt))]
+    expected = tmp_path / "expected.json"
+    flags = ("--inception_graph", str(graph), "--no_prec_recall", "--output_file", str(expected))
+    assert call(evaluator.main, *paths, *flags).code == 0
+    expected = json.loads(expected.read_text())
+    written = json.loads((tmp_path / "figures.json").read_text())
+    assert written["rFID-40"] == pytest.approx(expected["FID-40"], rel=1e-5)
+    assert written["rFID-40"] > 1
+    assert written["inception_sha256"] == expected["inception_sha256"]
+    assert f"rFID-40: {written['rFID-40']:.6g}" in outcome.out.splitlines()
+
+
+def test_rfid_of_exact_reconstructions_is_zero(monkeypatch: pytest.MonkeyPatch, autoencoder: Autoencoder) -> None:
+    monkeypatch.setattr(autoencoder, "encode", lambda images: images)
+    monkeypatch.setattr(autoencoder, "quantize_latents", lambda images: images)
+    monkeypatch.setattr(autoencoder, "decode", lambda images: images)
+    name, value, _ = measure_rfid(autoencoder, digits("val", 30), 30, FakeInception())
+    assert (name, value) == ("rFID-30", pytest.approx(0, abs=1e-6))
+    monkeypatch.setattr(autoencoder, "decode", lambda images: -images)
+    assert measure_rfid(autoencoder, digits("val", 30), 30, FakeInception())[1] > 0.1
+    with pytest.raises(UserError, match="at least 2 images"):
+        measure_rfid(autoencoder, digits("val", 30), 1, FakeInception())
+
+
+def test_its_name_needs_no_number_from_50000_images_on() -> None:
+    assert [with_count("rFID", count) for count in (49_999, 50_000)] == ["rFID-49999", "rFID"]
+
+
 @pytest.mark.parametrize(
     ("flags", "answer"),
     [
@@ -121,6 +178,9 @@ def test_the_command_prints_and_writes(autoencoder: Autoencoder, tmp_path: Path)
         (("--autoencoder", "pretrained_models/digits", "--data_path", "docs", "--dataset", "folder"), "has no val/"),
         (("--autoencoder", "pretrained_models/digits", "--num_images", "-1"), "num_images is -1"),
         (("--autoencoder", "pretrained_models/digits", "--scale_sizes", "[0]"), "each must be at least 1"),
+        (("--autoencoder", "x", "--inception_graph", "a", "--inception_weights", "b"), "name one of them"),
+        (("--autoencoder", "pretrained_models/digits", "--img_size", "32", "--inception_graph", "no.pb"), "no.pb"),
+        (("--autoencoder", "pretrained_models/digits", "--img_size", "32", "--inception_weights", "no.pth"), "no.pth"),
         (("--autoencoders", "x"), "unknown option --autoencoders; did you mean --autoencoder?"),
     ],
 )
