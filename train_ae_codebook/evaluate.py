@@ -90,9 +90,10 @@ def main(argv: Sequence[str]) -> None:
     sides = args.scale_sizes or compute_scale_sizes(args.img_size, levels, 2)
     count = min(args.num_images or len(data), len(data))
     batches = _with_progress(held_out_batches(data, count), count)
-    by_side = measure_scales(autoencoder, batches, sides, with_ssim=True)
+    by_side, num_used = measure_scales(autoencoder, batches, sides, with_ssim=True)
     print(f"{args.autoencoder} on {count} images ({args.split}) of {data.images.name}")
     print(table(by_side))
+    print(f"{num_used} of {autoencoder.config.n_embed} codes occur at some scale")
     distance = {} if inception is None else _rfid(autoencoder, data, count, inception)
     if args.grid is not None:
         Path(args.grid).parent.mkdir(parents=True, exist_ok=True)
@@ -101,8 +102,8 @@ def main(argv: Sequence[str]) -> None:
     if args.output_file is not None:
         scales = {str(side): asdict(figures) for side, figures in by_side.items()}
         Path(args.output_file).parent.mkdir(parents=True, exist_ok=True)
-        content = {"settings": asdict(args), "images": count, "n_embed": autoencoder.config.n_embed, "scales": scales}
-        write_json(Path(args.output_file), content | distance)
+        content = {"settings": asdict(args), "images": count, "n_embed": autoencoder.config.n_embed}
+        write_json(Path(args.output_file), content | {"used_codes": num_used, "scales": scales} | distance)
 
 
 def load_inception(args: EvaluateArgs, device: torch.device) -> Inception | None:

@@ -100,14 +100,15 @@ def held_out_batches(images: Dataset, most: int = MAX_HELD_OUT, size: int = BATC
 
 def measure_scales(
     autoencoder: Autoencoder, batches: Iterator[Tensor], sides: Sequence[int], with_ssim: bool = False
-) -> dict[int, ScaleFigures]:
-    """Figures of each side of a code map, on the autoencoder's device."""
+) -> tuple[dict[int, ScaleFigures], int]:
+    """Figures of each side of a code map, on the autoencoder's device, and how many codes occur at any of them."""
     meters = [ScaleMeter(autoencoder, side, with_ssim) for side in sides]
     device = autoencoder.quantize.embedding.device
     for images in batches:
         for meter in meters:
             meter.update(images.to(device))
-    return {meter.side: meter.figures() for meter in meters}
+    used = sum(meter.counts for meter in meters) > 0
+    return {meter.side: meter.figures() for meter in meters}, int(used.sum())
 
 
 @torch.no_grad()
@@ -127,7 +128,7 @@ def show_held_out(
     """Write a grid of some held-out images; return the figures of more."""
     shown = torch.cat(list(held_out_batches(images, SHOWN_IMAGES))).to(autoencoder.quantize.embedding.device)
     save_pyramid(autoencoder, shown, sides, path)
-    return measure_scales(autoencoder, held_out_batches(images), sides)
+    return measure_scales(autoencoder, held_out_batches(images), sides)[0]
 
 
 def _mean(values: Sequence[float]) -> float:

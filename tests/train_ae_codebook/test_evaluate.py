@@ -52,8 +52,9 @@ def ssim(one: Tensor, other: Tensor) -> float:
 
 def test_figures_are_those_of_independent_formulas(autoencoder: Autoencoder) -> None:
     images = torch.stack([digits("val", 40)[(i, 0)][0] for i in range(40)])
-    measured = measure_scales(autoencoder, iter(images.split(17)), (1, 2, 4), with_ssim=True)
+    measured, num_used = measure_scales(autoencoder, iter(images.split(17)), (1, 2, 4), with_ssim=True)
     assert list(measured) == [1, 2, 4]
+    seen: set[int] = set()
     for side, figures in measured.items():
         small = resize_image(images, 2 * side)
         with torch.no_grad():
@@ -62,6 +63,7 @@ def test_figures_are_those_of_independent_formulas(autoencoder: Autoencoder) -> 
             distances, codes = torch.cdist(z, codebook).min(1)
             rebuilt = autoencoder.decode(codes.view(40, side, side)).clamp(-1, 1)
         psnr = [10 * math.log10(4 / (a - b).square().mean().item()) for a, b in zip(small, rebuilt, strict=True)]
+        seen |= set(codes.tolist())
         shares = np.bincount(codes, minlength=64) / len(codes)
         entropy = -sum(share * math.log(share) for share in shares if share > 0)
         assert figures.psnr == pytest.approx(np.mean(psnr), rel=1e-5)
@@ -74,11 +76,12 @@ def test_figures_are_those_of_independent_formulas(autoencoder: Autoencoder) -> 
             assert figures.ssim == pytest.approx(expected, abs=1e-4)
         else:
             assert figures.ssim is None
+    assert num_used == len(seen)
 
 
 def test_an_exact_reconstruction_has_100_db(autoencoder: Autoencoder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(autoencoder, "decode", lambda codes: torch.zeros(2, 3, 8, 8))
-    figures = measure_scales(autoencoder, iter([torch.zeros(2, 3, 8, 8)]), (4,), with_ssim=True)[4]
+    figures = measure_scales(autoencoder, iter([torch.zeros(2, 3, 8, 8)]), (4,), with_ssim=True)[0][4]
     assert (figures.psnr, figures.ssim, figures.l1) == (pytest.approx(100), pytest.approx(1), 0)
 
 
@@ -109,10 +112,12 @@ def test_the_command_prints_and_writes(autoencoder: Autoencoder, tmp_path: Path)
     assert list(written["scales"]) == ["1", "2", "4"]
     assert (written["images"], written["n_embed"], written["settings"]["split"]) == (20, 64, "val")
     by_side = {int(side): ScaleFigures(**figures) for side, figures in written["scales"].items()}
-    assert outcome.out.splitlines()[1:] == table(by_side).splitlines()
+    *lines, last = outcome.out.splitlines()[1:]
+    assert lines == table(by_side).splitlines()
+    assert last == f"{written['used_codes']} of 64 codes occur at some scale"
     assert outcome.out.startswith(f"{tmp_path / 'ae'} on 20 images (val) of digits\n")
     images = torch.cat(list(held_out_batches(digits("val", 297), 20)))
-    assert by_side[4] == measure_scales(autoencoder, iter([images]), (4,), with_ssim=True)[4]
+    assert by_side[4] == measure_scales(autoencoder, iter([images]), (4,), with_ssim=True)[0][4]
     with Image.open(tmp_path / "grid" / "g.png") as picture:
         assert picture.size == (16 * 66 + 2, 6 * 66 + 2)
 
