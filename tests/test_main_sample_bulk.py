@@ -190,6 +190,32 @@ def test_deleted_images_of_an_unfinished_run_are_drawn_again(
     assert_same_pngs(folder, undisturbed)
 
 
+def test_deleted_images_of_a_complete_run_are_drawn_again(tmp_path: Path, drawn: list[int]) -> None:
+    folder = tmp_path / "new"
+    draw(folder, "--num_samples", "5")
+    before = contents(folder)
+    drawn.clear()
+    for i in (1, 4):
+        (folder / f"{i:06d}.png").unlink()
+    draw(folder, "--num_samples", "5")
+    assert drawn == [1, 4]
+    assert contents(folder) == before
+
+
+@pytest.mark.parametrize(("flags", "lost"), [(["--format", "npz"], "samples.npz"), (["--save_codes"], "000002.png")])
+def test_a_complete_run_that_lost_what_one_file_held_is_drawn_whole(
+    flags: list[str], lost: str, tmp_path: Path, drawn: list[int]
+) -> None:
+    folder = tmp_path / "new"
+    draw(folder, "--num_samples", "4", *flags)
+    before = (folder / lost).read_bytes()
+    drawn.clear()
+    (folder / lost).unlink()
+    draw(folder, "--num_samples", "4", *flags)
+    assert drawn == [0, 1, 2, 3]
+    assert (folder / lost).stat().st_size == len(before)
+
+
 def test_a_complete_run_is_left_alone(tmp_path: Path, drawn: list[int]) -> None:
     folder = tmp_path / "new"
     draw(folder, "--num_samples", "3")
