@@ -16,15 +16,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from tqdm import tqdm
 
 from engine import distributed
-from engine.bulk import Request, draw_many
+from engine.bulk import Request, draw_into, draw_many
 from engine.command import run
 from engine.config import parse_flags
 from engine.device import describe_size, pick_device, pick_dtype
 from engine.edit import Edit, load_edit
-from engine.images import save_grid, to_uint8
+from engine.images import save_grid
 from engine.labels import balanced_labels, class_names, parse_labels, read_labels, shown_labels
 from engine.metrics.files import hash_file
 from engine.sample_folder import MAPS, Format, SampleFolder, image_name, prepare_folder
@@ -140,39 +139,22 @@ def main(argv: Sequence[str]) -> None:
             f"{describe_size(model)}; {len(labels)} images of {model.config.img_size} px in {num_steps} steps; "
             f"{str(dtype).removeprefix('torch.')} on {device}"
         )
-        draw_into(folder, model, request, args, edit)
+        draw_and_finish(folder, model, request, args, edit)
     distributed.tear_down()
 
 
-def draw_into(folder: Path, model: Checkerboard, request: Request, args: SampleArgs, edit: Edit | None) -> None:
+def draw_and_finish(folder: Path, model: Checkerboard, request: Request, args: SampleArgs, edit: Edit | None) -> None:
     """Draw the images that a prepared folder lacks, on all ranks, and finish it."""
-    with SampleFolder(folder) as images:
-        todo = images.todo
-        distributed.barrier()  # all have seen what is missing before anyone adds to it
-        mine = todo[distributed.rank() :: distributed.num_ranks()].tolist()
-        if request.compiled and mine:
-            start = time.perf_counter()
-            next(draw_many(model, request, mine[:1]))
-            _say(f"compiled in {time.perf_counter() - start:.0f} s")
+    if request.compiled:
         start = time.perf_counter()
-        with tqdm(
-            desc="sampling",
-            total=len(request.labels),
-            initial=images.num_done,
-            unit="image",
-            disable=not distributed.is_main(),
-        ) as bar:
-            for indices, out in draw_many(model, request, mine):
-                pixels = to_uint8(out.images)
-                images.add(indices, pixels if edit is None else edit.paste_back(pixels), out)
-                bar.update(images.num_done - bar.n)
-            images.wait()
-            bar.update(images.num_done - bar.n)
+        next(draw_many(model, request, [0]))
+        _say(f"compiled in {time.perf_counter() - start:.0f} s")
+    start = time.perf_counter()
+    images = draw_into(folder, model, request) if edit is None else draw_into(folder, model, request, edit.paste_back)
     seconds = time.perf_counter() - start
-    distributed.barrier()
     if distributed.is_main():
         _finish(images, model, request.labels, args, edit)
-        rate = f"{seconds / len(todo):.2f} s an image; " if len(todo) else ""
+        rate = f"{seconds / len(images.todo):.2f} s an image; " if len(images.todo) else ""
         place = "samples.npz" if args.format == "npz" else "grid.png"
         print(f"{rate}{folder}/{place}")
 
