@@ -23,7 +23,7 @@ from engine.command import run
 from engine.config import parse_flags
 from engine.device import pick_device
 from engine.metrics.backends import NetworkArgs, load_network
-from engine.metrics.evaluate import compare, describe, report
+from engine.metrics.evaluate import compare, figure_lines, report
 from engine.metrics.files import write_json
 from engine.metrics.network import Network
 from engine.metrics.reference import make_reference
@@ -90,7 +90,7 @@ def evaluate(args: EvaluatorArgs, network: Network) -> dict[str, Any]:
     figures = compare(reference, samples, network, by_neighbours)
     result = report(reference, samples, network, figures) | {"batch_size": args.batch_size}
     _warn(result["warnings"])
-    print("\n".join(describe(figures, samples.num_images)))
+    print("\n".join(figure_lines(figures, samples.num_images)))
     for name, side in (("reference", reference), ("samples", samples)):
         kind = "stored statistics" if side.stored else "images"
         print(f"{name}: {side.path}, N = {side.num_images or 'unknown'}, {kind}, SHA-256 {side.sha256}")

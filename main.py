@@ -21,7 +21,7 @@ from engine.command import run
 from engine.config import TrainArgs, parse_config
 from engine.device import describe_size, pick_device
 from engine.digits_score import score_digits
-from engine.metrics.evaluate import describe
+from engine.metrics.evaluate import figure_lines
 from engine.run_folder import open_run_folder, run_settings
 from engine.trainer import Trainer, count_steps
 from models.autoencoder import Autoencoder
@@ -128,7 +128,7 @@ def train(
             "\n".join(
                 [
                     "drawn digits, by the classifier in pretrained_models/classifiers:",
-                    *describe(figures, NUM_SCORED_DIGITS),
+                    *figure_lines(figures, NUM_SCORED_DIGITS),
                 ]
             )
         )

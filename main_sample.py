@@ -11,7 +11,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,9 +23,9 @@ from engine.config import parse_flags
 from engine.device import describe_size, pick_device, pick_dtype
 from engine.edit import Edit, load_edit
 from engine.images import save_grid
-from engine.labels import balanced_labels, class_names, parse_labels, read_labels, shown_labels
-from engine.metrics.files import hash_file
-from engine.sample_folder import MAPS, Format, SampleFolder, image_name, prepare_folder
+from engine.labels import balanced_labels, parse_labels, read_labels, shown_labels
+from engine.sample_folder import MAPS, Format, SampleFolder, prepare_folder
+from engine.sample_settings import sample_settings
 from engine.visualize import save_animation, save_entropy_by_step, save_maps
 from models.autoencoder import Autoencoder, AutoencoderConfig
 from models.checkerboard import Checkerboard, ModelConfig
@@ -237,26 +236,10 @@ def _columns(labels: Sequence[int]) -> int:
 
 def _settings(model: Checkerboard, labels: Sequence[int], args: SampleArgs) -> dict[str, Any]:
     """Everything that decides the images, and what each of them is."""
-    names = class_names(model)
-    inputs = {"checkpoint": None if args.checkpoint is None else find_checkpoint(args.checkpoint)}
-    inputs |= {"edit": args.edit, "mask": args.mask}
-    hashes = {f"{name}_sha256": None if path is None else hash_file(Path(path)) for name, path in inputs.items()}
-    return {
-        **asdict(args),
-        **hashes,
-        "resolved_dtype": str(model.lm_head.weight.dtype).removeprefix("torch."),
-        "resolved_device": str(model.device),
-        "torch": version("torch"),
-        "images": [
-            {
-                "file": image_name(i) if args.format == "png" else None,
-                "label": label,
-                "class": names[label] if names is not None and label < len(names) else None,
-                "seed": args.seed + i,
-            }
-            for i, label in enumerate(labels)
-        ],
-    }
+    checkpoint = None if args.checkpoint is None else find_checkpoint(args.checkpoint)
+    return sample_settings(
+        asdict(args), model, labels, {"checkpoint": checkpoint, "edit": args.edit, "mask": args.mask}
+    )
 
 
 def _say(text: str) -> None:

@@ -158,6 +158,12 @@ def open_images(path: Path) -> Images | None:
     raise UserError(f"{path} holds {', '.join(sorted(names)) or 'nothing'}; neither images ({IMAGES}) nor statistics")
 
 
+def hash_source(path: Path) -> str:
+    """SHA-256 of a file, or of all images of a folder; a first look at whether there is anything to read."""
+    images = open_images(path)
+    return hash_file(path) if images is None else images.sha256
+
+
 def resolve(path: Path) -> Path:
     """What a path stands for: the samples.npz in a folder that main_sample.py wrote, else the path itself."""
     if not path.exists():

@@ -160,7 +160,7 @@ def report(reference: Side, samples: Side, network: Network, figures: Figures) -
     }
 
 
-def describe(figures: Figures, num_samples: int | None) -> list[str]:
+def figure_lines(figures: Figures, num_samples: int | None) -> list[str]:
     """A line for each figure, that of real images beside it."""
     lines = [
         f"{name}: {'not measured' if value is None else format(value, '.6g')}"

@@ -126,7 +126,7 @@ def compute_features(
     num_images, first, digests, grey = images.shape[0], 0, [], True
     rank, num_ranks = (distributed.rank(), distributed.num_ranks()) if all_ranks else (0, 1)
     found: Arrays = ()
-    with tqdm(desc="features", total=num_images, unit="image", disable=rank > 0) as bar:
+    with tqdm(desc="features", total=num_images, unit="image", leave=None, disable=rank > 0) as bar:
         for i, batch in enumerate(images.batches(batch_size)):
             if i % num_ranks == rank:
                 new = network(batch)
