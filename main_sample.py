@@ -11,23 +11,21 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from tqdm import tqdm
 
 from engine import distributed
-from engine.bulk import Request, draw_many
+from engine.bulk import Request, draw_into, draw_many
 from engine.command import run
 from engine.config import parse_flags
 from engine.device import describe_size, pick_device, pick_dtype
 from engine.edit import Edit, load_edit
-from engine.images import save_grid, to_uint8
-from engine.labels import balanced_labels, class_names, parse_labels, read_labels, shown_labels
-from engine.metrics.files import hash_file
-from engine.sample_folder import MAPS, Format, SampleFolder, image_name, prepare_folder
+from engine.images import save_grid
+from engine.labels import balanced_labels, parse_labels, read_labels, shown_labels
+from engine.sample_folder import MAPS, Format, SampleFolder, prepare_folder
+from engine.sample_settings import sample_settings
 from engine.visualize import save_animation, save_entropy_by_step, save_maps
 from models.autoencoder import Autoencoder, AutoencoderConfig
 from models.checkerboard import Checkerboard, ModelConfig
@@ -140,39 +138,22 @@ def main(argv: Sequence[str]) -> None:
             f"{describe_size(model)}; {len(labels)} images of {model.config.img_size} px in {num_steps} steps; "
             f"{str(dtype).removeprefix('torch.')} on {device}"
         )
-        draw_into(folder, model, request, args, edit)
+        draw_and_finish(folder, model, request, args, edit)
     distributed.tear_down()
 
 
-def draw_into(folder: Path, model: Checkerboard, request: Request, args: SampleArgs, edit: Edit | None) -> None:
+def draw_and_finish(folder: Path, model: Checkerboard, request: Request, args: SampleArgs, edit: Edit | None) -> None:
     """Draw the images that a prepared folder lacks, on all ranks, and finish it."""
-    with SampleFolder(folder) as images:
-        todo = images.todo
-        distributed.barrier()  # all have seen what is missing before anyone adds to it
-        mine = todo[distributed.rank() :: distributed.num_ranks()].tolist()
-        if request.compiled and mine:
-            start = time.perf_counter()
-            next(draw_many(model, request, mine[:1]))
-            _say(f"compiled in {time.perf_counter() - start:.0f} s")
+    if request.compiled:
         start = time.perf_counter()
-        with tqdm(
-            desc="sampling",
-            total=len(request.labels),
-            initial=images.num_done,
-            unit="image",
-            disable=not distributed.is_main(),
-        ) as bar:
-            for indices, out in draw_many(model, request, mine):
-                pixels = to_uint8(out.images)
-                images.add(indices, pixels if edit is None else edit.paste_back(pixels), out)
-                bar.update(images.num_done - bar.n)
-            images.wait()
-            bar.update(images.num_done - bar.n)
+        next(draw_many(model, request, [0]))
+        _say(f"compiled in {time.perf_counter() - start:.0f} s")
+    start = time.perf_counter()
+    images = draw_into(folder, model, request) if edit is None else draw_into(folder, model, request, edit.paste_back)
     seconds = time.perf_counter() - start
-    distributed.barrier()
     if distributed.is_main():
         _finish(images, model, request.labels, args, edit)
-        rate = f"{seconds / len(todo):.2f} s an image; " if len(todo) else ""
+        rate = f"{seconds / len(images.todo):.2f} s an image; " if len(images.todo) else ""
         place = "samples.npz" if args.format == "npz" else "grid.png"
         print(f"{rate}{folder}/{place}")
 
@@ -255,26 +236,10 @@ def _columns(labels: Sequence[int]) -> int:
 
 def _settings(model: Checkerboard, labels: Sequence[int], args: SampleArgs) -> dict[str, Any]:
     """Everything that decides the images, and what each of them is."""
-    names = class_names(model)
-    inputs = {"checkpoint": None if args.checkpoint is None else find_checkpoint(args.checkpoint)}
-    inputs |= {"edit": args.edit, "mask": args.mask}
-    hashes = {f"{name}_sha256": None if path is None else hash_file(Path(path)) for name, path in inputs.items()}
-    return {
-        **asdict(args),
-        **hashes,
-        "resolved_dtype": str(model.lm_head.weight.dtype).removeprefix("torch."),
-        "resolved_device": str(model.device),
-        "torch": version("torch"),
-        "images": [
-            {
-                "file": image_name(i) if args.format == "png" else None,
-                "label": label,
-                "class": names[label] if names is not None and label < len(names) else None,
-                "seed": args.seed + i,
-            }
-            for i, label in enumerate(labels)
-        ],
-    }
+    checkpoint = None if args.checkpoint is None else find_checkpoint(args.checkpoint)
+    return sample_settings(
+        asdict(args), model, labels, {"checkpoint": checkpoint, "edit": args.edit, "mask": args.mask}
+    )
 
 
 def _say(text: str) -> None:

@@ -323,7 +323,7 @@ def unwritable(tmp_path: Path) -> Path:
 def test_an_output_dir_that_cannot_be_written_is_refused_before_drawing(
     place: str, tmp_path: Path, unwritable: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(main_sample, "draw_into", None)
+    monkeypatch.setattr(main_sample, "draw_and_finish", None)
     file = tmp_path / "file"
     file.write_text("mine")
     folder = {

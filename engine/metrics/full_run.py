@@ -22,9 +22,10 @@ from typing import Any, Literal
 
 from engine.command import run
 from engine.config import parse_flags
-from engine.metrics.batches import open_images
-from engine.metrics.files import hash_file, write_json
+from engine.metrics.batches import hash_source
+from engine.metrics.files import hash_file
 from engine.metrics.inception_tf import default_graph
+from engine.metrics.results import RESULT_NAME, SAMPLES_NAME, find_result, write_result
 from models.errors import UserError
 from models.published import find_checkpoint
 
@@ -35,7 +36,6 @@ REFERENCE_URL = (
     "https://openaipublic.blob.core.windows.net/diffusion/jul-2021/ref_batches/imagenet/256/"
     "VIRTUAL_imagenet256_labeled.npz"
 )
-RESULT_NAME, SAMPLES_NAME = "result.json", "samples"
 # Settings that change no figure.
 UNIMPORTANT = ("batch_size", "compile", "nproc", "output_dir", "delete_samples")
 
@@ -130,17 +130,16 @@ def main(argv: Sequence[str]) -> None:
     wanted = _check_inputs(args)
     folder = Path(args.output_dir)
     result_file = folder / RESULT_NAME
-    if not _holds(result_file, wanted):
+    result = find_result(result_file, wanted)
+    if result is None:
         signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # and the child is ended with us
         _run(_sampling_command(args, folder / SAMPLES_NAME))
         measured = folder / f".{RESULT_NAME}.measured"
         _run(_evaluation_command(args, folder / SAMPLES_NAME, measured))
         result = json.loads(measured.read_text())
         result |= {"run": asdict(args) | wanted, "paper": PRESETS[args.preset][1] if args.preset else None}
-        _move_aside(result_file)
-        write_json(result_file, result)
+        write_result(result_file, result)
         measured.unlink()
-    result = json.loads(result_file.read_text())
     if args.delete_samples and (folder / SAMPLES_NAME).is_dir():
         shutil.rmtree(folder / SAMPLES_NAME)
     print(table(result))
@@ -181,22 +180,14 @@ def _check_inputs(args: FullRunArgs) -> dict[str, Any]:
     reference = Path(args.reference)
     if args.reference == str(REFERENCE) and not reference.exists():
         raise UserError(f"there is no reference; fetch {REFERENCE_URL} to {REFERENCE}, or name yours with --reference")
-    images = open_images(reference)
+    reference_sha256 = hash_source(reference)
     if find_spec("tensorflow") is None:
         raise UserError("TensorFlow is missing; pip install -r requirements.txt")
     graph = default_graph() if args.inception_graph is None else Path(args.inception_graph)
     important = {name: value for name, value in asdict(args).items() if name not in UNIMPORTANT}
     files = {"checkpoint": find_checkpoint(args.checkpoint), "inception_graph": graph}
     hashes = {f"{name}_sha256": hash_file(path) for name, path in files.items()}
-    return important | hashes | {"reference_sha256": hash_file(reference) if images is None else images.sha256}
-
-
-def _holds(result_file: Path, wanted: Mapping[str, Any]) -> bool:
-    """Whether there is a result of these settings."""
-    if not result_file.exists():
-        return False
-    found = json.loads(result_file.read_text())["run"]
-    return all(name in found and found[name] == value for name, value in wanted.items())
+    return important | hashes | {"reference_sha256": reference_sha256}
 
 
 def _sampling_command(args: FullRunArgs, folder: Path) -> list[str]:
@@ -236,12 +227,6 @@ def _end_with_parent() -> None:
     if sys.platform == "linux":
         PR_SET_PDEATHSIG = 1
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
-def _move_aside(path: Path) -> None:
-    """An earlier result, of other settings, keeps its figures under another name."""
-    if path.exists():
-        path.rename(next(p for i in range(1, 10**6) if not (p := path.with_stem(f"{path.stem}.{i}")).exists()))
 
 
 if __name__ == "__main__":
