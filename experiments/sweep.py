@@ -14,7 +14,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from matplotlib.figure import Figure
@@ -23,7 +23,7 @@ from tqdm import tqdm
 from engine import distributed
 from engine.bulk import Request, draw_into
 from engine.command import run
-from engine.config import parse_flags
+from engine.config import parse_flags, plain
 from engine.device import pick_device, pick_dtype
 from engine.labels import balanced_labels
 from engine.metrics.backends import NetworkArgs, load_network
@@ -34,7 +34,7 @@ from engine.metrics.network import Network
 from engine.metrics.results import RESULT_NAME, SAMPLES_NAME, find_result, write_result
 from engine.metrics.sides import Side, load_side
 from engine.sample_folder import prepare_folder
-from engine.sample_settings import sample_settings
+from engine.sample_settings import SamplingArgs, sample_settings
 from models.checkerboard import Checkerboard
 from models.errors import UserError
 from models.published import find_checkpoint, load_checkpoint
@@ -46,53 +46,32 @@ Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class SweepArgs(NetworkArgs):
+class SweepArgs(NetworkArgs, SamplingArgs):
     """What to draw and to compare.
 
     Attributes:
-        checkpoint: checkpoint file, or the folder holding checkpoint-last.pth.
-        use_ema: take the averaged weights of the checkpoint.
         reference: npz, folder or statistics file of the reference, as evaluator.py takes it.
         cfg: values of guidance, cond + cfg * (cond - uncond): a list 1,1.5 or a range FIRST:LAST:STEP, ends included.
         steps_per_scale: steps that each scale is drawn in; a list or a range as well.
         num_samples: images of each pair, the classes in turn.
-        cfg_start_step: first step, counted over all scales from 0, that is guided.
-        remainder: what equal blocks leave over is a step of its own (separate) or joins the last full block (fold).
-        temperature: divides the logits.
-        top_k: codes kept at each draw; 0 keeps all.
-        top_p: probability mass kept at each draw; 1 keeps all.
-        seed: of the first image of every pair; image i has seed + i.
-        batch_size: images drawn at once, on each rank.
-        dtype: precision of the transformer's weights: auto, or a name.
-        device: auto, cuda, mps or cpu.
         output_dir: folder to write to; default output/sweep/ and the checkpoint's name.
         delete_samples: remove the samples of a pair when it is measured.
     """
 
-    checkpoint: str | None = None
-    use_ema: bool = False
     reference: str | None = None
     cfg: str = "1.0:2.0:0.1"
     steps_per_scale: str = "2,4,8"
     num_samples: int = 50_000
-    cfg_start_step: int = 5
-    remainder: Literal["separate", "fold"] = "separate"
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    seed: int = 0
-    batch_size: int = 16
-    dtype: str = "auto"
-    device: str = "auto"
     output_dir: str | None = None
     delete_samples: bool = False
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        NetworkArgs.__post_init__(self)
+        SamplingArgs.__post_init__(self)
         if self.checkpoint is None or self.reference is None:
             raise UserError("name the --checkpoint to draw from, and the --reference to compare with")
-        if self.batch_size < 1 or self.num_samples < 1 or self.seed < 0:
-            raise UserError("batch_size and num_samples must be at least 1, and seed not negative")
+        if self.num_samples < 1:
+            raise UserError(f"num_samples is {self.num_samples}; it must be at least 1")
 
     @property
     def drawings(self) -> list[Drawing]:
@@ -210,7 +189,7 @@ class Sweep:
         args += ["backend", "no_prec_recall"] if self.args.features == "inception" else []
         network = {f"{self.network.kind.lower()}_sha256": self.network.sha256}
         dtype = {"dtype": str(self.model.lm_head.weight.dtype).removeprefix("torch.")}
-        return asdict(drawing) | {name: getattr(self.args, name) for name in args} | dtype | self.inputs | network
+        return plain(drawing) | {name: getattr(self.args, name) for name in args} | dtype | self.inputs | network
 
     def _finished(self, drawing: Drawing) -> dict[str, Any] | None:
         return find_result(self._place(drawing) / RESULT_NAME, self._wanted(drawing))
