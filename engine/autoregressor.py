@@ -12,7 +12,7 @@ from engine.device import pick_device
 from engine.evaluation import FIRST_SEED, Evaluation
 from engine.images import save_grid, to_uint8
 from engine.labels import balanced_labels, shown_labels
-from engine.trainer import Statistics, StepRandomness
+from engine.trainer import Statistics, StepRandomness, Task
 from models.checkerboard import Checkerboard, scale_statistics
 from models.errors import UserError
 from models.sampling import Drawing
@@ -22,7 +22,7 @@ MAX_ROWS, COLUMNS = 16, 8
 FIXED_STEPS_PER_SCALE = 8  # of training with random_block_size: false
 
 
-class AutoregressorTask:
+class AutoregressorTask(Task):
     """Trains a ``Checkerboard`` on images or on cached codes.
 
     Args:

@@ -44,12 +44,13 @@ class StepRandomness:
 
     Attributes:
         step: updates of the weights so far.
+        batch: its number within the step.
         shared: the same on every rank and for every batch of a step.
         own: on the device, of this rank and batch alone.
     """
 
     def __init__(self, seed: int, step: int, batch: int, device: torch.device) -> None:
-        self.step = step
+        self.step, self.batch = step, batch
         self.shared = random.Random(mix_seed(seed, step))
         self.own = torch.Generator(device).manual_seed(mix_seed(seed, step, batch, distributed.rank()))
 
@@ -77,6 +78,13 @@ class Task(Protocol):
 
     def describe(self) -> dict[str, Any]:
         """Plain entries for the checkpoint, such as the configuration."""
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint must hold, beside the module, for a run to go on exactly: of most tasks nothing."""
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take back what ``state`` gave to the checkpoint that a run goes on from."""
 
 
 class _LossModule(nn.Module):
@@ -350,6 +358,7 @@ class Trainer:
             "data_order": self._data_order(),
             "loss_sum": self.loss_sum,
             "random_states": random_states(),
+            "task": self.task.state(),
             **self.task.describe(),
         }
 
@@ -368,6 +377,7 @@ class Trainer:
             self.scaler.load_state_dict(saved["scaler"])
         if self.ema is not None:
             self.ema.module.load_state_dict(saved["model_ema"])
+        self.task.restore(saved.get("task", {}))
         self.step, self.epoch, self.step_in_epoch = saved["step"], saved["epoch"], saved["step_in_epoch"]
         self.loss_sum.copy_(saved["loss_sum"])
         if distributed.is_main():

@@ -1,5 +1,6 @@
 """Tiny trainings of codebooks for tests: 8 px digits, scales 1 2 4."""
 
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from engine.command import run
 from engine.trainer import StepRandomness, Trainer
 from tests.factory import randomize, tiny_autoencoder
 from train_ae_codebook.requantize import RequantizeArgs, RequantizeTask
+from train_ae_codebook.vqvae import AutoencoderArgs, VQVAETask
 
 CPU = torch.device("cpu")
 
@@ -25,6 +27,30 @@ def digits(split: str, count: int) -> CroppedImages:
 
 def step(number: int, seed: int = 0) -> StepRandomness:
     return StepRandomness(seed, number, 0, CPU)
+
+
+def ae_args(**overrides: Any) -> AutoencoderArgs:
+    """Batches of 50; ``overrides`` are fields of AutoencoderArgs."""
+    tiny = {"dataset": "digits", "crop": "center", "img_size": 8, "scale_sizes": (1, 2, 4), "device": "cpu"}
+    tiny |= {"epochs": 1, "batch_size": 50, "lr": 3e-3, "warmup_epochs": 0.0, "num_workers": 0, "log_freq": 1}
+    return AutoencoderArgs(**(tiny | overrides))
+
+
+def ae_task(**overrides: Any) -> VQVAETask:
+    return VQVAETask(tiny_autoencoder(ch_mult=(1, 1)).train(), ae_args(**overrides), digits("val", 64), CPU)
+
+
+def ae_trainer(folder: Path, **overrides: Any) -> Trainer:
+    """6 steps an epoch, of 50 images on one rank."""
+    folder.mkdir(exist_ok=True)
+    torch.manual_seed(0)
+    task = ae_task(**overrides)
+    return Trainer(task, digits("train", 300), task.args, folder, CPU, {})
+
+
+def ae_rank(folder: Path, overrides: dict[str, Any]) -> None:
+    """One rank of a run, for ``start_ranks``."""
+    _train_rank(lambda: ae_trainer(folder, **overrides))
 
 
 def requantize_args(**overrides: Any) -> RequantizeArgs:
@@ -53,10 +79,13 @@ def requantize_trainer(folder: Path, **overrides: Any) -> Trainer:
 
 def requantize_rank(folder: Path, overrides: dict[str, Any]) -> None:
     """One rank of a run, for ``start_ranks``."""
+    _train_rank(lambda: requantize_trainer(folder, **overrides))
 
+
+def _train_rank(make: Callable[[], Trainer]) -> None:
     def train(argv: Any) -> None:
         distributed.set_up(CPU)
-        requantize_trainer(folder, **overrides).fit()
+        make().fit()
         distributed.tear_down()
 
     run(train)

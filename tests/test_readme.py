@@ -313,6 +313,15 @@ def check_autoencoder(project: Project, command: str) -> None:
     assert project.files("output/autoencoders/config_digits/samples/*.png")
 
 
+def check_other_start(project: Project, command: str) -> None:
+    succeeded(project, command)
+    made = open_autoencoder(project.folder / "output/autoencoders/mine/autoencoder")
+    start = open_autoencoder(project.folder / LLAMAGEN)
+    assert made.config == replace(start.config, n_embed=4096)
+    moved = (made.encoder.conv_in.weight - start.encoder.conv_in.weight).abs().max()
+    assert 0 < moved < 1e-2
+
+
 def check_judgement(project: Project, command: str) -> None:
     """Of the autoencoder that check_autoencoder's command made, on 297 scans."""
     outcome = succeeded(project, command)
@@ -568,6 +577,13 @@ RULES = (
         r"python train_ae_codebook/main\.py --config train_ae_codebook/config_digits\.yaml .*",
         check_autoencoder,
         added="--epochs 1 --batch_size 300 --full_size_share 0",
+    ),
+    Rule(
+        r"python train_ae_codebook/main\.py --config train_ae_codebook/config_256\.yaml .*",
+        check_other_start,
+        added="--ch 32 --ch_mult [1,1,1,1,1] --num_res_blocks 1 --z_channels 32 --img_size 32 --scale_sizes [1,2] "
+        "--batch_size 12 --epochs 1 --num_workers 0",
+        prepare=install_llamagen,
     ),
     Rule(r"python train_ae_codebook/evaluate\.py --autoencoder pretrained_models/digits .*", check_judgement),
     Rule(

@@ -3,15 +3,14 @@
     python train_ae_codebook/evaluate.py --autoencoder pretrained_models/digits --dataset digits --img_size 32
 
 Prints a table; writes it as JSON, and a grid of originals over reconstructions, where asked to. SSIM is scikit-image's,
-of scales that have the 7 pixels of its window.
+of scales that have the 7 pixels of its window. With Inception's weights it measures rFID of the full size too.
 """
 
-import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -23,10 +22,15 @@ from data.datasets import CroppedImages, DatasetName, open_dataset
 from engine.command import run
 from engine.config import parse_flags
 from engine.device import pick_device
+from engine.metrics.backends import NetworkArgs, load_network
+from engine.metrics.files import write_json
+from engine.metrics.network import Network
+from models.autoencoder import Autoencoder
 from models.errors import UserError
 from models.published import open_autoencoder
 from models.scan_order import compute_scale_sizes
 from train_ae_codebook.measure import BATCH, SHOWN_IMAGES, ScaleFigures, held_out_batches, measure_scales, save_pyramid
+from train_ae_codebook.rfid import measure_rfid
 
 FORMATS = {"psnr": "{:.2f}", "ssim": "{:.4f}", "l1": "{:.4f}", "usage": "{:.1%}", "perplexity": "{:.1f}"}
 
@@ -45,6 +49,8 @@ class EvaluateArgs:
         num_images: how many images, evenly spaced over the split; 0 takes all.
         output_file: JSON to write.
         grid: PNG to write: originals over reconstructions at every scale.
+        inception_weights: torch-fidelity's weights-inception-2015-12-05-6726825d.pth, for rFID by torch.
+        inception_graph: ADM's classify_image_graph_def.pb, for rFID by TensorFlow.
         device: auto, cuda, mps or cpu.
     """
 
@@ -57,6 +63,8 @@ class EvaluateArgs:
     num_images: int = 0
     output_file: str | None = None
     grid: str | None = None
+    inception_weights: str | None = None
+    inception_graph: str | None = None
     device: str = "auto"
 
     def __post_init__(self) -> None:
@@ -64,32 +72,56 @@ class EvaluateArgs:
             raise UserError("name the --autoencoder to judge: a folder, or a file of weights")
         if self.num_images < 0:
             raise UserError(f"num_images is {self.num_images}; give a number of images, or 0 for all")
+        if self.inception_weights is not None and self.inception_graph is not None:
+            raise UserError("inception_weights and inception_graph are the same network; name one of them")
         if self.scale_sizes and min(self.scale_sizes) < 1:
             raise UserError(f"scale_sizes is {list(self.scale_sizes)}; each must be at least 1")
 
 
 def main(argv: Sequence[str]) -> None:
     args = parse_flags(argv, "train_ae_codebook/evaluate.py", __doc__, EvaluateArgs)
-    autoencoder = open_autoencoder(args.autoencoder).to(pick_device(args.device))
+    device = pick_device(args.device)
+    autoencoder = open_autoencoder(args.autoencoder).to(device)
     data = CroppedImages(open_dataset(args.dataset, args.data_path, args.img_size, args.split), args.img_size, "center")
     levels = len(autoencoder.config.ch_mult)
     if args.img_size % autoencoder.config.stride:
         raise UserError(f"img_size {args.img_size} is no multiple of the autoencoder's {autoencoder.config.stride}")
+    inception = load_inception(args, device)
     sides = args.scale_sizes or compute_scale_sizes(args.img_size, levels, 2)
     count = min(args.num_images or len(data), len(data))
     batches = _with_progress(held_out_batches(data, count), count)
-    by_side = measure_scales(autoencoder, batches, sides, with_ssim=True)
+    by_side, num_used = measure_scales(autoencoder, batches, sides, with_ssim=True)
     print(f"{args.autoencoder} on {count} images ({args.split}) of {data.images.name}")
     print(table(by_side))
+    print(f"{num_used} of {autoencoder.config.n_embed} codes occur at some scale")
+    distance = {} if inception is None else _rfid(autoencoder, data, count, inception)
     if args.grid is not None:
         Path(args.grid).parent.mkdir(parents=True, exist_ok=True)
         shown = torch.cat(list(held_out_batches(data, min(count, SHOWN_IMAGES))))
-        save_pyramid(autoencoder, shown.to(autoencoder.quantize.embedding.device), sides, Path(args.grid))
+        save_pyramid(autoencoder, shown.to(device), sides, Path(args.grid))
     if args.output_file is not None:
         scales = {str(side): asdict(figures) for side, figures in by_side.items()}
         Path(args.output_file).parent.mkdir(parents=True, exist_ok=True)
-        content = {"settings": asdict(args), "images": count, "n_embed": autoencoder.config.n_embed, "scales": scales}
-        Path(args.output_file).write_text(json.dumps(content, indent=1) + "\n")
+        content = {"settings": asdict(args), "images": count, "n_embed": autoencoder.config.n_embed}
+        write_json(Path(args.output_file), content | {"used_codes": num_used, "scales": scales} | distance)
+
+
+def load_inception(args: EvaluateArgs, device: torch.device) -> Network | None:
+    """The network whose weights are named, if any."""
+    if args.inception_weights is not None:
+        return load_network(NetworkArgs(backend="torch", inception_weights=args.inception_weights), device)
+    if args.inception_graph is not None:
+        return load_network(NetworkArgs(inception_graph=args.inception_graph), device)
+    return None
+
+
+def _rfid(autoencoder: Autoencoder, data: CroppedImages, count: int, inception: Network) -> dict[str, Any]:
+    """Print the distance; return what the output file holds of it."""
+    name, value, doubts = measure_rfid(autoencoder, data, count, inception)
+    for doubt in doubts:
+        print(f"warning: {doubt}", file=sys.stderr)
+    print(f"{name}: {value:.6g}")
+    return {name: value, "inception_sha256": inception.sha256, "versions": inception.versions}
 
 
 def table(by_side: Mapping[int, ScaleFigures]) -> str:

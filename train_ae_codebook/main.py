@@ -1,10 +1,10 @@
-"""Train a VQ autoencoder from scratch, or a new codebook for one that is kept.
+"""Train a VQ autoencoder, from scratch or from given weights, or a new codebook for one that is kept.
 
     python train_ae_codebook/main.py --config train_ae_codebook/config_digits.yaml
     python train_ae_codebook/main.py --config train_ae_codebook/config_requantize.yaml
 
 The same command again goes on where the run stopped. A configuration with a section requantize: trains a codebook;
---help after it lists the options of that, and otherwise those of training from scratch.
+--help after it lists the options of that, and otherwise those of training all of it.
 """
 
 import sys
@@ -27,15 +27,15 @@ from models.errors import UserError
 from models.published import open_autoencoder, read_yaml
 from train_ae_codebook.codebook import PyramidArgs
 from train_ae_codebook.requantize import RequantizeArgs, RequantizeTask
-from train_ae_codebook.vqvae import AutoencoderArgs, VQVAETask
+from train_ae_codebook.vqvae import AutoencoderArgs, VQVAETask, start_from
 
-FROM_SCRATCH = {"model": AutoencoderConfig, "args": AutoencoderArgs}
+WHOLE = {"model": AutoencoderConfig, "args": AutoencoderArgs}
 REQUANTIZE = {"requantize": RequantizeArgs}
 
 
 def main(argv: Sequence[str]) -> None:
     path = config_path(argv)
-    sections = REQUANTIZE if path is not None and "requantize" in read_yaml(Path(path)) else FROM_SCRATCH
+    sections = REQUANTIZE if path is not None and "requantize" in read_yaml(Path(path)) else WHOLE
     settings, name = parse_config(argv, "train_ae_codebook/main.py", __doc__, sections)
     args: PyramidArgs = settings[list(sections)[-1]]
     torch.manual_seed(args.seed)
@@ -61,7 +61,10 @@ def _make_task(
     settings: dict[str, PyramidArgs | AutoencoderConfig], train: Dataset, validation: Dataset, device: torch.device
 ) -> VQVAETask | RequantizeTask:
     if "requantize" not in settings:
-        return VQVAETask(Autoencoder(settings["model"]), settings["args"], validation)
+        autoencoder, args = Autoencoder(settings["model"]), settings["args"]
+        if args.start is not None:
+            start_from(autoencoder, args.start)
+        return VQVAETask(autoencoder, args, validation, device)
     args = settings["requantize"]
     args.check_steps(args.epochs * count_steps(len(train), args))
     return RequantizeTask(open_autoencoder(args.start), args, validation, device)

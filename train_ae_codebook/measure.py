@@ -90,24 +90,25 @@ class ScaleMeter:
         )
 
 
-def held_out_batches(images: Dataset, most: int = MAX_HELD_OUT) -> Iterator[Tensor]:
-    """Batches (B, 3, H, W) of at most ``most`` images, evenly spaced over a data set of crops."""
+def held_out_batches(images: Dataset, most: int = MAX_HELD_OUT, size: int = BATCH) -> Iterator[Tensor]:
+    """Batches (B, 3, H, W), B ``size`` or fewer, of at most ``most`` images evenly spaced over a data set of crops."""
     count = min(most, len(images))
     spread = [i * len(images) // count for i in range(count)]
-    for start in range(0, count, BATCH):
-        yield torch.stack([images[(i, 0)][0] for i in spread[start : start + BATCH]])
+    for start in range(0, count, size):
+        yield torch.stack([images[(i, 0)][0] for i in spread[start : start + size]])
 
 
 def measure_scales(
     autoencoder: Autoencoder, batches: Iterator[Tensor], sides: Sequence[int], with_ssim: bool = False
-) -> dict[int, ScaleFigures]:
-    """Figures of each side of a code map, on the autoencoder's device."""
+) -> tuple[dict[int, ScaleFigures], int]:
+    """Figures of each side of a code map, on the autoencoder's device, and how many codes occur at any of them."""
     meters = [ScaleMeter(autoencoder, side, with_ssim) for side in sides]
     device = autoencoder.quantize.embedding.device
     for images in batches:
         for meter in meters:
             meter.update(images.to(device))
-    return {meter.side: meter.figures() for meter in meters}
+    used = sum(meter.counts for meter in meters) > 0
+    return {meter.side: meter.figures() for meter in meters}, int(used.sum())
 
 
 @torch.no_grad()
@@ -127,7 +128,7 @@ def show_held_out(
     """Write a grid of some held-out images; return the figures of more."""
     shown = torch.cat(list(held_out_batches(images, SHOWN_IMAGES))).to(autoencoder.quantize.embedding.device)
     save_pyramid(autoencoder, shown, sides, path)
-    return measure_scales(autoencoder, held_out_batches(images), sides)
+    return measure_scales(autoencoder, held_out_batches(images), sides)[0]
 
 
 def _mean(values: Sequence[float]) -> float:

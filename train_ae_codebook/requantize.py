@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 from data.token_cache import autoencoder_hash
 from engine import distributed
 from engine.config import plain
-from engine.trainer import Statistics, StepRandomness
+from engine.trainer import Statistics, StepRandomness, Task
 from models.autoencoder import Autoencoder, Quantizer, quantizer_loss, resize_image
 from models.errors import UserError
 from models.published import export_autoencoder
@@ -200,7 +200,7 @@ def _spread_out(latents_NC: Tensor, num_chosen: int, generator: torch.Generator)
     return latents_NC[chosen].float()
 
 
-class RequantizeTask:
+class RequantizeTask(Task):
     """Trains a new codebook for an autoencoder.
 
     Args:

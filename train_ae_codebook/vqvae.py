@@ -1,10 +1,10 @@
-"""A VQ autoencoder trained from scratch: reconstruction, codebook and commitment losses, revival of dead codes.
+"""A VQ autoencoder, all of it trained: reconstruction, codebook and commitment losses, revival of dead codes.
 
 Letters: B batch, C code dimension, V codes, n latents of a batch. Every batch is seen at one size of the pyramid, so
 that small images are represented too.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,10 +16,14 @@ from engine import distributed
 from engine.config import plain
 from engine.device import DTYPES
 from engine.run_folder import save_autoencoder
-from engine.trainer import Statistics, StepRandomness
+from engine.trainer import Statistics, StepRandomness, Task
 from models.autoencoder import Autoencoder, quantizer_loss, resize_image
+from models.errors import UserError
+from models.published import open_autoencoder
 from train_ae_codebook.codebook import USAGE_RATE, PyramidArgs, code_frequencies, dead_codes, perplexity
+from train_ae_codebook.discriminator import SMALLEST, Adversary
 from train_ae_codebook.measure import show_held_out
+from train_ae_codebook.perceptual import PerceptualDistance
 
 
 @dataclass(frozen=True)
@@ -27,18 +31,65 @@ class AutoencoderArgs(PyramidArgs):
     """The ``args:`` section of a configuration of train_ae_codebook/main.py.
 
     Attributes:
+        start: autoencoder whose weights a new run starts from: LlamaGen's vq_ds16_c2i.pt, or a folder; its codes too
+            if it has n_embed of them.
+        perceptual: weight of the distance of EfficientNet-Lite0's features, which takes two packages more; 0 has none.
+        discriminator: weight of the wish that a patch discriminator, trained beside, take reconstructions of the full
+            size for real; 0 has none.
+        discriminator_start: steps that the autoencoder trains without it.
+        discriminator_lr: its learning rate, of Adam.
         export_dtype: precision of the finished autoencoder's file; it is computed with in float32 all the same.
     """
 
+    start: str | None = None
+    perceptual: float = 0.0
+    discriminator: float = 0.0
+    discriminator_start: int = 10_000
+    discriminator_lr: float = 1e-4
     export_dtype: Literal["float32", "float16"] = "float32"
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("perceptual", "discriminator", "discriminator_start", "discriminator_lr"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name} is {getattr(self, name)}; it must not be negative")
+        if self.discriminator and self.img_size < SMALLEST:
+            raise UserError(f"the discriminator takes images of at least {SMALLEST} pixels, not {self.img_size}")
 
-class VQVAETask:
-    """Trains every weight of an ``Autoencoder`` on images."""
 
-    def __init__(self, module: Autoencoder, args: AutoencoderArgs, validation: Dataset) -> None:
+def start_from(module: Autoencoder, path: str) -> None:
+    """Take over another autoencoder's weights; its codes too if there are as many.
+
+    Raises:
+        UserError: it cannot be read, or is of another architecture.
+    """
+    start = open_autoencoder(path)
+    ours, theirs = asdict(module.config), asdict(start.config)
+    other = [key for key in ours if key != "n_embed" and ours[key] != theirs[key]]
+    if other:
+        key = other[0]
+        raise UserError(f"{path} has {key} {theirs[key]}, not {ours[key]}; put that into the configuration's model:")
+    state = start.state_dict()
+    if start.config.n_embed != module.config.n_embed:
+        state = {key: value for key, value in state.items() if not key.startswith(("quantize", "cluster_usage"))}
+    module.load_state_dict(module.state_dict() | state)
+
+
+class VQVAETask(Task):
+    """Trains every weight of an ``Autoencoder`` on images.
+
+    Args:
+        module: the autoencoder.
+        args: training settings.
+        validation: images that are measured.
+        device: of this rank.
+    """
+
+    def __init__(self, module: Autoencoder, args: AutoencoderArgs, validation: Dataset, device: torch.device) -> None:
         args.check_stride(module.config.stride)
         self.module, self.args, self.validation = module, args, validation
+        self.perceptual = PerceptualDistance().to(device) if args.perceptual else None
+        self.adversary = Adversary(args.discriminator_lr, args.accum_steps, device) if args.discriminator else None
 
     def loss(self, batch: list[Tensor], randomness: StepRandomness) -> tuple[Tensor, Statistics]:
         images = self._at_random_size(batch[0], randomness)
@@ -51,18 +102,36 @@ class VQVAETask:
             codes = self.module.quantize_latents(z)
         quantized = self.module.lookup(codes)
         passed = z + (quantized - z).detach()  # straight through: gradients of the decoder reach the encoder
-        error = self.module.decode_latents(passed).float() - images
+        rebuilt = self.module.decode_latents(passed).float()
+        error = rebuilt - images
         reconstruction = error.abs().mean() + error.square().mean()
-        loss = reconstruction + quantizer_loss(z, quantized, self.args.commitment)
+        realism, figures = self._realism(images, rebuilt, randomness)
+        loss = reconstruction + quantizer_loss(z, quantized, self.args.commitment) + realism
 
         def statistics() -> dict[str, Tensor]:
             return {
                 "l1": error.abs().mean(),
                 "dead_codes": self._dead().float().mean(),
                 "perplexity": perplexity(usage),
+                **figures,
             }
 
         return loss, statistics
+
+    def _realism(
+        self, images: Tensor, rebuilt: Tensor, randomness: StepRandomness
+    ) -> tuple[Tensor | float, dict[str, Tensor]]:
+        """The terms that were asked for, weighted and added, and each of them."""
+        total, figures = 0.0, {}
+        if self.perceptual is not None:
+            figures["perceptual"] = self.perceptual(rebuilt, images)
+            total = total + self.args.perceptual * figures["perceptual"]
+        whole = images.shape[-1] == self.args.img_size
+        if self.adversary is not None and whole and randomness.step >= self.args.discriminator_start:
+            figures["fooled"] = self.adversary.fooled(rebuilt)
+            figures["discriminator"] = self.adversary.learn(images, rebuilt, randomness.batch)
+            total = total + self.args.discriminator * figures["fooled"]
+        return total, figures
 
     def precision(self) -> torch.dtype:
         return torch.float32
@@ -77,6 +146,18 @@ class VQVAETask:
 
     def describe(self) -> dict[str, Any]:
         return {"config": plain(self.module.config), "args": plain(self.args)}
+
+    def state(self) -> dict[str, Any]:
+        return {} if self.adversary is None else self.adversary.state()
+
+    def restore(self, state: dict[str, Any]) -> None:
+        if bool(state) != (self.adversary is not None):
+            kind = "with" if state else "without"
+            raise UserError(
+                f"the checkpoint is of a run {kind} a discriminator; keep it so, or name another output_dir"
+            )
+        if self.adversary is not None:
+            self.adversary.restore(state)
 
     def export(self, module: Autoencoder, folder: Path) -> None:
         """Write the trained autoencoder."""

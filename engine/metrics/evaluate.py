@@ -21,6 +21,11 @@ from models.errors import UserError
 FULL = 50_000  # samples whose FID needs no N beside its name
 
 
+def with_count(distance: str, num_samples: int | None) -> str:
+    """A Fréchet distance's name, with the number of samples if it is below 50,000 or unknown."""
+    return distance if num_samples is not None and num_samples >= FULL else f"{distance}-{num_samples or 'unknown'}"
+
+
 class Figures(Protocol):
     """What is measured; None for what the sides have no images, statistics or labels for."""
 
@@ -42,11 +47,10 @@ class InceptionFigures:
     recall: float | None
 
     def labelled(self, num_samples: int | None) -> dict[str, float | None]:
-        end = _number(num_samples)
         return {
             "Inception Score": self.inception_score,
-            f"FID{end}": self.fid,
-            f"sFID{end}": self.sfid,
+            with_count("FID", num_samples): self.fid,
+            with_count("sFID", num_samples): self.sfid,
             "Precision": self.precision,
             "Recall": self.recall,
         }
@@ -66,16 +70,11 @@ class ClassFigures:
     real: RealData
 
     def labelled(self, num_samples: int | None) -> dict[str, float | None]:
-        return {f"FD-{self.name}{_number(num_samples)}": self.distance, "Class accuracy": self.accuracy}
+        return {with_count(f"FD-{self.name}", num_samples): self.distance, "Class accuracy": self.accuracy}
 
     def of_real_images(self) -> dict[str, float | None]:
         other = replace(self, distance=self.real_distance, accuracy=self.real.accuracy)
         return other.labelled(self.real.num_images)
-
-
-def _number(num_samples: int | None) -> str:
-    """What a Fréchet distance's name ends with."""
-    return "" if num_samples is not None and num_samples >= FULL else f"-{num_samples or 'unknown'}"
 
 
 def compare(reference: Side, samples: Side, network: Network, with_prec_recall: bool = True) -> Figures:

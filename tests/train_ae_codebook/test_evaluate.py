@@ -14,13 +14,19 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+import evaluator
+from data.datasets import CroppedImages, open_dataset
+from engine.metrics.evaluate import with_count
 from models.autoencoder import Autoencoder, resize_image
+from models.errors import UserError
 from models.published import export_autoencoder
 from tests.codebook_factory import digits
-from tests.command_factory import call
+from tests.command_factory import ROOT, call
+from tests.engine.metrics.fake_inception import FakeInception
 from tests.factory import randomize, tiny_autoencoder
 from train_ae_codebook.evaluate import main, table
 from train_ae_codebook.measure import ScaleFigures, held_out_batches, measure_scales
+from train_ae_codebook.rfid import measure_rfid
 
 
 @pytest.fixture(scope="module")
@@ -46,8 +52,9 @@ def ssim(one: Tensor, other: Tensor) -> float:
 
 def test_figures_are_those_of_independent_formulas(autoencoder: Autoencoder) -> None:
     images = torch.stack([digits("val", 40)[(i, 0)][0] for i in range(40)])
-    measured = measure_scales(autoencoder, iter(images.split(17)), (1, 2, 4), with_ssim=True)
+    measured, num_used = measure_scales(autoencoder, iter(images.split(17)), (1, 2, 4), with_ssim=True)
     assert list(measured) == [1, 2, 4]
+    seen: set[int] = set()
     for side, figures in measured.items():
         small = resize_image(images, 2 * side)
         with torch.no_grad():
@@ -56,6 +63,7 @@ def test_figures_are_those_of_independent_formulas(autoencoder: Autoencoder) -> 
             distances, codes = torch.cdist(z, codebook).min(1)
             rebuilt = autoencoder.decode(codes.view(40, side, side)).clamp(-1, 1)
         psnr = [10 * math.log10(4 / (a - b).square().mean().item()) for a, b in zip(small, rebuilt, strict=True)]
+        seen |= set(codes.tolist())
         shares = np.bincount(codes, minlength=64) / len(codes)
         entropy = -sum(share * math.log(share) for share in shares if share > 0)
         assert figures.psnr == pytest.approx(np.mean(psnr), rel=1e-5)
@@ -68,11 +76,12 @@ def test_figures_are_those_of_independent_formulas(autoencoder: Autoencoder) -> 
             assert figures.ssim == pytest.approx(expected, abs=1e-4)
         else:
             assert figures.ssim is None
+    assert num_used == len(seen)
 
 
 def test_an_exact_reconstruction_has_100_db(autoencoder: Autoencoder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(autoencoder, "decode", lambda codes: torch.zeros(2, 3, 8, 8))
-    figures = measure_scales(autoencoder, iter([torch.zeros(2, 3, 8, 8)]), (4,), with_ssim=True)[4]
+    figures = measure_scales(autoencoder, iter([torch.zeros(2, 3, 8, 8)]), (4,), with_ssim=True)[0][4]
     assert (figures.psnr, figures.ssim, figures.l1) == (pytest.approx(100), pytest.approx(1), 0)
 
 
@@ -103,12 +112,65 @@ def test_the_command_prints_and_writes(autoencoder: Autoencoder, tmp_path: Path)
     assert list(written["scales"]) == ["1", "2", "4"]
     assert (written["images"], written["n_embed"], written["settings"]["split"]) == (20, 64, "val")
     by_side = {int(side): ScaleFigures(**figures) for side, figures in written["scales"].items()}
-    assert outcome.out.splitlines()[1:] == table(by_side).splitlines()
+    *lines, last = outcome.out.splitlines()[1:]
+    assert lines == table(by_side).splitlines()
+    assert last == f"{written['used_codes']} of 64 codes occur at some scale"
     assert outcome.out.startswith(f"{tmp_path / 'ae'} on 20 images (val) of digits\n")
     images = torch.cat(list(held_out_batches(digits("val", 297), 20)))
-    assert by_side[4] == measure_scales(autoencoder, iter([images]), (4,), with_ssim=True)[4]
+    assert by_side[4] == measure_scales(autoencoder, iter([images]), (4,), with_ssim=True)[0][4]
     with Image.open(tmp_path / "grid" / "g.png") as picture:
         assert picture.size == (16 * 66 + 2, 6 * 66 + 2)
+
+
+# rFID
+
+
+def save_images(path: Path, images: Tensor) -> Path:
+    """As evaluator.py takes them: (N, H, W, 3) by the published 8-bit rule."""
+    pixels = (((images + 1) / 2).clamp(0, 1) * 255).numpy().astype(np.uint8)
+    np.savez(path, arr_0=pixels.transpose(0, 2, 3, 1))
+    return path
+
+
+def test_rfid_is_the_evaluator_s_distance_of_reconstructions(autoencoder: Autoencoder, tmp_path: Path) -> None:
+    """By ADM's network (random weights) on files of the same images; N stands in the name, and doubts are said."""
+    graph = ROOT / "tests/fixtures/evaluator/classify_image_graph_def.pb"
+    export_autoencoder(autoencoder, tmp_path / "ae")
+    flags = {"autoencoder": tmp_path / "ae", "dataset": "digits", "img_size": 32, "num_images": 40, "device": "cpu"}
+    flags |= {"inception_graph": graph, "output_file": tmp_path / "figures.json"}
+    outcome = call(main, *(word for name, value in flags.items() for word in (f"--{name}", str(value))))
+    assert outcome.code == 0, outcome.err
+    assert "reconstructions: 40 images are fewer than 2048" in outcome.err
+    data = CroppedImages(open_dataset("digits", "", 32, "val"), 32, "center")
+    images = torch.cat(list(held_out_batches(data, 40)))
+    with torch.no_grad():
+        rebuilt = autoencoder.decode(autoencoder.quantize_latents(autoencoder.encode(images)))
+    paths = [str(save_images(tmp_path / f"{i}.npz", batch)) for i, batch in enumerate((images, rebuilt))]
+    expected = tmp_path / "expected.json"
+    flags = ("--inception_graph", str(graph), "--no_prec_recall", "--output_file", str(expected))
+    assert call(evaluator.main, *paths, *flags).code == 0
+    expected = json.loads(expected.read_text())
+    written = json.loads((tmp_path / "figures.json").read_text())
+    assert written["rFID-40"] == pytest.approx(expected["FID-40"], rel=1e-5)
+    assert written["rFID-40"] > 1
+    assert written["inception_sha256"] == expected["inception_sha256"]
+    assert f"rFID-40: {written['rFID-40']:.6g}" in outcome.out.splitlines()
+
+
+def test_rfid_of_exact_reconstructions_is_zero(monkeypatch: pytest.MonkeyPatch, autoencoder: Autoencoder) -> None:
+    monkeypatch.setattr(autoencoder, "encode", lambda images: images)
+    monkeypatch.setattr(autoencoder, "quantize_latents", lambda images: images)
+    monkeypatch.setattr(autoencoder, "decode", lambda images: images)
+    name, value, _ = measure_rfid(autoencoder, digits("val", 30), 30, FakeInception())
+    assert (name, value) == ("rFID-30", pytest.approx(0, abs=1e-6))
+    monkeypatch.setattr(autoencoder, "decode", lambda images: -images)
+    assert measure_rfid(autoencoder, digits("val", 30), 30, FakeInception())[1] > 0.1
+    with pytest.raises(UserError, match="at least 2 images"):
+        measure_rfid(autoencoder, digits("val", 30), 1, FakeInception())
+
+
+def test_its_name_needs_no_number_from_50000_images_on() -> None:
+    assert [with_count("rFID", count) for count in (49_999, 50_000)] == ["rFID-49999", "rFID"]
 
 
 @pytest.mark.parametrize(
@@ -121,6 +183,9 @@ def test_the_command_prints_and_writes(autoencoder: Autoencoder, tmp_path: Path)
         (("--autoencoder", "pretrained_models/digits", "--data_path", "docs", "--dataset", "folder"), "has no val/"),
         (("--autoencoder", "pretrained_models/digits", "--num_images", "-1"), "num_images is -1"),
         (("--autoencoder", "pretrained_models/digits", "--scale_sizes", "[0]"), "each must be at least 1"),
+        (("--autoencoder", "x", "--inception_graph", "a", "--inception_weights", "b"), "name one of them"),
+        (("--autoencoder", "pretrained_models/digits", "--img_size", "32", "--inception_graph", "no.pb"), "no.pb"),
+        (("--autoencoder", "pretrained_models/digits", "--img_size", "32", "--inception_weights", "no.pth"), "no.pth"),
         (("--autoencoders", "x"), "unknown option --autoencoders; did you mean --autoencoder?"),
     ],
 )

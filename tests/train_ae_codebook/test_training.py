@@ -5,7 +5,6 @@ Letters: B batch, C code dimension, S side of the code map, V codes.
 
 import random
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -18,31 +17,19 @@ from torch import Tensor
 from data.crops import to_bytes, to_floats
 from data.datasets import open_dataset
 from engine.command import Stopped
-from engine.trainer import Trainer
 from models.autoencoder import Autoencoder, AutoencoderConfig, resize_image
 from models.checkerboard import AutoencoderPaths
 from models.errors import UserError
 from models.published import load_autoencoder, read_torch_file
-from tests.codebook_factory import CPU, digits, step
+from tests.codebook_factory import CPU, ae_args, ae_task, ae_trainer, digits, step
 from tests.command_factory import Outcome, call, start_python
 from tests.factory import randomize, tiny_autoencoder
 from tests.training_factory import assert_same_state, assert_same_training, read_events, read_log
 from train_ae_codebook import main as command
 from train_ae_codebook.codebook import USAGE_RATE
-from train_ae_codebook.vqvae import AutoencoderArgs, VQVAETask
+from train_ae_codebook.vqvae import VQVAETask
 
 TINY = {"ch": 32, "ch_mult": (1, 1), "num_res_blocks": 1, "z_channels": 32, "embed_dim": 8, "n_embed": 64}
-
-
-def tiny_ae_args(**overrides: Any) -> AutoencoderArgs:
-    """8 px digits, scales 1 2 4, batches of 50; ``overrides`` are fields of AutoencoderArgs."""
-    tiny = {"dataset": "digits", "crop": "center", "img_size": 8, "scale_sizes": (1, 2, 4), "device": "cpu"}
-    tiny |= {"epochs": 1, "batch_size": 50, "lr": 3e-3, "warmup_epochs": 0.0, "num_workers": 0, "log_freq": 1}
-    return AutoencoderArgs(**(tiny | overrides))
-
-
-def tiny_task(**overrides: Any) -> VQVAETask:
-    return VQVAETask(tiny_autoencoder(ch_mult=(1, 1)).train(), tiny_ae_args(**overrides), digits("val", 64))
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +42,7 @@ def images() -> Tensor:
 
 
 def test_the_loss_is_reconstruction_codebook_and_commitment(images: Tensor) -> None:
-    task = tiny_task(full_size_share=1.0, commitment=0.3)
+    task = ae_task(full_size_share=1.0, commitment=0.3)
     loss, statistics = task.loss([images, None], step(0))
     module = task.module
     z = module.encode(images)
@@ -71,7 +58,7 @@ def test_the_loss_is_reconstruction_codebook_and_commitment(images: Tensor) -> N
 
 def test_gradients_reach_every_parameter_and_pass_straight_through(images: Tensor) -> None:
     """What the encoder gets is the decoder's gradient at the codes plus the commitment's, and no more."""
-    task = tiny_task(full_size_share=1.0, commitment=0.0)
+    task = ae_task(full_size_share=1.0, commitment=0.0)
     encoded: list[Tensor] = []
     encode = task.module.encode
 
@@ -93,7 +80,7 @@ def test_gradients_reach_every_parameter_and_pass_straight_through(images: Tenso
 
 def test_a_step_sees_one_size_of_the_pyramid() -> None:
     """Full size half of the time, else one of the smaller ones; the same for the same seed and step."""
-    task, seen = tiny_task(full_size_share=0.5), []
+    task, seen = ae_task(full_size_share=0.5), []
     pixels = torch.rand(2, 3, 8, 8)
     for number in range(200):
         small = task._at_random_size(pixels, step(number))
@@ -105,15 +92,15 @@ def test_a_step_sees_one_size_of_the_pyramid() -> None:
     assert abs(counts[1] - counts[2]) < 4 * np.sqrt(100)
     again = [task._at_random_size(pixels, step(number)).shape[-1] // 2 for number in range(200)]
     assert again == seen
-    assert {tiny_task(scale_sizes=(4,))._at_random_size(pixels, step(n)).shape[-1] for n in range(20)} == {8}
-    assert {tiny_task(full_size_share=1.0)._at_random_size(pixels, step(n)).shape[-1] for n in range(20)} == {8}
+    assert {ae_task(scale_sizes=(4,))._at_random_size(pixels, step(n)).shape[-1] for n in range(20)} == {8}
+    assert {ae_task(full_size_share=1.0)._at_random_size(pixels, step(n)).shape[-1] for n in range(20)} == {8}
 
 
 # Usage, and the revival of dead codes
 
 
 def test_usage_is_a_moving_average_of_frequencies(images: Tensor) -> None:
-    task = tiny_task(full_size_share=1.0)
+    task = ae_task(full_size_share=1.0)
     task.module.cluster_usage_train.fill_(1 / 64)
     with torch.no_grad():
         codes = task.module.quantize_latents(task.module.encode(images))
@@ -127,7 +114,7 @@ def test_usage_is_a_moving_average_of_frequencies(images: Tensor) -> None:
 
 def prepared(revive_freq: int = 10) -> tuple[VQVAETask, Tensor]:
     """A task half of whose codes are dead, the even ones, and its codebook before."""
-    task = tiny_task(full_size_share=1.0, revive_freq=revive_freq)
+    task = ae_task(full_size_share=1.0, revive_freq=revive_freq)
     usage = task.module.cluster_usage_train.fill_(1 / 64)
     usage[::2] = 0
     task.module.quantize.embedding.data[::2] = -10 * F.normalize(torch.ones(8), dim=0)  # nearest to few latents
@@ -171,15 +158,8 @@ def test_the_loss_of_a_revival_is_that_of_the_new_codes(images: Tensor) -> None:
 # Training
 
 
-def trainer(folder: Path, **args: Any) -> Trainer:
-    settings = tiny_ae_args(**args)
-    folder.mkdir(exist_ok=True)
-    task = VQVAETask(tiny_autoencoder(ch_mult=(1, 1)), settings, digits("val", 64))
-    return Trainer(task, digits("train", 300), settings, folder, CPU, {})
-
-
 def test_training_learns_to_reconstruct(tmp_path: Path) -> None:
-    trainer(tmp_path, epochs=6, full_size_share=1.0, eval_freq=1, revive_freq=10).fit()
+    ae_trainer(tmp_path, epochs=6, full_size_share=1.0, eval_freq=1, revive_freq=10).fit()
     l1 = [figures["l1"] for figures in read_log(tmp_path).values()]
     assert l1[-1] < 0.6 * l1[0]
     psnr = [entry["psnr"] for entry in read_events(tmp_path) if "psnr" in entry]
@@ -190,21 +170,21 @@ def test_training_learns_to_reconstruct(tmp_path: Path) -> None:
 def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
     """Usage of the codes and revivals too."""
     settings = {"epochs": 2, "revive_freq": 3, "ema": True, "ema_decay": 0.9, "log_freq": 2}
-    trainer(tmp_path / "whole", **settings).fit()
+    ae_trainer(tmp_path / "whole", **settings).fit()
     for _ in range(5):
-        stopping = trainer(tmp_path / "stopped", **settings)
+        stopping = ae_trainer(tmp_path / "stopped", **settings)
         stopping.stop_signal = 15
         with pytest.raises(Stopped):
             stopping.fit()
     assert read_torch_file(tmp_path / "stopped" / "checkpoint-last.pth")["step"] == 5
-    trainer(tmp_path / "stopped", **settings).fit()
+    ae_trainer(tmp_path / "stopped", **settings).fit()
     assert_same_training(tmp_path / "whole", tmp_path / "stopped")
     assert read_log(tmp_path / "whole") == read_log(tmp_path / "stopped")
 
 
 def test_pictures_and_figures_of_held_out_images(tmp_path: Path) -> None:
     """Rows of originals over reconstructions, scale by scale, pixels enlarged; mean PSNR of images in [0, 1]."""
-    task = tiny_task()
+    task = ae_task()
     randomize(task.module.eval(), std=0.05)
     figures = task.show(task.module, tmp_path, "epoch_0001")
     held_out = torch.stack([digits("val", 64)[(i, 0)][0] for i in range(64)])
@@ -224,12 +204,12 @@ def test_pictures_and_figures_of_held_out_images(tmp_path: Path) -> None:
 @pytest.mark.parametrize("sizes", [(), (0, 4), (1, -2)])
 def test_impossible_scales_are_refused(sizes: tuple[int, ...]) -> None:
     with pytest.raises(UserError, match="name at least one side, each at least 1"):
-        tiny_ae_args(scale_sizes=sizes)
+        ae_args(scale_sizes=sizes)
 
 
 def test_the_largest_scale_must_be_that_of_the_images() -> None:
     with pytest.raises(UserError, match="the largest of scale_sizes is one of 8 pixels, but img_size is 12"):
-        VQVAETask(tiny_autoencoder(ch_mult=(1, 1)), tiny_ae_args(img_size=12), digits("val", 64))
+        VQVAETask(tiny_autoencoder(ch_mult=(1, 1)), ae_args(img_size=12), digits("val", 64), CPU)
 
 
 # The command
@@ -325,7 +305,7 @@ def test_the_shipped_autoencoder_reconstructs_held_out_digits() -> None:
 
 
 def test_the_module_is_an_autoencoder_in_float32() -> None:
-    task = tiny_task(dtype="bfloat16")
+    task = ae_task(dtype="bfloat16")
     assert task.precision() == torch.float32
     assert isinstance(task.module, Autoencoder)
     assert task.describe()["config"]["n_embed"] == 64
