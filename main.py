@@ -21,6 +21,7 @@ from engine.command import run
 from engine.config import TrainArgs, parse_config
 from engine.device import describe_size, pick_device
 from engine.digits_score import score_digits
+from engine.metrics.evaluate import figure_lines
 from engine.run_folder import open_run_folder, run_settings
 from engine.trainer import Trainer, count_steps
 from models.autoencoder import Autoencoder
@@ -122,7 +123,15 @@ def train(
         return
     _say(f"samples: {folder / 'samples'}; checkpoint: {folder / CHECKPOINT_NAME}")
     if args.dataset == "digits" and config.class_cond and distributed.is_main():
-        print(score_digits(trainer.trained.eval(), NUM_SCORED_DIGITS, args))
+        figures = score_digits(trainer.trained.eval(), NUM_SCORED_DIGITS, args)
+        print(
+            "\n".join(
+                [
+                    "drawn digits, by the classifier in pretrained_models/classifiers:",
+                    *figure_lines(figures, NUM_SCORED_DIGITS),
+                ]
+            )
+        )
 
 
 def _say(text: str) -> None:

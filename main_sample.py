@@ -11,30 +11,28 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from engine import distributed
-from engine.bulk import Request, draw_many
+from engine.bulk import Request, draw_into, draw_many
 from engine.command import run
 from engine.config import parse_flags
 from engine.device import describe_size, pick_device, pick_dtype
 from engine.edit import Edit, load_edit
-from engine.images import save_grid, to_uint8
-from engine.labels import balanced_labels, class_names, parse_labels, read_labels, shown_labels
-from engine.metrics.files import hash_file
-from engine.sample_folder import MAPS, Format, SampleFolder, image_name, prepare_folder
+from engine.images import save_grid
+from engine.labels import balanced_labels, parse_labels, read_labels, shown_labels
+from engine.sample_folder import MAPS, Format, SampleFolder, prepare_folder
+from engine.sample_settings import SamplingArgs, sample_settings
 from engine.visualize import save_animation, save_entropy_by_step, save_maps
 from models.autoencoder import Autoencoder, AutoencoderConfig
 from models.checkerboard import Checkerboard, ModelConfig
 from models.errors import UserError
 from models.published import dataclass_from_dict, find_checkpoint, load_autoencoder, load_checkpoint, read_yaml
 from models.sampling import Drawing
-from models.scan_order import Remainder, sampling_blocks
+from models.scan_order import sampling_blocks
 
 NUM_SHOWN = 16
 MAX_IN_GRID = 100
@@ -42,29 +40,18 @@ MAX_MAPPED = 1000  # images whose maps and animation are held in memory
 
 
 @dataclass(frozen=True)
-class SampleArgs:
-    """Sampling settings.
+class SampleArgs(SamplingArgs):
+    """What to draw.
 
     Attributes:
-        checkpoint: checkpoint file, or the folder holding checkpoint-last.pth.
         config: a training configuration instead of a checkpoint: random weights, to try size and speed.
-        use_ema: take the averaged weights of the checkpoint.
         labels: classes to draw, by index or name, separated by commas; default all in turn, but 16 if there are more
             classes than num_samples.
         label_file: text file of them instead, one on a line.
         num_samples: number of images, the classes in turn; default one of each label.
         cfg: guidance, cond + cfg * (cond - uncond); 0 is off. A list has one value for each scale.
-        cfg_start_step: first step, counted over all scales from 0, that is guided.
         steps_per_scale: steps that each scale is drawn in; 4 at ratio 2 and 8 at ratio 4 make 17 steps.
-        remainder: what equal blocks leave over is a step of its own (separate) or joins the last full block (fold).
-        temperature: divides the logits; 0 takes the likeliest code. A list has one value for each scale.
-        top_k: codes kept at each draw; 0 keeps all.
-        top_p: probability mass kept at each draw; 1 keeps all.
-        seed: of the first image; image i has seed + i, whatever its batch.
-        batch_size: images drawn at once, on each rank.
-        dtype: precision of the transformer's weights: auto (bfloat16 where the GPU has it, else float32), or a name.
         compile: compile the steps; pays off for many images only.
-        device: auto, cuda, mps or cpu.
         output_dir: folder to write to; default samples/ and the time. A run of other settings there is moved aside.
         format: png writes single images, npz one samples.npz (arr_0 images, arr_1 labels), for many images.
         edit: image to edit: what --mask leaves black stays, the rest is drawn as the labels say.
@@ -74,24 +61,13 @@ class SampleArgs:
         animation: also write animation.gif: the first 16 images appearing step by step.
     """
 
-    checkpoint: str | None = None
     config: str | None = None
-    use_ema: bool = False
     labels: str | None = None
     label_file: str | None = None
     num_samples: int | None = None
     cfg: float | tuple[float, ...] = 1.5
-    cfg_start_step: int = 5
     steps_per_scale: int = 4
-    remainder: Remainder = "separate"
-    temperature: float | tuple[float, ...] = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    seed: int = 0
-    batch_size: int = 16
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     compile: bool = False
-    device: str = "auto"
     output_dir: str | None = None
     format: Format = "png"
     edit: str | None = None
@@ -101,14 +77,13 @@ class SampleArgs:
     animation: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if (self.checkpoint is None) == (self.config is None):
             raise UserError("name either a --checkpoint, or a --config for random weights")
         if self.labels is not None and self.label_file is not None:
             raise UserError("give --labels or --label_file, not both")
-        if (self.num_samples is not None and self.num_samples < 1) or self.batch_size < 1:
-            raise UserError("num_samples and batch_size must be at least 1")
-        if not 0 <= self.seed < 2**63:
-            raise UserError(f"seed is {self.seed}; it must lie between 0 and 2**63 - 1")
+        if self.num_samples is not None and self.num_samples < 1:
+            raise UserError(f"num_samples is {self.num_samples}; it must be at least 1")
         if (self.edit is None) != (self.mask is None):
             raise UserError("give both an image to --edit and its --mask, white where it is drawn anew")
 
@@ -140,39 +115,22 @@ def main(argv: Sequence[str]) -> None:
             f"{describe_size(model)}; {len(labels)} images of {model.config.img_size} px in {num_steps} steps; "
             f"{str(dtype).removeprefix('torch.')} on {device}"
         )
-        draw_into(folder, model, request, args, edit)
+        draw_and_finish(folder, model, request, args, edit)
     distributed.tear_down()
 
 
-def draw_into(folder: Path, model: Checkerboard, request: Request, args: SampleArgs, edit: Edit | None) -> None:
+def draw_and_finish(folder: Path, model: Checkerboard, request: Request, args: SampleArgs, edit: Edit | None) -> None:
     """Draw the images that a prepared folder lacks, on all ranks, and finish it."""
-    with SampleFolder(folder) as images:
-        todo = images.todo
-        distributed.barrier()  # all have seen what is missing before anyone adds to it
-        mine = todo[distributed.rank() :: distributed.num_ranks()].tolist()
-        if request.compiled and mine:
-            start = time.perf_counter()
-            next(draw_many(model, request, mine[:1]))
-            _say(f"compiled in {time.perf_counter() - start:.0f} s")
+    if request.compiled:
         start = time.perf_counter()
-        with tqdm(
-            desc="sampling",
-            total=len(request.labels),
-            initial=images.num_done,
-            unit="image",
-            disable=not distributed.is_main(),
-        ) as bar:
-            for indices, out in draw_many(model, request, mine):
-                pixels = to_uint8(out.images)
-                images.add(indices, pixels if edit is None else edit.paste_back(pixels), out)
-                bar.update(images.num_done - bar.n)
-            images.wait()
-            bar.update(images.num_done - bar.n)
+        next(draw_many(model, request, [0]))
+        _say(f"compiled in {time.perf_counter() - start:.0f} s")
+    start = time.perf_counter()
+    images = draw_into(folder, model, request) if edit is None else draw_into(folder, model, request, edit.paste_back)
     seconds = time.perf_counter() - start
-    distributed.barrier()
     if distributed.is_main():
         _finish(images, model, request.labels, args, edit)
-        rate = f"{seconds / len(todo):.2f} s an image; " if len(todo) else ""
+        rate = f"{seconds / len(images.todo):.2f} s an image; " if len(images.todo) else ""
         place = "samples.npz" if args.format == "npz" else "grid.png"
         print(f"{rate}{folder}/{place}")
 
@@ -255,26 +213,10 @@ def _columns(labels: Sequence[int]) -> int:
 
 def _settings(model: Checkerboard, labels: Sequence[int], args: SampleArgs) -> dict[str, Any]:
     """Everything that decides the images, and what each of them is."""
-    names = class_names(model)
-    inputs = {"checkpoint": None if args.checkpoint is None else find_checkpoint(args.checkpoint)}
-    inputs |= {"edit": args.edit, "mask": args.mask}
-    hashes = {f"{name}_sha256": None if path is None else hash_file(Path(path)) for name, path in inputs.items()}
-    return {
-        **asdict(args),
-        **hashes,
-        "resolved_dtype": str(model.lm_head.weight.dtype).removeprefix("torch."),
-        "resolved_device": str(model.device),
-        "torch": version("torch"),
-        "images": [
-            {
-                "file": image_name(i) if args.format == "png" else None,
-                "label": label,
-                "class": names[label] if names is not None and label < len(names) else None,
-                "seed": args.seed + i,
-            }
-            for i, label in enumerate(labels)
-        ],
-    }
+    checkpoint = None if args.checkpoint is None else find_checkpoint(args.checkpoint)
+    return sample_settings(
+        asdict(args), model, labels, {"checkpoint": checkpoint, "edit": args.edit, "mask": args.mask}
+    )
 
 
 def _say(text: str) -> None:

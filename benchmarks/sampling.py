@@ -10,7 +10,8 @@ import multiprocessing
 import os
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,32 +83,51 @@ def main(argv: Sequence[str]) -> None:
     device = pick_device(args.device)
     print(f"{describe_machine(device)}; guided (cfg 1.5), {args.steps_per_scale} steps per scale, seconds of a batch")
     print(ROW.format(*COLUMNS), flush=True)
-    os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", "1000000")  # glibc else keeps up to 100 MB that nobody holds
     context = multiprocessing.get_context("spawn")
     for config in args.configs:
         for dtype in args.dtypes:
             for batch in args.batch_sizes:
                 for mode in args.modes:
+                    case = Case(config, batch, dtype, mode == "compiled", args)
                     with context.Pool(1) as pool:
-                        row = pool.apply(measure, (Case(config, batch, dtype, mode == "compiled", args),))
-                    print(ROW.format(*row), flush=True)
+                        times = pool.apply(measure_times, (case,))
+                    with _returned_at_once(), context.Pool(1) as pool:
+                        memory = pool.apply(measure_memory, (case,))
+                    print(ROW.format(*times[:-1], *memory, times[-1]), flush=True)
+
+
+@contextmanager
+def _returned_at_once() -> Iterator[None]:
+    """Processes started here return freed memory; glibc else keeps up to 100 MB of it, to save the time of asking."""
+    name = "MALLOC_MMAP_THRESHOLD_"
+    os.environ[name] = "1000000"
+    yield
+    del os.environ[name]
 
 
 @torch.inference_mode()
-def measure(case: Case) -> tuple[str, ...]:
-    """The cells of a row."""
+def measure_memory(case: Case) -> tuple[str, ...]:
+    """The cells of memory: the most that is held while a batch is drawn and decoded, and weights and cache of that."""
     device = pick_device(case.args.device)
     before = held_memory(device)
-    model = _model(case, device)
-    sampler = Sampler(model, case.batch, Drawing(steps_per_scale=case.args.steps_per_scale), case.compiled)
+    model, sampler, labels = _make(case, device)
     needed = sum(t.nbytes for t in (*_weights(model), *sampler.cache.keys, *sampler.cache.values))
-    labels = torch.arange(case.batch) % model.config.num_classes
+    if case.compiled:  # compilers hold more than the result does
+        sampler(labels, range(case.batch))
+    forget_peak(device)
+    sampler(labels, range(case.batch))
+    return f"{(peak_memory(device) - before) / 1e9:.2f}", f"{needed / 1e9:.2f}"
+
+
+@torch.inference_mode()
+def measure_times(case: Case) -> tuple[str, ...]:
+    """The other cells of a row; those of scales last."""
+    device = pick_device(case.args.device)
+    model, sampler, labels = _make(case, device)
     clock = Clock(device)
     _time_scales(sampler, labels, device)
     warm_up = clock.lap()
-    forget_peak(device)
     runs = [_time_scales(sampler, labels, device) for _ in range(case.args.repeats)]
-    memory = peak_memory(device) - before
     scales = [statistics.median(times) for times in zip(*runs, strict=True)]
     *drawing, decoding = scales
     drawn, decoded, operations = _products(case, model, labels)
@@ -121,15 +141,18 @@ def measure(case: Case) -> tuple[str, ...]:
         *(name, str(case.batch), case.dtype, "compiled" if case.compiled else "eager"),
         *(f"{warm_up:.1f}", f"{sum(drawing):.2f}", f"{floors[0]:.2f}", ratio),
         *(f"{decoding:.2f}", f"{floors[1]:.2f}", f"{sum(scales) / case.batch:.2f}", str(operations)),
-        *(f"{memory / 1e9:.2f}", f"{needed / 1e9:.2f}", " ".join(f"{seconds:.2f}" for seconds in drawing)),
+        " ".join(f"{seconds:.2f}" for seconds in drawing),
     )
 
 
-def _model(case: Case, device: torch.device) -> Checkerboard:
+def _make(case: Case, device: torch.device) -> tuple[Checkerboard, Sampler, torch.Tensor]:
+    """Model, sampler and labels of a batch."""
     config = dataclass_from_dict(ModelConfig, read_yaml(Path(case.config))["model"], case.config)
     torch.manual_seed(0)
-    model = Checkerboard(config, Autoencoder(AutoencoderConfig()))
-    return model.eval().to(device=device, dtype=DTYPES[case.dtype])
+    model = Checkerboard(config, Autoencoder(AutoencoderConfig())).eval()
+    model.to(device=device, dtype=DTYPES[case.dtype])
+    sampler = Sampler(model, case.batch, Drawing(steps_per_scale=case.args.steps_per_scale), case.compiled)
+    return model, sampler, torch.arange(case.batch) % model.config.num_classes
 
 
 def _weights(model: Checkerboard) -> list[torch.Tensor]:

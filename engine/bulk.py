@@ -1,12 +1,16 @@
 """Drawing many images: the one path for pictures, grids, scores and runs of 50,000, on one rank or many."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from engine import distributed
+from engine.images import to_uint8
+from engine.sample_folder import SampleFolder
 from models.checkerboard import Checkerboard
 from models.sampling import Drawing, Sampler, Samples
 
@@ -66,6 +70,40 @@ def draw_many(
         filled = wanted + wanted[-1:] * (batch - len(wanted))
         labels = torch.tensor([request.labels[i] for i in filled])
         yield wanted, take(sampler(labels, [request.seed + i for i in filled], *keep), len(wanted))
+
+
+def draw_into(
+    folder: Path, model: Checkerboard, request: Request, change: Callable[[Tensor], Tensor] = lambda pixels: pixels
+) -> SampleFolder:
+    """Draw the images that a prepared folder lacks, on all ranks; all are in it when the last rank returns.
+
+    Args:
+        folder: ``prepare_folder`` made it ready, and all ranks know.
+        model: draws.
+        request: all images of the folder.
+        change: what to do to uint8 images (B, 3, H, W) before they are stored.
+
+    Returns:
+        The folder, to be finished on rank 0.
+    """
+    with SampleFolder(folder) as images:
+        mine = images.todo[distributed.rank() :: distributed.num_ranks()].tolist()
+        distributed.barrier()  # all have seen what is missing before anyone adds to it
+        with tqdm(
+            desc="sampling",
+            total=len(request.labels),
+            initial=images.num_done,
+            unit="image",
+            leave=None,
+            disable=not distributed.is_main(),
+        ) as bar:
+            for indices, out in draw_many(model, request, mine):
+                images.add(indices, change(to_uint8(out.images)), out)
+                bar.update(images.num_done - bar.n)
+            images.wait()
+            bar.update(images.num_done - bar.n)
+    distributed.barrier()
+    return images
 
 
 def take(samples: Samples, count: int) -> Samples:

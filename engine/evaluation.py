@@ -1,4 +1,4 @@
-"""FID and the rest while a model trains: samples drawn on all ranks, compared with a reference on rank 0."""
+"""FID and the rest while a model trains: samples drawn and their features computed on all ranks."""
 
 import shutil
 import sys
@@ -8,11 +8,12 @@ from pathlib import Path
 import torch
 
 from engine import distributed
-from engine.bulk import Request, draw_many
-from engine.images import to_uint8
+from engine.bulk import Request, draw_into
 from engine.metrics.evaluate import compare, doubts
-from engine.metrics.sides import Inception, Side, load_side
-from engine.sample_folder import NPZ_NAME, SampleFolder, prepare_folder
+from engine.metrics.neighbours import check_order
+from engine.metrics.network import Network
+from engine.metrics.sides import Side, load_side
+from engine.sample_folder import NPZ_NAME, prepare_folder
 from models.checkerboard import Checkerboard
 from models.errors import UserError
 
@@ -21,7 +22,9 @@ BATCH_SIZE = 64  # images whose features are computed at once
 
 
 class Evaluation:
-    """Measures a model against a reference; of the reference, features are computed once.
+    """Measures a model against a reference; of the reference, features are computed once, on rank 0.
+
+    Made and used on all ranks.
 
     Args:
         reference: npz, folder of images or statistics file, as evaluator.py takes it.
@@ -32,43 +35,49 @@ class Evaluation:
     def __init__(self, reference: str, weights: str | None, device: torch.device) -> None:
         self.reference_path = Path(reference)
         self.reference: Side | None = None
-        self.inception = _load(weights, device) if distributed.is_main() else None
+        self.inception = _load_on_all_ranks(weights, device)
 
     def measure(self, model: Checkerboard, request: Request, folder: Path) -> dict[str, float]:
         """Figures of the request's images by name, on rank 0; the images pass through ``folder``, which is removed."""
-        if not distributed.from_main(self.inception is not None):
+        if self.inception is None:
             return {}
         size = model.config.img_size
         if distributed.is_main():
             shape = (len(request.labels), size, size, 3)
             prepare_folder(folder, {"labels": list(request.labels), "seed": request.seed}, shape, "npz", {})
         distributed.barrier()
-        with SampleFolder(folder) as images:
-            mine = images.todo[distributed.rank() :: distributed.num_ranks()].tolist()
-            distributed.barrier()  # all have seen what is missing before anyone adds to it
-            for indices, out in draw_many(model, request, mine):
-                images.add(indices, to_uint8(out.images), out)
-        distributed.barrier()
-        figures: dict[str, float] = {}
+        images = draw_into(folder, model, request)
         if distributed.is_main():
             images.finish(request.labels, images.duplicates())
-            figures = self._compare(folder / NPZ_NAME)
+        distributed.barrier()
+        samples = load_side(folder / NPZ_NAME, self.inception, BATCH_SIZE, all_ranks=True)
+        figures: dict[str, float] = {}
+        if distributed.is_main():
+            figures = self._compare(samples)
             shutil.rmtree(folder)
         distributed.barrier()
         return figures
 
-    def _compare(self, samples_path: Path) -> dict[str, float]:
+    def _compare(self, samples: Side) -> dict[str, float]:
         if self.reference is None:
+            check_order(self.inception.squared_distances, self.inception.class_weights.shape[0])
             self.reference = load_side(self.reference_path, self.inception, BATCH_SIZE, use_cache=True)
-        samples = load_side(samples_path, self.inception, BATCH_SIZE)
         figures = compare(self.reference, samples, self.inception).labelled(samples.num_images)
-        _warn(doubts(self.reference, samples))
+        _warn(doubts(self.reference, samples, self.inception))
         figures = {name: value for name, value in figures.items() if value is not None}
         print(", ".join(f"{name} {value:.4g}" for name, value in figures.items()))
         return figures
 
 
-def _load(weights: str | None, device: torch.device) -> Inception | None:
+def _load_on_all_ranks(weights: str | None, device: torch.device) -> Network | None:
+    """The network, on rank 0 first, which may have to download it; None everywhere if any rank lacks it."""
+    network = _load(weights, device) if distributed.is_main() else None
+    if distributed.from_main(network is not None) and not distributed.is_main():
+        network = _load(weights, device)
+    return network if all(distributed.everyones(network is not None)) else None
+
+
+def _load(weights: str | None, device: torch.device) -> Network | None:
     """The network, or None with one warning if its weights cannot be had: training goes on without."""
     from engine.metrics.inception_torch import TorchInception  # torch-fidelity is imported where it is asked for
 

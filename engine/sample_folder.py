@@ -29,7 +29,7 @@ from models.sampling import Samples
 from models.scan_order import scale_slices
 
 SETTINGS_NAME, PROGRESS_NAME, NPZ_NAME, CODES_NAME = "samples.json", ".progress", "samples.npz", "codes.npz"
-FINISHED_NAME = ".progress.finished"  # about to be removed
+NEW_NAME, FINISHED_NAME = ".progress.new", ".progress.finished"  # not yet complete; about to be removed
 NUMBER = 6 * "[0-9]"
 OUR_FILES = (
     f"{NUMBER}.png",
@@ -42,6 +42,7 @@ OUR_FILES = (
     NPZ_NAME,
     SETTINGS_NAME,
     PROGRESS_NAME,
+    NEW_NAME,
     FINISHED_NAME,
 )
 MAPS = {"codes": np.int32, "entropy": np.float32, "step": np.int32, "probability": np.float32}
@@ -62,7 +63,8 @@ def prepare_folder(
 ) -> bool:
     """Make a folder ready for images, on rank 0.
 
-    A run of the same settings goes on; one of others is moved to a folder beside it.
+    A run of the same settings goes on, also one that was complete and lost files since; one of others is moved to a
+    folder beside it.
 
     Args:
         folder: to write to.
@@ -80,32 +82,67 @@ def prepare_folder(
     if folder.is_file():
         raise UserError(f"{folder} is a file; name a folder as --output_dir")
     settings = json.loads(json.dumps(settings))
-    progress, earlier = folder / PROGRESS_NAME, (folder / SETTINGS_NAME).exists()
-    if earlier and _same_settings(folder / SETTINGS_NAME, settings):
-        if (folder / FINISHED_NAME).exists():
-            shutil.rmtree(folder / FINISHED_NAME)
-        return progress.exists()
+    earlier = (folder / SETTINGS_NAME).exists()
+    goes_on = earlier and _same_settings(folder / SETTINGS_NAME, settings)
+    if goes_on and (folder / PROGRESS_NAME).exists():
+        return True
+    if goes_on and _is_whole(folder, shape[0], file_format):
+        shutil.rmtree(folder / FINISHED_NAME, ignore_errors=True)
+        return False
     if not earlier and folder.exists() and any(folder.glob("*.png")):
         raise UserError(f"{folder} holds images that are not samples of ours; name another --output_dir")
     folder.mkdir(parents=True, exist_ok=True)
     TemporaryFile(dir=folder).close()  # a folder that cannot be written to is an error now, not after the drawing
+    if file_format == "npz":
+        _check_space(folder, shape)
+    if earlier and not goes_on:
+        _move_aside(folder)
+    _make_progress(folder, shape, file_format, maps)
+    if goes_on and file_format == "png" and not maps:
+        _note_present(folder, shape[0])
+    write_json(folder / SETTINGS_NAME, settings)
+    (folder / NEW_NAME).rename(folder / PROGRESS_NAME)  # last: a folder with progress has all else
+    return True
+
+
+def _is_whole(folder: Path, count: int, file_format: Format) -> bool:
+    """Whether a folder that was complete still is."""
+    names = [NPZ_NAME] if file_format == "npz" else map(image_name, range(count))
+    return set(names) <= {path.name for path in folder.iterdir()}
+
+
+def _check_space(folder: Path, shape: Sequence[int]) -> None:
+    needed, free = 2 * int(np.prod(shape)), shutil.disk_usage(folder).free
+    if needed > free:
+        raise UserError(
+            f"{shape[0]} images take {needed / 1e9:.3g} GB while {NPZ_NAME} is written, but {free / 1e9:.3g} GB "
+            f"are free under {folder}; free space or name another --output_dir"
+        )
+
+
+def _make_progress(folder: Path, shape: Sequence[int], file_format: Format, maps: Mapping[str, int]) -> None:
     arrays = {"done": (shape[:1], np.uint8), "hashes": (shape[:1], np.uint64)}
     arrays |= {name: ((shape[0], length), MAPS[name]) for name, length in maps.items()}
     if file_format == "npz":
         arrays["images"] = (tuple(shape), np.uint8)
-        needed, free = 2 * int(np.prod(shape)), shutil.disk_usage(folder).free
-        if needed > free:
-            raise UserError(
-                f"{shape[0]} images take {needed / 1e9:.3g} GB while {NPZ_NAME} is written, but {free / 1e9:.3g} GB "
-                f"are free under {folder}; free space or name another --output_dir"
-            )
-    if earlier:
-        _move_aside(folder)
-    progress.mkdir(exist_ok=True)
+    for name in (NEW_NAME, FINISHED_NAME):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    (folder / NEW_NAME).mkdir()
     for name, (size, dtype) in arrays.items():
-        make_array(progress / f"{name}.npy", dtype, size)
-    write_json(folder / SETTINGS_NAME, settings)  # last: a folder with settings has all its arrays
-    return True
+        make_array(folder / NEW_NAME / f"{name}.npy", dtype, size)
+
+
+def _note_present(folder: Path, count: int) -> None:
+    """Of a folder that was complete: what is still there need not be drawn again."""
+    done, hashes = (open_array(folder / NEW_NAME / f"{name}.npy") for name in ("done", "hashes"))
+    for index in range(count):
+        if (folder / image_name(index)).exists():
+            hashes[index] = _hash(read_images(folder, [index])[0].permute(1, 2, 0).contiguous().numpy())
+            done[index] = 1
+
+
+def _hash(pixels: np.ndarray) -> int:
+    return int.from_bytes(blake2b(pixels, digest_size=8).digest(), "little")
 
 
 class SampleFolder:
@@ -161,7 +198,7 @@ class SampleFolder:
             (self.progress / image_name(index)).replace(self.folder / image_name(index))
         else:
             self.images[index] = pixels
-        self.hashes[index] = int.from_bytes(blake2b(pixels, digest_size=8).digest(), "little")
+        self.hashes[index] = _hash(pixels)
         self.done[index] = 1
 
     @property

@@ -35,7 +35,9 @@ from tests.training_factory import (
 
 LAST = "checkpoint-last.pth"
 SCORE = re.compile(
-    r"digits recognised by an SVC trained on the real ones: (\S+)% of 500 drawn, (\S+)% of 297 real held-out ones\n"
+    r"drawn digits, by the classifier in pretrained_models/classifiers:\n"
+    r"FD-digits-(?:10|500): (\S+) \(real test images: FD-digits-297 \S+\)\n"
+    r"Class accuracy: (\S+) \(real test images: Class accuracy (\S+)\)\n"
 )
 
 
@@ -79,9 +81,10 @@ def test_a_run_says_what_it_does_and_how_it_went(finished: tuple[Path, Path, Out
     assert "error" not in outcome.err
     assert "scales 1 2 4; 1500 images of 10 classes; 15 steps an epoch on 1 rank; float32 on cpu" in outcome.out
     assert f"samples: {folder / 'samples'}; checkpoint: {folder / LAST}\n" in outcome.out
-    drawn, held_out = map(float, SCORE.search(outcome.out).groups())
-    assert 0 <= drawn <= 100
-    assert held_out > 90
+    distance, drawn, held_out = map(float, SCORE.search(outcome.out).groups())
+    assert distance > 0
+    assert 0 <= drawn <= 1
+    assert held_out > 0.9
 
 
 def test_a_run_leaves_everything_in_its_folder(finished: tuple[Path, Path, Outcome]) -> None:
@@ -189,7 +192,7 @@ def test_an_unconditional_model_trains_and_draws(root: Path, tmp_path: Path) -> 
     outcome = call(main.main, *argv)
     assert outcome.code == 0, outcome.err
     assert "Warning" not in outcome.err
-    assert "recognised" not in outcome.out  # its digits are of no class
+    assert "accuracy" not in outcome.out  # its digits are of no class
     with Image.open(tmp_path / "samples" / "epoch_0001.png") as grid:
         assert grid.size == (8 * 66 + 2, 16 * 66 + 2)
 

@@ -19,6 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 import main_sample
+from engine import bulk
 from main_sample import SampleArgs
 from models.autoencoder import Autoencoder, AutoencoderConfig
 from models.checkerboard import Checkerboard, ModelConfig
@@ -235,8 +236,8 @@ def test_the_seed_shifts_the_images(tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision_gives_finite_images(dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written: list[Tensor] = []
-    to_uint8 = main_sample.to_uint8
-    monkeypatch.setattr(main_sample, "to_uint8", lambda images: written.append(images) or to_uint8(images))
+    to_uint8 = bulk.to_uint8
+    monkeypatch.setattr(bulk, "to_uint8", lambda images: written.append(images) or to_uint8(images))
     draw(tmp_path / "new", "--labels", "0,1,2", "--dtype", dtype, "--maps")
     assert written[0].isfinite().all()
     assert written[0].std() > 0.1
@@ -323,7 +324,7 @@ def unwritable(tmp_path: Path) -> Path:
 def test_an_output_dir_that_cannot_be_written_is_refused_before_drawing(
     place: str, tmp_path: Path, unwritable: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(main_sample, "draw_into", None)
+    monkeypatch.setattr(main_sample, "draw_and_finish", None)
     file = tmp_path / "file"
     file.write_text("mine")
     folder = {

@@ -18,6 +18,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 import main_sample
+from engine import bulk
 from engine.bulk import Request, draw_many
 from engine.command import INTERRUPTED
 from models.checkerboard import Checkerboard
@@ -122,7 +123,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         indices.extend(mine)
         return draw_many(model, request, mine)
 
-    monkeypatch.setattr(main_sample, "draw_many", noting)
+    monkeypatch.setattr(bulk, "draw_many", noting)
     return indices
 
 
@@ -149,7 +150,7 @@ def test_an_interrupted_npz_run_goes_on(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(main_sample, "draw_many", interrupted)
+        patch.setattr(bulk, "draw_many", interrupted)
         outcome = call(main_sample.main, *flags, "--batch_size", "5")
     assert outcome.code == INTERRUPTED
     assert outcome.err.endswith("interrupted\n")
@@ -188,6 +189,32 @@ def test_deleted_images_of_an_unfinished_run_are_drawn_again(
     draw(folder, *MANY)
     assert drawn == [4, 20]
     assert_same_pngs(folder, undisturbed)
+
+
+def test_deleted_images_of_a_complete_run_are_drawn_again(tmp_path: Path, drawn: list[int]) -> None:
+    folder = tmp_path / "new"
+    draw(folder, "--num_samples", "5")
+    before = contents(folder)
+    drawn.clear()
+    for i in (1, 4):
+        (folder / f"{i:06d}.png").unlink()
+    draw(folder, "--num_samples", "5")
+    assert drawn == [1, 4]
+    assert contents(folder) == before
+
+
+@pytest.mark.parametrize(("flags", "lost"), [(["--format", "npz"], "samples.npz"), (["--save_codes"], "000002.png")])
+def test_a_complete_run_that_lost_what_one_file_held_is_drawn_whole(
+    flags: list[str], lost: str, tmp_path: Path, drawn: list[int]
+) -> None:
+    folder = tmp_path / "new"
+    draw(folder, "--num_samples", "4", *flags)
+    before = (folder / lost).read_bytes()
+    drawn.clear()
+    (folder / lost).unlink()
+    draw(folder, "--num_samples", "4", *flags)
+    assert drawn == [0, 1, 2, 3]
+    assert (folder / lost).stat().st_size == len(before)
 
 
 def test_a_complete_run_is_left_alone(tmp_path: Path, drawn: list[int]) -> None:

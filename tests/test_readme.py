@@ -4,6 +4,7 @@ A command that no rule of RULES covers fails, so that the README cannot promise 
 """
 
 import ast
+import csv
 import io
 import json
 import os
@@ -46,6 +47,8 @@ PROGRAMS = (
     "train_ae_codebook/main.py",
     "train_ae_codebook/evaluate.py",
     "engine/export.py",
+    "experiments/sweep.py",
+    "experiments/train_classifier.py",
 )
 STARTS = ("python", "bash", "torchrun", "tensorboard", "source", "pip")  # of a span that is a command
 PLACEHOLDER = re.compile(r"\b[A-Z]+\b|\.\.\.")  # CONFIG, N
@@ -175,8 +178,10 @@ def check_run_folder(project: Project, folder: str) -> None:
 
 def check_quickstart(project: Project, command: str) -> None:
     outcome = succeeded(project, command)
-    assert re.search(r"recognised by an SVC .* of 500 drawn, 93\.3% of 297 real", outcome.out)
-    assert "93.3 % of 297 real ones" in " ".join(README.split())
+    assert re.search(r"FD-digits-500: \S+ \(real test images: FD-digits-297 1\.1155\d\)", outcome.out)
+    assert re.search(r"Class accuracy: \S+ \(real test images: Class accuracy 0\.98316\d\)", outcome.out)
+    assert "98.3 % of 297 real ones" in " ".join(README.split())
+    assert "the 297 at 1.12" in " ".join(README.split())
     check_run_folder(project, "output/quickstart")
 
 
@@ -385,6 +390,32 @@ def check_evaluator(project: Project, command: str) -> None:
     assert second["samples"]["sha256"] == first["samples"]["sha256"]
 
 
+def check_classes(project: Project, command: str) -> None:
+    outcome = succeeded(project, command)
+    assert re.match(r"FD-digits-12: \S+ \(real test images: .*\nClass accuracy: \S+ \(real", outcome.out)
+    assert "FID" not in outcome.out
+
+
+def check_sweep(project: Project, command: str) -> None:
+    succeeded(project, command)
+    with (project.folder / "output/sweep/quickstart/sweep.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["cfg"], row["steps_per_scale"], row["num_samples"]) for row in rows] == [
+        ("0.0", "1", "5"),
+        ("0.5", "1", "5"),
+    ]
+    assert project.files("output/sweep/quickstart/sweep.png")
+
+
+def check_classifier(project: Project, command: str) -> None:
+    """It takes the place of the one that ships, in this copy."""
+    succeeded(project, command)
+    folder = "pretrained_models/classifiers"
+    made, ours = (load_file(root / folder / "digits.safetensors") for root in (project.folder, ROOT))
+    assert {key: value.shape for key, value in made.items()} == {key: value.shape for key, value in ours.items()}
+    assert not torch.equal(made["head.weight"], ours["head.weight"])
+
+
 # What commands need
 
 
@@ -437,7 +468,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     no_results = shutil.ignore_patterns("__pycache__", "cached", "imagenet")
     for name in ("benchmarks", "configs", "data", "engine", "models", "train_ae_codebook", "experiments"):
         shutil.copytree(ROOT / name, folder / name, ignore=no_results)
-    for name in ("pretrained_models/digits", "pretrained_models/cifar10"):
+    for name in ("pretrained_models/digits", "pretrained_models/cifar10", "pretrained_models/classifiers"):
         shutil.copytree(ROOT / name, folder / name)
     files = ("main.py", "main_sample.py", "evaluator.py", "run_evaluator.sh")
     for name in (*files, "pretrained_models/download.py", "pretrained_models/download.sh"):
@@ -528,6 +559,20 @@ RULES = (
         added=STAND_IN,
     ),
     Rule(r"python evaluator\.py output/reference\.npz .*", check_evaluator, added=STAND_IN),
+    Rule(r"python evaluator\.py \S+digits-train\.npz .*", check_classes),
+    Rule(
+        r"python -m experiments\.sweep .*",
+        check_sweep,
+        smaller=(
+            "--cfg 0:3:0.5 --steps_per_scale 1,2,4 --cfg_start_step 0 --num_samples 500",
+            "--cfg 0:0.5:0.5 --steps_per_scale 1 --num_samples 5",
+        ),
+    ),
+    Rule(
+        r"python -m experiments\.train_classifier .*",
+        check_classifier,
+        added="--epochs 1",
+    ),
     Rule(
         r"python train_ae_codebook/main\.py --config train_ae_codebook/config_digits\.yaml .*",
         check_autoencoder,
@@ -631,8 +676,10 @@ def test_help_says_what_every_option_means(program: str) -> None:
 
 def program_of(command: str) -> str | None:
     """The file whose options a command takes; None if it is not ours."""
-    if "engine.export" in command:
-        return "engine/export.py"
+    modules = {"engine.export": "engine/export.py", "experiments.sweep": "experiments/sweep.py"}
+    for module, program in (modules | {"experiments.train_classifier": "experiments/train_classifier.py"}).items():
+        if module in command:
+            return program
     if "run_evaluator.sh" in command:
         return "engine/metrics/full_run.py"
     return next((word for word in command.split() if word in PROGRAMS), None)

@@ -22,9 +22,9 @@ from data.datasets import CroppedImages, DatasetName, open_dataset
 from engine.command import run
 from engine.config import parse_flags
 from engine.device import pick_device
+from engine.metrics.backends import NetworkArgs, load_network
 from engine.metrics.files import write_json
-from engine.metrics.inception_tf import TensorFlowInception
-from engine.metrics.sides import Inception
+from engine.metrics.network import Network
 from models.autoencoder import Autoencoder
 from models.errors import UserError
 from models.published import open_autoencoder
@@ -106,18 +106,16 @@ def main(argv: Sequence[str]) -> None:
         write_json(Path(args.output_file), content | {"used_codes": num_used, "scales": scales} | distance)
 
 
-def load_inception(args: EvaluateArgs, device: torch.device) -> Inception | None:
-    """The network whose weights are named, if any; the other's libraries are not imported."""
+def load_inception(args: EvaluateArgs, device: torch.device) -> Network | None:
+    """The network whose weights are named, if any."""
     if args.inception_weights is not None:
-        from engine.metrics.inception_torch import TorchInception
-
-        return TorchInception(Path(args.inception_weights), device)
+        return load_network(NetworkArgs(backend="torch", inception_weights=args.inception_weights), device)
     if args.inception_graph is not None:
-        return TensorFlowInception(Path(args.inception_graph))
+        return load_network(NetworkArgs(inception_graph=args.inception_graph), device)
     return None
 
 
-def _rfid(autoencoder: Autoencoder, data: CroppedImages, count: int, inception: Inception) -> dict[str, Any]:
+def _rfid(autoencoder: Autoencoder, data: CroppedImages, count: int, inception: Network) -> dict[str, Any]:
     """Print the distance; return what the output file holds of it."""
     name, value, doubts = measure_rfid(autoencoder, data, count, inception)
     for doubt in doubts:

@@ -12,7 +12,8 @@ import torch
 from data.datasets import CroppedImages
 from engine.images import to_uint8
 from engine.metrics.evaluate import with_count
-from engine.metrics.sides import Inception, compute_features, doubts_of
+from engine.metrics.network import Network
+from engine.metrics.sides import compute_features, doubts_of
 from engine.metrics.statistics import Statistics, frechet_distance
 from models.autoencoder import Autoencoder
 from models.errors import UserError
@@ -47,7 +48,7 @@ class EightBitImages:
 
 
 def measure_rfid(
-    autoencoder: Autoencoder, data: CroppedImages, count: int, inception: Inception
+    autoencoder: Autoencoder, data: CroppedImages, count: int, inception: Network
 ) -> tuple[str, float, list[str]]:
     """The distance's name, which tells the number of images below 50,000, its value, and what is doubtful about it.
 
@@ -60,5 +61,5 @@ def measure_rfid(
     for images in (EightBitImages(data, count), EightBitImages(data, count, autoencoder)):
         found = compute_features(images, inception, BATCH)
         sides.append(Statistics(found["mu"], found["sigma"]))
-        doubts += doubts_of(images.path, images, found, stored=False)
+        doubts += doubts_of(images.path, images, found, inception, stored=False)
     return with_count("rFID", count), frechet_distance(*sides), doubts

@@ -22,7 +22,7 @@ from engine.metrics.statistics import Statistics
 from engine.sample_folder import NPZ_NAME, NUMBER, PROGRESS_NAME, SETTINGS_NAME
 from models.errors import UserError
 
-IMAGES = "arr_0"
+IMAGES, LABELS = "arr_0", "arr_1"
 SUFFIXES = (".png", ".jpg", ".jpeg")
 READERS = 4  # threads
 DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError)
@@ -153,9 +153,15 @@ def open_images(path: Path) -> Images | None:
     names = member_names(path)
     if IMAGES in names:
         return NpzImages(path)
-    if {"mu", "sigma"} <= names:
+    if any(name.startswith("mu") for name in names):
         return None
     raise UserError(f"{path} holds {', '.join(sorted(names)) or 'nothing'}; neither images ({IMAGES}) nor statistics")
+
+
+def hash_source(path: Path) -> str:
+    """SHA-256 of a file, or of all images of a folder; a first look at whether there is anything to read."""
+    images = open_images(path)
+    return hash_file(path) if images is None else images.sha256
 
 
 def resolve(path: Path) -> Path:
@@ -163,6 +169,15 @@ def resolve(path: Path) -> Path:
     if not path.exists():
         raise UserError(f"{path} does not exist; name an npz or a folder of images")
     return path / NPZ_NAME if (path / SETTINGS_NAME).is_file() and (path / NPZ_NAME).is_file() else path
+
+
+def labels_of_npz(path: Path) -> list[int]:
+    """Class indices that an npz holds beside its images, as ADM's tools write them; none if it has none."""
+    if LABELS not in member_names(path):
+        return []
+    with _open_member(path, LABELS) as file:
+        labels = np.lib.format.read_array(file)
+    return labels.tolist() if labels.ndim == 1 else []
 
 
 def stored_statistics(path: Path, mean: str, covariance: str) -> Statistics | None:

@@ -15,16 +15,18 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
 from engine.command import run
-from engine.config import parse_flags
-from engine.metrics.batches import open_images
-from engine.metrics.files import hash_file, write_json
+from engine.config import parse_flags, plain
+from engine.metrics.batches import hash_source
+from engine.metrics.files import hash_file
 from engine.metrics.inception_tf import default_graph
+from engine.metrics.results import RESULT_NAME, SAMPLES_NAME, find_result, write_result
+from engine.sample_settings import SamplingArgs
 from models.errors import UserError
 from models.published import find_checkpoint
 
@@ -35,7 +37,6 @@ REFERENCE_URL = (
     "https://openaipublic.blob.core.windows.net/diffusion/jul-2021/ref_batches/imagenet/256/"
     "VIRTUAL_imagenet256_labeled.npz"
 )
-RESULT_NAME, SAMPLES_NAME = "result.json", "samples"
 # Settings that change no figure.
 UNIMPORTANT = ("batch_size", "compile", "nproc", "output_dir", "delete_samples")
 
@@ -59,27 +60,17 @@ DEFAULT_PRESET: Preset = "2x-cfg1.5"
 
 
 @dataclass(frozen=True)
-class FullRunArgs:
+class FullRunArgs(SamplingArgs):
     """What to sample and evaluate. Each is also a variable of the same name in capitals; a flag comes first.
 
     Attributes:
         preset: a row of the paper's Table 1, whose figures are printed beside the measured ones.
         checkpoint: checkpoint file or folder; default the preset's, without one that of 2x-cfg1.5.
-        use_ema: take the averaged weights of the checkpoint.
         reference: npz or folder of the reference; default OpenAI's of ImageNet at 256 px, in data/.
         num_samples: number of images, the classes in turn.
         cfg: guidance, cond + cfg * (cond - uncond); default the preset's, without one 1.5.
-        cfg_start_step: first step, counted over all scales from 0, that is guided.
         steps_per_scale: steps that each scale is drawn in; default the preset's, without one 4.
-        remainder: what equal blocks leave over is a step of its own (separate) or joins the last full block (fold).
-        temperature: divides the logits.
-        top_k: codes kept at each draw; 0 keeps all.
-        top_p: probability mass kept at each draw; 1 keeps all.
-        seed: of the first image; image i has seed + i.
-        batch_size: images drawn at once, on each rank.
-        dtype: precision of the transformer's weights: auto, or a name.
         compile: compile the steps of sampling.
-        device: of sampling: auto, cuda, mps or cpu.
         nproc: processes that sample, one a GPU.
         inception_graph: ADM's classify_image_graph_def.pb; default a copy downloaded once to the user's cache.
         no_prec_recall: leave out precision and recall.
@@ -89,21 +80,11 @@ class FullRunArgs:
 
     preset: Preset | None = None
     checkpoint: str | None = None
-    use_ema: bool = False
     reference: str | None = None
     num_samples: int = 50_000
     cfg: float | None = None
-    cfg_start_step: int = 5
     steps_per_scale: int | None = None
-    remainder: Literal["separate", "fold"] = "separate"
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    seed: int = 0
-    batch_size: int = 16
-    dtype: str = "auto"
     compile: bool = False
-    device: str = "auto"
     nproc: int = 1
     inception_graph: str | None = None
     no_prec_recall: bool = False
@@ -111,6 +92,7 @@ class FullRunArgs:
     delete_samples: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.nproc < 1:
             raise UserError(f"nproc is {self.nproc}; it must be at least 1")
 
@@ -130,17 +112,16 @@ def main(argv: Sequence[str]) -> None:
     wanted = _check_inputs(args)
     folder = Path(args.output_dir)
     result_file = folder / RESULT_NAME
-    if not _holds(result_file, wanted):
+    result = find_result(result_file, wanted)
+    if result is None:
         signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # and the child is ended with us
         _run(_sampling_command(args, folder / SAMPLES_NAME))
         measured = folder / f".{RESULT_NAME}.measured"
         _run(_evaluation_command(args, folder / SAMPLES_NAME, measured))
         result = json.loads(measured.read_text())
-        result |= {"run": asdict(args) | wanted, "paper": PRESETS[args.preset][1] if args.preset else None}
-        _move_aside(result_file)
-        write_json(result_file, result)
+        result |= {"run": plain(args) | wanted, "paper": PRESETS[args.preset][1] if args.preset else None}
+        write_result(result_file, result)
         measured.unlink()
-    result = json.loads(result_file.read_text())
     if args.delete_samples and (folder / SAMPLES_NAME).is_dir():
         shutil.rmtree(folder / SAMPLES_NAME)
     print(table(result))
@@ -164,7 +145,7 @@ def table(result: Mapping[str, Any]) -> str:
 
 def _differences(settings: Mapping[str, Any]) -> list[str]:
     """What of a preset's run was set otherwise."""
-    expected = asdict(FullRunArgs(preset=settings["preset"]).completed())
+    expected = plain(FullRunArgs(preset=settings["preset"]).completed())
     ours = ("dtype", "device", "seed", "inception_graph", "no_prec_recall", *UNIMPORTANT)
     return [
         f"{name} {settings[name]}" for name, value in expected.items() if settings[name] != value and name not in ours
@@ -181,29 +162,21 @@ def _check_inputs(args: FullRunArgs) -> dict[str, Any]:
     reference = Path(args.reference)
     if args.reference == str(REFERENCE) and not reference.exists():
         raise UserError(f"there is no reference; fetch {REFERENCE_URL} to {REFERENCE}, or name yours with --reference")
-    images = open_images(reference)
+    reference_sha256 = hash_source(reference)
     if find_spec("tensorflow") is None:
         raise UserError("TensorFlow is missing; pip install -r requirements.txt")
     graph = default_graph() if args.inception_graph is None else Path(args.inception_graph)
-    important = {name: value for name, value in asdict(args).items() if name not in UNIMPORTANT}
+    important = {name: value for name, value in plain(args).items() if name not in UNIMPORTANT}
     files = {"checkpoint": find_checkpoint(args.checkpoint), "inception_graph": graph}
     hashes = {f"{name}_sha256": hash_file(path) for name, path in files.items()}
-    return important | hashes | {"reference_sha256": hash_file(reference) if images is None else images.sha256}
-
-
-def _holds(result_file: Path, wanted: Mapping[str, Any]) -> bool:
-    """Whether there is a result of these settings."""
-    if not result_file.exists():
-        return False
-    found = json.loads(result_file.read_text())["run"]
-    return all(name in found and found[name] == value for name, value in wanted.items())
+    return important | hashes | {"reference_sha256": reference_sha256}
 
 
 def _sampling_command(args: FullRunArgs, folder: Path) -> list[str]:
     ours = ("preset", "reference", "nproc", "inception_graph", "no_prec_recall", "output_dir", "delete_samples")
     flags = [
-        f"--{name}={str(value).lower() if isinstance(value, bool) else value}"
-        for name, value in asdict(args).items()
+        f"--{name}={value if isinstance(value, str) else json.dumps(value)}"
+        for name, value in plain(args).items()
         if name not in ours
     ]
     several = (
@@ -236,12 +209,6 @@ def _end_with_parent() -> None:
     if sys.platform == "linux":
         PR_SET_PDEATHSIG = 1
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
-def _move_aside(path: Path) -> None:
-    """An earlier result, of other settings, keeps its figures under another name."""
-    if path.exists():
-        path.rename(next(p for i in range(1, 10**6) if not (p := path.with_stem(f"{path.stem}.{i}")).exists()))
 
 
 if __name__ == "__main__":

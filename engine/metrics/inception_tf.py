@@ -11,6 +11,7 @@ import numpy as np
 
 from engine.metrics.download import fetched
 from engine.metrics.files import hash_file
+from engine.metrics.network import InceptionTraits
 from models.errors import UserError
 
 GRAPH_URL = "https://openaipublic.blob.core.windows.net/diffusion/jul-2021/ref_batches/classify_image_graph_def.pb"
@@ -18,7 +19,7 @@ INPUT, POOLED, SPATIAL, LOGITS = "ExpandDims:0", "pool_3:0", "mixed_6/conv:0", "
 SPATIAL_CHANNELS = 7
 
 
-class TensorFlowInception:
+class TensorFlowInception(InceptionTraits):
     """The frozen graph, ready to compute.
 
     Attributes:

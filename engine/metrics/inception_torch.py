@@ -16,12 +16,13 @@ from torch_fidelity.version import __version__
 
 from engine.metrics.download import fetched
 from engine.metrics.files import hash_file
+from engine.metrics.network import InceptionTraits
 from models.errors import UserError
 
 SPATIAL_CHANNELS = 7
 
 
-class TorchInception:
+class TorchInception(InceptionTraits):
     """torch-fidelity's Inception, ready to compute.
 
     Attributes:

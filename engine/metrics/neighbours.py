@@ -8,6 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 NEIGHBOURS = 3
+CHECKED, CHECKED_SLACK = 200, 0.1  # images of the self-test, and how far its shares may be from 1 and 0
 BLOCK = 4096  # images of each side whose distances are held at once
 
 # Squared distances (n, m), float32, of features (n, D) and (m, D); each backend has its own.
@@ -33,6 +34,24 @@ def precision_recall(
             reference_inside[i] |= (d <= radii_samples[j]).any(axis=1)
             samples_inside[j] |= (d <= radii_reference[i, None]).any(axis=0)
     return float(samples_inside.mean()), float(reference_inside.mean())
+
+
+def check_order(distances: Distances, width: int) -> None:
+    """A self-test of which share is which: samples that are all alike are precise, and recall next to nothing.
+
+    Args:
+        distances: computes squared distances of a block.
+        width: number of features, D.
+
+    Raises:
+        RuntimeError: the shares are exchanged, or the distances are none.
+    """
+    random = np.random.default_rng(0)
+    reference = random.normal(size=(CHECKED, width)).astype(np.float32)
+    collapsed = reference[:1] + random.normal(scale=1e-2, size=(CHECKED, width)).astype(np.float32)
+    precision, recall = precision_recall(reference, collapsed, distances)
+    if precision < 1 - CHECKED_SLACK or recall > CHECKED_SLACK:
+        raise RuntimeError(f"of a collapsed set precision is {precision} and recall {recall}; they are exchanged")
 
 
 def manifold_radii(features: np.ndarray, distances: Distances, block: int = BLOCK) -> np.ndarray:

@@ -13,18 +13,19 @@ import numpy as np
 
 from data.crops import center_crop
 from engine.metrics.batches import IMAGES, FolderImages, open_image
-from engine.metrics.sides import Inception, compute_features, doubts_of
+from engine.metrics.network import Network
+from engine.metrics.sides import compute_features, doubts_of
 from models.errors import UserError
 
 
-def make_reference(folder: Path, target: Path, size: int, inception: Inception, batch_size: int) -> list[str]:
+def make_reference(folder: Path, target: Path, size: int, network: Network, batch_size: int) -> list[str]:
     """Write the centre crops of all images of a folder, and the statistics of their features.
 
     Args:
         folder: of images, at any depth.
-        target: npz to write: ``arr_0`` (N, S, S, 3) uint8, ``mu``, ``sigma``, ``mu_s``, ``sigma_s``.
+        target: npz to write: ``arr_0`` (N, S, S, 3) uint8, ``mu``, ``sigma`` and Inception's ``mu_s``, ``sigma_s``.
         size: side of the crops, S.
-        inception: computes the features.
+        network: computes the features.
         batch_size: images whose features are computed at once.
 
     Returns:
@@ -42,14 +43,14 @@ def make_reference(folder: Path, target: Path, size: int, inception: Inception, 
         with zipfile.ZipFile(partial, "w") as archive:
             with archive.open(f"{IMAGES}.npy", "w", force_zip64=True) as file:
                 crops = CroppedImages(folder, size, file)
-                arrays = compute_features(crops, inception, batch_size)
-            for name in ("mu", "sigma", "mu_s", "sigma_s"):
+                arrays = compute_features(crops, network, batch_size)
+            for name in (f"{kind}{end}" for end in network.ends for kind in ("mu", "sigma")):
                 with archive.open(f"{name}.npy", "w") as file:
                     np.lib.format.write_array(file, arrays[name])
         partial.replace(target)
     finally:
         partial.unlink(missing_ok=True)
-    return doubts_of(folder, crops, arrays, stored=False)
+    return doubts_of(folder, crops, arrays, network, stored=False)
 
 
 class CroppedImages(FolderImages):

@@ -8,40 +8,25 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import blake2b, sha256
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
+from engine import distributed
 from engine.metrics.batches import DAMAGE, Images, open_images, resolve, stored_statistics
+from engine.metrics.class_labels import read_labels
 from engine.metrics.files import hash_file, write_arrays
 from engine.metrics.neighbours import NEIGHBOURS
+from engine.metrics.network import Network
 from engine.metrics.statistics import Statistics, statistics_of
 from engine.sample_folder import NPZ_NAME, SETTINGS_NAME
 from models.errors import UserError
 
-FEW = 2048  # images; with fewer than features the covariance is singular
 CACHE_VERSION = 1  # of the arrays in a cache; part of its name
 
-
-class Inception(Protocol):
-    """A backend.
-
-    Attributes:
-        sha256: of its weights.
-        versions: of the libraries that compute it.
-        class_weights: (D, K) float32, from features to logits.
-    """
-
-    sha256: str
-    versions: dict[str, str]
-    class_weights: np.ndarray
-
-    def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Features (B, D) and spatial ones (B, S), float32, of images (B, H, W, 3) uint8."""
-
-    def squared_distances(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-        """(n, m) float32 of features (n, D), (m, D)."""
+Arrays = tuple[np.ndarray, ...]  # one of each kind of features
 
 
 @dataclass(frozen=True)
@@ -54,9 +39,10 @@ class Side:
         shape: (N, H, W) of the images; None without.
         features: (N, D) float32; None without images.
         statistics: of the features.
-        spatial: of the spatial features; None for a statistics file without them.
+        spatial: of the spatial features; None for a statistics file or a network without them.
         stored: the statistics are from the file, not from its images.
         digests: (N,) uint64, a hash of each image; None without images.
+        labels: (N,) class of each image as the network counts them; None if they are not known.
         warnings: what is doubtful about it.
         settings: what main_sample.py recorded of the samples, if it drew them.
     """
@@ -69,6 +55,7 @@ class Side:
     spatial: Statistics | None
     stored: bool
     digests: np.ndarray | None
+    labels: np.ndarray | None
     warnings: list[str]
     settings: Mapping[str, Any] | None
 
@@ -78,78 +65,108 @@ class Side:
 
 
 def load_side(
-    path: Path, inception: Inception, batch_size: int, use_cache: bool = False, need_features: bool = True
+    path: Path,
+    network: Network,
+    batch_size: int,
+    use_cache: bool = False,
+    need_features: bool = True,
+    all_ranks: bool = False,
 ) -> Side:
     """Read one side, computing what it does not store.
 
     Args:
         path: npz, folder of images, or statistics file.
-        inception: computes the features.
+        network: computes the features.
         batch_size: images whose features are computed at once.
         use_cache: keep what is computed in a file beside ``path``, and take it from there the next time.
         need_features: False reads no images if the file stores its statistics.
+        all_ranks: called on every rank, each of which computes a share of the features.
 
     Raises:
         UserError: there is nothing of the sort, or too few images.
     """
-    statistics, spatial = stored_statistics(path, "mu", "sigma"), stored_statistics(path, "mu_s", "sigma_s")
-    stored = statistics is not None
+    found = [stored_statistics(path, f"mu{end}", f"sigma{end}") for end in network.ends]
+    stored = found[0] is not None
     images = open_images(path) if need_features or not stored else None
+    if images is None and not stored:
+        raise UserError(f"{path} holds statistics of another network's features, and no images to compute them from")
     path, arrays = resolve(path), {}
     if images is not None:
         if images.shape[0] <= NEIGHBOURS:
             raise UserError(f"{path} holds {images.shape[0]} images; give at least {NEIGHBOURS + 1}, better 50000")
-        arrays = _cached_features(images, inception, batch_size) if use_cache else {}
-        arrays = arrays or compute_features(images, inception, batch_size)
+        arrays = _cached_features(images, network, batch_size) if use_cache else {}
+        arrays = arrays or compute_features(images, network, batch_size, all_ranks)
     if not stored:
-        statistics, spatial = (Statistics(arrays[f"mu{end}"], arrays[f"sigma{end}"]) for end in ("", "_s"))
+        found = [Statistics(arrays[f"mu{end}"], arrays[f"sigma{end}"]) for end in network.ends]
+    record = _record(path)
+    drawn = [] if record is None else record.get("images", [])
+    labels, label_doubts = (None, []) if images is None else read_labels(images, drawn, network.class_names)
     return Side(
         path=path,
         sha256=hash_file(path) if images is None else images.sha256,
         shape=None if images is None else images.shape,
         features=arrays.get("features"),
-        statistics=statistics,
-        spatial=spatial,
+        statistics=found[0],
+        spatial=found[1] if len(found) > 1 else None,
         stored=stored,
         digests=arrays.get("digests"),
-        warnings=doubts_of(path, images, arrays, stored),
-        settings=_recorded_settings(path),
+        labels=labels,
+        warnings=doubts_of(path, images, arrays, network, stored) + label_doubts,
+        settings=None if record is None else {name: v for name, v in record.items() if name != "images"},
     )
 
 
-def compute_features(images: Images, inception: Inception, batch_size: int) -> dict[str, np.ndarray]:
-    """``features`` (N, D), ``mu``, ``sigma``, ``mu_s``, ``sigma_s``, ``digests`` (N,), ``grey`` and ``warnings``."""
-    num_images, first, found, digests, grey = images.shape[0], 0, (), [], True
-    with tqdm(desc="features", total=num_images, unit="image") as bar:
-        for batch in images.batches(batch_size):
-            new = inception(batch)
-            found = found or tuple(np.empty((num_images, array.shape[1]), dtype=np.float32) for array in new)
-            for whole, array in zip(found, new, strict=True):
-                whole[first : first + len(batch)] = array
+def compute_features(
+    images: Images, network: Network, batch_size: int, all_ranks: bool = False
+) -> dict[str, np.ndarray]:
+    """``features`` (N, D), ``mu`` and ``sigma`` of each of ``network.ends``, ``digests`` (N,), ``grey``, ``warnings``.
+
+    On all ranks, each computes the features of its share of the batches, and all get those of all.
+    """
+    num_images, first, digests, grey = images.shape[0], 0, [], True
+    rank, num_ranks = (distributed.rank(), distributed.num_ranks()) if all_ranks else (0, 1)
+    found: Arrays = ()
+    with tqdm(desc="features", total=num_images, unit="image", leave=None, disable=rank > 0) as bar:
+        for i, batch in enumerate(images.batches(batch_size)):
+            if i % num_ranks == rank:
+                new = network(batch)
+                found = found or tuple(np.zeros((num_images, array.shape[1]), dtype=np.float32) for array in new)
+                for whole, array in zip(found, new, strict=True):
+                    whole[first : first + len(batch)] = array
             first += len(batch)
             digests += [int.from_bytes(blake2b(image, digest_size=8).digest(), "little") for image in batch]
             grey = grey and bool((batch == batch[..., :1]).all())
             bar.update(len(batch))
-    features, spatial = found
+    if all_ranks:
+        found = _share(found, num_images)
+    statistics = {}
+    for end, array in zip(network.ends, found, strict=True):
+        statistics |= _named(statistics_of(array), end)
     return {
-        "features": features,
-        **_named(statistics_of(features), ""),
-        **_named(statistics_of(spatial), "_s"),
+        "features": found[0],
+        **statistics,
         "digests": np.array(digests, dtype=np.uint64),
         "grey": np.array(grey),
         "warnings": np.array(images.warnings(), dtype=np.str_),
     }
 
 
+def _share(found: Arrays, num_images: int) -> Arrays:
+    """What all ranks computed, each a share of the rows, those of others being 0; one may have had none to compute."""
+    widths = next(filter(None, distributed.everyones([array.shape[1] for array in found])))
+    found = found or tuple(np.zeros((num_images, width), dtype=np.float32) for width in widths)
+    for array in found:
+        distributed.add_up(torch.from_numpy(array))
+    return found
+
+
 def _named(statistics: Statistics, end: str) -> dict[str, np.ndarray]:
     return {f"mu{end}": statistics.mean, f"sigma{end}": statistics.covariance}
 
 
-def _cached_features(images: Images, inception: Inception, batch_size: int) -> dict[str, np.ndarray]:
+def _cached_features(images: Images, network: Network, batch_size: int) -> dict[str, np.ndarray]:
     """As ``compute_features``, from a file beside the images if there is one of them and of this graph; else made."""
-    key = sha256(
-        f"{CACHE_VERSION} {images.sha256} {inception.sha256} {sorted(inception.versions)}".encode()
-    ).hexdigest()
+    key = sha256(f"{CACHE_VERSION} {images.sha256} {network.sha256} {sorted(network.versions)}".encode()).hexdigest()
     place = images.path.resolve()
     path = place.with_name(f"{place.name}.features-{key[:16]}.npz")
     if path.exists():
@@ -158,7 +175,7 @@ def _cached_features(images: Images, inception: Inception, batch_size: int) -> d
                 return dict(file)
         except (*DAMAGE, KeyError):
             print(f"{path} is damaged; computing it again")
-    arrays = compute_features(images, inception, batch_size)
+    arrays = compute_features(images, network, batch_size)
     try:
         write_arrays(path, arrays)
     except OSError as error:
@@ -166,32 +183,36 @@ def _cached_features(images: Images, inception: Inception, batch_size: int) -> d
     return arrays
 
 
-def doubts_of(path: Path, images: Images | None, arrays: Mapping[str, np.ndarray], stored: bool) -> list[str]:
+def doubts_of(
+    path: Path, images: Images | None, arrays: Mapping[str, np.ndarray], network: Network, stored: bool
+) -> list[str]:
     """Warnings on one side: of its files, and what ``compute_features`` found."""
     if images is None:
         return []
-    found, num_images = list(map(str, arrays["warnings"])), images.shape[0]
-    if num_images < FEW and not stored:
+    found, (num_images, height, width) = list(map(str, arrays["warnings"])), images.shape
+    if num_images < network.few and not stored:
         found.append(
-            f"{num_images} images are fewer than {FEW}: FID and sFID are far too high and compare with nothing"
+            f"{num_images} images are fewer than {network.few}: Fréchet distances are far too high and compare with "
+            "nothing"
         )
-    if images.shape[1] != images.shape[2]:
-        found.append(f"images of {images.shape[2]} x {images.shape[1]} pixels are stretched to squares")
-    if arrays["grey"]:
-        found.append("all images are greyscale (their channels are equal); Inception was made for colour")
+    if height != width:
+        found.append(f"images of {width} x {height} pixels are stretched to squares")
+    if network.side is not None and (height, width) != (network.side, network.side):
+        found.append(f"images of {width} x {height} pixels are read at {network.side} x {network.side}")
+    if arrays["grey"] and network.colour:
+        found.append(f"all images are greyscale (their channels are equal); {network.kind} was made for colour")
     num_doubles = num_images - len(np.unique(arrays["digests"]))
     if num_doubles:
         found.append(f"{num_doubles} of {num_images} images are exact duplicates of others")
     return [f"{path}: {doubt}" for doubt in found]
 
 
-def _recorded_settings(path: Path) -> dict[str, Any] | None:
-    """What lies beside samples in samples.json, without the list of all images."""
+def _record(path: Path) -> dict[str, Any] | None:
+    """What main_sample.py wrote beside samples that it drew."""
     record = (path if path.is_dir() else path.parent) / SETTINGS_NAME
     if not record.is_file() or (path.is_file() and path.name != NPZ_NAME):
         return None
     try:
-        settings = json.loads(record.read_text())
+        return json.loads(record.read_text())
     except ValueError as error:
         raise UserError(f"{record} is damaged ({error}); remove it to evaluate without settings") from error
-    return {name: value for name, value in settings.items() if name != "images"}

@@ -1,13 +1,16 @@
 """Drawing many images: an image follows from its label and seed, whatever it is drawn with."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
 from engine import bulk
-from engine.bulk import Kept, Request, draw_many, draw_on_all_ranks
+from engine.bulk import Kept, Request, draw_into, draw_many, draw_on_all_ranks
+from engine.images import to_uint8
+from engine.sample_folder import prepare_folder
 from models import sample
 from models.checkerboard import Checkerboard
 from models.sampling import Drawing, Sampler
@@ -91,3 +94,16 @@ def test_kept_codes_stay_and_the_rest_is_drawn(model: Checkerboard) -> None:
 def test_one_rank_draws_all(model: Checkerboard) -> None:
     request = Request(LABELS, DRAWING, batch_size=4)
     assert torch.equal(draw_on_all_ranks(model, request), drawn(model, request)[1])
+
+
+def test_a_folder_gets_what_it_lacks_and_as_it_was_changed(model: Checkerboard, tmp_path: Path) -> None:
+    request = Request(LABELS, DRAWING, seed=5, batch_size=3)
+    prepare_folder(tmp_path / "drawn", {"seed": 5}, (7, 32, 32, 3), "npz", {})
+    first = draw_into(tmp_path / "drawn", model, request)
+    expected = to_uint8(drawn(model, request)[1])
+    assert torch.equal(first.first_images(7), expected)
+    first.done[[2, 6]] = 0
+    again = draw_into(tmp_path / "drawn", model, request, lambda pixels: 255 - pixels)
+    assert again.todo.tolist() == [2, 6]
+    expected[[2, 6]] = 255 - expected[[2, 6]]
+    assert torch.equal(again.first_images(7), expected)

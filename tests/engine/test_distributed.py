@@ -117,9 +117,9 @@ def test_the_command_on_two_ranks_shares_one_run_folder(tmp_path: Path) -> None:
     assert sorted(path.name for path in (folder / "samples").iterdir()) == ["epoch_0001.png", "epoch_0002.png"]
     outputs = [(tmp_path / f"rank{rank}.txt").read_text() for rank in range(2)]
     assert "on 2 ranks" in outputs[0]
-    assert "digits recognised" in outputs[0]
+    assert "drawn digits, by the classifier" in outputs[0]
     assert "on 2 ranks" not in outputs[1]
-    assert "digits recognised" not in outputs[1]
+    assert "drawn digits, by the classifier" not in outputs[1]
 
 
 def gather(folder: Path) -> None:

@@ -8,27 +8,31 @@ import numpy as np
 import pytest
 import torch
 
-from engine import evaluation
+from engine import distributed, evaluation
 from engine.bulk import Request, draw_many
 from engine.evaluation import Evaluation
 from engine.images import to_uint8
+from engine.metrics import neighbours
+from engine.metrics.network import InceptionTraits
 from engine.metrics.statistics import frechet_distance, statistics_of
 from models.errors import UserError
 from models.sampling import Drawing
 from tests.factory import tiny_model
-from tests.training_factory import tiny_args, tiny_trainer
+from tests.training_factory import exit_codes, start_ranks, tiny_args, tiny_trainer
 
 CPU = torch.device("cpu")
 WEIGHTS = np.random.default_rng(1).normal(size=(27, 10)).astype(np.float32)
 
 
-class PatchMeans:
+class PatchMeans(InceptionTraits):
     """Stands in for Inception: means of a 3 x 3 grid of patches, and of the whole."""
 
     sha256, versions, class_weights = "0" * 64, {"numpy": np.__version__}, WEIGHTS
+    num_seen = 0
 
     def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(B, 27) and (B, 3) of images (B, H, W, 3)."""
+        self.num_seen += len(images)
         rows = np.array_split(images.astype(np.float32) / 255, 3, axis=1)
         patches = [patch.mean((1, 2)) for row in rows for patch in np.array_split(row, 3, axis=2)]
         return np.concatenate(patches, axis=1), images.astype(np.float32).mean((1, 2)) / 255
@@ -88,3 +92,41 @@ def test_impossible_settings_are_refused(tmp_path: Path) -> None:
             tiny_args(**given)
     with pytest.raises(UserError, match="no eval_reference at"):
         tiny_args(eval_samples=5, eval_reference=str(tmp_path / "nowhere.npz"))
+
+
+# Self-test and ranks
+
+
+def test_exchanged_precision_and_recall_are_found(
+    reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the first evaluation, on a collapsed set, before any figure is printed."""
+    right = neighbours.precision_recall
+    monkeypatch.setattr(neighbours, "precision_recall", lambda *sides, **options: right(*sides, **options)[::-1])
+    with pytest.raises(RuntimeError, match=r"of a collapsed set precision is 0\.005 and recall 1\.0"):
+        Evaluation(str(reference), None, CPU).measure(tiny_model(), Request([1] * 8, Drawing()), tmp_path / "drawn")
+
+
+def measure_on_rank(reference: Path, folder: Path, count: int) -> None:
+    """One evaluation, for ``start_ranks``; what rank 0 finds and how many images each rank saw."""
+    distributed.set_up(CPU)
+    network = PatchMeans()
+    evaluation._load = lambda weights, device: network
+    request = Request([i % 10 for i in range(count)], Drawing(), seed=7)
+    figures = Evaluation(str(reference), None, CPU).measure(tiny_model(), request, folder / "drawn")
+    (folder / f"figures{distributed.rank()}.json").write_text(json.dumps([figures, network.num_seen]))
+    distributed.tear_down()
+
+
+@pytest.mark.parametrize("count", [150, 40])
+def test_two_ranks_share_the_work_and_find_what_one_does(count: int, reference: Path, tmp_path: Path) -> None:
+    """Of 40 images, less than a batch, the second rank computes no features."""
+    request = Request([i % 10 for i in range(count)], Drawing(), seed=7)
+    alone = Evaluation(str(reference), None, CPU).measure(tiny_model(), request, tmp_path / "alone")
+    processes = start_ranks(tmp_path, 2, measure_on_rank, reference, tmp_path, count)
+    assert exit_codes(processes) == [0, 0], (tmp_path / "rank0.txt").read_text()
+    (found, seen), (nothing, others) = (json.loads((tmp_path / f"figures{i}.json").read_text()) for i in (0, 1))
+    assert found == pytest.approx(alone, rel=1e-3)
+    assert nothing == {}
+    assert (seen, others) == ((86, 64) if count == 150 else (40, 0))
+    assert not (tmp_path / "drawn").exists()

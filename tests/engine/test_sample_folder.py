@@ -355,3 +355,16 @@ def test_an_npz_of_several_chunks(count: int, tmp_path: Path, monkeypatch: pytes
         assert np.array_equal(arrays["arr_0"], images)
         assert arrays["arr_1"].tolist() == LABELS[:count]
     assert [path.name for path in tmp_path.iterdir()] == ["samples.npz"]
+
+
+def test_a_kill_while_a_folder_is_prepared_is_made_good(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", killed)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(folder, file_format="npz")
+    assert prepare(folder, file_format="npz")
+    assert SampleFolder(folder).todo.tolist() == list(range(COUNT))
+    assert not (folder / ".progress.new").exists()

@@ -2,10 +2,12 @@
 
 import numpy as np
 
+from engine.metrics.network import InceptionTraits
+
 WIDTH, SPATIAL_WIDTH, NUM_CLASSES = 5, 3, 4
 
 
-class FakeInception:
+class FakeInception(InceptionTraits):
     def __init__(self, sha256: str = "fake") -> None:
         random = np.random.default_rng(7)
         self.sha256, self.versions = sha256, {"fake": "1"}

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from engine.metrics.neighbours import manifold_radii, precision_recall
+from engine.metrics.neighbours import check_order, manifold_radii, precision_recall
 
 
 def exact_distances(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
@@ -55,3 +55,10 @@ def test_radius_is_the_third_neighbours() -> None:
     line = np.array([[0], [1], [3], [7], [20]], dtype=np.float32)
     assert manifold_radii(line, exact_distances).tolist() == [49, 36, 16, 49, 361]
     assert manifold_radii(line, exact_distances, block=2).tolist() == [49, 36, 16, 49, 361]
+
+
+@pytest.mark.parametrize("width", [5, 300])
+def test_the_self_test_passes_on_right_distances_and_fails_on_wrong_ones(width: int) -> None:
+    check_order(exact_distances, width)
+    with pytest.raises(RuntimeError, match="of a collapsed set"):
+        check_order(lambda rows, columns: np.zeros((len(rows), len(columns)), np.float32), width)

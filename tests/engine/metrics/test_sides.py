@@ -161,7 +161,7 @@ def test_too_few_images_for_any_figure(tmp_path: Path) -> None:
 
 def test_clean_sides_have_no_doubts(tmp_path: Path) -> None:
     reference, samples = (load(save(tmp_path / f"{seed}.npz", arr_0=pictures(2048, seed, side=4))) for seed in (1, 2))
-    assert doubts(reference, samples) == []
+    assert doubts(reference, samples, FakeInception()) == []
 
 
 @pytest.mark.parametrize(
@@ -184,9 +184,10 @@ def test_doubts_on_a_pair(tmp_path: Path) -> None:
     reference, samples = pictures(seed=1), pictures(seed=2)
     samples[3:5] = reference[8]
     pair = [load(save(tmp_path / f"{i}.npz", arr_0=images)) for i, images in enumerate((reference, samples))]
-    assert "2 of 30 samples are exact copies of reference images" in doubts(*pair)
+    assert "2 of 30 samples are exact copies of reference images" in doubts(*pair, FakeInception())
     larger = load(save(tmp_path / "large.npz", arr_0=pictures(side=10)))
-    assert any("the reference has 8 x 8 pixels, the samples 10 x 10" in doubt for doubt in doubts(pair[0], larger))
+    found = doubts(pair[0], larger, FakeInception())
+    assert any("the reference has 8 x 8 pixels, the samples 10 x 10" in doubt for doubt in found)
 
 
 def photos(folder: Path) -> Path:

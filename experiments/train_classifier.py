@@ -1,0 +1,162 @@
+"""Train the small classifier whose features evaluator.py --features compares.
+
+    python -m experiments.train_classifier --config experiments/classifier_digits.yaml
+    python -m experiments.train_classifier --config experiments/classifier_cifar10.yaml
+
+The same command again goes on where the run stopped. The finished classifier, the statistics of its training images
+(a reference) and of held-out ones go to --export_dir.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from data.crops import crop_image
+from data.datasets import CroppedImages, LabelledImages, open_dataset
+from engine import distributed
+from engine.command import run
+from engine.config import LoopArgs, parse_config, plain
+from engine.device import pick_device
+from engine.metrics.classifier import (
+    SIDE,
+    Classifier,
+    ClassifierConfig,
+    ClassifierNetwork,
+    RealData,
+    Split,
+    save_network,
+)
+from engine.trainer import Statistics, StepRandomness, Trainer
+from models.errors import UserError
+
+BATCH_SIZE = 500  # images measured at once
+
+
+@dataclass(frozen=True)
+class ClassifierArgs(LoopArgs):
+    """The ``args:`` section of a configuration.
+
+    Attributes:
+        shift: pixels that an image is moved by at most, each way.
+        mirror: show half of the images mirrored.
+        noise: standard deviation of noise that is added, of pixels in [-1, 1].
+        export_dir: folder of the finished classifier.
+    """
+
+    shift: int = 3
+    mirror: bool = False
+    noise: float = 0.0
+    export_dir: str = "pretrained_models/classifiers"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.shift < SIDE or self.noise < 0:
+            raise UserError(f"shift {self.shift} must lie in 0..{SIDE - 1}, and noise {self.noise} not below 0")
+
+
+class ClassifierTask:
+    """Trains a ``ClassifierNetwork`` to name the class of an image."""
+
+    def __init__(self, module: ClassifierNetwork, args: ClassifierArgs, held_out: Dataset) -> None:
+        self.module, self.args, self.held_out = module, args, held_out
+
+    def loss(self, batch: list[Tensor], randomness: StepRandomness) -> tuple[Tensor, Statistics]:
+        """Mean cross-entropy in nats of (images, labels)."""
+        images, labels = batch
+        logits = self.module(augment(images, self.args, randomness.own))
+        return F.cross_entropy(logits, labels), lambda: {"accuracy": (logits.argmax(1) == labels).float().mean()}
+
+    def precision(self) -> torch.dtype | None:
+        return torch.float32
+
+    def show(self, module: ClassifierNetwork, folder: Path, name: str) -> dict[str, float]:
+        """Accuracy on held-out images."""
+        accuracy = held_out_accuracy(module, self.held_out)
+        if distributed.is_main():
+            tqdm.write(f"{name}: {accuracy:.2%} of {len(self.held_out)} held-out images recognised")
+        return {"held_out_accuracy": accuracy}
+
+    def describe(self) -> dict[str, Any]:
+        return {"config": asdict(self.module.config), "class_keys": list(self.module.config.class_keys)}
+
+
+def augment(images: Tensor, args: ClassifierArgs, generator: torch.Generator) -> Tensor:
+    """Images (B, 3, H, W), each moved, mirrored and made noisy at random; their edges are repeated outwards."""
+    batch, _, height, width = images.shape
+    device, span = images.device, 2 * args.shift + 1
+    padded = F.pad(images, (args.shift,) * 4, mode="replicate")
+    rows, columns = (
+        torch.randint(span, (batch, 1), generator=generator, device=device) + torch.arange(side, device=device)
+        for side in (height, width)
+    )
+    if args.mirror:
+        mirrored = torch.rand(batch, 1, generator=generator, device=device) < 0.5
+        columns = torch.where(mirrored, columns.flip(1), columns)
+    first = torch.arange(batch, device=device)[:, None, None]
+    moved = padded.permute(0, 2, 3, 1)[first, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    if args.noise:
+        moved = moved + args.noise * torch.randn(moved.shape, generator=generator, device=device)
+    return moved
+
+
+def held_out_accuracy(module: ClassifierNetwork, images: CroppedImages) -> float:
+    """Share of images recognised, 0..1."""
+    device, right = module.head.weight.device, 0
+    for indices in torch.arange(len(images)).split(BATCH_SIZE):
+        pixels, labels = images.collate([images[int(i), 0] for i in indices])
+        right += int((module(pixels.to(device)).argmax(1).cpu() == labels).sum())
+    return right / len(images)
+
+
+def main(argv: Sequence[str]) -> None:
+    sections = {"model": ClassifierConfig, "args": ClassifierArgs}
+    settings, name = parse_config(argv, "experiments.train_classifier", __doc__, sections)
+    config, args = settings["model"], settings["args"]
+    data = [open_dataset(args.dataset, args.data_path, SIDE, split) for split in ("train", "val")]
+    config = replace(config, class_keys=tuple(data[0].class_keys))
+    device = distributed.set_up(pick_device(args.device))
+    torch.manual_seed(args.seed)
+    network = ClassifierNetwork(config)
+    folder = Path(args.output_dir or f"output/classifiers/{name}")
+    if distributed.is_main():
+        folder.mkdir(parents=True, exist_ok=True)
+        print(f"{sum(p.numel() for p in network.parameters()):,} parameters; run folder {folder}")
+    distributed.barrier()
+    task = ClassifierTask(network, args, CroppedImages(data[1], SIDE, "center"))
+    kept = {key: plain(value) for key, value in (settings | {"model": config}).items()}
+    trainer = Trainer(task, CroppedImages(data[0], SIDE, args.crop), args, folder, device, kept)
+    trainer.fit()
+    if distributed.is_main():
+        export(trainer.trained, data, Path(args.export_dir), device)
+    distributed.tear_down()
+
+
+def export(network: ClassifierNetwork, data: Sequence[LabelledImages], folder: Path, device: torch.device) -> None:
+    """Write the classifier, and what it makes of the training images and of held-out ones."""
+    path = save_network(network, folder)
+    classifier = Classifier(network.config.name, device, folder)
+    for split, images in zip(("train", "test"), data, strict=True):
+        real = measure(classifier, images, split)
+        print(f"{split}: {real.accuracy:.2%} of {real.num_images} images recognised")
+    print(f"classifier: {path}, {path.stat().st_size / 1e6:.2f} MB")
+
+
+def measure(classifier: Classifier, images: LabelledImages, split: Split) -> RealData:
+    """Features of all images, centre crops, read as evaluator.py reads them; written beside the classifier."""
+    features = []
+    for indices in tqdm(torch.arange(len(images)).split(BATCH_SIZE), desc=f"features, {split}"):
+        pixels = torch.stack([crop_image(images.read(int(i)), SIDE, "center", 0) for i in indices])
+        features += classifier(pixels.permute(0, 2, 3, 1).numpy())
+    return classifier.save_real_data(split, np.concatenate(features), np.array(images.labels))
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,218 @@
+"""Sweeps: every pair as the single commands measure it, once each, whatever happens in between."""
+
+import csv
+import json
+import shutil
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import evaluator
+import main_sample
+from engine.command import run
+from engine.metrics.classifier import statistics_file
+from experiments import sweep
+from experiments.sweep import SweepArgs, draw_figure, parse_values
+from models.errors import UserError
+from tests.command_factory import ROOT, Outcome, call, save_run
+from tests.factory import tiny_model
+from tests.training_factory import exit_codes, start_process, start_ranks
+
+REFERENCE = str(statistics_file("digits", "train"))
+INCEPTION = ROOT / "tests/fixtures/evaluator"
+COUNT = 12
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_run(tmp_path_factory.mktemp("sweep") / "tiny", tiny_model())
+
+
+def flags(checkpoint: Path, folder: Path, *more: str) -> list[str]:
+    return [
+        "--checkpoint", str(checkpoint), "--output_dir", str(folder), "--reference", REFERENCE, "--features", "digits",
+        "--cfg", "0,1.5", "--steps_per_scale", "1,2", "--num_samples", str(COUNT), "--cfg_start_step", "1", *more,
+    ]  # fmt: skip
+
+
+def start_sweep(*argv: Any) -> Outcome:
+    outcome = call(sweep.main, *flags(*argv))
+    assert outcome.code == 0, outcome.err
+    return outcome
+
+
+def sweep_command(argv: list[str]) -> None:
+    """``python -m experiments.sweep ARGV``, for ``start_process``."""
+    sys.argv = ["sweep", *argv]
+    run(sweep.main)
+
+
+def rows_of(folder: Path) -> list[dict[str, str]]:
+    with (folder / "sweep.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def finished(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("finished") / "sweep"
+    outcome = start_sweep(checkpoint, folder)
+    assert f"4 pairs of {COUNT} images, 4 to do" in outcome.out
+    assert "cfg 1.5, 2 steps per scale: 100%" in outcome.err
+    return folder
+
+
+# Values
+
+
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ("1.0:2.0:0.1", [1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7, 1.8, 1.9, 2.0]),
+        ("2,4,8", [2, 4, 8]),
+        ("0:3:0.5,1.25", [0, 0.5, 1, 1.5, 2, 2.5, 3, 1.25]),
+        ("2:1:-0.5,1", [2, 1.5, 1]),
+        ("4", [4]),
+    ],
+)
+def test_values(text: str, values: list[float]) -> None:
+    assert parse_values("cfg", text) == values
+
+
+@pytest.mark.parametrize("text", ["", "a", "1:2", "1:2:0", "1:2:3:4", "2:1:0.5", "1:2:0.3", "inf", "1:inf:1"])
+def test_values_that_are_none(text: str) -> None:
+    with pytest.raises(UserError, match="cfg"):
+        parse_values("cfg", text)
+
+
+# A sweep
+
+
+def test_a_row_a_pair(finished: Path) -> None:
+    rows = rows_of(finished)
+    assert [(row["cfg"], row["steps_per_scale"], row["steps"]) for row in rows] == [
+        ("0.0", "1", "4"), ("1.5", "1", "4"), ("0.0", "2", "7"), ("1.5", "2", "7")
+    ]  # fmt: skip
+    assert len({row[f"FD-digits-{COUNT}"] for row in rows}) == 4
+    for row in rows:
+        assert 0 <= float(row["Class accuracy"]) <= 1
+        assert (row["num_samples"], row["seed"], row["dtype"]) == (str(COUNT), "0", "float32")
+        assert all(len(row[f"{name}_sha256"]) == 64 for name in ("checkpoint", "reference", "classifier"))
+        assert "FID" not in ",".join(row)
+    with Image.open(finished / "sweep.png") as picture:
+        assert min(picture.size) > 300
+
+
+def test_a_pair_is_what_the_single_commands_give(finished: Path, checkpoint: Path, tmp_path: Path) -> None:
+    settings = ("--cfg", "1.5", "--steps_per_scale", "2", "--cfg_start_step", "1", "--num_samples", str(COUNT))
+    drawn = call(main_sample.main, "--checkpoint", str(checkpoint), *settings, "--output_dir", str(tmp_path / "drawn"))
+    assert drawn.code == 0, drawn.err
+    result = tmp_path / "result.json"
+    measured = call(
+        evaluator.main, REFERENCE, str(tmp_path / "drawn"), "--features", "digits", "--output_file", str(result)
+    )
+    assert measured.code == 0, measured.err
+    expected = json.loads(result.read_text())
+    for name in (f"FD-digits-{COUNT}", "Class accuracy"):
+        assert float(rows_of(finished)[3][name]) == pytest.approx(expected[name], rel=1e-6)
+
+
+def test_what_is_finished_is_not_done_again(finished: Path, checkpoint: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "sweep"
+    shutil.copytree(finished, folder)
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("result.json")}
+    shutil.rmtree(folder / "cfg1.5-1steps")
+    (folder / "sweep.csv").unlink()
+    outcome = start_sweep(checkpoint, folder)
+    assert "4 pairs of 12 images, 1 to do" in outcome.out
+    changed = [path for path, when in before.items() if path.stat().st_mtime_ns != when]
+    assert [path.parent.name for path in changed] == ["cfg1.5-1steps"]
+    assert (folder / "sweep.csv").read_text() == (finished / "sweep.csv").read_text()
+    assert "1.5, 2 steps" not in outcome.err
+
+
+def test_other_settings_keep_the_earlier_result(finished: Path, checkpoint: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "sweep"
+    shutil.copytree(finished, folder)
+    start_sweep(checkpoint, folder, "--cfg", "1.5", "--steps_per_scale", "2", "--seed", "5", "--delete_samples")
+    assert {path.name for path in (folder / "cfg1.5-2steps").iterdir()} == {"result.json", "result.1.json", "samples.1"}
+    (row,) = rows_of(folder)
+    assert row["seed"] == "5"
+    assert row[f"FD-digits-{COUNT}"] != rows_of(finished)[3][f"FD-digits-{COUNT}"]
+
+
+def test_killed_it_goes_on_to_the_same_table(finished: Path, checkpoint: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "sweep"
+    argv = flags(checkpoint, folder, "--batch_size", "1")
+    for wanted in ("cfg0-1steps/samples/.progress/done.npy", "cfg0-2steps/samples/.progress/done.npy"):
+        process = start_process(tmp_path / "out.txt", sweep_command, argv)
+        while process.is_alive() and not (folder / wanted).exists():
+            process.join(0.002)
+        process.kill()
+        assert exit_codes([process]) == [-signal.SIGKILL]
+    assert len(rows_of(folder)) == 2
+    outcome = start_sweep(checkpoint, folder)
+    assert "4 pairs of 12 images, 2 to do" in outcome.out
+    for found, expected in zip(rows_of(folder), rows_of(finished), strict=True):
+        assert float(found[f"FD-digits-{COUNT}"]) == pytest.approx(float(expected[f"FD-digits-{COUNT}"]), rel=1e-6)
+
+
+def test_two_ranks_come_to_the_same_table(finished: Path, checkpoint: Path, tmp_path: Path) -> None:
+    argv = flags(checkpoint, tmp_path / "sweep")
+    assert exit_codes(start_ranks(tmp_path, 2, sweep_command, argv)) == [0, 0], (tmp_path / "rank0.txt").read_text()
+    for found, expected in zip(rows_of(tmp_path / "sweep"), rows_of(finished), strict=True):
+        assert float(found[f"FD-digits-{COUNT}"]) == pytest.approx(float(expected[f"FD-digits-{COUNT}"]), rel=1e-4)
+
+
+def test_inceptions_figures(checkpoint: Path, tmp_path: Path) -> None:
+    reference = shutil.copyfile(INCEPTION / "reference.npz", tmp_path / "reference.npz")
+    graph = str(INCEPTION / "classify_image_graph_def.pb")
+    argv = [
+        word for word in flags(checkpoint, tmp_path / "sweep", "--cfg", "1") if word not in ("--features", "digits")
+    ]
+    outcome = call(sweep.main, *argv, "--reference", str(reference), "--inception_graph", graph)
+    assert outcome.code == 0, outcome.err
+    for row in rows_of(tmp_path / "sweep"):
+        named = (f"FID-{COUNT}", f"sFID-{COUNT}", "Inception Score", "Precision", "Recall")
+        assert all(np.isfinite(float(row[name])) for name in named)
+        assert (row["features"], row["backend"], len(row["inception_sha256"])) == ("inception", "tensorflow", 64)
+
+
+def test_the_figure_has_a_curve_for_each_number_of_steps() -> None:
+    rows = [
+        {
+            "cfg": cfg,
+            "steps_per_scale": steps,
+            "steps": 4 * steps,
+            "FID-9": 10 + abs(cfg - steps),
+            "Inception Score": cfg,
+        }
+        for steps in (2, 4)
+        for cfg in (3.0, 1.0, 2.0)
+    ]
+    panels = draw_figure(rows).axes
+    curves = {line.get_label(): line.get_xydata().tolist() for line in panels[0].lines}
+    assert curves == {"2": [[1, 11], [2, 10], [3, 11]], "4": [[1, 13], [2, 12], [3, 11]]}
+    assert panels[1].lines[0].get_xydata().tolist() == [[8, 10], [16, 11]]
+    assert panels[2].lines[0].get_xydata().tolist() == [[8, 2], [16, 3]]
+
+
+def test_mistakes(checkpoint: Path, tmp_path: Path) -> None:
+    def refusal(*more: str) -> str:
+        return call(sweep.main, *flags(checkpoint, tmp_path / "sweep", *more)).error()
+
+    assert "steps are whole numbers" in refusal("--steps_per_scale", "1.5")
+    assert "cfg is 1:2" in refusal("--cfg", "1:2")
+    assert "steps_per_scale" in refusal("--steps_per_scale", "0")
+    assert "no checkpoint at" in refusal("--checkpoint", "nowhere")
+    assert "nowhere does not exist" in refusal("--reference", "nowhere")
+    assert "at least 1" in refusal("--num_samples", "0")
+    assert "--backend means nothing with --features digits" in refusal("--backend", "torch")
+    assert "name the --checkpoint" in call(sweep.main).error()
+    assert not (tmp_path / "sweep").exists()
+    with pytest.raises(UserError, match="cfg"):
+        _ = SweepArgs(checkpoint="a", reference="b", cfg="x").drawings
