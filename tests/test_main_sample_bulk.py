@@ -18,6 +18,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 import main_sample
+from engine import bulk
 from engine.bulk import Request, draw_many
 from engine.command import INTERRUPTED
 from models.checkerboard import Checkerboard
@@ -122,7 +123,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         indices.extend(mine)
         return draw_many(model, request, mine)
 
-    monkeypatch.setattr(main_sample, "draw_many", noting)
+    monkeypatch.setattr(bulk, "draw_many", noting)
     return indices
 
 
@@ -149,7 +150,7 @@ def test_an_interrupted_npz_run_goes_on(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(main_sample, "draw_many", interrupted)
+        patch.setattr(bulk, "draw_many", interrupted)
         outcome = call(main_sample.main, *flags, "--batch_size", "5")
     assert outcome.code == INTERRUPTED
     assert outcome.err.endswith("interrupted\n")
