@@ -9,6 +9,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from engine import distributed
+from engine.folder_lock import lock_folder
 from engine.images import to_uint8
 from engine.sample_folder import SampleFolder
 from models.checkerboard import Checkerboard
@@ -86,7 +87,7 @@ def draw_into(
     Returns:
         The folder, to be finished on rank 0.
     """
-    with SampleFolder(folder) as images:
+    with lock_folder(folder), SampleFolder(folder) as images:
         mine = images.todo[distributed.rank() :: distributed.num_ranks()].tolist()
         distributed.barrier()  # all have seen what is missing before anyone adds to it
         with tqdm(

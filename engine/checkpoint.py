@@ -3,14 +3,11 @@
 import os
 import random
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 
 from models.errors import UserError
 
@@ -38,18 +35,6 @@ def save_whole(content: dict[str, Any], path: Path) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
-
-
-@contextmanager
-def lock_folder(folder: Path) -> Iterator[None]:
-    """Keep other processes from training in a folder meanwhile; a killed process leaves no lock behind."""
-    path = folder / ".lock"
-    try:
-        with FileLock(path, timeout=0):
-            yield
-    except Timeout as error:
-        raise UserError(f"another process trains in {folder}; wait for it, or name another output_dir") from error
-    path.unlink(missing_ok=True)
 
 
 def keep_copy(path: Path, copy: Path) -> None:

@@ -27,10 +27,11 @@ from tqdm import tqdm
 
 from data.sampler import EpochBatches, mix_seed
 from engine import distributed
-from engine.checkpoint import keep_copy, lock_folder, random_states, restore_random_states, save_whole
+from engine.checkpoint import keep_copy, random_states, restore_random_states, save_whole
 from engine.command import Stopped
 from engine.config import LoopArgs
 from engine.device import autocast, pick_dtype
+from engine.folder_lock import lock_folder
 from engine.run_log import RunLog
 from models.errors import UserError
 from models.published import CHECKPOINT_NAME, CONFIG_NAME, find_checkpoint, read_torch_file, write_yaml
@@ -167,7 +168,7 @@ class Trainer:
             UserError: the loss is not finite, or a checkpoint cannot be read or written.
             Stopped: SIGINT or SIGTERM; a checkpoint has been written.
         """
-        with lock_folder(self.folder) if distributed.is_main() else nullcontext():
+        with lock_folder(self.folder):
             return self._fit()
 
     def _fit(self) -> bool:

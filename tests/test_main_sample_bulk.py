@@ -15,6 +15,7 @@ from textwrap import dedent
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from PIL import Image, ImageDraw
 
 import main_sample
@@ -189,6 +190,20 @@ def test_deleted_images_of_an_unfinished_run_are_drawn_again(
     draw(folder, *MANY)
     assert drawn == [4, 20]
     assert_same_pngs(folder, undisturbed)
+
+
+def test_a_folder_that_another_process_draws_into_is_left_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "new"
+    folder.mkdir()
+    with FileLock(folder / ".lock"):
+        outcome = call(
+            main_sample.main,
+            *("--checkpoint", str(ROOT / TINY), "--output_dir", str(folder), "--num_samples", "2"),
+        )
+    assert outcome.code == 2
+    assert outcome.err.endswith(f"another process is at work in {folder}; wait for it, or name another output_dir\n")
+    draw(folder, "--num_samples", "2")
+    assert len(pngs(folder)) == 2
 
 
 def test_deleted_images_of_a_complete_run_are_drawn_again(tmp_path: Path, drawn: list[int]) -> None:
