@@ -22,7 +22,7 @@ from engine.config import TrainArgs, parse_config
 from engine.device import describe_size, pick_device
 from engine.digits_score import score_digits
 from engine.metrics.evaluate import figure_lines
-from engine.run_folder import open_run_folder, run_settings
+from engine.run_folder import check_same, open_run_folder, run_settings
 from engine.trainer import Trainer, count_steps
 from models.autoencoder import Autoencoder
 from models.checkerboard import Checkerboard, ModelConfig
@@ -50,9 +50,12 @@ def main(argv: Sequence[str]) -> None:
     if not args.verify_cache and (args.use_cache or not args.create_cache):
         count_steps(len(images), args)  # too few images are an error now, not after hours of making a cache
     autoencoder = load_autoencoder(config.autoenc)
+    folder = Path(args.output_dir or f"output/{name}")
+    if distributed.is_main() and not args.verify_cache and (args.use_cache or not args.create_cache):
+        check_same(folder, config, autoencoder)  # likewise
     dataset = open_training_data(images, config, args, autoencoder, device)
     if dataset is not None:
-        train(config, args, autoencoder, dataset, images, Path(args.output_dir or f"output/{name}"), device)
+        train(config, args, autoencoder, dataset, images, folder, device)
     distributed.tear_down()
 
 

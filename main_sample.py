@@ -100,6 +100,11 @@ def main(argv: Sequence[str]) -> None:
         args = replace(args, cfg=0.0)  # the default is for models that have classes
     labels = _choose_labels(model, args)
     args.drawing.check(model, torch.tensor(labels))
+    if lost := args.drawing.unguided_scales(model.scale_sizes):
+        _say(
+            f"warning: cfg has no effect at the scales {', '.join(map(str, lost))}, whose steps all come before "
+            f"--cfg_start_step {args.cfg_start_step}"
+        )
     if (args.maps or args.animation) and len(labels) > MAX_MAPPED:
         raise UserError(f"maps and animation are of {MAX_MAPPED} images at most; draw fewer, or leave them out")
     dtype = pick_dtype(args.dtype, device)

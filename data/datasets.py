@@ -138,7 +138,9 @@ def _class_folders(root: Path, held_out: bool) -> ImageFiles:
     if held_out:
         folders = [root / folder for folder in VALIDATION_FOLDERS if (root / folder).is_dir()]
         if not folders:
-            raise UserError(f"{root} has no val/ or test/ folder; add one of class folders")
+            raise UserError(
+                f"{root} has no val/ or test/ folder; add one of class folders, or take the training images"
+            )
         root = folders[0]
     elif (root / "train").is_dir():
         root = root / "train"

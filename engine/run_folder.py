@@ -5,8 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from data.token_cache import autoencoder_hash
 from engine.config import LoopArgs, plain
@@ -36,11 +35,9 @@ def open_run_folder(folder: Path, config: ModelConfig, args: LoopArgs, autoencod
     Raises:
         UserError: the folder holds a run of another model or autoencoder.
     """
-    config = replace(config, autoenc=AUTOENCODER_PATHS)
     folder.mkdir(parents=True, exist_ok=True)
-    if (folder / CHECKPOINT_NAME).exists() and (folder / CONFIG_NAME).exists():
-        _check_same(folder, config, autoencoder)
-    else:
+    check_same(folder, config, autoencoder)
+    if not ((folder / CHECKPOINT_NAME).exists() and (folder / CONFIG_NAME).exists()):
         save_autoencoder(autoencoder, folder / "autoenc")
         write_yaml(folder / CONFIG_NAME, run_settings(config, args))
     return folder
@@ -53,15 +50,23 @@ def save_autoencoder(autoencoder: Autoencoder, folder: Path, dtype: torch.dtype 
     state = {key: value.to(dtype) if value.is_floating_point() else value for key, value in state.items()}
     temporary = folder / "autoencoder.safetensors.tmp"
     try:
-        save_file(state, temporary)
-    except SafetensorError as error:
+        temporary.write_bytes(save(state))
+    except OSError as error:
         temporary.unlink(missing_ok=True)
         raise UserError(f"could not write {temporary} ({error}); free some space and run the command again") from error
     temporary.replace(folder / "autoencoder.safetensors")
     write_yaml(folder / "autoencoder_config.yaml", autoencoder_config_dict(autoencoder.config))
 
 
-def _check_same(folder: Path, config: ModelConfig, autoencoder: Autoencoder) -> None:
+def check_same(folder: Path, config: ModelConfig, autoencoder: Autoencoder) -> None:
+    """Refuse to go on with a run of another model, if the folder holds one.
+
+    Raises:
+        UserError: the folder holds a run of another model or autoencoder.
+    """
+    if not ((folder / CHECKPOINT_NAME).exists() and (folder / CONFIG_NAME).exists()):
+        return
+    config = replace(config, autoenc=AUTOENCODER_PATHS)
     saved = read_model_config(folder / CHECKPOINT_NAME)
     ours, theirs = (asdict(replace(c, num_mixing_layers=c.mixing_layers)) for c in (config, saved))
     other = [key for key in ("llama_config", *ours) if ours[key] != theirs[key]]

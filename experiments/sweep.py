@@ -176,7 +176,7 @@ class Sweep:
 
     def _warn_of_no_guidance(self, drawings: Sequence[Drawing]) -> None:
         for drawing in drawings:
-            if drawing.uses_cfg and drawing.cfg_start_step >= self.num_steps(drawing):
+            if drawing.unguided_scales(self.model.scale_sizes):
                 steps = f"of {self.num_steps(drawing)} steps, {drawing.steps_per_scale} per scale,"
                 print(f"warning: {steps} none is guided: cfg_start_step {drawing.cfg_start_step}", file=sys.stderr)
 
@@ -270,6 +270,7 @@ def draw_figure(rows: Sequence[Row]) -> Figure:
     panels["distance"].set_title(f"at the cfg of the lowest {distance}")
     for panel in panels.values():
         panel.grid(alpha=0.3)
+        panel.locator_params(nbins=6)
     return figure
 
 

@@ -4,7 +4,8 @@
     python -m experiments.train_classifier --config experiments/classifier_cifar10.yaml
 
 The same command again goes on where the run stopped. The finished classifier, the statistics of its training images
-(a reference) and of held-out ones go to --export_dir.
+(a reference) and of held-out ones go to the run folder's classifier/, or to --export_dir; evaluator.py looks in
+pretrained_models/classifiers.
 """
 
 from collections.abc import Sequence
@@ -34,7 +35,7 @@ from engine.metrics.classifier import (
     Split,
     save_network,
 )
-from engine.trainer import Statistics, StepRandomness, Trainer
+from engine.trainer import Statistics, StepRandomness, Task, Trainer
 from models.errors import UserError
 
 BATCH_SIZE = 500  # images measured at once
@@ -48,13 +49,13 @@ class ClassifierArgs(LoopArgs):
         shift: pixels that an image is moved by at most, each way.
         mirror: show half of the images mirrored.
         noise: standard deviation of noise that is added, of pixels in [-1, 1].
-        export_dir: folder of the finished classifier.
+        export_dir: folder of the finished classifier; default the run folder's classifier/.
     """
 
     shift: int = 3
     mirror: bool = False
     noise: float = 0.0
-    export_dir: str = "pretrained_models/classifiers"
+    export_dir: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -62,7 +63,7 @@ class ClassifierArgs(LoopArgs):
             raise UserError(f"shift {self.shift} must lie in 0..{SIDE - 1}, and noise {self.noise} not below 0")
 
 
-class ClassifierTask:
+class ClassifierTask(Task):
     """Trains a ``ClassifierNetwork`` to name the class of an image."""
 
     def __init__(self, module: ClassifierNetwork, args: ClassifierArgs, held_out: Dataset) -> None:
@@ -135,7 +136,7 @@ def main(argv: Sequence[str]) -> None:
     trainer = Trainer(task, CroppedImages(data[0], SIDE, args.crop), args, folder, device, kept)
     trainer.fit()
     if distributed.is_main():
-        export(trainer.trained, data, Path(args.export_dir), device)
+        export(trainer.trained, data, Path(args.export_dir or folder / "classifier"), device)
     distributed.tear_down()
 
 

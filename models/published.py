@@ -166,6 +166,11 @@ def open_autoencoder(path: str | Path) -> Autoencoder:
         UserError: there is none, or it is damaged or of another layout.
     """
     path = Path(path)
+    if not path.exists():
+        raise UserError(
+            f"no autoencoder weights at {path}; name a file or folder of them (LlamaGen's: bash "
+            "pretrained_models/download.sh llamagen)"
+        )
     if not path.is_dir():
         return load_autoencoder(AutoencoderPaths(checkpoint_path=str(path)))
     names = [name for name in AUTOENCODER_NAMES if (path / name).is_file()]

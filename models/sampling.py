@@ -88,6 +88,18 @@ class Drawing:
         if self.cfg_start_step < 0:
             raise UserError(f"cfg_start_step is {self.cfg_start_step}; steps count from 0")
 
+    def unguided_scales(self, scale_sizes: Sequence[int]) -> list[int]:
+        """Sides of the scales whose value of ``cfg`` is lost, because all their steps come before ``cfg_start_step``.
+
+        One number for all scales is meant to be lost at the first ones, but not at all of them.
+        """
+        lost, first = [], 0
+        for scale, lengths in enumerate(sampling_blocks(scale_sizes, self.steps_per_scale, self.remainder)):
+            first += len(lengths)
+            if at_scale(self.cfg, scale) and first <= self.cfg_start_step:
+                lost.append(scale_sizes[scale])
+        return lost if isinstance(self.cfg, Sequence) or len(lost) == len(scale_sizes) else []
+
     @property
     def uses_cfg(self) -> bool:
         return any(self.cfg) if isinstance(self.cfg, Sequence) else self.cfg != 0

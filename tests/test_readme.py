@@ -245,6 +245,15 @@ def check_own_images(project: Project, command: str) -> None:
     assert (model.config.num_classes, len(model.class_names)) == (12, 12)
 
 
+def check_own_autoencoder(project: Project, command: str) -> None:
+    """The model stands on the autoencoder of the command before."""
+    succeeded(project, command)
+    check_run_folder(project, "output/own")
+    folders = ("output/own/autoenc", "output/autoencoders/own/autoencoder")
+    copy, made = (load_file(project.folder / folder / "autoencoder.safetensors") for folder in folders)
+    assert all(torch.equal(copy[key], made[key].to(copy[key].dtype)) for key in made)
+
+
 def check_cifar(project: Project, command: str) -> None:
     succeeded(project, command)
     check_run_folder(project, "output/config_cifar10")
@@ -311,6 +320,11 @@ def check_autoencoder(project: Project, command: str) -> None:
     configs = [(root / folder / "autoencoder_config.yaml").read_text() for root in (project.folder, ROOT)]
     assert configs[0] == configs[1]
     assert project.files("output/autoencoders/config_digits/samples/*.png")
+
+
+def check_judged_folder(outcome: Outcome) -> None:
+    assert re.search(r"PSNR \d+\.\d\d dB", outcome.err + outcome.out)
+    assert "autoencoder: output/autoencoders/own/autoencoder;" in outcome.out
 
 
 def check_other_start(project: Project, command: str) -> None:
@@ -537,7 +551,16 @@ RULES = (
         prepare=install_release,
     ),
     Rule(TRAIN_S, check_training, prepare=install_release),
-    Rule(TRAIN_CIFAR + r" --data_path path/to/images .*", check_own_images, smaller=("--epochs 3", "--epochs 1")),
+    Rule(
+        TRAIN_CIFAR + r" --data_path path/to/images .* --output_dir output/mine",
+        check_own_images,
+        smaller=("--epochs 3", "--epochs 1"),
+    ),
+    Rule(
+        TRAIN_CIFAR + r" --data_path path/to/images .* --output_dir output/own",
+        check_own_autoencoder,
+        added="--epochs 1 --batch_size 4 --llama_config.num_hidden_layers 2",
+    ),
     Rule(TRAIN_CIFAR, check_cifar, added="--epochs 1 --batch_size 5 --log_freq 1 --llama_config.num_hidden_layers 2"),
     Rule(r"python -m experiments\.curves --run output/config_cifar10 --output curves\.png", check_curves),
     Rule(TRAIN_S + r" --create_cache --batch_size 32", check_cache, prepare=install_release),
@@ -577,6 +600,11 @@ RULES = (
         r"python train_ae_codebook/main\.py --config train_ae_codebook/config_digits\.yaml .*",
         check_autoencoder,
         added="--epochs 1 --batch_size 300 --full_size_share 0",
+    ),
+    Rule(
+        r"python train_ae_codebook/main\.py --config train_ae_codebook/config_cifar10\.yaml .*",
+        lambda project, command: check_judged_folder(succeeded(project, command)),
+        added="--epochs 1 --batch_size 12",
     ),
     Rule(
         r"python train_ae_codebook/main\.py --config train_ae_codebook/config_256\.yaml .*",

@@ -24,7 +24,7 @@ from engine.device import pick_device
 from engine.trainer import Trainer, count_steps
 from models.autoencoder import Autoencoder, AutoencoderConfig
 from models.errors import UserError
-from models.published import open_autoencoder, read_yaml
+from models.published import CHECKPOINT_NAME, CONFIG_NAME, open_autoencoder, read_yaml
 from train_ae_codebook.codebook import PyramidArgs
 from train_ae_codebook.requantize import RequantizeArgs, RequantizeTask
 from train_ae_codebook.vqvae import AutoencoderArgs, VQVAETask, start_from
@@ -45,16 +45,32 @@ def main(argv: Sequence[str]) -> None:
     folder = Path(args.output_dir or f"output/autoencoders/{name}")
     task = _make_task(settings, data, CroppedImages(validation, args.img_size, "center"), device)
     if distributed.is_main():
+        _check_same_images(folder, list(sections)[-1], args)
         folder.mkdir(parents=True, exist_ok=True)
         print(f"{sum(p.numel() for p in task.module.parameters()):,} parameters; run folder {folder}")
     distributed.barrier()
     trainer = Trainer(task, data, args, folder, device, {key: plain(value) for key, value in settings.items()})
-    trainer.fit()
+    anything_left = trainer.fit()
     if distributed.is_main():
+        if not anything_left:
+            print(f"the run in {folder} is finished with {trainer.epoch} epochs; a higher --epochs goes on with it")
         export = Path(args.export_dir or folder / "autoencoder")
         task.export(trainer.trained, export)
         print(f"autoencoder: {export}; reconstructions: {folder / 'samples'}")
     distributed.tear_down()
+
+
+def _check_same_images(folder: Path, section: str, args: PyramidArgs) -> None:
+    """Refuse to go on with a run of other images, whose autoencoder would pass for one of these."""
+    if not (folder / CHECKPOINT_NAME).exists() or not (folder / CONFIG_NAME).exists():
+        return
+    saved = read_yaml(folder / CONFIG_NAME).get(section) or {}
+    ours, theirs = (tuple(values.get(name) for name in ("dataset", "data_path")) for values in (plain(args), saved))
+    if ours != theirs:
+        raise UserError(
+            f"{folder} holds a run on {' '.join(map(str, theirs))}; name another --output_dir, or if the same images "
+            f"were moved, write where they are now into its {CONFIG_NAME}"
+        )
 
 
 def _make_task(

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
+from tqdm import tqdm
 
 from engine import distributed
 from engine.config import plain
@@ -142,6 +143,9 @@ class VQVAETask(Task):
             return {}
         figures = show_held_out(module, self.validation, self.args.scale_sizes, folder / f"{name}.png")
         full_size = figures[max(self.args.scale_sizes)]
+        tqdm.write(
+            f"{name}: PSNR {full_size.psnr:.2f} dB, {full_size.usage:.1%} of the codes used, full size, held out"
+        )
         return {"psnr": full_size.psnr, "used_codes": full_size.usage}
 
     def describe(self) -> dict[str, Any]:

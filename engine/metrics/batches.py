@@ -124,7 +124,7 @@ class FolderImages:
             if image.size != (width, height):
                 raise UserError(
                     f"{path} has {image.width} x {image.height} pixels, {self.files[0].name} {width} x {height}; "
-                    "all must have one size"
+                    "all must have one size, as evaluator.py --make_reference FOLDER OUT.npz --image_size N makes them"
                 )
             if image.mode.startswith(("I", "F")):
                 raise UserError(f"{path} has more than 8 bits a channel (mode {image.mode}); it must be 8-bit RGB")

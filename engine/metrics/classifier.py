@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from data.crops import to_floats
@@ -162,7 +162,7 @@ def save_network(network: ClassifierNetwork, folder: Path) -> Path:
     state = {name: value.half() if value.is_floating_point() else value for name, value in state.items()}
     path = folder / f"{network.config.name}.safetensors"
     partial = path.with_name(f".{path.name}.part")
-    save_file({name: value.contiguous() for name, value in state.items()}, partial, _metadata(network.config))
+    partial.write_bytes(save({name: value.contiguous() for name, value in state.items()}, _metadata(network.config)))
     partial.replace(path)
     return path
 

@@ -133,9 +133,8 @@ def doubts(reference: Side, samples: Side, network: Network) -> list[str]:
         if copies:
             found.append(f"{copies} of {samples.num_images} samples are exact copies of reference images")
     if network.class_names and samples.labels is None:
-        found.append(
-            f"{samples.path} does not say its classes, by samples.json, {LABELS} or class folders: no class accuracy"
-        )
+        unsaid = f"{samples.path} does not say its classes, by samples.json, {LABELS} or class folders"
+        found += [f"{doubt}; there is no class accuracy" for doubt in samples.label_doubts or [unsaid]]
     return found
 
 

@@ -22,7 +22,7 @@ from typing import Any, Literal
 
 from engine.command import run
 from engine.config import parse_flags, plain
-from engine.metrics.batches import hash_source
+from engine.metrics.batches import hash_source, open_images, stored_statistics
 from engine.metrics.files import hash_file
 from engine.metrics.inception_tf import default_graph
 from engine.metrics.results import RESULT_NAME, SAMPLES_NAME, find_result, write_result
@@ -163,6 +163,11 @@ def _check_inputs(args: FullRunArgs) -> dict[str, Any]:
     if args.reference == str(REFERENCE) and not reference.exists():
         raise UserError(f"there is no reference; fetch {REFERENCE_URL} to {REFERENCE}, or name yours with --reference")
     reference_sha256 = hash_source(reference)
+    if open_images(reference) is None and stored_statistics(reference, "mu", "sigma") is None:
+        raise UserError(
+            f"{reference} holds no statistics of Inception's features; if they are a classifier's, sample with "
+            "main_sample.py and evaluate with evaluator.py --features"
+        )
     if find_spec("tensorflow") is None:
         raise UserError("TensorFlow is missing; pip install -r requirements.txt")
     graph = default_graph() if args.inception_graph is None else Path(args.inception_graph)

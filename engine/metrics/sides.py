@@ -44,6 +44,7 @@ class Side:
         digests: (N,) uint64, a hash of each image; None without images.
         labels: (N,) class of each image as the network counts them; None if they are not known.
         warnings: what is doubtful about it.
+        label_doubts: why ``labels`` are not known, if files say something of them.
         settings: what main_sample.py recorded of the samples, if it drew them.
     """
 
@@ -57,6 +58,7 @@ class Side:
     digests: np.ndarray | None
     labels: np.ndarray | None
     warnings: list[str]
+    label_doubts: list[str]
     settings: Mapping[str, Any] | None
 
     @property
@@ -111,7 +113,8 @@ def load_side(
         stored=stored,
         digests=arrays.get("digests"),
         labels=labels,
-        warnings=doubts_of(path, images, arrays, network, stored) + label_doubts,
+        warnings=doubts_of(path, images, arrays, network, stored),
+        label_doubts=label_doubts,
         settings=None if record is None else {name: v for name, v in record.items() if name != "images"},
     )
 

@@ -21,7 +21,7 @@ from models.autoencoder import Autoencoder, AutoencoderConfig
 from models.checkerboard import Checkerboard, ModelConfig, in_scan_order
 from models.errors import UserError
 from models.published import dataclass_from_dict, read_yaml
-from models.sampling import Samples, draw, draw_uniforms, guide, truncate
+from models.sampling import Drawing, Samples, draw, draw_uniforms, guide, truncate
 from models.scan_order import Layout, sampling_blocks
 from models.transformer import TransformerConfig
 from tests.command_factory import ROOT
@@ -104,6 +104,22 @@ def assert_matches_teacher_forcing(
 @pytest.mark.filterwarnings("ignore:cfg has no effect")
 def test_cached_sampling_equals_teacher_forcing(variant: dict[str, Any]) -> None:
     assert_matches_teacher_forcing(tiny_model(**variant), steps_per_scale=4)
+
+
+@pytest.mark.parametrize(
+    ("cfg", "steps", "start", "lost"),
+    [
+        (1.5, 4, 5, []),  # steps 1, 4, 4, 4: the first two scales are drawn before step 5, as is meant
+        (1.5, 1, 5, [1, 2, 4, 8]),
+        (0.0, 1, 5, []),
+        ((0.0, 1.0, 2.0, 2.0), 4, 5, [2]),
+        ((3.0, 0.0, 2.0, 2.0), 4, 1, [1]),
+        ((3.0, 1.0, 2.0, 2.0), 4, 0, []),
+    ],
+)
+def test_guidance_that_never_begins(cfg: float | tuple[float, ...], steps: int, start: int, lost: list[int]) -> None:
+    drawing = Drawing(steps_per_scale=steps, cfg=cfg, cfg_start_step=start)
+    assert drawing.unguided_scales((1, 2, 4, 8)) == lost
 
 
 @pytest.mark.parametrize("remainder", ["separate", "fold"])

@@ -257,6 +257,17 @@ def test_the_command_logs_its_figures(finished: tuple[Path, list[str], Outcome])
     assert (folder / "run" / "samples" / "epoch_0001.png").exists()
 
 
+def test_a_run_on_other_images_is_refused(finished: tuple[Path, list[str], Outcome], tmp_path: Path) -> None:
+    folder, argv, _ = finished
+    other = [*argv, "--dataset", "folder", "--data_path", str(tmp_path / "images")]
+    (tmp_path / "images/one").mkdir(parents=True)
+    for i in range(250):
+        Image.new("RGB", (8, 8), (i, 0, 0)).save(tmp_path / f"images/one/{i}.png")
+    error = call(command.main, *other).error()
+    assert f"{folder / 'run'} holds a run on digits" in error
+    assert "name another --output_dir" in error
+
+
 def test_the_same_command_again_does_not_train_again(finished: tuple[Path, list[str], Outcome]) -> None:
     folder, argv, _ = finished
     before = (folder / "run" / "checkpoint-last.pth").read_bytes()

@@ -124,6 +124,10 @@ def test_labels_of_an_npz_and_samples_without(tmp_path: Path) -> None:
     assert result["Class accuracy"] is None
     assert "Class accuracy: not measured (real test images: " in out
     assert "bare.npz does not say its classes" in err
+    np.savez(tmp_path / "strange.npz", arr_0=images, arr_1=labels + 1)
+    _, _, err = evaluate(tmp_path, DIGITS_TRAIN, str(tmp_path / "strange.npz"), *flags)
+    assert "class 10 is none of the classifier's" in err
+    assert "does not say its classes" not in err
 
 
 def test_noise_is_far_from_photographs(tmp_path: Path) -> None:

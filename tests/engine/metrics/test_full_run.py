@@ -15,6 +15,7 @@ import pytest
 
 import main_sample
 from engine.metrics import full_run
+from engine.metrics.classifier import statistics_file
 from engine.metrics.full_run import PRESETS, FullRunArgs, table
 from tests.command_factory import PATIENCE, ROOT, Outcome, call, start
 
@@ -187,6 +188,10 @@ def test_mistakes_are_found_before_anything_is_drawn(tmp_path: Path) -> None:
     assert "did you mean --num_samples" in call(full_run.main, *flags, "--num_sampels", "3").error()
     assert "no checkpoint at" in call(full_run.main, *flags, "--checkpoint", "nowhere").error()
     assert "nowhere.npz does not exist" in call(full_run.main, *flags, "--reference", "nowhere.npz").error()
+    of_a_classifier = str(statistics_file("digits", "train"))
+    assert (
+        "evaluate with evaluator.py --features" in call(full_run.main, *flags, "--reference", of_a_classifier).error()
+    )
     assert "nowhere.pb" in call(full_run.main, *flags, "--inception_graph", "nowhere.pb").error()
     assert "nproc is 0" in call(full_run.main, *flags, "--nproc", "0").error()
     assert "preset" in call(full_run.main, *flags, "--preset", "8x").error()
