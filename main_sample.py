@@ -176,11 +176,23 @@ def _open_output(model: Checkerboard, labels: list[int], args: SampleArgs) -> Pa
             (len(labels), side, side, 3),
             args.format,
             dict.fromkeys(maps, length),
+            _names_made(args),
         )
         if not missing:
             print(f"{folder} holds these samples already; name another --output_dir, or change a setting")
     folder, missing = distributed.from_main((folder, missing))
     return folder if missing else None
+
+
+def _names_made(args: SampleArgs) -> list[str]:
+    """Files that ``_finish`` makes."""
+    asked = {
+        "codes.npz": args.save_codes,
+        "maps.npz": args.maps,
+        "entropy_by_step.png": args.maps,
+        "animation.gif": args.animation,
+    }
+    return ["grid.png", *(name for name, wanted in asked.items() if wanted)]
 
 
 def _finish(

@@ -10,6 +10,7 @@ import zipfile
 from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -45,6 +46,7 @@ OUR_FILES = (
     NEW_NAME,
     FINISHED_NAME,
 )
+NOT_PNG = (NPZ_NAME, CODES_NAME, "maps.npz", "animation.gif")
 MAPS = {"codes": np.int32, "entropy": np.float32, "step": np.int32, "probability": np.float32}
 # Settings that change no image; of files that were read, the hashes count.
 UNIMPORTANT = ("batch_size", "compile", "output_dir", "duplicates", "checkpoint", "edit", "mask", "label_file")
@@ -59,7 +61,12 @@ def image_name(index: int) -> str:
 
 
 def prepare_folder(
-    folder: Path, settings: Mapping[str, Any], shape: Sequence[int], file_format: Format, maps: Mapping[str, int]
+    folder: Path,
+    settings: Mapping[str, Any],
+    shape: Sequence[int],
+    file_format: Format,
+    maps: Mapping[str, int],
+    made: Sequence[str] = (),
 ) -> bool:
     """Make a folder ready for images, on rank 0.
 
@@ -72,9 +79,10 @@ def prepare_folder(
         shape: (N, H, W, 3) of all images.
         file_format: single PNGs, or one npz.
         maps: which of ``MAPS`` to keep of each image, and how many numbers each has.
+        made: names of the files that are made of all images when the folder is finished.
 
     Returns:
-        Whether any image is missing.
+        Whether anything is missing.
 
     Raises:
         UserError: the folder holds images that are not ours, or there is too little space.
@@ -86,11 +94,12 @@ def prepare_folder(
     goes_on = earlier and _same_settings(folder / SETTINGS_NAME, settings)
     if goes_on and (folder / PROGRESS_NAME).exists():
         return True
-    if goes_on and _is_whole(folder, shape[0], file_format):
+    if goes_on and _is_whole(folder, shape[0], file_format, made):
         shutil.rmtree(folder / FINISHED_NAME, ignore_errors=True)
         return False
-    if not earlier and folder.exists() and any(folder.glob("*.png")):
-        raise UserError(f"{folder} holds images that are not samples of ours; name another --output_dir")
+    strange = [] if earlier else [path.name for name in ("*.png", *NOT_PNG) for path in folder.glob(name)]
+    if strange:
+        raise UserError(f"{folder} holds {strange[0]}, which no run of ours is known by; name another --output_dir")
     folder.mkdir(parents=True, exist_ok=True)
     TemporaryFile(dir=folder).close()  # a folder that cannot be written to is an error now, not after the drawing
     if file_format == "npz":
@@ -99,16 +108,16 @@ def prepare_folder(
         _move_aside(folder)
     _make_progress(folder, shape, file_format, maps)
     if goes_on and file_format == "png" and not maps:
-        _note_present(folder, shape[0])
+        _note_present(folder, shape[:3])
     write_json(folder / SETTINGS_NAME, settings)
     (folder / NEW_NAME).rename(folder / PROGRESS_NAME)  # last: a folder with progress has all else
     return True
 
 
-def _is_whole(folder: Path, count: int, file_format: Format) -> bool:
+def _is_whole(folder: Path, count: int, file_format: Format, made: Sequence[str]) -> bool:
     """Whether a folder that was complete still is."""
     names = [NPZ_NAME] if file_format == "npz" else map(image_name, range(count))
-    return set(names) <= {path.name for path in folder.iterdir()}
+    return {*names, *made} <= {path.name for path in folder.iterdir()}
 
 
 def _check_space(folder: Path, shape: Sequence[int]) -> None:
@@ -132,13 +141,15 @@ def _make_progress(folder: Path, shape: Sequence[int], file_format: Format, maps
         make_array(folder / NEW_NAME / f"{name}.npy", dtype, size)
 
 
-def _note_present(folder: Path, count: int) -> None:
-    """Of a folder that was complete: what is still there need not be drawn again."""
+def _note_present(folder: Path, shape: Sequence[int]) -> None:
+    """Of a folder of (N, H, W) images that was complete: what is still there, and whole, need not be drawn again."""
     done, hashes = (open_array(folder / NEW_NAME / f"{name}.npy") for name in ("done", "hashes"))
-    for index in range(count):
-        if (folder / image_name(index)).exists():
-            hashes[index] = _hash(read_images(folder, [index])[0].permute(1, 2, 0).contiguous().numpy())
-            done[index] = 1
+    for index in range(shape[0]):
+        with suppress(OSError):  # missing, or cut short
+            pixels = read_images(folder, [index])[0].permute(1, 2, 0).contiguous().numpy()
+            if pixels.shape[:2] == tuple(shape[1:]):
+                hashes[index] = _hash(pixels)
+                done[index] = 1
 
 
 def _hash(pixels: np.ndarray) -> int:
@@ -249,6 +260,17 @@ class SampleFolder:
         write_json(self.folder / SETTINGS_NAME, settings | {"duplicates": duplicates})
         self.progress.rename(self.folder / FINISHED_NAME)  # all at once: half of it would look damaged
         shutil.rmtree(self.folder / FINISHED_NAME)
+
+
+def remove_samples(folder: Path) -> None:
+    """Remove what drawing wrote into a folder, and the folder if nothing of anyone else's is left in it."""
+    for path in [path for name in OUR_FILES for path in folder.glob(name)]:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    if not any(folder.iterdir()):
+        folder.rmdir()
 
 
 def write_npz(path: Path, images: np.ndarray, labels: Sequence[int]) -> None:

@@ -9,7 +9,6 @@ finished are not done again. Several GPUs: torchrun --nproc_per_node=N -m experi
 import csv
 import io
 import math
-import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -25,15 +24,17 @@ from engine.bulk import Request, draw_into
 from engine.command import run
 from engine.config import parse_flags, plain
 from engine.device import pick_device, pick_dtype
+from engine.folder_lock import lock_folder
 from engine.labels import balanced_labels
 from engine.metrics.backends import NetworkArgs, load_network
 from engine.metrics.batches import hash_source
 from engine.metrics.evaluate import compare, report
 from engine.metrics.files import hash_file, write_text
+from engine.metrics.neighbours import NEIGHBOURS
 from engine.metrics.network import Network
 from engine.metrics.results import RESULT_NAME, SAMPLES_NAME, find_result, write_result
 from engine.metrics.sides import Side, load_side
-from engine.sample_folder import prepare_folder
+from engine.sample_folder import prepare_folder, remove_samples
 from engine.sample_settings import SamplingArgs, sample_settings
 from models.checkerboard import Checkerboard
 from models.errors import UserError
@@ -70,8 +71,8 @@ class SweepArgs(NetworkArgs, SamplingArgs):
         SamplingArgs.__post_init__(self)
         if self.checkpoint is None or self.reference is None:
             raise UserError("name the --checkpoint to draw from, and the --reference to compare with")
-        if self.num_samples < 1:
-            raise UserError(f"num_samples is {self.num_samples}; it must be at least 1")
+        if self.num_samples <= NEIGHBOURS:
+            raise UserError(f"num_samples is {self.num_samples}; it must be at least {NEIGHBOURS + 1}")
 
     @property
     def drawings(self) -> list[Drawing]:
@@ -94,6 +95,8 @@ def parse_values(name: str, text: str) -> list[float]:
             if not math.isclose(first + count * step, last, abs_tol=1e-6) or count < 0:
                 raise UserError(f"{name} {part} does not reach its end; write FIRST:LAST:STEP, as in 1.0:2.0:0.1")
             values += [round(first + i * step, 6) for i in range(count + 1)]
+    except UserError:
+        raise
     except (ValueError, ZeroDivisionError, OverflowError) as error:
         raise UserError(f"{name} is {text}; give numbers as in 1,1.5,2 or a range as in 1.0:2.0:0.1") from error
     return list(dict.fromkeys(values))
@@ -110,7 +113,10 @@ def main(argv: Sequence[str]) -> None:
     model.to(device=device, dtype=pick_dtype(args.dtype, device))
     folder = Path(args.output_dir or f"output/sweep/{find_checkpoint(args.checkpoint).resolve().parent.name}")
     sweep = Sweep(args, model, labels, folder, device)
-    rows = sweep.run(drawings)
+    if distributed.is_main():
+        folder.mkdir(parents=True, exist_ok=True)
+    with lock_folder(folder):
+        rows = sweep.run(drawings)
     if distributed.is_main():
         draw_figure(rows).savefig(folder / "sweep.png", dpi=110)
         print(f"{folder}/sweep.csv, {folder}/sweep.png")
@@ -133,6 +139,7 @@ class Sweep:
     ) -> None:
         self.args, self.model, self.labels, self.folder = args, model, labels, folder
         self.by_neighbours = args.features == "inception" and not args.no_prec_recall
+        self.said: set[str] = set()  # warnings
         self.network: Network | None = None
         self.reference: Side | None = None
         if distributed.is_main():
@@ -181,7 +188,7 @@ class Sweep:
                 print(f"warning: {steps} none is guided: cfg_start_step {drawing.cfg_start_step}", file=sys.stderr)
 
     def _place(self, drawing: Drawing) -> Path:
-        return self.folder / f"cfg{drawing.cfg:g}-{drawing.steps_per_scale}steps"
+        return self.folder / f"cfg{drawing.cfg:.10g}-{drawing.steps_per_scale}steps"
 
     def _wanted(self, drawing: Drawing) -> dict[str, Any]:
         """All that decides the figures of a pair."""
@@ -219,8 +226,12 @@ class Sweep:
         result |= {"run": self._wanted(drawing), "steps": self.num_steps(drawing)}
         result["figures"] = figures.labelled(samples.num_images)
         write_result(folder.parent / RESULT_NAME, result)
+        for doubt in result["warnings"]:
+            if doubt not in self.said:
+                tqdm.write(f"warning: {doubt}", file=sys.stderr)
+        self.said |= set(result["warnings"])
         if self.args.delete_samples:
-            shutil.rmtree(folder)
+            remove_samples(folder)
         return result
 
     def _rows(self, results: Mapping[Drawing, dict[str, Any] | None]) -> list[Row]:
@@ -233,6 +244,7 @@ class Sweep:
                 {name: settings[name] for name in first}
                 | {"steps": result["steps"]}
                 | result["figures"]
+                | {f"{name} of real test images": value for name, value in result["real_images"].items()}
                 | {name: value for name, value in settings.items() if name not in first}
             )
         return rows

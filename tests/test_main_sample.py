@@ -274,7 +274,7 @@ def test_the_current_folder_may_be_the_output(tmp_path: Path, monkeypatch: pytes
 def test_a_folder_of_other_images_is_refused(tmp_path: Path) -> None:
     (tmp_path / "holiday.png").write_bytes(b"mine")
     message = refusal("--checkpoint", str(ROOT / TINY), "--output_dir", str(tmp_path))
-    assert message == f"{tmp_path} holds images that are not samples of ours; name another --output_dir"
+    assert message == f"{tmp_path} holds holiday.png, which no run of ours is known by; name another --output_dir"
     assert contents(tmp_path) == {"holiday.png": b"mine"}
 
 

@@ -42,6 +42,13 @@ class PyramidArgs(LoopArgs):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.dtype not in ("auto", "float32"):
+            raise UserError(f"dtype is {self.dtype}; an autoencoder is trained in float32")
+        if not 0 <= self.full_size_share <= 1:
+            raise UserError(f"full_size_share is a probability; {self.full_size_share} does not lie between 0 and 1")
+        for name in ("commitment", "revive_freq", "dead_below"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name} is {getattr(self, name)}; it must not be negative")
         if not self.scale_sizes or min(self.scale_sizes) < 1:
             raise UserError(f"scale_sizes is {list(self.scale_sizes)}; name at least one side, each at least 1")
 

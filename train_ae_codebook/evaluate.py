@@ -70,6 +70,10 @@ class EvaluateArgs:
     def __post_init__(self) -> None:
         if self.autoencoder is None:
             raise UserError("name the --autoencoder to judge: a folder, or a file of weights")
+        if self.img_size < 1:
+            raise UserError(f"img_size is {self.img_size}; it must be at least 1")
+        if self.grid is not None and Path(self.grid).suffix.lower() != ".png":
+            raise UserError(f"grid is {self.grid}; name a .png file")
         if self.num_images < 0:
             raise UserError(f"num_images is {self.num_images}; give a number of images, or 0 for all")
         if self.inception_weights is not None and self.inception_graph is not None:

@@ -76,13 +76,13 @@ def _check_same_images(folder: Path, section: str, args: PyramidArgs) -> None:
 def _make_task(
     settings: dict[str, PyramidArgs | AutoencoderConfig], train: Dataset, validation: Dataset, device: torch.device
 ) -> VQVAETask | RequantizeTask:
+    args = settings["requantize" if "requantize" in settings else "args"]
+    args.check_steps(args.epochs * count_steps(len(train), args))
     if "requantize" not in settings:
-        autoencoder, args = Autoencoder(settings["model"]), settings["args"]
+        autoencoder = Autoencoder(settings["model"])
         if args.start is not None:
             start_from(autoencoder, args.start)
         return VQVAETask(autoencoder, args, validation, device)
-    args = settings["requantize"]
-    args.check_steps(args.epochs * count_steps(len(train), args))
     return RequantizeTask(open_autoencoder(args.start), args, validation, device)
 
 

@@ -45,7 +45,7 @@ class AutoencoderArgs(PyramidArgs):
     start: str | None = None
     perceptual: float = 0.0
     discriminator: float = 0.0
-    discriminator_start: int = 10_000
+    discriminator_start: int = 1000
     discriminator_lr: float = 1e-4
     export_dtype: Literal["float32", "float16"] = "float32"
 
@@ -54,8 +54,19 @@ class AutoencoderArgs(PyramidArgs):
         for name in ("perceptual", "discriminator", "discriminator_start", "discriminator_lr"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name} is {getattr(self, name)}; it must not be negative")
+        for name in ("discriminator_start", "discriminator_lr"):
+            if not self.discriminator and getattr(self, name) != getattr(AutoencoderArgs, name):
+                raise UserError(f"{name} means nothing without a discriminator; give discriminator a weight above 0")
         if self.discriminator and self.img_size < SMALLEST:
             raise UserError(f"the discriminator takes images of at least {SMALLEST} pixels, not {self.img_size}")
+
+    def check_steps(self, total: int) -> None:
+        """Refuse a run of ``total`` steps that ends before its discriminator begins."""
+        if self.discriminator and total <= self.discriminator_start:
+            raise UserError(
+                f"the run has {total} steps, and the discriminator begins after {self.discriminator_start}; lower "
+                "discriminator_start, or raise epochs"
+            )
 
 
 def start_from(module: Autoencoder, path: str) -> None:

@@ -27,9 +27,12 @@ def read_labels(images: Images, drawn: Sequence[Mapping[str, Any]], class_names:
     if not class_names:
         return None, []
     if drawn:
-        named = [entry["label"] if entry["class"] is None else entry["class"] for entry in drawn]
+        try:
+            named = [entry["label"] if entry["class"] is None else entry["class"] for entry in drawn]
+        except (KeyError, TypeError):
+            return None, [f"{images.path}: its samples.json does not say the classes"]
     elif isinstance(images, FolderImages):
-        named = [file.parent.name for file in images.files]
+        named = [file.relative_to(images.path).parent.name for file in images.files]
         if not set(named) & set(class_names):
             return None, []  # folders that are no classes
     else:

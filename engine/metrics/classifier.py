@@ -9,6 +9,7 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, get_args
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -137,9 +138,15 @@ class Classifier:
 
     def real_data(self, split: Split) -> RealData:
         """What was measured of real images when the classifier was trained."""
-        with np.load(statistics_file(self.name, split, self._folder)) as file:
-            mean, covariance = (file[f"{name}{self.ends[0]}"] for name in ("mu", "sigma"))
-            return RealData(int(file["num_images"]), Statistics(mean, covariance), float(file["accuracy"]))
+        path = statistics_file(self.name, split, self._folder)
+        try:
+            with np.load(path) as file:
+                mean, covariance = (file[f"{name}{self.ends[0]}"] for name in ("mu", "sigma"))
+                return RealData(int(file["num_images"]), Statistics(mean, covariance), float(file["accuracy"]))
+        except (BadZipFile, KeyError, OSError, EOFError, ValueError) as error:
+            raise UserError(
+                f"{path} is damaged, or of another training than {self.name}.safetensors ({error}); get both again"
+            ) from error
 
     def save_real_data(self, split: Split, features: np.ndarray, labels: np.ndarray) -> RealData:
         """Write what ``real_data`` reads, a file that is also a reference."""

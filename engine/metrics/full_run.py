@@ -10,7 +10,6 @@ The same command again goes on where it was killed. Every flag is also a variabl
 import ctypes
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -26,6 +25,7 @@ from engine.metrics.batches import hash_source, open_images, stored_statistics
 from engine.metrics.files import hash_file
 from engine.metrics.inception_tf import default_graph
 from engine.metrics.results import RESULT_NAME, SAMPLES_NAME, find_result, write_result
+from engine.sample_folder import remove_samples
 from engine.sample_settings import SamplingArgs
 from models.errors import UserError
 from models.published import find_checkpoint
@@ -123,7 +123,7 @@ def main(argv: Sequence[str]) -> None:
         write_result(result_file, result)
         measured.unlink()
     if args.delete_samples and (folder / SAMPLES_NAME).is_dir():
-        shutil.rmtree(folder / SAMPLES_NAME)
+        remove_samples(folder / SAMPLES_NAME)
     print(table(result))
     print(f"everything measured and set: {result_file}")
 

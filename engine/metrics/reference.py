@@ -13,6 +13,7 @@ import numpy as np
 
 from data.crops import center_crop
 from engine.metrics.batches import IMAGES, FolderImages, open_image
+from engine.metrics.neighbours import NEIGHBOURS
 from engine.metrics.network import Network
 from engine.metrics.sides import compute_features, doubts_of
 from models.errors import UserError
@@ -43,6 +44,8 @@ def make_reference(folder: Path, target: Path, size: int, network: Network, batc
         with zipfile.ZipFile(partial, "w") as archive:
             with archive.open(f"{IMAGES}.npy", "w", force_zip64=True) as file:
                 crops = CroppedImages(folder, size, file)
+                if len(crops.files) <= NEIGHBOURS:
+                    raise UserError(f"{folder} holds {len(crops.files)} images; give at least {NEIGHBOURS + 1}")
                 arrays = compute_features(crops, network, batch_size)
             for name in (f"{kind}{end}" for end in network.ends for kind in ("mu", "sigma")):
                 with archive.open(f"{name}.npy", "w") as file:

@@ -11,11 +11,14 @@ RESULT_NAME, SAMPLES_NAME = "result.json", "samples"
 
 
 def find_result(file: Path, wanted: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The result in a file, if its ``run`` was of these settings."""
+    """The result in a file, if its ``run`` was of these settings; a damaged one is none."""
     if not file.exists():
         return None
-    result = json.loads(file.read_text())
-    found = result["run"]
+    try:
+        result = json.loads(file.read_text())
+        found = result["run"].keys() and result["run"]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
     return result if all(name in found and found[name] == value for name, value in wanted.items()) else None
 
 

@@ -216,6 +216,6 @@ def _record(path: Path) -> dict[str, Any] | None:
     if not record.is_file() or (path.is_file() and path.name != NPZ_NAME):
         return None
     try:
-        return json.loads(record.read_text())
-    except ValueError as error:
+        return dict(json.loads(record.read_text()))
+    except (ValueError, TypeError) as error:
         raise UserError(f"{record} is damaged ({error}); remove it to evaluate without settings") from error

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from engine import sample_folder
-from engine.sample_folder import Format, SampleFolder, image_name, prepare_folder, write_npz
+from engine.sample_folder import Format, SampleFolder, image_name, prepare_folder, remove_samples, write_npz
 from models.errors import UserError
 from models.sampling import Samples
 
@@ -143,11 +143,11 @@ def test_damaged_settings_are_those_of_others(folder: Path, images: Tensor) -> N
     assert contents(folder.with_name("new.1")) == before
 
 
-@pytest.mark.parametrize("name", ["holiday.png", "000000.png"])
-def test_foreign_pngs_are_refused(name: str, folder: Path) -> None:
+@pytest.mark.parametrize("name", ["holiday.png", "000000.png", "samples.npz", "codes.npz"])
+def test_foreign_files_are_refused(name: str, folder: Path) -> None:
     folder.mkdir()
     (folder / name).write_bytes(b"mine")
-    with pytest.raises(UserError, match="holds images that are not samples of ours; name another --output_dir"):
+    with pytest.raises(UserError, match=f"holds {name}, which no run of ours is known by; name another --output_dir"):
         prepare(folder)
     assert contents(folder) == {name: b"mine"}
 
@@ -368,3 +368,38 @@ def test_a_kill_while_a_folder_is_prepared_is_made_good(folder: Path, monkeypatc
     assert prepare(folder, file_format="npz")
     assert SampleFolder(folder).todo.tolist() == list(range(COUNT))
     assert not (folder / ".progress.new").exists()
+
+
+@pytest.mark.parametrize("damage", [b"", b"cut short"])
+def test_a_complete_folder_takes_a_damaged_picture_for_a_missing_one(
+    damage: bytes, folder: Path, images: Tensor
+) -> None:
+    prepare(folder)
+    fill(folder, images).finish(LABELS, [])
+    (folder / image_name(1)).unlink()
+    whole = (folder / image_name(4)).read_bytes()
+    (folder / image_name(4)).write_bytes(damage or whole[:-20])
+    Image.new("RGB", (1, 1)).save(folder / image_name(5))
+    assert prepare(folder)
+    assert SampleFolder(folder).todo.tolist() == [1, 4, 5]
+
+
+def test_a_complete_folder_that_lost_what_is_made_of_all_images(folder: Path, images: Tensor) -> None:
+    prepare(folder)
+    fill(folder, images).finish(LABELS, [])
+    shape = (COUNT, HEIGHT, WIDTH, 3)
+    assert not prepare_folder(folder, SETTINGS, shape, "png", {})
+    assert prepare_folder(folder, SETTINGS, shape, "png", {}, ["grid.png"])
+    assert SampleFolder(folder).todo.tolist() == []
+
+
+def test_removing_samples_leaves_what_is_not_ours(folder: Path, images: Tensor) -> None:
+    prepare(folder)
+    fill(folder, images).finish(LABELS, [])
+    (folder / "notes.txt").write_text("mine")
+    remove_samples(folder)
+    assert contents(folder) == {"notes.txt": b"mine"}
+    (folder / "notes.txt").unlink()
+    prepare(folder)
+    remove_samples(folder)
+    assert not folder.exists()

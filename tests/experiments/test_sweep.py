@@ -16,6 +16,7 @@ import evaluator
 import main_sample
 from engine.command import run
 from engine.metrics.classifier import statistics_file
+from engine.metrics.results import find_result, write_result
 from experiments import sweep
 from experiments.sweep import SweepArgs, draw_figure, parse_values
 from models.errors import UserError
@@ -87,6 +88,22 @@ def test_values(text: str, values: list[float]) -> None:
 def test_values_that_are_none(text: str) -> None:
     with pytest.raises(UserError, match="cfg"):
         parse_values("cfg", text)
+
+
+def test_a_range_that_misses_its_end_is_told_so() -> None:
+    with pytest.raises(UserError, match=r"cfg 1:2:0\.3 does not reach its end"):
+        parse_values("cfg", "1:2:0.3")
+
+
+@pytest.mark.parametrize("content", ['{"run"', "{}", "[]", '{"run": 3}'])
+def test_a_damaged_result_is_measured_again_and_kept(content: str, tmp_path: Path) -> None:
+    file = tmp_path / "result.json"
+    file.write_text(content)
+    assert find_result(file, {"cfg": 1}) is None
+    write_result(file, {"run": {"cfg": 1, "seed": 0}})
+    assert find_result(file, {"cfg": 1}) is not None
+    assert find_result(file, {"cfg": 2}) is None
+    assert (tmp_path / "result.1.json").read_text() == content
 
 
 # A sweep
@@ -210,7 +227,7 @@ def test_mistakes(checkpoint: Path, tmp_path: Path) -> None:
     assert "steps_per_scale" in refusal("--steps_per_scale", "0")
     assert "no checkpoint at" in refusal("--checkpoint", "nowhere")
     assert "nowhere does not exist" in refusal("--reference", "nowhere")
-    assert "at least 1" in refusal("--num_samples", "0")
+    assert "at least 4" in refusal("--num_samples", "3")
     assert "--backend means nothing with --features digits" in refusal("--backend", "torch")
     assert "name the --checkpoint" in call(sweep.main).error()
     assert not (tmp_path / "sweep").exists()

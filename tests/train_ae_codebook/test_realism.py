@@ -170,9 +170,9 @@ def test_its_update_is_that_of_the_hinge_loss_and_changes_it_alone(images: Tenso
 
 def test_the_autoencoder_s_gradient_is_of_its_wish_to_fool(images: Tensor) -> None:
     gradients = []
-    for weight in (0.0, 0.5):
-        task = ae_task(full_size_share=1.0, **(ADVERSARIAL | {"discriminator": weight}))
-        if weight:
+    for settings in ({"revive_freq": 0}, ADVERSARIAL):
+        task = ae_task(full_size_share=1.0, **settings)
+        if task.adversary is not None:
             network = PatchDiscriminator()
             network.load_state_dict(task.adversary.network.state_dict())
         task.loss([images, None], step(2))[0].backward()
@@ -268,6 +268,10 @@ def test_a_run_keeps_its_discriminator_or_its_lack_of_one(first: bool, tmp_path:
         ({"perceptual": -1.0}, "perceptual is -1.0; it must not be negative"),
         ({"discriminator": -0.1}, "discriminator is -0.1"),
         ({"discriminator": 1.0, "img_size": 4}, "the discriminator takes images of at least 8 pixels, not 4"),
+        ({"discriminator_start": 3}, "discriminator_start means nothing without a discriminator"),
+        ({"full_size_share": 2.0}, "full_size_share is a probability; 2.0"),
+        ({"commitment": -1.0}, "commitment is -1.0; it must not be negative"),
+        ({"dtype": "float16"}, "dtype is float16; an autoencoder is trained in float32"),
     ],
 )
 def test_impossible_settings_are_refused(settings: dict[str, Any], answer: str) -> None:
@@ -315,6 +319,13 @@ def tiny_start(folder: Path, **config: Any) -> tuple[Autoencoder, list[str]]:
     }
     argv = ["--config", str(ROOT / "train_ae_codebook/config_256.yaml"), "--warmup_epochs", "0"]
     return start, argv + [word for name, value in flags.items() for word in (f"--{name}", str(value))]
+
+
+def test_a_run_too_short_for_its_discriminator_is_refused() -> None:
+    args = ae_task(discriminator=0.5, discriminator_start=20).args
+    args.check_steps(21)
+    with pytest.raises(UserError, match="the run has 20 steps, and the discriminator begins after 20; lower"):
+        args.check_steps(20)
 
 
 @pytest.mark.parametrize("num_codes", [20, 64])

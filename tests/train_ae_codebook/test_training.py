@@ -316,7 +316,7 @@ def test_the_shipped_autoencoder_reconstructs_held_out_digits() -> None:
 
 
 def test_the_module_is_an_autoencoder_in_float32() -> None:
-    task = ae_task(dtype="bfloat16")
+    task = ae_task()
     assert task.precision() == torch.float32
     assert isinstance(task.module, Autoencoder)
     assert task.describe()["config"]["n_embed"] == 64
