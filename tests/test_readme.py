@@ -204,6 +204,14 @@ def check_download(project: Project, command: str) -> None:
     assert all(name in message for name in ("autoencoder_config.yaml", "checkpoint.pth", "checkpoint-last.pth"))
 
 
+def check_llamagen_download(project: Project, command: str) -> None:
+    """Likewise."""
+    message = project.outcome(command).error()
+    assert f" into {project.folder / 'pretrained_models/llamagen'}/" in message
+    assert message.count("https://") == 1
+    assert "vq_ds16_c2i.pt" in message
+
+
 def check_download_help(project: Project, command: str) -> None:
     outcome = succeeded(project, command)
     assert all(name in outcome.out for name in ("autoenc", "checkerboard-L-2x", "checkerboard-L-4x", "HF_ENDPOINT"))
@@ -543,6 +551,7 @@ RULES = (
     ),
     Rule(r"python -m benchmarks\.cache", check_benchmark, added="--images 2000 --stored_images 200 --batches 4"),
     Rule(r"bash pretrained_models/download\.sh", check_download),
+    Rule(r"bash pretrained_models/download\.sh llamagen", check_llamagen_download),
     Rule(r"bash pretrained_models/download\.sh --help", check_download_help),
     Rule(SAMPLE_L + r"/checkpoint-last\.pth --cfg .* --steps_per_scale .*", check_released, prepare=install_release),
     Rule(SAMPLE_L + r" --labels .* --output_dir samples/three", check_three, prepare=install_release),
