@@ -470,6 +470,10 @@ def install_llamagen(project: Project) -> None:
     torch.save({"model": {key: value for key, value in state.items() if key != "cluster_usage_train"}}, path)
 
 
+def remove_llamagen(project: Project) -> None:
+    (project.folder / LLAMAGEN).unlink(missing_ok=True)
+
+
 def install_release(project: Project) -> None:
     """Tiny models of 1000 classes in the published layout, where download.sh would put the released ones."""
     folder = project.folder / "pretrained_models"
@@ -551,7 +555,7 @@ RULES = (
     ),
     Rule(r"python -m benchmarks\.cache", check_benchmark, added="--images 2000 --stored_images 200 --batches 4"),
     Rule(r"bash pretrained_models/download\.sh", check_download),
-    Rule(r"bash pretrained_models/download\.sh llamagen", check_llamagen_download),
+    Rule(r"bash pretrained_models/download\.sh llamagen", check_llamagen_download, prepare=remove_llamagen),
     Rule(r"bash pretrained_models/download\.sh --help", check_download_help),
     Rule(SAMPLE_L + r"/checkpoint-last\.pth --cfg .* --steps_per_scale .*", check_released, prepare=install_release),
     Rule(SAMPLE_L + r" --labels .* --output_dir samples/three", check_three, prepare=install_release),
