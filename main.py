@@ -47,11 +47,12 @@ def main(argv: Sequence[str]) -> None:
     if config.class_cond:
         check_num_classes(images, config.num_classes)
     device = distributed.set_up(pick_device(args.device))
-    if not args.verify_cache and (args.use_cache or not args.create_cache):
+    trains = not args.verify_cache and (args.use_cache or not args.create_cache)
+    if trains:
         count_steps(len(images), args)  # too few images are an error now, not after hours of making a cache
     autoencoder = load_autoencoder(config.autoenc)
     folder = Path(args.output_dir or f"output/{name}")
-    if distributed.is_main() and not args.verify_cache and (args.use_cache or not args.create_cache):
+    if trains and distributed.is_main():
         check_same(folder, config, autoencoder)  # likewise
     dataset = open_training_data(images, config, args, autoencoder, device)
     if dataset is not None:

@@ -24,7 +24,7 @@ from engine.device import describe_size, pick_device, pick_dtype
 from engine.edit import Edit, load_edit
 from engine.images import save_grid
 from engine.labels import balanced_labels, parse_labels, read_labels, shown_labels
-from engine.sample_folder import MAPS, Format, SampleFolder, prepare_folder
+from engine.sample_folder import CODES_NAME, MAPS, Format, SampleFolder, prepare_folder
 from engine.sample_settings import SamplingArgs, sample_settings
 from engine.visualize import save_animation, save_entropy_by_step, save_maps
 from models.autoencoder import Autoencoder, AutoencoderConfig
@@ -187,7 +187,7 @@ def _open_output(model: Checkerboard, labels: list[int], args: SampleArgs) -> Pa
 def _names_made(args: SampleArgs) -> list[str]:
     """Files that ``_finish`` makes."""
     asked = {
-        "codes.npz": args.save_codes,
+        CODES_NAME: args.save_codes,
         "maps.npz": args.maps,
         "entropy_by_step.png": args.maps,
         "animation.gif": args.animation,

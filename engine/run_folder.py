@@ -37,7 +37,7 @@ def open_run_folder(folder: Path, config: ModelConfig, args: LoopArgs, autoencod
     """
     folder.mkdir(parents=True, exist_ok=True)
     check_same(folder, config, autoencoder)
-    if not ((folder / CHECKPOINT_NAME).exists() and (folder / CONFIG_NAME).exists()):
+    if not holds_run(folder):
         save_autoencoder(autoencoder, folder / "autoenc")
         write_yaml(folder / CONFIG_NAME, run_settings(config, args))
     return folder
@@ -58,13 +58,18 @@ def save_autoencoder(autoencoder: Autoencoder, folder: Path, dtype: torch.dtype 
     write_yaml(folder / "autoencoder_config.yaml", autoencoder_config_dict(autoencoder.config))
 
 
+def holds_run(folder: Path) -> bool:
+    """Whether there is a run to go on with."""
+    return (folder / CHECKPOINT_NAME).exists() and (folder / CONFIG_NAME).exists()
+
+
 def check_same(folder: Path, config: ModelConfig, autoencoder: Autoencoder) -> None:
     """Refuse to go on with a run of another model, if the folder holds one.
 
     Raises:
         UserError: the folder holds a run of another model or autoencoder.
     """
-    if not ((folder / CHECKPOINT_NAME).exists() and (folder / CONFIG_NAME).exists()):
+    if not holds_run(folder):
         return
     config = replace(config, autoenc=AUTOENCODER_PATHS)
     saved = read_model_config(folder / CHECKPOINT_NAME)

@@ -46,7 +46,7 @@ OUR_FILES = (
     NEW_NAME,
     FINISHED_NAME,
 )
-NOT_PNG = (NPZ_NAME, CODES_NAME, "maps.npz", "animation.gif")
+NOT_PNG = tuple(name for name in OUR_FILES if name.endswith((".npz", ".gif")))
 MAPS = {"codes": np.int32, "entropy": np.float32, "step": np.int32, "probability": np.float32}
 # Settings that change no image; of files that were read, the hashes count.
 UNIMPORTANT = ("batch_size", "compile", "output_dir", "duplicates", "checkpoint", "edit", "mask", "label_file")

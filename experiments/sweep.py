@@ -27,7 +27,7 @@ from engine.device import pick_device, pick_dtype
 from engine.folder_lock import lock_folder
 from engine.labels import balanced_labels
 from engine.metrics.backends import NetworkArgs, load_network
-from engine.metrics.batches import hash_source
+from engine.metrics.batches import hash_of, open_images
 from engine.metrics.evaluate import compare, report
 from engine.metrics.files import hash_file, write_text
 from engine.metrics.neighbours import NEIGHBOURS
@@ -145,7 +145,7 @@ class Sweep:
         if distributed.is_main():
             self.inputs = {
                 "checkpoint_sha256": hash_file(find_checkpoint(args.checkpoint)),
-                "reference_sha256": hash_source(Path(args.reference)),
+                "reference_sha256": hash_of(Path(args.reference), open_images(Path(args.reference))),
             }
             self.network = load_network(args, device)
 

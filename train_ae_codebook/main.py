@@ -21,10 +21,11 @@ from engine import distributed
 from engine.command import run
 from engine.config import config_path, parse_config, plain
 from engine.device import pick_device
+from engine.run_folder import holds_run
 from engine.trainer import Trainer, count_steps
 from models.autoencoder import Autoencoder, AutoencoderConfig
 from models.errors import UserError
-from models.published import CHECKPOINT_NAME, CONFIG_NAME, open_autoencoder, read_yaml
+from models.published import CONFIG_NAME, open_autoencoder, read_yaml
 from train_ae_codebook.codebook import PyramidArgs
 from train_ae_codebook.requantize import RequantizeArgs, RequantizeTask
 from train_ae_codebook.vqvae import AutoencoderArgs, VQVAETask, start_from
@@ -62,7 +63,7 @@ def main(argv: Sequence[str]) -> None:
 
 def _check_same_images(folder: Path, section: str, args: PyramidArgs) -> None:
     """Refuse to go on with a run of other images, whose autoencoder would pass for one of these."""
-    if not (folder / CHECKPOINT_NAME).exists() or not (folder / CONFIG_NAME).exists():
+    if not holds_run(folder):
         return
     saved = read_yaml(folder / CONFIG_NAME).get(section) or {}
     ours, theirs = (tuple(values.get(name) for name in ("dataset", "data_path")) for values in (plain(args), saved))

@@ -158,9 +158,8 @@ def open_images(path: Path) -> Images | None:
     raise UserError(f"{path} holds {', '.join(sorted(names)) or 'nothing'}; neither images ({IMAGES}) nor statistics")
 
 
-def hash_source(path: Path) -> str:
-    """SHA-256 of a file, or of all images of a folder; a first look at whether there is anything to read."""
-    images = open_images(path)
+def hash_of(path: Path, images: Images | None) -> str:
+    """SHA-256 of the images that ``open_images`` found at a path, or of a file of statistics alone."""
     return hash_file(path) if images is None else images.sha256
 
 

@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 from engine.command import run
 from engine.config import parse_flags, plain
-from engine.metrics.batches import hash_source, open_images, stored_statistics
+from engine.metrics.batches import hash_of, open_images, stored_statistics
 from engine.metrics.files import hash_file
 from engine.metrics.inception_tf import default_graph
 from engine.metrics.results import RESULT_NAME, SAMPLES_NAME, find_result, write_result
@@ -162,8 +162,8 @@ def _check_inputs(args: FullRunArgs) -> dict[str, Any]:
     reference = Path(args.reference)
     if args.reference == str(REFERENCE) and not reference.exists():
         raise UserError(f"there is no reference; fetch {REFERENCE_URL} to {REFERENCE}, or name yours with --reference")
-    reference_sha256 = hash_source(reference)
-    if open_images(reference) is None and stored_statistics(reference, "mu", "sigma") is None:
+    images = open_images(reference)
+    if images is None and stored_statistics(reference, "mu", "sigma") is None:
         raise UserError(
             f"{reference} holds no statistics of Inception's features; if they are a classifier's, sample with "
             "main_sample.py and evaluate with evaluator.py --features"
@@ -174,7 +174,7 @@ def _check_inputs(args: FullRunArgs) -> dict[str, Any]:
     important = {name: value for name, value in plain(args).items() if name not in UNIMPORTANT}
     files = {"checkpoint": find_checkpoint(args.checkpoint), "inception_graph": graph}
     hashes = {f"{name}_sha256": hash_file(path) for name, path in files.items()}
-    return important | hashes | {"reference_sha256": reference_sha256}
+    return important | hashes | {"reference_sha256": hash_of(reference, images)}
 
 
 def _sampling_command(args: FullRunArgs, folder: Path) -> list[str]:

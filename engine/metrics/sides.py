@@ -15,9 +15,9 @@ import torch
 from tqdm import tqdm
 
 from engine import distributed
-from engine.metrics.batches import DAMAGE, Images, open_images, resolve, stored_statistics
+from engine.metrics.batches import DAMAGE, Images, hash_of, open_images, resolve, stored_statistics
 from engine.metrics.class_labels import read_labels
-from engine.metrics.files import hash_file, write_arrays
+from engine.metrics.files import write_arrays
 from engine.metrics.neighbours import NEIGHBOURS
 from engine.metrics.network import Network
 from engine.metrics.statistics import Statistics, statistics_of
@@ -105,7 +105,7 @@ def load_side(
     labels, label_doubts = (None, []) if images is None else read_labels(images, drawn, network.class_names)
     return Side(
         path=path,
-        sha256=hash_file(path) if images is None else images.sha256,
+        sha256=hash_of(path, images),
         shape=None if images is None else images.shape,
         features=arrays.get("features"),
         statistics=found[0],
