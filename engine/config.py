@@ -54,7 +54,7 @@ class LoopArgs:
         device: auto, cuda, mps or cpu.
         seed: of every random choice; the same seed on the same machine gives the same run.
         num_workers: processes that load images.
-        log_freq: steps between log entries.
+        log_freq: steps between log entries; the last step of a run has one too.
         eval_freq: epochs between grids of samples; 0 draws them at the end alone.
         save_minutes: minutes between checkpoints within an epoch; there is one after every epoch too.
         keep_freq: epochs between checkpoints that are kept as checkpoint-EPOCH.pth; 0 keeps the last alone.

@@ -139,7 +139,7 @@ class Trainer:
         self.dtype = task.precision() or pick_dtype(args.dtype, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
         self.steps_per_epoch = count_steps(len(dataset), args)
-        self.step, self.epoch, self.step_in_epoch = 0, 0, 0
+        self.step, self.epoch, self.step_in_epoch, self.logged_step = 0, 0, 0, 0
         self.stop_signal = 0
         self.needs_workers = multiprocessing.RawValue("b", 0)  # seen by the loader's workers
         self.loss_sum = torch.zeros((), device=device)
@@ -208,7 +208,8 @@ class Trainer:
     def _train_epoch(self, bar: tqdm) -> None:
         batches = self._batches()
         while group := list(islice(batches, self.args.accum_steps)):
-            logs = (self.step + 1) % self.args.log_freq == 0
+            last = (self.epoch + 1, self.step_in_epoch + 1) == (self.args.epochs, self.steps_per_epoch)
+            logs = last or (self.step + 1) % self.args.log_freq == 0
             self._train_step(group, bar if logs else None)
             bar.update()
             stop, save = self._agree()
@@ -287,10 +288,11 @@ class Trainer:
     def _log(self, bar: tqdm, figures: dict[str, Tensor | float]) -> None:
         """Write figures, each the mean over ranks."""
         self._check_finite()
-        figures = {"loss": self.loss_sum / self.args.log_freq, **figures}
+        figures = {"loss": self.loss_sum / (self.step - self.logged_step), **figures}
         values = torch.stack([torch.as_tensor(v, dtype=torch.float32, device=self.device) for v in figures.values()])
         values = distributed.add_up(values) / distributed.num_ranks()
         self.loss_sum.zero_()
+        self.logged_step = self.step
         epoch = self.epoch + self.step_in_epoch / self.steps_per_epoch
         figures = {"epoch": epoch, **dict(zip(figures, values.tolist(), strict=True))}
         if self.log is not None:
@@ -358,6 +360,7 @@ class Trainer:
             "step_in_epoch": self.step_in_epoch,
             "data_order": self._data_order(),
             "loss_sum": self.loss_sum,
+            "logged_step": self.logged_step,
             "random_states": random_states(),
             "task": self.task.state(),
             **self.task.describe(),
@@ -381,6 +384,7 @@ class Trainer:
         self.task.restore(saved.get("task", {}))
         self.step, self.epoch, self.step_in_epoch = saved["step"], saved["epoch"], saved["step_in_epoch"]
         self.loss_sum.copy_(saved["loss_sum"])
+        self.logged_step = saved["logged_step"]
         if distributed.is_main():
             print(f"going on from {path}: epoch {self.epoch}, step {self.step}")
         restore_random_states(saved["random_states"])

@@ -118,7 +118,7 @@ def test_gradients_are_clipped_to_the_norm(tmp_path: Path) -> None:
         logged = [figures["grad_norm"] for figures in read_log(tmp_path / str(clip)).values()]
         assert min(logged) > 0.05  # before clipping
         if not clip:
-            np.testing.assert_allclose(logged, norms[clip][2::3], rtol=1e-5)
+            np.testing.assert_allclose(logged, [*norms[clip][2::3], norms[clip][-1]], rtol=1e-5)
     assert max(norms[0.05]) < 0.05 * (1 + 1e-4)
     assert min(norms[0.0]) > 0.05
 
@@ -147,6 +147,17 @@ def test_logged_losses_are_means_since_the_last_entry(tmp_path: Path) -> None:
     tiny_trainer(tmp_path / "fourth", log_freq=4).fit()
     each, fourth = losses(tmp_path / "each"), losses(tmp_path / "fourth")
     np.testing.assert_allclose(fourth, np.reshape(each, (5, 4)).mean(1), rtol=1e-6)
+
+
+def test_the_last_step_is_logged_and_a_run_that_goes_on_counts_from_it(tmp_path: Path) -> None:
+    tiny_trainer(tmp_path / "each", epochs=4).fit()
+    for epochs in (2, 4):
+        tiny_trainer(tmp_path / "sixth", log_freq=6, epochs=epochs).fit()
+    each, log = losses(tmp_path / "each"), read_log(tmp_path / "sixth")
+    ends = [6, 12, 18, 20, 24, 30, 36, 40]
+    assert list(log) == ends
+    means = [np.mean(each[start:end]) for start, end in zip([0, *ends], ends, strict=False)]
+    np.testing.assert_allclose([figures["loss"] for figures in log.values()], means, rtol=1e-6)
 
 
 def test_the_log_has_every_figure_of_every_scale(tmp_path: Path) -> None:
