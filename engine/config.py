@@ -24,7 +24,7 @@ _VALUES = {
     "float": "a number",
     "bool": "true or false",
     "str": "text",
-    "tuple": "a list, as in '[0.9, 0.95]'",
+    "tuple": "a list in brackets, as in '[first, second]'",
     "dict": "a mapping, as in '{50: 0.3}'",
 }
 
