@@ -22,6 +22,7 @@ from engine.command import run
 from engine.config import parse_flags
 from engine.device import describe_size, pick_device, pick_dtype
 from engine.edit import Edit, load_edit
+from engine.folder_lock import lock_folder
 from engine.images import save_grid
 from engine.labels import balanced_labels, parse_labels, read_labels, shown_labels
 from engine.sample_folder import CODES_NAME, MAPS, Format, SampleFolder, prepare_folder
@@ -114,13 +115,14 @@ def main(argv: Sequence[str]) -> None:
         labels, args.drawing, args.seed, args.batch_size, args.compile, None if edit is None else edit.kept
     )
     num_steps = sum(map(len, sampling_blocks(model.scale_sizes, args.steps_per_scale, args.remainder)))
-    folder = _open_output(model, labels, args)
-    if folder is not None:
-        _say(
-            f"{describe_size(model)}; {len(labels)} images of {model.config.img_size} px in {num_steps} steps; "
-            f"{str(dtype).removeprefix('torch.')} on {device}"
-        )
-        draw_and_finish(folder, model, request, args, edit)
+    folder = distributed.from_main(Path(args.output_dir or Path("samples") / datetime.now().strftime("%Y%m%d-%H%M%S")))
+    with lock_folder(folder):
+        if _prepare(folder, model, labels, args):
+            _say(
+                f"{describe_size(model)}; {len(labels)} images of {model.config.img_size} px in {num_steps} steps; "
+                f"{str(dtype).removeprefix('torch.')} on {device}"
+            )
+            draw_and_finish(folder, model, request, args, edit)
     distributed.tear_down()
 
 
@@ -163,11 +165,10 @@ def _choose_labels(model: Checkerboard, args: SampleArgs) -> list[int]:
     return labels if args.num_samples is None else [labels[i % len(labels)] for i in range(args.num_samples)]
 
 
-def _open_output(model: Checkerboard, labels: list[int], args: SampleArgs) -> Path | None:
-    """The folder to write to, ready on every rank; None if it is complete already."""
-    folder, missing = None, False
+def _prepare(folder: Path, model: Checkerboard, labels: list[int], args: SampleArgs) -> bool:
+    """Make the folder ready to write to; whether anything is to be drawn, the same on every rank."""
+    missing = False
     if distributed.is_main():
-        folder = Path(args.output_dir or Path("samples") / datetime.now().strftime("%Y%m%d-%H%M%S"))
         side, length = model.config.img_size, model.num_locations
         maps = MAPS if args.maps or args.animation else ("codes",) if args.save_codes else ()
         missing = prepare_folder(
@@ -180,8 +181,7 @@ def _open_output(model: Checkerboard, labels: list[int], args: SampleArgs) -> Pa
         )
         if not missing:
             print(f"{folder} holds these samples already; name another --output_dir, or change a setting")
-    folder, missing = distributed.from_main((folder, missing))
-    return folder if missing else None
+    return distributed.from_main(missing)
 
 
 def _names_made(args: SampleArgs) -> list[str]:

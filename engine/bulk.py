@@ -9,7 +9,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from engine import distributed
-from engine.folder_lock import lock_folder
 from engine.images import to_uint8
 from engine.sample_folder import SampleFolder
 from models.checkerboard import Checkerboard
@@ -79,7 +78,7 @@ def draw_into(
     """Draw the images that a prepared folder lacks, on all ranks; all are in it when the last rank returns.
 
     Args:
-        folder: ``prepare_folder`` made it ready, and all ranks know.
+        folder: ``prepare_folder`` made it ready, and all ranks know; a lock keeps other programs out.
         model: draws.
         request: all images of the folder.
         change: what to do to uint8 images (B, 3, H, W) before they are stored.
@@ -87,7 +86,7 @@ def draw_into(
     Returns:
         The folder, to be finished on rank 0.
     """
-    with lock_folder(folder), SampleFolder(folder) as images:
+    with SampleFolder(folder) as images:
         mine = images.todo[distributed.rank() :: distributed.num_ranks()].tolist()
         distributed.barrier()  # all have seen what is missing before anyone adds to it
         with tqdm(

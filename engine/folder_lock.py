@@ -12,18 +12,28 @@ from models.errors import UserError
 
 @contextmanager
 def lock_folder(folder: Path) -> Iterator[None]:
-    """Keep other programs out of a folder meanwhile, on rank 0 for all ranks; a killed one leaves no lock behind.
+    """Keep other programs out of a folder, on rank 0 for all ranks; a killed one leaves no lock behind.
+
+    Args:
+        folder: made if it is missing.
 
     Raises:
-        UserError: one is at work there.
+        UserError: one is at work there, or it is a file.
     """
     if not distributed.is_main():
         yield
         return
+    if folder.is_file():
+        raise UserError(f"{folder} is a file; name a folder as --output_dir")
+    folder.mkdir(parents=True, exist_ok=True)
     path = folder / ".lock"
+    lock = FileLock(path)
     try:
-        with FileLock(path, timeout=0):
-            yield
+        lock.acquire(timeout=0)
     except Timeout as error:
         raise UserError(f"another process is at work in {folder}; wait for it, or name another output_dir") from error
-    path.unlink(missing_ok=True)
+    try:
+        yield
+    finally:
+        lock.release()
+        path.unlink(missing_ok=True)

@@ -87,8 +87,6 @@ def prepare_folder(
     Raises:
         UserError: the folder holds images that are not ours, or there is too little space.
     """
-    if folder.is_file():
-        raise UserError(f"{folder} is a file; name a folder as --output_dir")
     settings = json.loads(json.dumps(settings))
     earlier = (folder / SETTINGS_NAME).exists()
     goes_on = earlier and _same_settings(folder / SETTINGS_NAME, settings)
@@ -116,8 +114,10 @@ def prepare_folder(
 
 def _is_whole(folder: Path, count: int, file_format: Format, made: Sequence[str]) -> bool:
     """Whether a folder that was complete still is."""
-    names = [NPZ_NAME] if file_format == "npz" else map(image_name, range(count))
-    return {*names, *made} <= {path.name for path in folder.iterdir()}
+    names = {*([NPZ_NAME] if file_format == "npz" else map(image_name, range(count))), *made}
+    if not names <= {path.name for path in folder.iterdir()}:
+        return False
+    return all(zipfile.is_zipfile(folder / name) for name in names if name.endswith(".npz"))  # not if cut short
 
 
 def _check_space(folder: Path, shape: Sequence[int]) -> None:

@@ -15,13 +15,14 @@ from textwrap import dedent
 
 import numpy as np
 import pytest
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from PIL import Image, ImageDraw
 
 import main_sample
 from engine import bulk
 from engine.bulk import Request, draw_many
 from engine.command import INTERRUPTED
+from engine.sample_folder import SampleFolder
 from models.checkerboard import Checkerboard
 from models.sampling import Samples
 from tests.command_factory import PATIENCE, ROOT, call
@@ -206,6 +207,19 @@ def test_a_folder_that_another_process_draws_into_is_left_alone(tmp_path: Path) 
     assert len(pngs(folder)) == 2
 
 
+def test_a_folder_stays_locked_until_all_files_are_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, held = tmp_path / "new", []
+
+    def finish(images: SampleFolder, *args: object) -> None:
+        with pytest.raises(Timeout):
+            FileLock(folder / ".lock", timeout=0).acquire()
+        held.append(images.num_done)
+
+    monkeypatch.setattr(SampleFolder, "finish", finish)
+    draw(folder, "--num_samples", "2")
+    assert held == [2]
+
+
 def test_deleted_images_of_a_complete_run_are_drawn_again(tmp_path: Path, drawn: list[int]) -> None:
     folder = tmp_path / "new"
     draw(folder, "--num_samples", "5")
@@ -218,15 +232,19 @@ def test_deleted_images_of_a_complete_run_are_drawn_again(tmp_path: Path, drawn:
     assert contents(folder) == before
 
 
-@pytest.mark.parametrize(("flags", "lost"), [(["--format", "npz"], "samples.npz"), (["--save_codes"], "000002.png")])
+@pytest.mark.parametrize("cut_short", [False, True])
+@pytest.mark.parametrize(("flags", "lost"), [(["--format", "npz"], "samples.npz"), (["--save_codes"], "codes.npz")])
 def test_a_complete_run_that_lost_what_one_file_held_is_drawn_whole(
-    flags: list[str], lost: str, tmp_path: Path, drawn: list[int]
+    flags: list[str], lost: str, cut_short: bool, tmp_path: Path, drawn: list[int]
 ) -> None:
     folder = tmp_path / "new"
     draw(folder, "--num_samples", "4", *flags)
     before = (folder / lost).read_bytes()
     drawn.clear()
-    (folder / lost).unlink()
+    if cut_short:
+        (folder / lost).write_bytes(before[:-10])
+    else:
+        (folder / lost).unlink()
     draw(folder, "--num_samples", "4", *flags)
     assert drawn == [0, 1, 2, 3]
     assert (folder / lost).stat().st_size == len(before)
