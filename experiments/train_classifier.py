@@ -9,7 +9,7 @@ pretrained_models/classifiers.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from engine.metrics.classifier import (
     Classifier,
     ClassifierConfig,
     ClassifierNetwork,
+    ClassifierSize,
     RealData,
     Split,
     save_network,
@@ -118,21 +119,20 @@ def held_out_accuracy(module: ClassifierNetwork, images: CroppedImages) -> float
 
 
 def main(argv: Sequence[str]) -> None:
-    sections = {"model": ClassifierConfig, "args": ClassifierArgs}
+    sections = {"model": ClassifierSize, "args": ClassifierArgs}
     settings, name = parse_config(argv, "experiments.train_classifier", __doc__, sections)
-    config, args = settings["model"], settings["args"]
+    size, args = settings["model"], settings["args"]
     data = [open_dataset(args.dataset, args.data_path, SIDE, split) for split in ("train", "val")]
-    config = replace(config, class_keys=tuple(data[0].class_keys))
     device = distributed.set_up(pick_device(args.device))
     torch.manual_seed(args.seed)
-    network = ClassifierNetwork(config)
+    network = ClassifierNetwork(ClassifierConfig(size.name, size.widths, tuple(data[0].class_keys)))
     folder = Path(args.output_dir or f"output/classifiers/{name}")
     if distributed.is_main():
         folder.mkdir(parents=True, exist_ok=True)
         print(f"{sum(p.numel() for p in network.parameters()):,} parameters; run folder {folder}")
     distributed.barrier()
     task = ClassifierTask(network, args, CroppedImages(data[1], SIDE, "center"))
-    kept = {key: plain(value) for key, value in (settings | {"model": config}).items()}
+    kept = {key: plain(value) for key, value in settings.items()}
     trainer = Trainer(task, CroppedImages(data[0], SIDE, args.crop), args, folder, device, kept)
     trainer.fit()
     if distributed.is_main():

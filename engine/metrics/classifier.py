@@ -30,17 +30,30 @@ Split = Literal["train", "test"]
 
 
 @dataclass(frozen=True)
-class ClassifierConfig:
-    """What a classifier is.
+class ClassifierSize:
+    """The ``model:`` section of a configuration.
 
     Attributes:
         name: what ``--features`` calls it.
         widths: channels after the stem and after the convolutions at 16, 8 and 4 px; the last are the features.
-        class_keys: name of each class, in order.
     """
 
     name: ClassifierName = "digits"
     widths: tuple[int, int, int, int] = (32, 48, 96, 192)
+
+    def __post_init__(self) -> None:
+        if min(self.widths) < 1:
+            raise UserError(f"widths is {list(self.widths)}; every one must be at least 1")
+
+
+@dataclass(frozen=True)
+class ClassifierConfig(ClassifierSize):
+    """What a classifier is.
+
+    Attributes:
+        class_keys: name of each class, in order.
+    """
+
     class_keys: tuple[str, ...] = ()
 
 
@@ -110,7 +123,7 @@ class Classifier:
 
     def __init__(self, name: ClassifierName, device: torch.device, folder: Path = FOLDER) -> None:
         self.name, self._folder, self._device = name, folder, device
-        path = folder / f"{name}.safetensors"
+        path = weights_file(name, folder)
         network = _read_network(path).to(device)
         self._network = network
         self.class_names = list(network.config.class_keys)
@@ -157,6 +170,11 @@ class Classifier:
         return real
 
 
+def weights_file(name: ClassifierName, folder: Path = FOLDER) -> Path:
+    """Where a classifier is."""
+    return folder / f"{name}.safetensors"
+
+
 def statistics_file(name: ClassifierName, split: Split, folder: Path = FOLDER) -> Path:
     """Where the statistics of real images are; the training ones are a reference for those who lack the data."""
     return folder / f"{name}-{split}.npz"
@@ -167,7 +185,7 @@ def save_network(network: ClassifierNetwork, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     state = {name: value.detach().cpu() for name, value in network.state_dict().items()}
     state = {name: value.half() if value.is_floating_point() else value for name, value in state.items()}
-    path = folder / f"{network.config.name}.safetensors"
+    path = weights_file(network.config.name, folder)
     partial = path.with_name(f".{path.name}.part")
     partial.write_bytes(save({name: value.contiguous() for name, value in state.items()}, _metadata(network.config)))
     partial.replace(path)
