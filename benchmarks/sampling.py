@@ -11,6 +11,7 @@ import os
 import statistics
 import sys
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,10 +90,10 @@ def main(argv: Sequence[str]) -> None:
             for batch in args.batch_sizes:
                 for mode in args.modes:
                     case = Case(config, batch, dtype, mode == "compiled", args)
-                    with context.Pool(1) as pool:
-                        times = pool.apply(measure_times, (case,))
-                    with _returned_at_once(), context.Pool(1) as pool:
-                        memory = pool.apply(measure_memory, (case,))
+                    with ProcessPoolExecutor(1, context) as pool:
+                        times = pool.submit(measure_times, case).result()
+                    with _returned_at_once(), ProcessPoolExecutor(1, context) as pool:
+                        memory = pool.submit(measure_memory, case).result()
                     print(ROW.format(*times[:-1], *memory, times[-1]), flush=True)
 
 
