@@ -128,14 +128,8 @@ def train(
     _say(f"samples: {folder / 'samples'}; checkpoint: {folder / CHECKPOINT_NAME}")
     if args.dataset == "digits" and config.class_cond and distributed.is_main():
         figures = score_digits(trainer.trained.eval(), NUM_SCORED_DIGITS, args)
-        print(
-            "\n".join(
-                [
-                    "drawn digits, by the classifier in pretrained_models/classifiers:",
-                    *figure_lines(figures, NUM_SCORED_DIGITS),
-                ]
-            )
-        )
+        print("drawn digits, by the classifier in pretrained_models/classifiers:")
+        print("\n".join(figure_lines(figures.labelled(NUM_SCORED_DIGITS), figures.of_real_images())))
 
 
 def _say(text: str) -> None:

@@ -224,7 +224,6 @@ class Sweep:
         figures = compare(self.reference, samples, self.network, self.by_neighbours)
         result = report(self.reference, samples, self.network, figures)
         result |= {"run": self._wanted(drawing), "steps": self.num_steps(drawing)}
-        result["figures"] = figures.labelled(samples.num_images)
         write_result(folder.parent / RESULT_NAME, result)
         for doubt in result["warnings"]:
             if doubt not in self.said:

@@ -381,7 +381,7 @@ def check_preset(project: Project, command: str) -> None:
         line = next(line for line in outcome.out.splitlines() if line.startswith(f"{name} ") and "paper" not in line)
         assert float(line.split()[-1]) == float(figure)
     assert "not the paper's settings: num_samples 20" in outcome.out
-    (result,) = (project.folder / "output/evaluation").glob("*/result.json")
+    (result,) = (project.folder / "output/evaluation").glob("2x-*/result.json")
     assert json.loads(result.read_text())["run"]["preset"] == command.split()[-1]
 
 
@@ -416,6 +416,13 @@ def check_classes(project: Project, command: str) -> None:
     outcome = succeeded(project, command)
     assert re.match(r"FD-digits-12: \S+ \(real test images: .*\nClass accuracy: \S+ \(real", outcome.out)
     assert "FID" not in outcome.out
+
+
+def check_digits_run(project: Project, command: str) -> None:
+    outcome = succeeded(project, command)
+    assert re.search(r"^FD-digits-12: \S+ \(real test images: ", outcome.out, flags=re.MULTILINE)
+    (result,) = (project.folder / "output/evaluation").glob("quickstart-*/result.json")
+    assert json.loads(result.read_text())["run"]["features"] == "digits"
 
 
 def check_sweep(project: Project, command: str) -> None:
@@ -597,6 +604,7 @@ RULES = (
         added=STAND_IN,
     ),
     Rule(r"python evaluator\.py output/reference\.npz .*", check_evaluator, added=STAND_IN),
+    Rule(r"bash run_evaluator\.sh --checkpoint output/quickstart .*", check_digits_run, smaller=("500", "12")),
     Rule(r"python evaluator\.py \S+digits-train\.npz .*", check_classes),
     Rule(
         r"python -m experiments\.sweep .*",

@@ -6,8 +6,8 @@ from typing import Literal
 
 import torch
 
-from engine.metrics.classifier import Classifier
-from engine.metrics.inception_tf import TensorFlowInception
+from engine.metrics.classifier import Classifier, weights_file
+from engine.metrics.inception_tf import TensorFlowInception, default_graph
 from engine.metrics.network import Network
 from models.errors import UserError
 
@@ -48,6 +48,17 @@ class NetworkArgs:
     def in_torch(self) -> bool:
         """Whether torch computes, on a device of its own choice."""
         return self.features != "inception" or self.backend == "torch"
+
+
+def network_file(args: NetworkArgs) -> Path:
+    """The file of weights that ``args`` name, fetched if need be; nothing is loaded."""
+    if args.features != "inception":
+        return weights_file(args.features)
+    if args.backend == "torch":
+        from engine.metrics.inception_torch import default_weights
+
+        return default_weights() if args.inception_weights is None else Path(args.inception_weights)
+    return default_graph() if args.inception_graph is None else Path(args.inception_graph)
 
 
 def load_network(args: NetworkArgs, device: torch.device) -> Network:

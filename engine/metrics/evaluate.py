@@ -4,6 +4,7 @@ Letters: N images, H, W their sides in pixels.
 """
 
 import platform
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any, Protocol
@@ -140,8 +141,10 @@ def doubts(reference: Side, samples: Side, network: Network) -> list[str]:
 
 def report(reference: Side, samples: Side, network: Network, figures: Figures) -> dict[str, Any]:
     """Figures, and everything that decides them, as JSON takes it."""
+    measured = figures.labelled(samples.num_images)
     return {
-        **figures.labelled(samples.num_images),
+        **measured,
+        "figures": measured,
         "real_images": figures.of_real_images(),
         "num_samples": samples.num_images,
         "num_reference": reference.num_images,
@@ -158,13 +161,10 @@ def report(reference: Side, samples: Side, network: Network, figures: Figures) -
     }
 
 
-def figure_lines(figures: Figures, num_samples: int | None) -> list[str]:
-    """A line for each figure, that of real images beside it."""
-    lines = [
-        f"{name}: {'not measured' if value is None else format(value, '.6g')}"
-        for name, value in figures.labelled(num_samples).items()
-    ]
-    for i, (name, value) in enumerate(figures.of_real_images().items()):
+def figure_lines(measured: Mapping[str, float | None], real: Mapping[str, float | None]) -> list[str]:
+    """A line for each figure, that of real images beside it if there is one; both as ``Figures`` gives them."""
+    lines = [f"{name}: {'not measured' if v is None else format(v, '.6g')}" for name, v in measured.items()]
+    for i, (name, value) in enumerate(real.items()):
         lines[i] += f" (real test images: {name} {value:.6g})"
     return lines
 

@@ -5,6 +5,10 @@
 The same command again goes on where it was killed. Every flag is also a variable, in capitals:
 
     CFG=1.4 NPROC=8 bash run_evaluator.sh
+
+Models of digits and of CIFAR-10 need no download: a small classifier's features are compared instead of Inception's:
+
+    bash run_evaluator.sh --checkpoint output/quickstart --features digits --num_samples 500
 """
 
 import ctypes
@@ -13,23 +17,29 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from engine.command import run
 from engine.config import parse_flags, plain
+from engine.metrics.backends import NetworkArgs, network_file
 from engine.metrics.batches import hash_of, open_images, stored_statistics
+from engine.metrics.classifier import Classifier, statistics_file
+from engine.metrics.evaluate import figure_lines
 from engine.metrics.files import hash_file
-from engine.metrics.inception_tf import default_graph
+from engine.metrics.network import InceptionTraits
 from engine.metrics.results import RESULT_NAME, SAMPLES_NAME, find_result, write_result
 from engine.sample_folder import remove_samples
 from engine.sample_settings import SamplingArgs
 from models.errors import UserError
 from models.published import find_checkpoint
 
+CPU = torch.device("cpu")
 ROOT = Path(__file__).resolve().parents[2]
 RELEASED = ROOT / "pretrained_models"
 REFERENCE = ROOT / "data/VIRTUAL_imagenet256_labeled.npz"
@@ -60,20 +70,19 @@ DEFAULT_PRESET: Preset = "2x-cfg1.5"
 
 
 @dataclass(frozen=True)
-class FullRunArgs(SamplingArgs):
+class FullRunArgs(NetworkArgs, SamplingArgs):
     """What to sample and evaluate. Each is also a variable of the same name in capitals; a flag comes first.
 
     Attributes:
         preset: a row of the paper's Table 1, whose figures are printed beside the measured ones.
         checkpoint: checkpoint file or folder; default the preset's, without one that of 2x-cfg1.5.
-        reference: npz or folder of the reference; default OpenAI's of ImageNet at 256 px, in data/.
+        reference: npz or folder of the reference; default OpenAI's of ImageNet at 256 px, in data/, or with --features
+            the training images of the classifier.
         num_samples: number of images, the classes in turn.
         cfg: guidance, cond + cfg * (cond - uncond); default the preset's, without one 1.5.
         steps_per_scale: steps that each scale is drawn in; default the preset's, without one 4.
         compile: compile the steps of sampling.
         nproc: processes that sample, one a GPU.
-        inception_graph: ADM's classify_image_graph_def.pb; default a copy downloaded once to the user's cache.
-        no_prec_recall: leave out precision and recall.
         output_dir: folder of samples/ and result.json; default output/evaluation/ and the settings.
         delete_samples: remove the samples when the result is written.
     """
@@ -86,21 +95,25 @@ class FullRunArgs(SamplingArgs):
     steps_per_scale: int | None = None
     compile: bool = False
     nproc: int = 1
-    inception_graph: str | None = None
-    no_prec_recall: bool = False
     output_dir: str | None = None
     delete_samples: bool = False
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        NetworkArgs.__post_init__(self)
+        SamplingArgs.__post_init__(self)
         if self.nproc < 1:
             raise UserError(f"nproc is {self.nproc}; it must be at least 1")
+        if self.features != "inception":
+            self.refuse(("preset",), f"--features {self.features}")
+            if self.checkpoint is None:
+                raise UserError(f"name the --checkpoint of the {self.features} model that --features measures")
 
     def completed(self) -> "FullRunArgs":
         """With what the preset gives in place of what was left open."""
         preset, _ = PRESETS[self.preset or DEFAULT_PRESET]
         open_ones = {name: value for name, value in preset.items() if getattr(self, name) is None}
-        args = replace(self, **open_ones, reference=self.reference or str(REFERENCE))
+        reference = REFERENCE if self.features == "inception" else statistics_file(self.features, "train")
+        args = replace(self, **open_ones, reference=self.reference or str(reference))
         if args.output_dir is not None:
             return args
         name = f"{args.preset or Path(args.checkpoint).resolve().name}-cfg{args.cfg:g}-{args.steps_per_scale}steps"
@@ -124,29 +137,27 @@ def main(argv: Sequence[str]) -> None:
         measured.unlink()
     if args.delete_samples and (folder / SAMPLES_NAME).is_dir():
         remove_samples(folder / SAMPLES_NAME)
-    print(table(result))
+    print("\n".join(lines_of(result)))
     print(f"everything measured and set: {result_file}")
 
 
-def table(result: Mapping[str, Any]) -> str:
+def lines_of(result: Mapping[str, Any]) -> list[str]:
     """The figures of a result, the paper's beside them if it is of a preset."""
-    lines = [] if result["paper"] is None else [f"{'':<16} {'measured':>10} {'paper':>10}"]
-    num_samples = result["num_samples"]
-    for name in ("Inception Score", "FID", "sFID", "Precision", "Recall"):
-        label = next(key for key in result if key in (name, f"{name}-{num_samples}"))
-        value = "-" if result[label] is None else f"{result[label]:.4g}"
-        published = "" if result["paper"] is None else f" {result['paper'].get(name, '-'):>10}"
-        lines.append(f"{label:<16} {value:>10}{published}")
-    changed = _differences(result["run"]) if result["paper"] is not None else []
-    if changed:
-        lines.append(f"not the paper's settings: {', '.join(changed)}")
-    return "\n".join(lines)
+    if result["paper"] is None:
+        return figure_lines(result["figures"], result["real_images"])
+    lines = [f"{'':<16} {'measured':>10} {'paper':>10}"]
+    for name, value in result["figures"].items():
+        measured = "-" if value is None else f"{value:.4g}"
+        published = result["paper"].get(name.removesuffix(f"-{result['num_samples']}"), "-")
+        lines.append(f"{name:<16} {measured:>10} {published:>10}")
+    changed = _differences(result["run"])
+    return [*lines, f"not the paper's settings: {', '.join(changed)}"] if changed else lines
 
 
 def _differences(settings: Mapping[str, Any]) -> list[str]:
     """What of a preset's run was set otherwise."""
     expected = plain(FullRunArgs(preset=settings["preset"]).completed())
-    ours = ("dtype", "device", "seed", "inception_graph", "no_prec_recall", *UNIMPORTANT)
+    ours = ("dtype", "device", "seed", "inception_graph", "inception_weights", "no_prec_recall", *UNIMPORTANT)
     return [
         f"{name} {settings[name]}" for name, value in expected.items() if settings[name] != value and name not in ours
     ]
@@ -163,38 +174,43 @@ def _check_inputs(args: FullRunArgs) -> dict[str, Any]:
     if args.reference == str(REFERENCE) and not reference.exists():
         raise UserError(f"there is no reference; fetch {REFERENCE_URL} to {REFERENCE}, or name yours with --reference")
     images = open_images(reference)
-    if images is None and stored_statistics(reference, "mu", "sigma") is None:
+    end = InceptionTraits.ends[0] if args.features == "inception" else Classifier(args.features, CPU).ends[0]
+    if images is None and stored_statistics(reference, f"mu{end}", f"sigma{end}") is None:
         raise UserError(
-            f"{reference} holds no statistics of Inception's features; if they are a classifier's, sample with "
-            "main_sample.py and evaluate with evaluator.py --features"
+            f"{reference} holds no statistics of the features of {args.features}; name another --reference, or the "
+            "--features that it is of"
         )
-    if find_spec("tensorflow") is None:
-        raise UserError("TensorFlow is missing; pip install -r requirements.txt")
-    graph = default_graph() if args.inception_graph is None else Path(args.inception_graph)
+    if not args.in_torch and find_spec("tensorflow") is None:
+        raise UserError("TensorFlow is missing; pip install -r requirements.txt, or take --backend torch")
     important = {name: value for name, value in plain(args).items() if name not in UNIMPORTANT}
-    files = {"checkpoint": find_checkpoint(args.checkpoint), "inception_graph": graph}
+    files = {"checkpoint": find_checkpoint(args.checkpoint), "network": network_file(args)}
     hashes = {f"{name}_sha256": hash_file(path) for name, path in files.items()}
     return important | hashes | {"reference_sha256": hash_of(reference, images)}
 
 
 def _sampling_command(args: FullRunArgs, folder: Path) -> list[str]:
-    ours = ("preset", "reference", "nproc", "inception_graph", "no_prec_recall", "output_dir", "delete_samples")
-    flags = [
-        f"--{name}={value if isinstance(value, str) else json.dumps(value)}"
-        for name, value in plain(args).items()
-        if name not in ours
-    ]
+    ours = {"preset", "reference", "nproc", "output_dir", "delete_samples", *(f.name for f in fields(NetworkArgs))}
     several = (
         ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={args.nproc}"] if args.nproc > 1 else []
     )
     program = [sys.executable, *several, str(ROOT / "main_sample.py")]
-    return [*program, *flags, "--format=npz", f"--output_dir={folder}"]
+    return [
+        *program,
+        *_flags(args, (f.name for f in fields(args) if f.name not in ours)),
+        "--format=npz",
+        f"--output_dir={folder}",
+    ]
 
 
 def _evaluation_command(args: FullRunArgs, samples: Path, result_file: Path) -> list[str]:
     command = [sys.executable, str(ROOT / "evaluator.py"), args.reference, str(samples), f"--output_file={result_file}"]
-    command += [] if args.inception_graph is None else [f"--inception_graph={args.inception_graph}"]
-    return [*command, "--no_prec_recall"] if args.no_prec_recall else command
+    changed = [f.name for f in fields(NetworkArgs) if getattr(args, f.name) != f.default]
+    return [*command, *_flags(args, [*changed, "device"] if args.in_torch else changed)]
+
+
+def _flags(args: FullRunArgs, names: Iterable[str]) -> list[str]:
+    values = plain(args)
+    return [f"--{name}={v if isinstance(v := values[name], str) else json.dumps(v)}" for name in names]
 
 
 def _run(command: Sequence[str]) -> None:

@@ -36,7 +36,7 @@ class TorchInception(InceptionTraits):
 
     def __init__(self, weights_path: Path | None, device: torch.device) -> None:
         """Load weights, by default torch-fidelity's from the user's cache."""
-        path = fetched(URL_INCEPTION_V3, "--inception_weights") if weights_path is None else weights_path
+        path = default_weights() if weights_path is None else weights_path
         try:
             torch.load(path, weights_only=True)  # torch-fidelity would run whatever code a pickle holds
             self._network = FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=str(path))
@@ -77,3 +77,8 @@ class TorchInception(InceptionTraits):
             norms = [single.square().sum(dim=1) for single in singles]
             distances = norms[0][:, None] - 2 * (singles[0] @ singles[1].T) + norms[1]
         return distances.clamp_(min=0).float().cpu().numpy()
+
+
+def default_weights() -> Path:
+    """torch-fidelity's weights in the user's cache, fetched the first time."""
+    return fetched(URL_INCEPTION_V3, "--inception_weights")

@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+import evaluator
 import main_sample
 from engine.metrics import full_run
 from engine.metrics.classifier import statistics_file
-from engine.metrics.full_run import PRESETS, FullRunArgs, table
+from engine.metrics.full_run import PRESETS, FullRunArgs, lines_of
 from tests.command_factory import PATIENCE, ROOT, Outcome, call, start
 
 FIXTURE = ROOT / "tests/fixtures/evaluator"
@@ -124,6 +125,20 @@ def test_settings_by_variable_and_flag_are_recorded(tmp_path: Path) -> None:
     assert [path.name for path in folder.iterdir()] == ["result.json"]
 
 
+def test_a_classifier_takes_the_place_of_inception(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    words = ["bash", str(ROOT / "run_evaluator.sh"), "--features", "digits", "--checkpoint", str(CHECKPOINT)]
+    words += ["--num_samples", str(NUM_SAMPLES), "--output_dir", str(folder), "--device", "cpu"]
+    outcome = start(*words, folder=tmp_path, **ENVIRONMENT)
+    assert outcome.code == 0, outcome.err
+    result = read_result(folder)
+    measured = result["figures"][f"FD-digits-{NUM_SAMPLES}"]
+    assert f"FD-digits-{NUM_SAMPLES}: {measured:.6g} (real test images: FD-digits-297 1.115" in outcome.out
+    alone = call(evaluator.main, str(statistics_file("digits", "train")), str(folder / "samples"), *words[2:4])
+    assert f"FD-digits-{NUM_SAMPLES}: {measured:.6g} (" in alone.out
+    assert start(*words, folder=tmp_path, **ENVIRONMENT, SEED="0").out.count("\n") == 3  # the result is found again
+
+
 def test_another_setting_keeps_the_earlier_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
 
@@ -132,7 +147,9 @@ def test_another_setting_keeps_the_earlier_result(tmp_path: Path, monkeypatch: p
         if "evaluator.py" in words[1]:
             file = next(word.partition("=")[2] for word in words if word.startswith("--output_file="))
             figures = {"Inception Score": 2.0, f"FID-{NUM_SAMPLES}": 5.0 + len(calls), f"sFID-{NUM_SAMPLES}": 6.0}
-            Path(file).write_text(json.dumps({**figures, "Precision": 0.5, "Recall": 0.4, "num_samples": NUM_SAMPLES}))
+            figures |= {"Precision": 0.5, "Recall": 0.4}
+            rest = {"figures": figures, "real_images": {}, "num_samples": NUM_SAMPLES}
+            Path(file).write_text(json.dumps(figures | rest))
 
     monkeypatch.setattr(full_run, "_run", pretend)
     folder = tmp_path / "run"
@@ -160,11 +177,17 @@ def result_of(**settings: Any) -> dict[str, Any]:
     args = FullRunArgs(preset="2x-cfg1.4", **settings).completed()
     end = "" if args.num_samples >= 50_000 else f"-{args.num_samples}"
     figures = {"Inception Score": 301.26, f"FID{end}": 2.7345, f"sFID{end}": 5.0, "Precision": 0.8, "Recall": None}
-    return {**figures, "num_samples": args.num_samples, "run": asdict(args), "paper": PRESETS["2x-cfg1.4"][1]}
+    return {
+        "figures": figures,
+        "real_images": {},
+        "num_samples": args.num_samples,
+        "run": asdict(args),
+        "paper": PRESETS["2x-cfg1.4"][1],
+    }
 
 
 def test_the_papers_figures_stand_beside_the_measured_ones() -> None:
-    lines = table(result_of(batch_size=64, nproc=8)).splitlines()
+    lines = lines_of(result_of(batch_size=64, nproc=8))
     assert [line.split() for line in lines] == [
         ["measured", "paper"], ["Inception", "Score", "301.3", "302.5"], ["FID", "2.735", "2.72"], ["sFID", "5", "-"],
         ["Precision", "0.8", "0.81"], ["Recall", "-", "0.56"],
@@ -172,7 +195,7 @@ def test_the_papers_figures_stand_beside_the_measured_ones() -> None:
 
 
 def test_what_the_paper_did_otherwise_is_said() -> None:
-    lines = table(result_of(num_samples=2100, cfg=1.6)).splitlines()
+    lines = lines_of(result_of(num_samples=2100, cfg=1.6))
     assert lines[2].split() == ["FID-2100", "2.735", "2.72"]
     assert lines[-1] == "not the paper's settings: num_samples 2100, cfg 1.6"
 
@@ -189,8 +212,18 @@ def test_mistakes_are_found_before_anything_is_drawn(tmp_path: Path) -> None:
     assert "no checkpoint at" in call(full_run.main, *flags, "--checkpoint", "nowhere").error()
     assert "nowhere.npz does not exist" in call(full_run.main, *flags, "--reference", "nowhere.npz").error()
     of_a_classifier = str(statistics_file("digits", "train"))
+    assert "the --features that it is of" in call(full_run.main, *flags, "--reference", of_a_classifier).error()
+    of_digits = ("--features", "digits", "--num_samples", "48")
+    assert "name the --checkpoint of the digits model" in call(full_run.main, *of_digits).error()
+    of_digits += ("--checkpoint", str(CHECKPOINT))
     assert (
-        "evaluate with evaluator.py --features" in call(full_run.main, *flags, "--reference", of_a_classifier).error()
+        "--preset means nothing with --features digits"
+        in call(full_run.main, *of_digits, "--preset", "2x-cfg1.4").error()
+    )
+    of_another = str(statistics_file("cifar10", "train"))
+    assert (
+        "holds no statistics of the features of digits"
+        in call(full_run.main, *of_digits, "--reference", of_another).error()
     )
     assert "nowhere.pb" in call(full_run.main, *flags, "--inception_graph", "nowhere.pb").error()
     assert "nproc is 0" in call(full_run.main, *flags, "--nproc", "0").error()
