@@ -27,7 +27,7 @@ from engine.images import save_grid
 from engine.labels import balanced_labels, parse_labels, read_labels, shown_labels
 from engine.sample_folder import CODES_NAME, MAPS, Format, SampleFolder, prepare_folder
 from engine.sample_settings import SamplingArgs, sample_settings
-from engine.visualize import save_animation, save_entropy_by_step, save_maps
+from engine.visualize import MAX_ANIMATED, save_animation, save_entropy_by_step, save_maps
 from models.autoencoder import Autoencoder, AutoencoderConfig
 from models.checkerboard import Checkerboard, ModelConfig
 from models.errors import UserError
@@ -37,7 +37,6 @@ from models.scan_order import sampling_blocks
 
 NUM_SHOWN = 16
 MAX_IN_GRID = 100
-MAX_MAPPED = 1000  # images whose maps and animation are held in memory
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,8 @@ class SampleArgs(SamplingArgs):
         edit: image to edit: what --mask leaves black stays, the rest is drawn as the labels say.
         mask: image of the same size, white where --edit is drawn anew.
         save_codes: also write codes.npz: labels, and codes_S of each scale.
-        maps: also write, for each image and scale, which step drew each location, its probability and entropy.
+        maps: also write, for each image and scale, which step drew each location, its probability and entropy; figures
+            of the first 100 images.
         animation: also write animation.gif: the first 16 images appearing step by step.
     """
 
@@ -106,8 +106,6 @@ def main(argv: Sequence[str]) -> None:
             f"warning: cfg has no effect at the scales {', '.join(map(str, lost))}, whose steps all come before "
             f"--cfg_start_step {args.cfg_start_step}"
         )
-    if (args.maps or args.animation) and len(labels) > MAX_MAPPED:
-        raise UserError(f"maps and animation are of {MAX_MAPPED} images at most; draw fewer, or leave them out")
     dtype = pick_dtype(args.dtype, device)
     model.to(device=device, dtype=dtype)
     edit = None if args.edit is None else load_edit(args.edit, args.mask, model)
@@ -208,7 +206,7 @@ def _finish(
     if args.save_codes:
         images.save_codes(model.scale_sizes, labels)
     if args.maps or args.animation:
-        samples = images.samples(model.scale_sizes, (images.first_images(MAX_MAPPED) + 0.5) / 127.5 - 1)
+        samples = images.samples(model.scale_sizes, (images.first_images(MAX_ANIMATED) + 0.5) / 127.5 - 1)
         if args.maps:
             save_maps(samples, model, images.folder)
             save_entropy_by_step(samples, images.folder / "entropy_by_step.png")

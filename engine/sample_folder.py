@@ -223,7 +223,7 @@ class SampleFolder:
         return read_images(self.folder, range(min(count, len(self.done))))
 
     def samples(self, scale_sizes: Sequence[int], images: Tensor) -> Samples:
-        """All maps as ``sample`` gives them, if all are kept; with these images (N, 3, H, W)."""
+        """All maps as ``sample`` gives them, if all are kept; with these images (n, 3, H, W), the first ones."""
         slices = list(zip(scale_sizes, scale_slices(scale_sizes), strict=True))
         by_scale = {
             name: [torch.from_numpy(self.maps[name][:, s].copy()).unflatten(1, (side, side)) for side, s in slices]

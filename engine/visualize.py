@@ -24,6 +24,7 @@ from models.checkerboard import Checkerboard
 from models.sampling import Samples
 
 DPI = 150
+MAX_FIGURES = 100
 MAX_ANIMATED = 16
 MIN_ANIMATED_SIDE = 96  # pixels of each image of an animation
 FRAME_MS, HOLD_MS = 300, 2000
@@ -31,10 +32,10 @@ UNDRAWN_CONTRAST = 0.35  # of locations still to be drawn; 0 is mid grey, 1 the 
 
 
 def save_maps(samples: Samples, model: Checkerboard, folder: Path) -> None:
-    """Write ``maps.npz`` and, for each image i, a figure ``maps_{i:06d}.png`` into ``folder``.
+    """Write ``maps.npz`` and, for each of the first 100 images, a figure ``maps_{i:06d}.png`` into ``folder``.
 
     ``maps.npz`` holds ``step_S`` (int64), ``entropy_S`` (float32, nats) and ``probability_S`` (float32) of each scale,
-    (B, S, S) each. A figure shows an image decoded at each scale above its maps; colour limits are those of the batch.
+    (B, S, S) each. A figure shows an image decoded at each scale above its maps; colour limits are those of all images.
     """
     arrays = {}
     for i, side in enumerate(model.scale_sizes):
@@ -43,9 +44,9 @@ def save_maps(samples: Samples, model: Checkerboard, folder: Path) -> None:
         arrays[f"probability_{side}"] = _numpy(samples.probability[i])
     with _written_whole(folder / "maps.npz") as path:
         np.savez_compressed(path, **arrays)
-    images = [to_uint8(model.decode(codes.to(model.device))) for codes in samples.codes]
-    for index in tqdm(range(len(samples.images)), unit="figure", desc="writing maps"):
-        figure = _maps_figure(samples, images, index)
+    for index in tqdm(range(min(len(samples.codes[0]), MAX_FIGURES)), unit="figure", desc="writing maps"):
+        codes = [scale[index : index + 1].to(model.device) for scale in samples.codes]
+        figure = _maps_figure(samples, [to_uint8(model.decode(scale))[0] for scale in codes], index)
         with _written_whole(folder / f"maps_{index:06d}.png") as path:
             figure.savefig(path, dpi=DPI)
 
@@ -131,7 +132,7 @@ def step_images(samples: Samples, model: Checkerboard, step: int) -> Tensor:
 
 
 def _maps_figure(samples: Samples, images: list[Tensor], index: int) -> Figure:
-    """Figure of one image of the batch, of ``images`` (B, 3, H, W) uint8 of each scale; columns are scales."""
+    """Figure of one image of the batch, which is ``images`` (3, H, W) uint8 at each scale; columns are scales."""
     max_entropy = max(float(scale.max()) for scale in samples.entropy)
     rows = (  # name, unit, colours, maps, upper limit; one at least where all values are 0
         ("step", "", "viridis", samples.step, num_steps(samples) - 1 or 1),
@@ -141,7 +142,7 @@ def _maps_figure(samples: Samples, images: list[Tensor], index: int) -> Figure:
     figure = Figure(figsize=(1.5 * len(images) + 1, 6.4), layout="compressed")
     axes = figure.subplots(1 + len(rows), len(images), squeeze=False)
     for panel, decoded, step in zip(axes[0], images, samples.step, strict=True):
-        panel.imshow(_numpy(decoded[index].permute(1, 2, 0)), interpolation="nearest")
+        panel.imshow(_numpy(decoded.permute(1, 2, 0)), interpolation="nearest")
         panel.set_title(f"{step.shape[-1]} x {step.shape[-1]}", fontsize=11)
     axes[0, 0].set_ylabel("image", fontsize=11)
     for row, (name, unit, colours, maps, limit) in zip(axes[1:], rows, strict=True):
