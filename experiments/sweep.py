@@ -43,6 +43,7 @@ from models.sampling import Drawing
 from models.scan_order import sampling_blocks
 
 FEATURES_AT_ONCE = 64  # images
+TABLE_NAME = "sweep.csv"
 Row = dict[str, Any]
 
 
@@ -119,7 +120,7 @@ def main(argv: Sequence[str]) -> None:
         rows = sweep.run(drawings)
     if distributed.is_main():
         draw_figure(rows).savefig(folder / "sweep.png", dpi=110)
-        print(f"{folder}/sweep.csv, {folder}/sweep.png")
+        print(f"{folder / TABLE_NAME}, {folder / 'sweep.png'}")
     distributed.tear_down()
 
 
@@ -255,13 +256,18 @@ class Sweep:
             writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
             writer.writeheader()
             writer.writerows(rows)
-            write_text(self.folder / "sweep.csv", text.getvalue())
+            write_text(self.folder / TABLE_NAME, text.getvalue())
+
+
+def figure_names(rows: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
+    """What rows call the distance of the samples and their score."""
+    distance = next(name for name in rows[0] if name.startswith(("FID", "FD-")))
+    return distance, next(name for name in ("Inception Score", "Class accuracy") if name in rows[0])
 
 
 def draw_figure(rows: Sequence[Row]) -> Figure:
     """Distance against score, a curve for each number of steps per scale (Fig. 4a); the best by steps (Fig. 5)."""
-    distance = next(name for name in rows[0] if name.startswith(("FID", "FD-")))
-    score = next(name for name in ("Inception Score", "Class accuracy") if name in rows[0])
+    distance, score = figure_names(rows)
     figure = Figure(figsize=(10, 4.5), layout="constrained")
     panels = figure.subplot_mosaic([["curves", "distance"], ["curves", "score"]])
     best = []

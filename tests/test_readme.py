@@ -436,6 +436,17 @@ def check_sweep(project: Project, command: str) -> None:
     assert project.files("output/sweep/quickstart/sweep.png")
 
 
+def check_comparison(project: Project, command: str) -> None:
+    outcome = succeeded(project, command)
+    assert outcome.out.startswith("output/sweep/quickstart, 4 steps: FD-digits-5 ")
+    assert project.files("output/compare.png")
+
+
+def check_mixing(project: Project, command: str) -> None:
+    assert succeeded(project, command).out.startswith("layer 0: ")
+    assert project.files("output/mixing.png")
+
+
 def check_classifier(project: Project, command: str) -> None:
     succeeded(project, command)
     folders = (
@@ -614,6 +625,8 @@ RULES = (
             "--cfg 0:0.5:0.5 --steps_per_scale 1 --num_samples 5",
         ),
     ),
+    Rule(r"python -m experiments\.compare .*", check_comparison),
+    Rule(r"python -m experiments\.mixing .*", check_mixing),
     Rule(
         r"python -m experiments\.train_classifier .*",
         check_classifier,

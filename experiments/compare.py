@@ -1,0 +1,127 @@
+"""Compare models by their sweeps, over steps per scale and over all steps (paper Sec. 4.3, Fig. 5).
+
+    python -m experiments.compare --sweeps output/sweep/config_256_S,output/sweep/config_256_S_4x --output compare.png
+
+Each point is the lowest distance over guidance; beside it, the mean score of the guidances whose distance is within 2 %
+of it, from the least to the greatest.
+"""
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from engine.command import run
+from engine.config import parse_flags
+from experiments.sweep import TABLE_NAME, figure_names
+from models.errors import UserError
+
+NEAR = 1.02  # times the lowest distance
+
+
+@dataclass(frozen=True)
+class CompareArgs:
+    """What to draw.
+
+    Attributes:
+        sweeps: folders of experiments.sweep, separated by commas.
+        output: picture to write.
+    """
+
+    sweeps: str | None = None
+    output: str = "compare.png"
+
+    def __post_init__(self) -> None:
+        if self.sweeps is None:
+            raise UserError("name the --sweeps to compare, folders separated by commas")
+
+
+@dataclass(frozen=True)
+class Point:
+    """A model at one number of steps.
+
+    Attributes:
+        steps_per_scale: steps of each scale.
+        steps: of all scales.
+        distance: the lowest over guidance.
+        scores: of the guidances that come near it; none where no score was measured.
+    """
+
+    steps_per_scale: int
+    steps: int
+    distance: float
+    scores: tuple[float, ...]
+
+    @property
+    def score(self) -> float:
+        """Their mean; NaN without any."""
+        return sum(self.scores) / len(self.scores) if self.scores else float("nan")
+
+
+def main(argv: Sequence[str]) -> None:
+    args = parse_flags(argv, "experiments.compare", __doc__, CompareArgs)
+    tables = {str(Path(folder)): read_table(Path(folder)) for folder in args.sweeps.split(",")}
+    names = {figure_names(rows) for rows in tables.values()}
+    if len(names) > 1:
+        raise UserError(f"the sweeps measured different things, {' and '.join(sorted(d for d, _ in names))}")
+    distance, score = names.pop()
+    points = {name: best_points(rows, distance, score) for name, rows in tables.items()}
+    for name, line in points.items():
+        for point in line:
+            print(f"{name}, {point.steps} steps: {distance} {point.distance:.4g}, {score} {point.score:.4g}")
+    draw_comparison(points, distance, score).savefig(args.output, dpi=110)
+    print(args.output)
+
+
+def read_table(folder: Path) -> list[dict[str, str]]:
+    """The rows of a sweep."""
+    path = folder / TABLE_NAME
+    if not path.is_file():
+        raise UserError(f"no such file: {path}; name folders that experiments.sweep wrote")
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    if not rows:
+        raise UserError(f"{path} is empty; run its sweep again")
+    if not {"cfg", "steps_per_scale", "steps"} <= rows[0].keys():
+        raise UserError(f"{path} is no table of experiments.sweep; run its sweep again")
+    return rows
+
+
+def best_points(rows: Sequence[dict[str, str]], distance: str, score: str) -> list[Point]:
+    """One for each number of steps, in order."""
+    points = []
+    for steps_per_scale in sorted({int(row["steps_per_scale"]) for row in rows}):
+        at_steps = [row for row in rows if int(row["steps_per_scale"]) == steps_per_scale]
+        lowest = min(float(row[distance]) for row in at_steps)
+        near = [row for row in at_steps if float(row[distance]) <= NEAR * lowest]
+        scores = tuple(float(row[score]) for row in near if row[score])
+        points.append(Point(steps_per_scale, int(at_steps[0]["steps"]), lowest, scores))
+    return points
+
+
+def draw_comparison(points: dict[str, list[Point]], distance: str, score: str) -> Figure:
+    """Distances above scores, over steps per scale at the left and over all steps at the right; a line a model."""
+    figure = Figure(figsize=(9, 6.5), layout="constrained")
+    panels = figure.subplots(2, 2, sharex="col", sharey="row")
+    for column, (key, label) in enumerate((("steps_per_scale", "steps per scale"), ("steps", "steps in all"))):
+        above, below = panels[:, column]
+        for name, line in points.items():
+            xs = [getattr(point, key) for point in line]
+            above.plot(xs, [point.distance for point in line], marker="o", label=name)
+            spread = [(point.score - min(p), max(p) - point.score) for point in line if (p := point.scores or (0,))]
+            below.errorbar(xs, [point.score for point in line], list(zip(*spread, strict=True)), marker="o", capsize=3)
+        below.set_xlabel(label)
+    panels[0, 0].set_ylabel(distance)
+    panels[1, 0].set_ylabel(score)
+    panels[0, 1].legend(fontsize=8)
+    for panel in panels.flat:
+        panel.grid(alpha=0.3)
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+    return figure
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,67 @@
+"""Draw what a model has learned to mix into its keys' rotations, layer by head (paper Sec. 4.4, Table 2b).
+
+    python -m experiments.mixing --checkpoint output/quickstart --output mixing.png
+
+A coefficient above 0 favours the location that a token predicts, one below 0 the location whose code it is told.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from torch import Tensor
+
+from engine.command import run
+from engine.config import parse_flags
+from models.errors import UserError
+from models.published import load_checkpoint
+
+
+@dataclass(frozen=True)
+class MixingArgs:
+    """What to draw.
+
+    Attributes:
+        checkpoint: checkpoint file, or the folder holding checkpoint-last.pth.
+        use_ema: take the averaged weights of the checkpoint.
+        output: picture to write.
+    """
+
+    checkpoint: str | None = None
+    use_ema: bool = False
+    output: str = "mixing.png"
+
+    def __post_init__(self) -> None:
+        if self.checkpoint is None:
+            raise UserError("name the --checkpoint whose mixing to draw")
+
+
+def main(argv: Sequence[str]) -> None:
+    args = parse_flags(argv, "experiments.mixing", __doc__, MixingArgs)
+    coeffs = load_checkpoint(args.checkpoint, use_ema=args.use_ema).rope.mixing_coeffs
+    if coeffs is None:
+        raise UserError(f"{args.checkpoint} mixes no rotations (num_mixing_layers 0); there is nothing to draw")
+    for layer, values in enumerate(coeffs):
+        share = values.sigmoid().mean()
+        print(f"layer {layer}: {share:.1%} of the location that a token predicts, mean over {len(values)} heads")
+    draw_mixing(coeffs.detach()).savefig(args.output, dpi=110)
+    print(args.output)
+
+
+def draw_mixing(coeffs: Tensor) -> Figure:
+    """A map of coefficients (layers, heads), before the sigmoid; blue below 0, red above."""
+    layers, heads = coeffs.shape
+    figure = Figure(figsize=(2 + 0.25 * heads, 1.5 + 0.25 * layers), layout="constrained")
+    axes = figure.add_subplot()
+    limit = float(coeffs.abs().max()) or 1.0
+    shown = axes.imshow(coeffs.float().numpy(), cmap="bwr", vmin=-limit, vmax=limit)
+    axes.set(xlabel="head", ylabel="layer")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(integer=True))
+    figure.colorbar(shown, ax=axes, label="coefficient before the sigmoid")
+    return figure
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,59 @@
+"""Sweeps beside each other."""
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from experiments import compare
+from experiments.compare import Point, best_points, read_table
+from tests.command_factory import call
+
+FID, SCORE = "FID-500", "Inception Score"
+
+
+def write_sweep(folder: Path, rows: list[str], header: str = f"cfg,steps_per_scale,steps,{FID},{SCORE}") -> Path:
+    folder.mkdir(parents=True)
+    (folder / "sweep.csv").write_text("\n".join([header, *rows]) + "\n")
+    return folder
+
+
+ROWS = ["1,4,17,10.1,200", "1.1,4,17,10,210", "1.2,4,17,10.2,220", "1.3,4,17,10.21,230", "1,2,9,12,", "1.1,2,9,13,190"]
+
+
+def test_a_point_is_the_lowest_distance_with_the_scores_near_it(tmp_path: Path) -> None:
+    points = best_points(read_table(write_sweep(tmp_path / "a", ROWS)), FID, SCORE)
+    assert points == [Point(2, 9, 12.0, ()), Point(4, 17, 10.0, (200.0, 210.0, 220.0))]
+    assert points[1].score == 210
+    assert points[0].score != points[0].score  # no score was measured at the lowest distance
+
+
+def test_the_command_draws_a_line_a_sweep(tmp_path: Path) -> None:
+    folders = [write_sweep(tmp_path / name / "sweep", ROWS) for name in ("a", "b")]
+    words = ("--sweeps", ",".join(map(str, folders)), "--output", str(tmp_path / "a.png"))
+    outcome = call(compare.main, *words)
+    assert outcome.code == 0, outcome.err
+    assert f"{folders[1]}, 17 steps: FID-500 10, Inception Score 210\n" in outcome.out
+    assert outcome.out.count("\n") == 5
+    with Image.open(tmp_path / "a.png") as picture:
+        assert len(picture.convert("RGB").getcolors(1 << 20)) > 20
+
+
+@pytest.mark.parametrize(
+    ("header", "answer"),
+    [
+        ("cfg,steps_per_scale,steps,FD-digits-500,Class accuracy", "different things, FD-digits-500 and FID-500"),
+        (f"cfg,steps_per_scale,steps,FID-100,{SCORE}", "different things, FID-100 and FID-500"),
+    ],
+)
+def test_other_measures_are_not_compared(header: str, answer: str, tmp_path: Path) -> None:
+    folders = [write_sweep(tmp_path / "a", ROWS), write_sweep(tmp_path / "b", ROWS, header)]
+    assert answer in call(compare.main, "--sweeps", ",".join(map(str, folders))).error()
+
+
+def test_what_is_no_sweep_is_refused(tmp_path: Path) -> None:
+    assert "name the --sweeps" in call(compare.main).error()
+    assert "no such file" in call(compare.main, "--sweeps", str(tmp_path)).error()
+    empty, other = write_sweep(tmp_path / "a", []), write_sweep(tmp_path / "b", ["1"], "x")
+    assert "is empty; run its sweep again" in call(compare.main, "--sweeps", str(empty)).error()
+    assert "is no table of experiments.sweep" in call(compare.main, "--sweeps", str(other)).error()
