@@ -48,6 +48,8 @@ PROGRAMS = (
     "train_ae_codebook/evaluate.py",
     "engine/export.py",
     "experiments/sweep.py",
+    "experiments/compare.py",
+    "experiments/mixing.py",
     "experiments/train_classifier.py",
 )
 STARTS = ("python", "bash", "torchrun", "tensorboard", "source", "pip")  # of a span that is a command
@@ -740,10 +742,9 @@ def test_help_says_what_every_option_means(program: str) -> None:
 
 def program_of(command: str) -> str | None:
     """The file whose options a command takes; None if it is not ours."""
-    modules = {"engine.export": "engine/export.py", "experiments.sweep": "experiments/sweep.py"}
-    for module, program in (modules | {"experiments.train_classifier": "experiments/train_classifier.py"}).items():
-        if module in command:
-            return program
+    module = re.search(r"-m (engine\.export|experiments\.\w+)", command)
+    if module is not None:
+        return module[1].replace(".", "/") + ".py"
     if "run_evaluator.sh" in command:
         return "engine/metrics/full_run.py"
     return next((word for word in command.split() if word in PROGRAMS), None)
@@ -765,6 +766,7 @@ SECTION_PROGRAMS = {
     "Sample": "main_sample.py",
     "Train": "main.py",
     "Evaluate": "evaluator.py",
+    "The paper's experiments": "main_sample.py",
     "Train an autoencoder": "train_ae_codebook/main.py",
 }
 
