@@ -11,6 +11,7 @@ from engine.metrics.files import hash_file
 from engine.sample_folder import image_name
 from models.checkerboard import Checkerboard
 from models.errors import UserError
+from models.sampling import NUM_SEEDS
 from models.scan_order import Remainder
 
 
@@ -47,8 +48,8 @@ class SamplingArgs:
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise UserError(f"batch_size is {self.batch_size}; it must be at least 1")
-        if not 0 <= self.seed < 2**63:
-            raise UserError(f"seed is {self.seed}; it must lie between 0 and 2**63 - 1")
+        if not 0 <= self.seed < NUM_SEEDS // 2:  # image i has seed + i
+            raise UserError(f"seed is {self.seed}; it must lie between 0 and 2**31 - 1")
 
 
 def sample_settings(

@@ -21,6 +21,8 @@ from models.scan_order import Layout, Remainder, block_causal_mask, sampling_blo
 from models.transformer import KVCache
 
 MIN_TEMPERATURE = 1e-4  # below it, logits divided by it overflow
+MIN_TOP_P = 1e-6  # far below any use; far smaller ones are 0 in float32
+NUM_SEEDS = 2**32  # torch's generator on the CPU tells no more apart
 MAX_CFG = 1000  # far beyond any use; logits multiplied by much more overflow
 MAX_COMPILED_SHAPES = 64  # block lengths times batch sizes that one process may compile
 Schedule = float | Sequence[float]  # one value, or one for each scale
@@ -35,7 +37,7 @@ class Samples:
         codes: (B, S, S) drawn codes.
         entropy: (B, S, S) nats of the distribution each code was drawn from, after guidance and truncation.
         step: (B, S, S) the step, counted over all scales from 0, that drew each location.
-        probability: (B, S, S) of the drawn code in that distribution.
+        probability: (B, S, S) of the drawn code in that distribution; NaN where a code was kept.
     """
 
     images: Tensor
@@ -83,8 +85,8 @@ class Drawing:
                 raise UserError(f"cfg is {cfg}; it must lie between -{MAX_CFG} and {MAX_CFG}, 0 for no guidance")
         if self.top_k < 0:
             raise UserError(f"top_k is {self.top_k}; it must be 0 (keep all) or more")
-        if not 0 < self.top_p <= 1:
-            raise UserError(f"top_p is {self.top_p}; it must be above 0 and at most 1 (keep all)")
+        if not MIN_TOP_P <= self.top_p <= 1:
+            raise UserError(f"top_p is {self.top_p}; it must be at least {MIN_TOP_P} and at most 1 (keep all)")
         if self.cfg_start_step < 0:
             raise UserError(f"cfg_start_step is {self.cfg_start_step}; steps count from 0")
 
@@ -112,7 +114,9 @@ def at_scale(value: Schedule, scale: int) -> float:
 
 def _check_labels(labels: Tensor, num_classes: int) -> None:
     if labels.ndim != 1 or len(labels) == 0 or labels.is_floating_point():
-        raise UserError(f"labels have shape {tuple(labels.shape)} and type {labels.dtype}; give one index an image")
+        raise UserError(
+            f"labels have shape {tuple(labels.shape)} and type {labels.dtype}; give one class index an image"
+        )
     wrong = labels[(labels < 0) | (labels > num_classes)]
     if len(wrong):
         raise UserError(f"label {wrong[0].item()} is out of range; this model has classes 0 to {num_classes - 1}")
@@ -139,31 +143,37 @@ def truncate(logits: Tensor, top_k: int, top_p: float) -> Tensor:
 
 
 def draw(
-    logits: Tensor, uniforms: Tensor, temperature: float | Tensor, top_k: int, top_p: float
+    logits: Tensor, waits: Tensor, temperature: float | Tensor, top_k: int, top_p: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """One code a token by inverse CDF, its probability and the entropy of its distribution, each (B, l).
+    """One code a token, its probability and the entropy of its distribution, each (B, l).
+
+    The code whose wait is shortest for its probability is drawn, which happens with that probability (Gumbel-max).
+    Two codes seldom come so close that rounding decides; an inverse CDF has a threshold next to each of V codes.
 
     Args:
         logits: (B, l, V) after guidance, float32.
-        uniforms: (B, l) in [0, 1), one number a token.
+        waits: (B, l, V) above 0, exponentially distributed.
         temperature: divides the logits; the number 0 takes the likeliest code, with entropy 0 and probability 1.
         top_k: codes kept; 0 keeps all.
         top_p: probability mass kept; 1 keeps all.
     """
     if isinstance(temperature, float | int) and temperature == 0:
         codes = logits.argmax(-1)
-        return codes, torch.ones_like(uniforms), torch.zeros_like(uniforms)
+        certain = torch.ones(codes.shape, device=codes.device)
+        return codes, certain, torch.zeros_like(certain)
     probs = truncate(logits / temperature, top_k, top_p).softmax(-1)
-    cdf = probs.cumsum(-1)
-    # The factor keeps the threshold below the last sum, so that a code of probability 0 is never reached.
-    threshold = uniforms.unsqueeze(-1) * (1 - 2.0**-22) * cdf[..., -1:]
-    codes = torch.searchsorted(cdf, threshold, right=True)  # (B, l, 1)
+    codes = (probs / waits).argmax(-1, keepdim=True)  # (B, l, 1)
     return codes.squeeze(-1), probs.gather(-1, codes).squeeze(-1), torch.special.entr(probs).sum(-1)
 
 
-def draw_uniforms(seeds: Sequence[int], *shape: int) -> Tensor:
-    """(B, *shape) in [0, 1): each image's own, so that no image depends on its batch."""
-    return torch.stack([torch.rand(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+def draw_uniforms(generators: Sequence[torch.Generator], *shape: int) -> Tensor:
+    """(B, *shape) in [0, 1): each image's own, so that no image depends on its batch; drawn on the CPU."""
+    return torch.stack([torch.rand(shape, generator=generator) for generator in generators])
+
+
+def waits_of(uniforms: Tensor) -> Tensor:
+    """Exponentially distributed numbers from those in [0, 1), which are changed; never 0 or infinite."""
+    return uniforms.mul_(1 - 2.0**-23).add_(2.0**-25).neg_().log1p_().neg_()
 
 
 def sample(
@@ -193,9 +203,9 @@ def sample(
         temperature: divides the logits, one number or one for each scale; 0 takes the likeliest code.
         top_k: codes kept at each draw; 0 keeps all.
         top_p: probability mass kept at each draw; 1 keeps all.
-        seeds: one an image; without them they are drawn from torch's global generator. An image's randomness follows
-            from its seed alone: in float32 on the CPU it is the same in any batch; elsewhere rounding may depend on the
-            batch size, and where two codes are nearly equally likely it may decide.
+        seeds: one an image, 0 to 2**32 - 1; without them they are drawn from torch's global generator. An image's
+            randomness follows from its seed alone, on every device. Rounding may depend on the batch size and decide
+            where two codes are within it: in float32 in less than one of a thousand images, in bfloat16 in many.
         remainder: locations left over by equal blocks are a step of their own (``separate``, as published) or are
             drawn with the last full block (``fold``).
         keep: (B, S, S) of each scale, True where the code of ``keep_codes`` stays instead of a drawn one: editing.
@@ -205,14 +215,19 @@ def sample(
     Raises:
         UserError: a label or setting is out of range.
     """
-    labels = torch.as_tensor(labels)
+    try:
+        labels = torch.as_tensor(labels)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"labels are {labels}; give one class index an image") from error
     drawing = Drawing(steps_per_scale, cfg, cfg_start_step, temperature, top_k, top_p, remainder)
     drawing.check(model, labels)
     if seeds is not None and len(seeds) != len(labels):
         raise UserError(f"{len(seeds)} seeds for {len(labels)} labels; give one an image")
     if drawing.uses_cfg and not model.config.class_cond:
         warnings.warn("cfg has no effect on an unconditional model", stacklevel=2)
-    seeds = torch.randint(2**62, (len(labels),)).tolist() if seeds is None else [int(seed) for seed in seeds]
+    seeds = torch.randint(NUM_SEEDS, (len(labels),)).tolist() if seeds is None else [int(seed) for seed in seeds]
+    if not all(0 <= seed < NUM_SEEDS for seed in seeds):
+        raise UserError("seeds must lie between 0 and 2**32 - 1")
     return Sampler(model, len(labels), drawing, compiled)(labels, seeds, keep, keep_codes)
 
 
@@ -290,10 +305,10 @@ class Sampler:
     ) -> None:
         """Compute what depends on labels and seeds alone."""
         model = self.model
-        uniforms = draw_uniforms(seeds, 2, model.num_locations).to(model.device)  # (B, 2, L)
-        self.uniforms, order_uniforms = uniforms.unbind(1)
+        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        order_uniforms = draw_uniforms(self.generators, model.num_locations)  # of every model, random order or not
         if self.layout is None or model.config.scan_order == "random":
-            self._place(order_uniforms)
+            self._place(order_uniforms.to(model.device))
         labels = labels.long().to(model.device)
         if self.guided:
             labels = torch.cat([labels, torch.full_like(labels, model.unconditional_label)])
@@ -309,10 +324,11 @@ class Sampler:
         tokens = self.layout.scale_slices()[scale]
         inputs = model.location_inputs(self.layout, tokens, model.source_latents(self.sequence, scale, self.codebook))
         temperature = self._setting(at_scale(drawing.temperature, scale), zero_is_special=True)
+        waits = self._draw_waits(inputs.shape[1])
         for block in self.blocks[scale]:
             cfg = at_scale(drawing.cfg, scale) if self.next_step >= drawing.cfg_start_step else 0.0
             in_scale = slice(block.tokens.start - tokens.start, block.tokens.stop - tokens.start)
-            self.step(self, block, inputs[:, in_scale], self.uniforms[:, block.tokens], self._setting(cfg), temperature)
+            self.step(self, block, inputs[:, in_scale], waits[:, in_scale], self._setting(cfg), temperature)
             self.next_step += 1
 
     @torch.inference_mode()
@@ -365,6 +381,13 @@ class Sampler:
             first=first,
         )
 
+    def _draw_waits(self, length: int) -> Tensor:
+        """(B, length, V) for ``draw``."""
+        uniforms = draw_uniforms(self.generators, length, len(self.codebook))
+        if self.model.device.type == "cuda":  # copied while the device works on
+            uniforms = uniforms.pin_memory()
+        return waits_of(uniforms.to(self.model.device, non_blocking=True))
+
     def _setting(self, value: float, zero_is_special: bool = False) -> float | Tensor:
         """Compiled code takes numbers as tensors: another value is no other graph."""
         if not self.compiled or (zero_is_special and value == 0):
@@ -389,15 +412,15 @@ class Sampler:
 
 
 def draw_block(
-    run: Sampler, block: Block, inputs: Tensor, uniforms: Tensor, cfg: float | Tensor, temperature: float | Tensor
+    run: Sampler, block: Block, inputs: Tensor, waits: Tensor, cfg: float | Tensor, temperature: float | Tensor
 ) -> None:
     """One step: draw a block's codes into the buffers of ``run``. Free of Python randomness and of syncs.
 
     Args:
         run: whose earlier blocks are drawn.
         block: the block.
-        inputs: (b or B, l, D) the part of its inputs that its scale determines.
-        uniforms: (B, l) random numbers.
+        inputs: (B, l, D) the part of its inputs that its scale determines.
+        waits: (B, l, V) random numbers.
         cfg: guidance of this step.
         temperature: of this step.
     """
@@ -410,11 +433,12 @@ def draw_block(
     if run.guided:
         unguided = isinstance(cfg, float) and cfg == 0
         logits = logits.chunk(2)[0] if unguided else guide(logits, cfg)
-    codes, probability, entropy = draw(logits, uniforms, temperature, run.drawing.top_k, run.drawing.top_p)
+    codes, probability, entropy = draw(logits, waits, temperature, run.drawing.top_k, run.drawing.top_p)
     locations = block.positions.expand(codes.shape)
     if run.kept is not None:
         kept, kept_codes = (values.gather(1, locations) for values in run.kept)
         codes = torch.where(kept, kept_codes, codes)
+        probability = probability.masked_fill(kept, math.nan)
     run.sequence.scatter_(1, locations, codes)
     run.maps.scatter_(2, locations.expand(2, -1, -1), torch.stack([entropy, probability]))
 
