@@ -14,6 +14,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from data.crops import CropRecipe
 from data.datasets import DatasetName
+from engine.metrics.neighbours import NEIGHBOURS
 from models.errors import UserError
 from models.published import check_keys, dataclass_from_dict, read_yaml
 
@@ -40,8 +41,8 @@ class LoopArgs:
         data_path: root of the dataset; a folder's is CLASS/IMAGE, or train/CLASS/IMAGE and val/ or test/CLASS/IMAGE.
         crop: training crops: ten, five (not mirrored) or center.
         epochs: passes over the data.
-        batch_size: images a step on each rank; while a cache is made, crops encoded at once.
-        accum_steps: steps whose gradients are summed for one update; multiplies the batch.
+        batch_size: images a batch on each rank; while a cache is made, crops encoded at once.
+        accum_steps: batches whose gradients are averaged for one step; multiplies the images of a step.
         lr: learning rate, not scaled by the batch.
         betas: of AdamW.
         weight_decay: of AdamW; none on biases and other one-dimensional parameters.
@@ -49,7 +50,7 @@ class LoopArgs:
         lr_drops: epoch -> factor on the learning rate from that epoch on.
         clip_grad: largest norm of the gradient; 0 does not clip.
         ema: also average the weights.
-        ema_decay: of the average, reached after a warm-up.
+        ema_decay: of the average, reached after a warm-up: after t steps it is 1 - (1 + t)^(-2/3) at most.
         dtype: auto (bfloat16 where the GPU has it, else float32), float32, bfloat16, or float16 with loss scaling.
         device: auto, cuda, mps or cpu.
         seed: of every random choice; the same seed on the same machine gives the same run.
@@ -114,7 +115,8 @@ class TrainArgs(LoopArgs):
         use_cache: train from the cache of codes.
         verify_cache: encode this many images of the cache again, report how many codes differ, and stop; 0 does not.
         cached_path: folder of caches.
-        cache_scales: scales to cache: paper (all that the paper's 256 px configurations use) or model (this model's).
+        cache_scales: scales to cache: paper (the twelve of the published cache, for all 256 px configurations; of a
+            larger image, these and the model's) or model (this model's).
         weights_init: checkpoint whose weights a new run starts from; what does not fit is listed and starts fresh.
         attention: sdpa, or flex for FlexAttention (compiled; skips blocks that are masked whole).
         compile: compile the transformer; the first steps take longer.
@@ -151,6 +153,10 @@ class TrainArgs(LoopArgs):
             raise UserError("eval_samples and eval_reference go together: how many images, and what to compare with")
         if self.eval_reference is not None and not Path(self.eval_reference).exists():
             raise UserError(f"no eval_reference at {self.eval_reference}; evaluator.py --make_reference makes one")
+        if 0 < self.eval_samples <= NEIGHBOURS:
+            raise UserError(f"eval_samples is {self.eval_samples}; it must be at least {NEIGHBOURS + 1}, better 2048")
+        if self.inception_weights is not None and not self.eval_samples:
+            raise UserError("inception_weights means nothing without eval_samples; leave it out")
         if self.verify_cache < 0:
             raise UserError(f"verify_cache is {self.verify_cache}; give a number of images")
 

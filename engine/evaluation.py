@@ -11,8 +11,8 @@ from engine import distributed
 from engine.bulk import Request, draw_into
 from engine.metrics.evaluate import compare, doubts
 from engine.metrics.neighbours import check_order
-from engine.metrics.network import Network
-from engine.metrics.sides import Side, load_side
+from engine.metrics.network import InceptionTraits, Network
+from engine.metrics.sides import Side, check_reference, load_side
 from engine.sample_folder import NPZ_NAME, prepare_folder
 from models.checkerboard import Checkerboard
 from models.errors import UserError
@@ -30,19 +30,28 @@ class Evaluation:
         reference: npz, folder of images or statistics file, as evaluator.py takes it.
         weights: of torch-fidelity's Inception; None takes the copy in the user's cache, downloaded once.
         device: of the Inception network.
+
+    Raises:
+        UserError: the reference is none.
     """
 
     def __init__(self, reference: str, weights: str | None, device: torch.device) -> None:
         self.reference_path = Path(reference)
+        check_reference(self.reference_path, InceptionTraits.ends[0])
         self.reference: Side | None = None
         self.inception = _load_on_all_ranks(weights, device)
 
     def measure(self, model: Checkerboard, request: Request, folder: Path) -> dict[str, float]:
-        """Figures of the request's images by name, on rank 0; the images pass through ``folder``, which is removed."""
+        """Figures of the request's images by name, on rank 0.
+
+        The images pass through ``folder``, which is removed, also before: what a killed run left there may be of other
+        weights.
+        """
         if self.inception is None:
             return {}
         size = model.config.img_size
         if distributed.is_main():
+            shutil.rmtree(folder, ignore_errors=True)
             shape = (len(request.labels), size, size, 3)
             prepare_folder(folder, {"labels": list(request.labels), "seed": request.seed}, shape, "npz", {})
         distributed.barrier()

@@ -94,8 +94,7 @@ def load_side(
         raise UserError(f"{path} holds statistics of another network's features, and no images to compute them from")
     path, arrays = resolve(path), {}
     if images is not None:
-        if images.shape[0] <= NEIGHBOURS:
-            raise UserError(f"{path} holds {images.shape[0]} images; give at least {NEIGHBOURS + 1}, better 50000")
+        _check_count(path, images)
         arrays = _cached_features(images, network, batch_size) if use_cache else {}
         arrays = arrays or compute_features(images, network, batch_size, all_ranks)
     if not stored:
@@ -117,6 +116,32 @@ def load_side(
         label_doubts=label_doubts,
         settings=None if record is None else {name: v for name, v in record.items() if name != "images"},
     )
+
+
+def check_reference(path: Path, end: str) -> Images | None:
+    """Refuse what cannot be a reference, before anything is spent on samples.
+
+    Args:
+        path: npz, folder of images, or statistics file.
+        end: what the names of mean and covariance end with, as ``network.ends`` has it.
+
+    Returns:
+        Its images; None if it holds statistics alone.
+
+    Raises:
+        UserError: it has neither images nor these statistics, or too few images.
+    """
+    images = open_images(path)
+    if images is None and stored_statistics(path, f"mu{end}", f"sigma{end}") is None:
+        raise UserError(f"{path} holds neither images nor statistics of the features that are to be compared")
+    if images is not None:
+        _check_count(path, images)
+    return images
+
+
+def _check_count(path: Path, images: Images) -> None:
+    if images.shape[0] <= NEIGHBOURS:
+        raise UserError(f"{path} holds {images.shape[0]} images; give at least {NEIGHBOURS + 1}, better 50000")
 
 
 def compute_features(

@@ -2,6 +2,7 @@
 
 import json
 import urllib.error
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,10 @@ from engine.images import to_uint8
 from engine.metrics import neighbours
 from engine.metrics.network import InceptionTraits
 from engine.metrics.statistics import frechet_distance, statistics_of
+from engine.sample_folder import SampleFolder, prepare_folder
 from models.errors import UserError
 from models.sampling import Drawing
+from tests.command_factory import ROOT
 from tests.factory import tiny_model
 from tests.training_factory import exit_codes, start_ranks, tiny_args, tiny_trainer
 
@@ -60,6 +63,22 @@ def test_figures_are_those_of_the_images_drawn(reference: Path, tmp_path: Path) 
     assert not (tmp_path / "drawn").exists()
 
 
+@pytest.mark.parametrize("drawn", [0, 7, 20])
+def test_what_a_killed_evaluation_left_is_drawn_anew(drawn: int, reference: Path, tmp_path: Path) -> None:
+    """It may be of other weights; also where all images were drawn, but not measured."""
+    model, request, folder = tiny_model(), Request([1] * 20, Drawing()), tmp_path / "drawn"
+    figures = Evaluation(str(reference), None, CPU).measure(model, request, folder)
+    prepare_folder(folder, {"labels": [1] * 20, "seed": 0}, (20, 32, 32, 3), "npz", {})
+    with SampleFolder(folder) as images:
+        other = draw_many(tiny_model(seed=1), replace(request, batch_size=1), range(drawn))
+        for indices, out in other:
+            images.add(indices, to_uint8(out.images), out)
+    if drawn == 20:
+        SampleFolder(folder).finish([1] * 20, [])
+    assert Evaluation(str(reference), None, CPU).measure(model, request, folder) == figures
+    assert not folder.exists()
+
+
 def test_a_run_logs_them_every_eval_freq_epochs(reference: Path, tmp_path: Path) -> None:
     trainer = tiny_trainer(tmp_path / "run", epochs=2, eval_freq=1, eval_samples=12, eval_reference=str(reference))
     trainer.fit()
@@ -78,12 +97,15 @@ def test_without_weights_and_network_training_goes_on(
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr("urllib.request.urlopen", offline)
-    measured = Evaluation(str(tmp_path), None, CPU).measure(tiny_model(), Request([1], Drawing()), tmp_path / "drawn")
+    reference = str(ROOT / "tests/fixtures/evaluator/reference.npz")
+    measured = Evaluation(reference, None, CPU).measure(tiny_model(), Request([1], Drawing()), tmp_path / "drawn")
     assert measured == {}
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("warning: no FID during training: the Inception weights cannot be downloaded (no network)")
     with pytest.raises(FileNotFoundError):  # a path that is named must be there
-        Evaluation(str(tmp_path), str(tmp_path / "missing.pth"), CPU)
+        Evaluation(reference, str(tmp_path / "missing.pth"), CPU)
+    with pytest.raises(UserError, match="holds no images"):  # now, not after the first epochs
+        Evaluation(str(tmp_path), None, CPU)
 
 
 def test_impossible_settings_are_refused(tmp_path: Path) -> None:
@@ -92,6 +114,10 @@ def test_impossible_settings_are_refused(tmp_path: Path) -> None:
             tiny_args(**given)
     with pytest.raises(UserError, match="no eval_reference at"):
         tiny_args(eval_samples=5, eval_reference=str(tmp_path / "nowhere.npz"))
+    with pytest.raises(UserError, match="eval_samples is 3; it must be at least 4"):
+        tiny_args(eval_samples=3, eval_reference=str(tmp_path))
+    with pytest.raises(UserError, match="inception_weights means nothing without eval_samples"):
+        tiny_args(inception_weights="file.pth")
 
 
 # Self-test and ranks
