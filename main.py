@@ -21,6 +21,7 @@ from engine.command import run
 from engine.config import TrainArgs, parse_config
 from engine.device import describe_size, pick_device
 from engine.digits_score import score_digits
+from engine.folder_lock import lock_folder
 from engine.metrics.evaluate import figure_lines
 from engine.run_folder import check_same, open_run_folder, run_settings
 from engine.trainer import Trainer, count_steps
@@ -56,7 +57,8 @@ def main(argv: Sequence[str]) -> None:
         check_same(folder, config, autoencoder)  # likewise
     dataset = open_training_data(images, config, args, autoencoder, device)
     if dataset is not None:
-        train(config, args, autoencoder, dataset, images, folder, device)
+        with lock_folder(folder):
+            train(config, args, autoencoder, dataset, images, folder, device)
     distributed.tear_down()
 
 
@@ -114,7 +116,7 @@ def train(
     if args.weights_init is not None and not (folder / CHECKPOINT_NAME).exists():
         for remark in initialize_from(model, args.weights_init):
             _say(remark)
-    task = AutoregressorTask(model, args, images.class_keys)
+    task = AutoregressorTask(model, args, images.class_keys, device)
     trainer = Trainer(task, dataset, args, folder, device, run_settings(config, args))
     ranks = "1 rank" if distributed.num_ranks() == 1 else f"{distributed.num_ranks()} ranks"
     _say(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import torch
 import torchvision.datasets as tv
 from PIL import Image, UnidentifiedImageError
 from timm.data import ImageNetInfo
@@ -247,7 +248,7 @@ class CroppedImages(Dataset):
 
     def __init__(self, images: LabelledImages, size: int, recipe: CropRecipe) -> None:
         self.images, self.size, self.recipe = images, size, recipe
-        self.unreadable: set[int] = set()
+        self.unreadable = no_unreadable(len(images))
 
     @property
     def num_crops(self) -> int:
@@ -266,14 +267,24 @@ class CroppedImages(Dataset):
                 image = to_floats(crop_image(self.images.read(index), self.size, self.recipe, crop))
                 return image, self.images.labels[index]
             except UnreadableImageError as error:
-                note_unreadable(error, index, self.unreadable, len(self))
+                note_unreadable(error, index, self.unreadable)
                 index = (index + 1) % len(self)
 
 
-def note_unreadable(error: UnreadableImageError, index: int, unreadable: set[int], num_images: int) -> None:
-    """Report an unreadable image once; too many of them are an error."""
-    if index not in unreadable:
-        unreadable.add(index)
+def no_unreadable(num_images: int) -> Tensor:
+    """(N,) flags of unreadable images, none set; shared with the processes that load."""
+    return torch.zeros(num_images, dtype=torch.bool).share_memory_()
+
+
+def note_unreadable(error: UnreadableImageError, index: int, unreadable: Tensor) -> None:
+    """Report an unreadable image once, in the flags (N,) too; too many of them are an error."""
+    if not unreadable[index]:
+        unreadable[index] = True
         tqdm.write(f"skipped: {error}", file=sys.stderr)  # on a line of its own, above any progress bar
-    if len(unreadable) > max(1, MAX_UNREADABLE_SHARE * num_images) or len(unreadable) == num_images:
-        raise UserError(f"{len(unreadable)} unreadable images, over 1 % of the data; mend it (--check_data lists them)")
+    check_unreadable(int(unreadable.count_nonzero()), len(unreadable))
+
+
+def check_unreadable(count: int, num_images: int) -> None:
+    """Too many unreadable images are an error."""
+    if count > max(1, MAX_UNREADABLE_SHARE * num_images) or count == num_images:
+        raise UserError(f"{count} unreadable images, over 1 % of the data; mend it (--check_data lists them)")

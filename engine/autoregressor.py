@@ -8,7 +8,6 @@ from torch import Tensor
 
 from engine.bulk import Request, draw_on_all_ranks
 from engine.config import TrainArgs, plain
-from engine.device import pick_device
 from engine.evaluation import FIRST_SEED, Evaluation
 from engine.images import save_grid, to_uint8
 from engine.labels import balanced_labels, shown_labels
@@ -18,6 +17,7 @@ from models.errors import UserError
 from models.sampling import Drawing
 from models.scan_order import sampling_blocks, training_blocks
 
+CPU = torch.device("cpu")
 MAX_ROWS, COLUMNS = 16, 8
 FIXED_STEPS_PER_SCALE = 8  # of training with random_block_size: false
 
@@ -29,17 +29,19 @@ class AutoregressorTask(Task):
         module: the model.
         args: training settings.
         class_keys: the data's names of the classes, in order; kept with checkpoints and compared when a run goes on.
+        device: of this rank.
     """
 
-    def __init__(self, module: Checkerboard, args: TrainArgs, class_keys: list[str] | None = None) -> None:
+    def __init__(
+        self, module: Checkerboard, args: TrainArgs, class_keys: list[str] | None = None, device: torch.device = CPU
+    ) -> None:
         self.module, self.args, self.class_keys = module, args, class_keys
-        if args.attention == "flex" and pick_device(args.device).type != "cuda":
+        if args.attention == "flex" and device.type != "cuda":
             raise UserError("attention flex trains on CUDA alone; set attention sdpa")
         module.use_flex_attention = args.attention == "flex"
         module.transformer.activation_checkpointing = args.activation_checkpointing
         self.drawing = Drawing(args.steps_per_scale, args.cfg if module.config.class_cond else 0.0, args.cfg_start_step)
         self.drawing.check(module, torch.tensor(shown_labels(module, MAX_ROWS)))
-        device = pick_device(args.device)
         self.evaluation = Evaluation(args.eval_reference, args.inception_weights, device) if args.eval_samples else None
         if args.compile:
             module.transformer.compile()

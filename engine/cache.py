@@ -11,7 +11,13 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from data.crops import NUM_CROPS, all_crops, to_floats
-from data.datasets import LabelledImages, UnreadableImageError, note_unreadable
+from data.datasets import (
+    LabelledImages,
+    UnreadableImageError,
+    check_unreadable,
+    no_unreadable,
+    note_unreadable,
+)
 from data.token_cache import (
     DONE,
     UNREADABLE,
@@ -25,10 +31,12 @@ from data.token_cache import (
     read_manifest,
 )
 from engine import distributed
+from engine.folder_lock import lock_file
 from models.autoencoder import Autoencoder
 from models.errors import UserError
 
-# Every scale that the paper's 256 px configurations use (method.md Sec. 1 and single steps between for others).
+# What the published cache holds: 850 codes a crop, the scales of all 256 px configurations (method.md Sec. 1) and a few
+# more.
 PAPER_SCALE_SIZES = (1, 2, 3, 4, 5, 6, 7, 8, 10, 11, 13, 16)
 
 
@@ -82,15 +90,24 @@ class CacheMaker:
             UserError: not enough disk space, or another cache is in the way. What was done stays done.
         """
         folder = root / self.manifest.folder_name
-        if folder.exists():
-            check_manifest(folder, self.manifest)
-            check_images(folder, self.images)
-            self._say(f"the cache {folder} is complete already")
-            return folder
+        if not distributed.from_main(folder.exists()):
+            if distributed.is_main():
+                root.mkdir(parents=True, exist_ok=True)
+            with lock_file(
+                folder.with_name(folder.name + ".lock"),
+                f"another process is making the cache {folder}; wait for it, and run the same command again",
+            ):
+                if not distributed.from_main(folder.exists()):
+                    return self._make(folder)
+        check_manifest(folder, self.manifest)
+        check_images(folder, self.images)
+        self._say(f"the cache {folder} is complete already")
+        return folder
+
+    def _make(self, folder: Path) -> Path:
         if distributed.is_main():
-            root.mkdir(parents=True, exist_ok=True)
             if not partial_folder(folder).exists():
-                self._check_space(root)
+                self._check_space(folder.parent)
             begin_cache(folder, self.manifest, self.images.labels)
             check_images(partial_folder(folder), self.images)
         distributed.barrier()
@@ -101,6 +118,7 @@ class CacheMaker:
         self._fill(partial, todo)
         distributed.barrier()
         if distributed.is_main():
+            check_unreadable(np.count_nonzero(partial.status == UNREADABLE), len(self.images))  # of all ranks
             partial.finish()
         distributed.barrier()
         return folder
@@ -124,11 +142,11 @@ class CacheMaker:
 
     def _fill(self, partial: PartialCache, todo: np.ndarray) -> None:
         mine = todo[distributed.rank() :: distributed.num_ranks()]
-        unreadable: set[int] = set()
+        unreadable = no_unreadable(len(self.images))
         with tqdm(total=len(mine), unit="image", desc="caching codes", disable=not distributed.is_main()) as bar:
             for indices, rows, checksums in self._encode(mine):
                 if isinstance(rows, UnreadableImageError):
-                    note_unreadable(rows, indices[0], unreadable, len(self.images))
+                    note_unreadable(rows, indices[0], unreadable)
                     partial.status[indices] = UNREADABLE
                 else:
                     partial.write(indices, rows, checksums)

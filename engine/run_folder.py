@@ -30,7 +30,7 @@ def run_settings(config: ModelConfig, args: LoopArgs) -> dict[str, Any]:
 
 
 def open_run_folder(folder: Path, config: ModelConfig, args: LoopArgs, autoencoder: Autoencoder) -> Path:
-    """Begin a run's folder, or check that the one there is of the same model.
+    """Begin a run's folder, or check that the one there is of the same model; a lock keeps other programs out.
 
     Raises:
         UserError: the folder holds a run of another model or autoencoder.

@@ -31,7 +31,6 @@ from engine.checkpoint import keep_copy, random_states, restore_random_states, s
 from engine.command import Stopped
 from engine.config import LoopArgs
 from engine.device import autocast, pick_dtype
-from engine.folder_lock import lock_folder
 from engine.run_log import RunLog
 from models.errors import UserError
 from models.published import CHECKPOINT_NAME, CONFIG_NAME, find_checkpoint, read_torch_file, write_yaml
@@ -162,16 +161,12 @@ class Trainer:
         return self.module if self.ema is None else self.ema.module
 
     def fit(self) -> bool:
-        """Train to the last epoch; return whether there was anything left to train.
+        """Train to the last epoch; return whether there was anything left to train. A lock keeps other programs out.
 
         Raises:
             UserError: the loss is not finite, or a checkpoint cannot be read or written.
             Stopped: SIGINT or SIGTERM; a checkpoint has been written.
         """
-        with lock_folder(self.folder):
-            return self._fit()
-
-    def _fit(self) -> bool:
         self._resume()
         if len(set(distributed.everyones((self.step, self.epoch, self.step_in_epoch)))) > 1:
             raise UserError(
@@ -384,7 +379,7 @@ class Trainer:
         self.task.restore(saved.get("task", {}))
         self.step, self.epoch, self.step_in_epoch = saved["step"], saved["epoch"], saved["step_in_epoch"]
         self.loss_sum.copy_(saved["loss_sum"])
-        self.logged_step = saved["logged_step"]
+        self.logged_step = saved.get("logged_step", self.step - self.step % self.args.log_freq)  # earlier files lack it
         if distributed.is_main():
             print(f"going on from {path}: epoch {self.epoch}, step {self.step}")
         restore_random_states(saved["random_states"])

@@ -26,6 +26,7 @@ from engine import distributed
 from engine.command import run
 from engine.config import LoopArgs, parse_config, plain
 from engine.device import pick_device
+from engine.folder_lock import lock_folder
 from engine.metrics.classifier import (
     SIDE,
     Classifier,
@@ -60,6 +61,8 @@ class ClassifierArgs(LoopArgs):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.dtype not in ("auto", "float32"):
+            raise UserError(f"dtype is {self.dtype}; a classifier is trained in float32")
         if not 0 <= self.shift < SIDE or self.noise < 0:
             raise UserError(f"shift {self.shift} must lie in 0..{SIDE - 1}, and noise {self.noise} not below 0")
 
@@ -128,15 +131,14 @@ def main(argv: Sequence[str]) -> None:
     network = ClassifierNetwork(ClassifierConfig(size.name, size.widths, tuple(data[0].class_keys)))
     folder = Path(args.output_dir or f"output/classifiers/{name}")
     if distributed.is_main():
-        folder.mkdir(parents=True, exist_ok=True)
         print(f"{sum(p.numel() for p in network.parameters()):,} parameters; run folder {folder}")
-    distributed.barrier()
     task = ClassifierTask(network, args, CroppedImages(data[1], SIDE, "center"))
     kept = {key: plain(value) for key, value in settings.items()}
     trainer = Trainer(task, CroppedImages(data[0], SIDE, args.crop), args, folder, device, kept)
-    trainer.fit()
-    if distributed.is_main():
-        export(trainer.trained, data, Path(args.export_dir or folder / "classifier"), device)
+    with lock_folder(folder):
+        trainer.fit()
+        if distributed.is_main():
+            export(trainer.trained, data, Path(args.export_dir or folder / "classifier"), device)
     distributed.tear_down()
 
 

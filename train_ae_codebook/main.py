@@ -21,6 +21,7 @@ from engine import distributed
 from engine.command import run
 from engine.config import config_path, parse_config, plain
 from engine.device import pick_device
+from engine.folder_lock import lock_folder
 from engine.run_folder import holds_run
 from engine.trainer import Trainer, count_steps
 from models.autoencoder import Autoencoder, AutoencoderConfig
@@ -45,19 +46,18 @@ def main(argv: Sequence[str]) -> None:
     device = distributed.set_up(pick_device(args.device))
     folder = Path(args.output_dir or f"output/autoencoders/{name}")
     task = _make_task(settings, data, CroppedImages(validation, args.img_size, "center"), device)
-    if distributed.is_main():
-        _check_same_images(folder, list(sections)[-1], args)
-        folder.mkdir(parents=True, exist_ok=True)
-        print(f"{sum(p.numel() for p in task.module.parameters()):,} parameters; run folder {folder}")
-    distributed.barrier()
-    trainer = Trainer(task, data, args, folder, device, {key: plain(value) for key, value in settings.items()})
-    anything_left = trainer.fit()
-    if distributed.is_main():
-        if not anything_left:
-            print(f"the run in {folder} is finished with {trainer.epoch} epochs; a higher --epochs goes on with it")
-        export = Path(args.export_dir or folder / "autoencoder")
-        task.export(trainer.trained, export)
-        print(f"autoencoder: {export}; reconstructions: {folder / 'samples'}")
+    with lock_folder(folder):
+        if distributed.is_main():
+            _check_same_images(folder, list(sections)[-1], args)
+            print(f"{sum(p.numel() for p in task.module.parameters()):,} parameters; run folder {folder}")
+        trainer = Trainer(task, data, args, folder, device, {key: plain(value) for key, value in settings.items()})
+        anything_left = trainer.fit()
+        if distributed.is_main():
+            if not anything_left:
+                print(f"the run in {folder} is finished with {trainer.epoch} epochs; a higher --epochs goes on with it")
+            export = Path(args.export_dir or folder / "autoencoder")
+            task.export(trainer.trained, export)
+            print(f"autoencoder: {export}; reconstructions: {folder / 'samples'}")
     distributed.tear_down()
 
 

@@ -27,13 +27,15 @@ import torch
 
 from engine.command import run
 from engine.config import parse_flags, plain
+from engine.folder_lock import lock_folder
 from engine.metrics.backends import NetworkArgs, network_file
-from engine.metrics.batches import hash_of, open_images, stored_statistics
-from engine.metrics.classifier import Classifier, statistics_file
+from engine.metrics.batches import hash_of
+from engine.metrics.classifier import Classifier
 from engine.metrics.evaluate import figure_lines
 from engine.metrics.files import hash_file
 from engine.metrics.network import InceptionTraits
 from engine.metrics.results import RESULT_NAME, SAMPLES_NAME, find_result, write_result
+from engine.metrics.sides import check_reference
 from engine.sample_folder import remove_samples
 from engine.sample_settings import SamplingArgs
 from models.errors import UserError
@@ -112,21 +114,29 @@ class FullRunArgs(NetworkArgs, SamplingArgs):
         """With what the preset gives in place of what was left open."""
         preset, _ = PRESETS[self.preset or DEFAULT_PRESET]
         open_ones = {name: value for name, value in preset.items() if getattr(self, name) is None}
-        reference = REFERENCE if self.features == "inception" else statistics_file(self.features, "train")
-        args = replace(self, **open_ones, reference=self.reference or str(reference))
+        args = replace(self, **open_ones, reference=self.reference or self.shipped_reference or str(REFERENCE))
         if args.output_dir is not None:
             return args
         name = f"{args.preset or Path(args.checkpoint).resolve().name}-cfg{args.cfg:g}-{args.steps_per_scale}steps"
-        return replace(args, output_dir=f"output/evaluation/{name}-{args.num_samples}-seed{args.seed}")
+        start = "" if args.cfg_start_step == FullRunArgs.cfg_start_step else f"-start{args.cfg_start_step}"
+        features = "" if args.features == FullRunArgs.features else f"-{args.features}"
+        return replace(args, output_dir=f"output/evaluation/{name}{start}-{args.num_samples}-seed{args.seed}{features}")
 
 
 def main(argv: Sequence[str]) -> None:
     args = parse_flags([*_from_environment(), *argv], "run_evaluator.sh", __doc__, FullRunArgs).completed()
     wanted = _check_inputs(args)
     folder = Path(args.output_dir)
+    with lock_folder(folder):
+        run_in(folder, args, wanted)
+
+
+def run_in(folder: Path, args: FullRunArgs, wanted: Mapping[str, Any]) -> None:
+    """Sample and evaluate in a folder, unless it holds the result already; print the figures."""
     result_file = folder / RESULT_NAME
     result = find_result(result_file, wanted)
-    if result is None:
+    known = result is not None
+    if not known:
         signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # and the child is ended with us
         _run(_sampling_command(args, folder / SAMPLES_NAME))
         measured = folder / f".{RESULT_NAME}.measured"
@@ -137,19 +147,21 @@ def main(argv: Sequence[str]) -> None:
         measured.unlink()
     if args.delete_samples and (folder / SAMPLES_NAME).is_dir():
         remove_samples(folder / SAMPLES_NAME)
-    print("\n".join(lines_of(result)))
+    if known or result["paper"] is not None:  # else evaluator.py has just said it
+        print("\n".join(lines_of(result)))
     print(f"everything measured and set: {result_file}")
 
 
 def lines_of(result: Mapping[str, Any]) -> list[str]:
     """The figures of a result, the paper's beside them if it is of a preset."""
+    measured = {name: result[name] for name in result["figures"]}
     if result["paper"] is None:
-        return figure_lines(result["figures"], result["real_images"])
+        return figure_lines(measured, result["real_images"])
     lines = [f"{'':<16} {'measured':>10} {'paper':>10}"]
-    for name, value in result["figures"].items():
-        measured = "-" if value is None else f"{value:.4g}"
+    for name, value in measured.items():
+        figure = "-" if value is None else f"{value:.4g}"
         published = result["paper"].get(name.removesuffix(f"-{result['num_samples']}"), "-")
-        lines.append(f"{name:<16} {measured:>10} {published:>10}")
+        lines.append(f"{name:<16} {figure:>10} {published:>10}")
     changed = _differences(result["run"])
     return [*lines, f"not the paper's settings: {', '.join(changed)}"] if changed else lines
 
@@ -173,13 +185,8 @@ def _check_inputs(args: FullRunArgs) -> dict[str, Any]:
     reference = Path(args.reference)
     if args.reference == str(REFERENCE) and not reference.exists():
         raise UserError(f"there is no reference; fetch {REFERENCE_URL} to {REFERENCE}, or name yours with --reference")
-    images = open_images(reference)
     end = InceptionTraits.ends[0] if args.features == "inception" else Classifier(args.features, CPU).ends[0]
-    if images is None and stored_statistics(reference, f"mu{end}", f"sigma{end}") is None:
-        raise UserError(
-            f"{reference} holds no statistics of the features of {args.features}; name another --reference, or the "
-            "--features that it is of"
-        )
+    images = check_reference(reference, end)
     if not args.in_torch and find_spec("tensorflow") is None:
         raise UserError("TensorFlow is missing; pip install -r requirements.txt, or take --backend torch")
     important = {name: value for name, value in plain(args).items() if name not in UNIMPORTANT}

@@ -193,8 +193,8 @@ def test_compiled_flex_attention_changes_no_loss() -> None:
 
 def test_the_settings_reach_the_model() -> None:
     for attention in ("sdpa", "flex"):
-        with patch("engine.autoregressor.pick_device", lambda name: torch.device("cuda")):
-            model = AutoregressorTask(fresh_model(), tiny_args(attention=attention)).module
+        cuda = torch.device("cuda")
+        model = AutoregressorTask(fresh_model(), tiny_args(attention=attention), device=cuda).module
         assert model.use_flex_attention == (attention == "flex")
 
 
