@@ -90,7 +90,7 @@ def evaluate(args: EvaluatorArgs, network: Network) -> dict[str, Any]:
     figures = compare(reference, samples, network, by_neighbours)
     result = report(reference, samples, network, figures) | {"batch_size": args.batch_size}
     _warn(result["warnings"])
-    print("\n".join(figure_lines(result["figures"], result["real_images"])))
+    print("\n".join(figure_lines(figures.labelled(samples.num_images), figures.of_real_images())))
     for name, side in (("reference", reference), ("samples", samples)):
         kind = "stored statistics" if side.stored else "images"
         print(f"{name}: {side.path}, N = {side.num_images or 'unknown'}, {kind}, SHA-256 {side.sha256}")

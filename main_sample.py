@@ -81,6 +81,8 @@ class SampleArgs(SamplingArgs):
         super().__post_init__()
         if (self.checkpoint is None) == (self.config is None):
             raise UserError("name either a --checkpoint, or a --config for random weights")
+        if self.config is not None and self.use_ema:
+            raise UserError("--use_ema means nothing with the random weights of --config; leave it out")
         if self.labels is not None and self.label_file is not None:
             raise UserError("give --labels or --label_file, not both")
         if self.num_samples is not None and self.num_samples < 1:

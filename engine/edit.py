@@ -85,5 +85,5 @@ def _read(path: str) -> Image.Image:
     try:
         with Image.open(path) as image:
             return image.copy()
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(f"{path} cannot be read as an image ({error})") from error

@@ -40,11 +40,15 @@ def balanced_labels(model: Checkerboard, count: int) -> list[int]:
 
 
 def read_labels(path: str, model: Checkerboard) -> list[int]:
-    """The labels of a text file, as ``parse_labels`` takes them."""
+    """The labels of a text file, an index or a name on a line; a line that is neither is read by ``parse_labels``."""
     if not Path(path).is_file():
         raise UserError(f"no such file: {path}")
     try:
-        return parse_labels(Path(path).read_text(encoding="utf-8-sig"), model)
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+        index_of = _index_of_names(model)
+        whole = ((line, index_of.get(line.strip().lower())) for line in lines if line.strip())
+        labels = [parse_labels(line, model) if index is None else [index] for line, index in whole]
+        return [label for of_line in labels for label in of_line] or parse_labels("", model)
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is no text file; put one index or name on a line") from error
 
@@ -56,7 +60,10 @@ def parse_labels(text: str, model: Checkerboard) -> list[int]:
         UserError: an index out of range, or a name that is no class; the nearest one is named.
     """
     lines = text.strip().removeprefix("[").removesuffix("]").splitlines()
-    words = [word.strip() for row in csv.reader(lines, skipinitialspace=True) for word in row]
+    try:
+        words = [word.strip() for row in csv.reader(lines, skipinitialspace=True) for word in row]
+    except csv.Error as error:
+        raise UserError(f'labels are no list ({error}); give indices or names, as in 207,"tabby cat"') from error
     words = [word for word in words if word]
     if not words:
         raise UserError('labels is empty; give indices or names, as in 207,"tabby cat"')
@@ -65,7 +72,7 @@ def parse_labels(text: str, model: Checkerboard) -> list[int]:
 
 
 def _parse_label(word: str, num_classes: int, index_of: dict[str, int]) -> int:
-    if re.fullmatch(r"-?\d+", word):
+    if re.fullmatch(r"-?\d{1,18}", word):
         label = int(word)
         if not 0 <= label < num_classes:
             raise UserError(f"label {label} is out of range; this model has classes 0 to {num_classes - 1}")

@@ -17,6 +17,7 @@ from engine.command import run
 from engine.config import parse_flags
 from models.errors import UserError
 
+FEW = 10  # points; a line through one is invisible
 PANELS = (("loss_scale_", "loss (nats a token)"), ("accuracy_scale_", "top-1 accuracy"))
 
 
@@ -75,7 +76,8 @@ def draw_curves(entries: Sequence[dict[str, float]], grid: Image.Image | None, s
     for axes, (prefix, label) in zip(panels, PANELS, strict=False):
         for name in (key for key in entries[0] if key.startswith(prefix)):
             side = name.removeprefix(prefix)
-            axes.plot(epochs, smooth([entry[name] for entry in entries], smoothing), label=f"{side} x {side}")
+            means = smooth([entry[name] for entry in entries], smoothing)
+            axes.plot(epochs, means, marker="o" if len(means) < FEW else None, label=f"{side} x {side}")
         axes.set(xlabel="epoch", ylabel=label)
         axes.grid(alpha=0.3)
     panels[0].legend(title="scale", fontsize=8)

@@ -11,7 +11,7 @@ import io
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from engine.metrics.evaluate import compare, report
 from engine.metrics.files import hash_file, write_text
 from engine.metrics.neighbours import NEIGHBOURS
 from engine.metrics.network import Network
-from engine.metrics.results import RESULT_NAME, SAMPLES_NAME, find_result, write_result
+from engine.metrics.results import RESULT_NAME, SAMPLES_NAME, find_result, move_aside, write_result
 from engine.metrics.sides import Side, load_side
 from engine.sample_folder import prepare_folder, remove_samples
 from engine.sample_settings import SamplingArgs, sample_settings
@@ -43,7 +43,7 @@ from models.sampling import Drawing
 from models.scan_order import sampling_blocks
 
 FEATURES_AT_ONCE = 64  # images
-TABLE_NAME = "sweep.csv"
+TABLE_NAME, FIGURE_NAME = "sweep.csv", "sweep.png"
 Row = dict[str, Any]
 
 
@@ -52,7 +52,8 @@ class SweepArgs(NetworkArgs, SamplingArgs):
     """What to draw and to compare.
 
     Attributes:
-        reference: npz, folder or statistics file of the reference, as evaluator.py takes it.
+        reference: npz, folder or statistics file of the reference, as evaluator.py takes it; default with --features
+            the training images of the classifier.
         cfg: values of guidance, cond + cfg * (cond - uncond): a list 1,1.5 or a range FIRST:LAST:STEP, ends included.
         steps_per_scale: steps that each scale is drawn in; a list or a range as well.
         num_samples: images of each pair, the classes in turn.
@@ -70,8 +71,10 @@ class SweepArgs(NetworkArgs, SamplingArgs):
     def __post_init__(self) -> None:
         NetworkArgs.__post_init__(self)
         SamplingArgs.__post_init__(self)
-        if self.checkpoint is None or self.reference is None:
-            raise UserError("name the --checkpoint to draw from, and the --reference to compare with")
+        if self.checkpoint is None:
+            raise UserError("name the --checkpoint to draw from")
+        if self.reference is None and self.shipped_reference is None:
+            raise UserError("name the --reference to compare with")
         if self.num_samples <= NEIGHBOURS:
             raise UserError(f"num_samples is {self.num_samples}; it must be at least {NEIGHBOURS + 1}")
 
@@ -105,6 +108,7 @@ def parse_values(name: str, text: str) -> list[float]:
 
 def main(argv: Sequence[str]) -> None:
     args = parse_flags(argv, "experiments.sweep", __doc__, SweepArgs)
+    args = replace(args, reference=args.reference or args.shipped_reference)
     drawings = args.drawings
     device = distributed.set_up(pick_device(args.device))
     model = load_checkpoint(args.checkpoint, use_ema=args.use_ema)
@@ -119,8 +123,8 @@ def main(argv: Sequence[str]) -> None:
     with lock_folder(folder):
         rows = sweep.run(drawings)
     if distributed.is_main():
-        draw_figure(rows).savefig(folder / "sweep.png", dpi=110)
-        print(f"{folder / TABLE_NAME}, {folder / 'sweep.png'}")
+        draw_figure(rows).savefig(folder / FIGURE_NAME, dpi=110)
+        print(f"{folder / TABLE_NAME}, {folder / FIGURE_NAME}")
     distributed.tear_down()
 
 
@@ -155,6 +159,7 @@ class Sweep:
         results = {drawing: self._finished(drawing) for drawing in drawings} if distributed.is_main() else {}
         missing = distributed.from_main([drawing for drawing, result in results.items() if result is None])
         if distributed.is_main():
+            self._keep_earlier_table(results)
             print(
                 f"{len(drawings)} pairs of {len(self.labels)} images, {len(missing)} to do; {self.folder}", flush=True
             )
@@ -243,7 +248,7 @@ class Sweep:
             rows.append(
                 {name: settings[name] for name in first}
                 | {"steps": result["steps"]}
-                | result["figures"]
+                | {name: result[name] for name in result["figures"]}
                 | {f"{name} of real test images": value for name, value in result["real_images"].items()}
                 | {name: value for name, value in settings.items() if name not in first}
             )
@@ -252,11 +257,25 @@ class Sweep:
     def _write_csv(self, results: Mapping[Drawing, dict[str, Any] | None]) -> None:
         rows = self._rows(results)
         if distributed.is_main() and rows:
-            text = io.StringIO()
-            writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
-            write_text(self.folder / TABLE_NAME, text.getvalue())
+            write_text(self.folder / TABLE_NAME, table_of(rows))
+
+    def _keep_earlier_table(self, results: Mapping[Drawing, dict[str, Any] | None]) -> None:
+        """Move a table and its figure aside if they hold other pairs than those that are asked for."""
+        table = self.folder / TABLE_NAME
+        rows = self._rows(results)
+        if table.exists() and not set(table.read_text().splitlines()) <= set(table_of(rows).splitlines()):
+            move_aside(table)
+            move_aside(self.folder / FIGURE_NAME)
+
+
+def table_of(rows: Sequence[Row]) -> str:
+    """Rows as CSV; no text for none."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
+    if rows:
+        writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
 
 
 def figure_names(rows: Sequence[Mapping[str, Any]]) -> tuple[str, str]:

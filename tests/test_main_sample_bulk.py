@@ -19,13 +19,17 @@ from filelock import FileLock, Timeout
 from PIL import Image, ImageDraw
 
 import main_sample
+from data.datasets import imagenet_names
 from engine import bulk, visualize
 from engine.bulk import Request, draw_many
 from engine.command import INTERRUPTED
+from engine.labels import parse_labels, read_labels
 from engine.sample_folder import SampleFolder
 from models.checkerboard import Checkerboard
+from models.errors import UserError
 from models.sampling import Samples
 from tests.command_factory import PATIENCE, ROOT, call
+from tests.factory import tiny_model
 from tests.pictures import picture
 from tests.test_main_sample import TINY, contents, draw, drawn_labels, pngs, read_png, read_settings, refusal
 
@@ -294,6 +298,20 @@ def test_chosen_labels_take_turns(flags: Sequence[str], labels: list[int], tmp_p
     (tmp_path / "labels.txt").write_text("7\n7\n2\n0\n")
     draw(tmp_path / "new", *(flag.format(file=tmp_path / "labels.txt") for flag in flags))
     assert drawn_labels(tmp_path / "new") == labels
+
+
+def test_a_name_with_commas_is_one_line_of_a_label_file(tmp_path: Path) -> None:
+    model = tiny_model()
+    model.class_names = ["cat, tabby", "dog", *map(str, range(8))]
+    (tmp_path / "labels.txt").write_text("Cat, tabby\n\ndog\r\ntabby\ndog,cat\n1\n")
+    assert read_labels(str(tmp_path / "labels.txt"), model) == [0, 1, 0, 1, 0, 3]
+    (tmp_path / "names.txt").write_text("\n".join(imagenet_names()))
+    labels = read_labels(str(tmp_path / "names.txt"), tiny_model(num_classes=1000))
+    assert len(labels) == 1000
+    assert len(set(labels)) > 990  # a few names are of two classes
+    for words in ("1" * 5000, "a" * 200_000):
+        with pytest.raises(UserError):
+            parse_labels(words, model)
 
 
 def test_a_list_of_labels_gives_the_images_of_each(undisturbed: Path, tmp_path: Path) -> None:

@@ -66,8 +66,10 @@ class PyramidArgs(LoopArgs):
 
 @torch.no_grad()
 def code_frequencies(codes: Tensor, num_codes: int) -> Tensor:
-    """(V,) shares of each code in the codes (B, S, S) of all ranks."""
-    counts = distributed.add_up(torch.bincount(codes.flatten(), minlength=num_codes).float())
+    """(V,) shares of each code in the codes (B, S, S) of all ranks; bincount would wait for a GPU."""
+    codes = codes.flatten()
+    ones = torch.ones(codes.shape, device=codes.device)
+    counts = distributed.add_up(torch.zeros(num_codes, device=codes.device).index_add_(0, codes, ones))
     return counts / counts.sum()
 
 

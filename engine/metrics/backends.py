@@ -6,7 +6,7 @@ from typing import Literal
 
 import torch
 
-from engine.metrics.classifier import Classifier, weights_file
+from engine.metrics.classifier import Classifier, statistics_file, weights_file
 from engine.metrics.inception_tf import TensorFlowInception, default_graph
 from engine.metrics.network import Network
 from models.errors import UserError
@@ -43,6 +43,11 @@ class NetworkArgs:
         for name in names:
             if getattr(self, name) != getattr(type(self), name):
                 raise UserError(f"--{name} means nothing with {beside}; leave it out")
+
+    @property
+    def shipped_reference(self) -> str | None:
+        """Statistics of the training images, if the features are a classifier's."""
+        return None if self.features == "inception" else str(statistics_file(self.features, "train"))
 
     @property
     def in_torch(self) -> bool:

@@ -220,7 +220,7 @@ def open_image(path: Path) -> Iterator[Image.Image]:
             yield image
     except UserError:
         raise
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(f"{path} cannot be read as an image ({error}); draw or copy it again") from error
 
 

@@ -140,11 +140,11 @@ def doubts(reference: Side, samples: Side, network: Network) -> list[str]:
 
 
 def report(reference: Side, samples: Side, network: Network, figures: Figures) -> dict[str, Any]:
-    """Figures, and everything that decides them, as JSON takes it."""
+    """Figures, and everything that decides them, as JSON takes it; ``figures`` names which entries are figures."""
     measured = figures.labelled(samples.num_images)
     return {
         **measured,
-        "figures": measured,
+        "figures": list(measured),
         "real_images": figures.of_real_images(),
         "num_samples": samples.num_images,
         "num_reference": reference.num_images,

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from engine.metrics.files import write_json
 
 RESULT_NAME, SAMPLES_NAME = "result.json", "samples"
@@ -16,14 +18,21 @@ def find_result(file: Path, wanted: Mapping[str, Any]) -> dict[str, Any] | None:
         return None
     try:
         result = json.loads(file.read_text())
-        found = result["run"].keys() and result["run"]
-    except (ValueError, KeyError, TypeError, AttributeError):
+        found = dict(result["run"])
+    except (ValueError, KeyError, TypeError):
         return None
     return result if all(name in found and found[name] == value for name, value in wanted.items()) else None
 
 
 def write_result(file: Path, result: Mapping[str, Any]) -> None:
     """Write a result whole; an earlier one keeps its figures under another name."""
-    if file.exists():
-        file.rename(next(p for i in range(1, 10**6) if not (p := file.with_stem(f"{file.stem}.{i}")).exists()))
+    move_aside(file)
     write_json(file, result)
+
+
+def move_aside(file: Path) -> None:
+    """Give an earlier file of this name, if there is one, another name, and say which."""
+    if file.exists():
+        aside = next(p for i in range(1, 10**6) if not (p := file.with_stem(f"{file.stem}.{i}")).exists())
+        file.rename(aside)
+        tqdm.write(f"the earlier {file} is now {aside.name}")

@@ -132,7 +132,8 @@ def test_a_classifier_takes_the_place_of_inception(tmp_path: Path) -> None:
     outcome = start(*words, folder=tmp_path, **ENVIRONMENT)
     assert outcome.code == 0, outcome.err
     result = read_result(folder)
-    measured = result["figures"][f"FD-digits-{NUM_SAMPLES}"]
+    assert result["figures"] == [f"FD-digits-{NUM_SAMPLES}", "Class accuracy"]
+    measured = result[f"FD-digits-{NUM_SAMPLES}"]
     assert f"FD-digits-{NUM_SAMPLES}: {measured:.6g} (real test images: FD-digits-297 1.115" in outcome.out
     alone = call(evaluator.main, str(statistics_file("digits", "train")), str(folder / "samples"), *words[2:4])
     assert f"FD-digits-{NUM_SAMPLES}: {measured:.6g} (" in alone.out
@@ -148,7 +149,7 @@ def test_another_setting_keeps_the_earlier_result(tmp_path: Path, monkeypatch: p
             file = next(word.partition("=")[2] for word in words if word.startswith("--output_file="))
             figures = {"Inception Score": 2.0, f"FID-{NUM_SAMPLES}": 5.0 + len(calls), f"sFID-{NUM_SAMPLES}": 6.0}
             figures |= {"Precision": 0.5, "Recall": 0.4}
-            rest = {"figures": figures, "real_images": {}, "num_samples": NUM_SAMPLES}
+            rest = {"figures": list(figures), "real_images": {}, "num_samples": NUM_SAMPLES}
             Path(file).write_text(json.dumps(figures | rest))
 
     monkeypatch.setattr(full_run, "_run", pretend)
@@ -178,7 +179,8 @@ def result_of(**settings: Any) -> dict[str, Any]:
     end = "" if args.num_samples >= 50_000 else f"-{args.num_samples}"
     figures = {"Inception Score": 301.26, f"FID{end}": 2.7345, f"sFID{end}": 5.0, "Precision": 0.8, "Recall": None}
     return {
-        "figures": figures,
+        **figures,
+        "figures": list(figures),
         "real_images": {},
         "num_samples": args.num_samples,
         "run": asdict(args),
@@ -212,7 +214,10 @@ def test_mistakes_are_found_before_anything_is_drawn(tmp_path: Path) -> None:
     assert "no checkpoint at" in call(full_run.main, *flags, "--checkpoint", "nowhere").error()
     assert "nowhere.npz does not exist" in call(full_run.main, *flags, "--reference", "nowhere.npz").error()
     of_a_classifier = str(statistics_file("digits", "train"))
-    assert "the --features that it is of" in call(full_run.main, *flags, "--reference", of_a_classifier).error()
+    assert (
+        "neither images nor statistics of the features"
+        in call(full_run.main, *flags, "--reference", of_a_classifier).error()
+    )
     of_digits = ("--features", "digits", "--num_samples", "48")
     assert "name the --checkpoint of the digits model" in call(full_run.main, *of_digits).error()
     of_digits += ("--checkpoint", str(CHECKPOINT))
@@ -221,10 +226,7 @@ def test_mistakes_are_found_before_anything_is_drawn(tmp_path: Path) -> None:
         in call(full_run.main, *of_digits, "--preset", "2x-cfg1.4").error()
     )
     of_another = str(statistics_file("cifar10", "train"))
-    assert (
-        "holds no statistics of the features of digits"
-        in call(full_run.main, *of_digits, "--reference", of_another).error()
-    )
+    assert "holds neither images nor statistics" in call(full_run.main, *of_digits, "--reference", of_another).error()
     assert "nowhere.pb" in call(full_run.main, *flags, "--inception_graph", "nowhere.pb").error()
     assert "nproc is 0" in call(full_run.main, *flags, "--nproc", "0").error()
     assert "preset" in call(full_run.main, *flags, "--preset", "8x").error()
