@@ -23,6 +23,7 @@ from engine import bulk, visualize
 from engine.bulk import Request, draw_many
 from engine.command import INTERRUPTED
 from engine.sample_folder import SampleFolder
+from engine.sample_parts import Contents, count_records
 from models.checkerboard import Checkerboard
 from models.sampling import Samples
 from tests.command_factory import PATIENCE, ROOT, call
@@ -45,11 +46,11 @@ STUCK = f"""
 
     store = SampleFolder._store
 
-    def stuck(self, index, image):
+    def stuck(self, index, *args):
         if index >= {STUCK_AT}:
-            (self.progress / image_name(index)).write_bytes(b"half a picture")
+            (self.progress / (self.part.name + "-" + image_name(index))).write_bytes(b"half a picture")
             time.sleep({PATIENCE})
-        store(self, index, image)
+        store(self, index, *args)
 
     SampleFolder._store = stuck
     Path(__file__).with_name("pid-" + os.environ.get("RANK", "0")).write_text(str(os.getpid()))
@@ -96,7 +97,7 @@ def kill_half_way(folder: Path, script: Path, *flags: str, launcher: Sequence[st
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
     assert started.returncode != 0
-    assert np.load(folder / ".progress/done.npy").tolist() == [1] * STUCK_AT + [0] * (COUNT - STUCK_AT)
+    assert Contents(folder / ".progress").done.tolist() == [True] * STUCK_AT + [False] * (COUNT - STUCK_AT)
     assert list((folder / ".progress").glob("*.png"))
 
 
@@ -106,7 +107,7 @@ def pids(script: Path) -> list[int]:
 
 def done(folder: Path) -> int:
     """Images done so far."""
-    return int(np.load(folder / ".progress/done.npy").sum()) if (folder / "samples.json").exists() else 0
+    return count_records(folder / ".progress")
 
 
 def assert_same_pngs(folder: Path, other: Path) -> None:

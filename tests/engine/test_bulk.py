@@ -10,7 +10,7 @@ from torch import Tensor
 from engine import bulk
 from engine.bulk import Kept, Request, draw_into, draw_many, draw_on_all_ranks
 from engine.images import to_uint8
-from engine.sample_folder import prepare_folder
+from engine.sample_folder import SampleFolder, prepare_folder
 from models import sample
 from models.checkerboard import Checkerboard
 from models.sampling import Drawing, Sampler
@@ -98,12 +98,14 @@ def test_one_rank_draws_all(model: Checkerboard) -> None:
 
 def test_a_folder_gets_what_it_lacks_and_as_it_was_changed(model: Checkerboard, tmp_path: Path) -> None:
     request = Request(LABELS, DRAWING, seed=5, batch_size=3)
-    prepare_folder(tmp_path / "drawn", {"seed": 5}, (7, 32, 32, 3), "npz", {})
-    first = draw_into(tmp_path / "drawn", model, request)
+    for name in ("whole", "begun"):
+        prepare_folder(tmp_path / name, {"seed": 5}, (7, 32, 32, 3), "npz", {})
     expected = to_uint8(drawn(model, request)[1])
-    assert torch.equal(first.first_images(7), expected)
-    first.done[[2, 6]] = 0
-    again = draw_into(tmp_path / "drawn", model, request, lambda pixels: 255 - pixels)
+    assert torch.equal(draw_into(tmp_path / "whole", model, request).first_images(7), expected)
+    with SampleFolder(tmp_path / "begun") as begun:
+        for indices, out in draw_many(model, request, [0, 1, 3, 4, 5]):
+            begun.add(indices, to_uint8(out.images), out)
+    again = draw_into(tmp_path / "begun", model, request, lambda pixels: 255 - pixels)
     assert again.todo.tolist() == [2, 6]
     expected[[2, 6]] = 255 - expected[[2, 6]]
     assert torch.equal(again.first_images(7), expected)
