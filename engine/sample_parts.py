@@ -12,6 +12,7 @@ outlives its run disturbs no other. Files only grow: they take the space that th
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -144,7 +145,7 @@ def _read_records(part: Path, layout: Layout) -> np.ndarray:
     try:
         records = np.fromfile(part, RECORD)  # drops what is cut short
         if layout.row.itemsize:
-            records = records[: _rows_of(part).stat().st_size // layout.row.itemsize]
+            records = records[: _size_now(_rows_of(part)) // layout.row.itemsize]
     except OSError as error:
         raise _damaged(part.parent, error) from error
     strange = records["index"][(records["index"] < 0) | (records["index"] >= layout.num_images)]
@@ -190,6 +191,13 @@ def names_in(folder: Path) -> set[str]:
     """
     TemporaryFile(dir=folder).close()
     return {path.name for path in folder.iterdir()}
+
+
+def _size_now(path: Path) -> int:
+    """Bytes of a file, 0 if it is missing; opened for it, as NFS may say otherwise what was true a minute ago."""
+    with suppress(FileNotFoundError), path.open("rb") as file:
+        return os.fstat(file.fileno()).st_size
+    return 0
 
 
 def _rows_of(part: Path) -> Path:

@@ -192,7 +192,7 @@ def test_the_format_before_parts_is_one_line(folder: Path, images: Tensor) -> No
     np.save(folder / ".progress/done.npy", np.array([1, 0, 0, 0, 1, 0, 0], np.uint8))
     np.save(folder / ".progress/hashes.npy", np.zeros(COUNT, np.uint64))
     before = contents(folder)
-    with pytest.raises(UserError, match=r"\.progress was begun by an earlier version, .*; move it away and start anew$"):
+    with pytest.raises(UserError, match=r"\.progress was begun by an earlier version, .* move it away and start anew$"):
         prepare(folder)
     assert contents(folder) == before
     (folder / ".progress").rename(folder / "away")
