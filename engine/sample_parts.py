@@ -11,8 +11,8 @@ outlives its run disturbs no other. Files only grow: they take the space that th
 
 import json
 import os
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -80,22 +80,22 @@ class Part:
         self.done: BinaryIO = (folder / f"{self.name}.done").open("xb", buffering=0)
         self.records: list[tuple[int, int]] = []  # of all rows
         self.num_committed = 0
-        self.lock = Lock()
+        self.lock, self.failed = Lock(), False
 
     def add(self, index: int, digest: int, values: Mapping[str, np.ndarray]) -> None:
         """Append a row. It counts once it is committed."""
         row = np.zeros((), self.layout.row)
         for name, value in values.items():
             row[name] = value
-        with self.lock:
+        with self._writing():
             _write_at(self.rows, len(self.records) * row.nbytes, row.tobytes())
             self.records.append((index, digest))
 
     def commit(self) -> None:
         """Make what was added count, its rows on the disk first: their pages may reach a server in any order."""
-        with self.lock:
+        with self._writing():
             new = np.array(self.records[self.num_committed :], RECORD)
-            if len(new):
+            if len(new) and not self.failed:
                 if self.layout.row.itemsize:
                     os.fsync(self.rows.fileno())
                 _write_at(self.done, self.num_committed * RECORD.itemsize, new.tobytes())
@@ -106,9 +106,19 @@ class Part:
         with self.rows, self.done:
             self.commit()
 
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """For one thread at a time. After an error nothing is committed: a system says only once that it lost rows."""
+        with self.lock:
+            try:
+                yield
+            except OSError:
+                self.failed = True
+                raise
+
 
 def _write_at(file: BinaryIO, offset: int, content: bytes) -> None:
-    """Write all of it, over what an attempt that failed may have left there."""
+    """Write all of it, over what an attempt that was interrupted may have left there."""
     file.seek(offset)
     rest = memoryview(content)
     while rest:

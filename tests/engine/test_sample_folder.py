@@ -20,6 +20,7 @@ from engine import sample_folder
 from engine.sample_folder import Format, SampleFolder, image_name, prepare_folder, remove_samples, write_npz
 from models.errors import UserError
 from models.sampling import Samples
+from tests.limits import largest_file
 
 COUNT, HEIGHT, WIDTH = 7, 4, 6
 SETTINGS = {"seed": 0, "cfg": (1.0, 2.0), "batch_size": 4, "output_dir": "here"}
@@ -265,6 +266,19 @@ def test_a_full_disk_stops_the_run_and_the_rest_can_go_on(
     assert all(torch.equal(read_png(folder / image_name(i)), images[i]) for i in range(COUNT) if i not in todo)
     fill(folder, images, todo).finish(LABELS, [])
     assert all(torch.equal(read_png(folder / image_name(i)), image) for i, image in enumerate(images))
+
+
+def test_an_npz_run_that_finds_no_space_can_go_on(folder: Path, images: Tensor) -> None:
+    prepare(folder, file_format="npz", maps=["codes"])
+    row = HEIGHT * WIDTH * 3 + LENGTH * 4
+    fill(folder, images, [4])
+    with largest_file(5 * row // 2), pytest.raises(OSError, match="too large"):
+        fill(folder, images, [0, 1, 2, 3])
+    todo = SampleFolder(folder).todo.tolist()
+    assert todo == [0, 1, 2, 3, 5, 6]
+    fill(folder, images, todo).finish(LABELS, [])
+    with np.load(folder / "samples.npz") as arrays:
+        assert np.array_equal(arrays["arr_0"], images.permute(0, 2, 3, 1).numpy())
 
 
 def test_an_error_of_the_last_image_is_not_missed(
