@@ -84,11 +84,12 @@ def draw_into(
         change: what to do to uint8 images (B, 3, H, W) before they are stored.
 
     Returns:
-        The folder, to be finished on rank 0.
+        The folder, to be finished on rank 0, which has looked at it; the others have not.
     """
     with SampleFolder(folder) as images:
+        # As rank 0 saw it, before anyone adds: another machine may see less, and shares would overlap or leave gaps.
+        images.todo = distributed.from_main(images.todo)
         mine = images.todo[distributed.rank() :: distributed.num_ranks()].tolist()
-        distributed.barrier()  # all have seen what is missing before anyone adds to it
         with tqdm(
             desc="sampling",
             total=len(request.labels),
@@ -102,7 +103,9 @@ def draw_into(
                 bar.update(images.num_done - bar.n)
             images.wait()
             bar.update(images.num_done - bar.n)
-    distributed.barrier()
+    distributed.barrier()  # all have closed their files
+    if distributed.is_main():
+        images.look()
     return images
 
 

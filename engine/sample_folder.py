@@ -1,7 +1,7 @@
 """A folder that fills with drawn images and can be killed at any moment: no image is lost, missed or drawn twice.
 
-Letters: N images, H, W their sides in pixels. While images are missing, ``.progress/`` holds memory-mapped arrays that
-all ranks share: which images are done, a hash of each, and whatever is asked for beside the pictures.
+Letters: N images, H, W their sides in pixels. While images are missing, ``.progress/`` holds what each rank, on this or
+another machine, noted of its own: which are done, a hash of each, and whatever is asked for beside the pictures.
 """
 
 import json
@@ -10,7 +10,7 @@ import zipfile
 from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, suppress
 from hashlib import blake2b
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -21,10 +21,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from data.arrays import make_array, open_array
 from data.crops import to_bytes
+from engine import distributed
 from engine.images import save_png
 from engine.metrics.files import write_json
+from engine.sample_parts import Column, Contents, Layout, Part, count_records, names_in
 from models.errors import UserError
 from models.sampling import Samples
 from models.scan_order import scale_slices
@@ -85,12 +86,13 @@ def prepare_folder(
         Whether anything is missing.
 
     Raises:
-        UserError: the folder holds images that are not ours, or there is too little space.
+        UserError: the folder holds images that are not ours, there is too little space, or what was begun cannot go on.
     """
     settings = json.loads(json.dumps(settings))
     earlier = (folder / SETTINGS_NAME).exists()
     goes_on = earlier and _same_settings(folder / SETTINGS_NAME, settings)
     if goes_on and (folder / PROGRESS_NAME).exists():
+        Layout.read(folder / PROGRESS_NAME)  # an error is one now, before a model is made ready
         return True
     if goes_on and _is_whole(folder, shape[0], file_format, made):
         shutil.rmtree(folder / FINISHED_NAME, ignore_errors=True)
@@ -130,26 +132,23 @@ def _check_space(folder: Path, shape: Sequence[int]) -> None:
 
 
 def _make_progress(folder: Path, shape: Sequence[int], file_format: Format, maps: Mapping[str, int]) -> None:
-    arrays = {"done": (shape[:1], np.uint8), "hashes": (shape[:1], np.uint64)}
-    arrays |= {name: ((shape[0], length), MAPS[name]) for name, length in maps.items()}
+    row = [(name, MAPS[name], (length,)) for name, length in maps.items()]
     if file_format == "npz":
-        arrays["images"] = (tuple(shape), np.uint8)
+        row.append(("images", np.uint8, tuple(shape[1:])))
     for name in (NEW_NAME, FINISHED_NAME):
         shutil.rmtree(folder / name, ignore_errors=True)
     (folder / NEW_NAME).mkdir()
-    for name, (size, dtype) in arrays.items():
-        make_array(folder / NEW_NAME / f"{name}.npy", dtype, size)
+    Layout(shape[0], np.dtype(row)).write(folder / NEW_NAME)
 
 
 def _note_present(folder: Path, shape: Sequence[int]) -> None:
     """Of a folder of (N, H, W) images that was complete: what is still there, and whole, need not be drawn again."""
-    done, hashes = (open_array(folder / NEW_NAME / f"{name}.npy") for name in ("done", "hashes"))
-    for index in range(shape[0]):
-        with suppress(OSError):  # missing, or cut short
-            pixels = read_images(folder, [index])[0].permute(1, 2, 0).contiguous().numpy()
-            if pixels.shape[:2] == tuple(shape[1:]):
-                hashes[index] = _hash(pixels)
-                done[index] = 1
+    with closing(Part(folder / NEW_NAME, "present")) as part:
+        for index in range(shape[0]):
+            with suppress(OSError):  # missing, or cut short
+                pixels = read_images(folder, [index])[0].permute(1, 2, 0).contiguous().numpy()
+                if pixels.shape[:2] == tuple(shape[1:]):
+                    part.add(index, _hash(pixels), {})
 
 
 def _hash(pixels: np.ndarray) -> int:
@@ -161,23 +160,30 @@ class SampleFolder:
 
     Attributes:
         todo: (n,) indices of the images that were missing when it was opened.
+        done: (N,) bool, whether the image was there at the last ``look``.
+        images: (N, H, W, 3) uint8 of an npz, as of then, or None.
+        maps: (N, length) of each that is kept, as of then.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.progress = folder, folder / PROGRESS_NAME
-        try:
-            arrays = {path.stem: open_array(path) for path in self.progress.glob("*.npy")}
-            self.done, self.hashes = arrays.pop("done"), arrays.pop("hashes")
-        except (OSError, ValueError, EOFError, KeyError) as error:
-            raise UserError(f"{self.progress} is damaged ({error}); move {folder} away and start anew") from error
-        self.images = arrays.pop("images", None)
-        self.maps = arrays
-        missing = self.done == 0
+        self.look()
+        self.todo = np.flatnonzero(~self.done)
+
+    def look(self) -> None:
+        """See what all ranks have done so far, of those on other machines what they had closed."""
+        contents = Contents(self.progress)
+        names = contents.layout.row.names or ()
+        self.images = contents.column("images") if "images" in names else None
+        self.maps = {name: contents.column(name) for name in names if name != "images"}
+        self.done, self.hashes = contents.done, contents.hashes
         if self.images is None:
-            missing |= [not (folder / image_name(i)).exists() for i in range(len(missing))]
-        self.todo = np.flatnonzero(missing)
+            present = names_in(self.folder)
+            self.done &= [image_name(i) in present for i in range(len(self.done))]
+        self.num_seen, self.records_seen = int(np.count_nonzero(self.done)), count_records(self.progress)
 
     def __enter__(self) -> "SampleFolder":
+        self.part = Part(self.progress, f"rank-{distributed.rank()}")
         self.writers, self.pending = ThreadPoolExecutor(WRITERS), deque[Future[None]]()
         return self
 
@@ -187,57 +193,57 @@ class SampleFolder:
                 self.wait()
         finally:
             self.writers.shutdown(cancel_futures=True)
+            self.part.close()
 
     def add(self, indices: Sequence[int], images: Tensor, samples: Samples) -> None:
         """Store uint8 images (n, 3, H, W) and what else is kept; an error of an earlier write is raised here."""
-        for name, array in self.maps.items():
-            array[indices] = torch.cat([scale.flatten(1) for scale in getattr(samples, name)], dim=1).numpy()
-        for index, image in zip(indices, images, strict=True):
+        self.part.commit()  # once a batch: the disk takes milliseconds
+        kept = {name: torch.cat([s.flatten(1) for s in getattr(samples, name)], dim=1).numpy() for name in self.maps}
+        for place, (index, image) in enumerate(zip(indices, images, strict=True)):
             while len(self.pending) >= MAX_PENDING or (self.pending and self.pending[0].done()):
                 self.pending.popleft().result()
-            self.pending.append(self.writers.submit(self._store, index, image))
+            values = {name: rows[place] for name, rows in kept.items()}
+            self.pending.append(self.writers.submit(self._store, index, image, values))
 
     def wait(self) -> None:
         """Until all images added are in their files; an error of writing one is raised here."""
         while self.pending:
             self.pending.popleft().result()
+            self.part.commit()
 
-    def _store(self, index: int, image: Tensor) -> None:
+    def _store(self, index: int, image: Tensor, values: Mapping[str, np.ndarray]) -> None:
         pixels = image.permute(1, 2, 0).contiguous().numpy()  # (H, W, 3)
         if self.images is None:
-            save_png(image, self.progress / image_name(index))
-            (self.progress / image_name(index)).replace(self.folder / image_name(index))
+            temporary = self.progress / f"{self.part.name}-{image_name(index)}"  # of this process alone
+            save_png(image, temporary)
+            temporary.replace(self.folder / image_name(index))
         else:
-            self.images[index] = pixels
-        self.hashes[index] = _hash(pixels)
-        self.done[index] = 1
+            values = {**values, "images": pixels}
+        self.part.add(index, _hash(pixels), values)
 
     @property
     def num_done(self) -> int:
-        return int(np.count_nonzero(self.done))
+        """Images done by all ranks by now; of those on other machines, as far as this one can see."""
+        return self.num_seen + count_records(self.progress) - self.records_seen
 
     def first_images(self, count: int) -> Tensor:
         """The first so many of the images, (n, 3, H, W) uint8, read back."""
         if self.images is not None:
-            return torch.from_numpy(self.images[:count].copy()).permute(0, 3, 1, 2)
+            return torch.from_numpy(self.images[:count]).permute(0, 3, 1, 2)
         return read_images(self.folder, range(min(count, len(self.done))))
 
     def samples(self, scale_sizes: Sequence[int], images: Tensor) -> Samples:
         """All maps as ``sample`` gives them, if all are kept; with these images (n, 3, H, W), the first ones."""
         slices = list(zip(scale_sizes, scale_slices(scale_sizes), strict=True))
-        by_scale = {
-            name: [torch.from_numpy(self.maps[name][:, s].copy()).unflatten(1, (side, side)) for side, s in slices]
-            for name in MAPS
-        }
+        whole = {name: torch.from_numpy(self.maps[name][:]) for name in MAPS}
+        by_scale = {name: [rows[:, s].unflatten(1, (side, side)) for side, s in slices] for name, rows in whole.items()}
         by_scale |= {name: [scale.long() for scale in by_scale[name]] for name in ("codes", "step")}
         return Samples(images=images, **by_scale)
 
     def save_codes(self, scale_sizes: Sequence[int], labels: Sequence[int]) -> None:
         """Write ``codes.npz``: labels, and codes_S of each scale."""
-        slices = zip(scale_sizes, scale_slices(scale_sizes), strict=True)
-        codes = {
-            f"codes_{side}": self.maps["codes"][:, s].reshape(-1, side, side).astype(np.int64) for side, s in slices
-        }
+        slices, rows = zip(scale_sizes, scale_slices(scale_sizes), strict=True), self.maps["codes"][:]
+        codes = {f"codes_{side}": rows[:, s].reshape(-1, side, side).astype(np.int64) for side, s in slices}
         np.savez(self.folder / CODES_NAME, labels=np.array(labels), **codes)
 
     def duplicates(self) -> list[list[int]]:
@@ -246,12 +252,12 @@ class SampleFolder:
         return [np.flatnonzero(inverse == group).tolist() for group in np.flatnonzero(counts > 1)]
 
     def finish(self, labels: Sequence[int], duplicates: list[list[int]]) -> None:
-        """Write the npz if asked for, note duplicates, and remove what going on would need.
+        """Write the npz if asked for, note duplicates, and remove what going on would need. ``look`` before it.
 
         Raises:
             UserError: images are missing.
         """
-        missing = len(self.done) - self.num_done
+        missing = np.count_nonzero(~self.done)
         if missing:
             raise UserError(f"{self.folder} still lacks {missing} images; run the same command again to go on")
         if self.images is not None:
@@ -273,7 +279,7 @@ def remove_samples(folder: Path) -> None:
         folder.rmdir()
 
 
-def write_npz(path: Path, images: np.ndarray, labels: Sequence[int]) -> None:
+def write_npz(path: Path, images: np.ndarray | Column, labels: Sequence[int]) -> None:
     """Write images (N, H, W, 3) as ``arr_0`` and labels as ``arr_1``, as ADM's tools do, a chunk at a time."""
     temporary = path.with_name(path.name + ".tmp")
     with zipfile.ZipFile(temporary, "w") as archive:

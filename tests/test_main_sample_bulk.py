@@ -4,6 +4,7 @@ A process that is to be killed gets stuck while it writes: at a known image, its
 """
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from engine.bulk import Request, draw_many
 from engine.command import INTERRUPTED
 from engine.labels import parse_labels, read_labels
 from engine.sample_folder import SampleFolder
+from engine.sample_parts import Contents, count_records
 from models.checkerboard import Checkerboard
 from models.errors import UserError
 from models.sampling import Samples
@@ -37,7 +39,6 @@ COUNT, STUCK_AT = 23, 12  # images, and the first that a stuck process does not 
 MANY = ("--num_samples", str(COUNT))
 IN_ORDER = range(COUNT)
 IN_TURN = [i % 10 for i in IN_ORDER]
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
 STUCK = f"""
     import os
     import time
@@ -49,16 +50,20 @@ STUCK = f"""
 
     store = SampleFolder._store
 
-    def stuck(self, index, image):
+    def stuck(self, index, *args):
         if index >= {STUCK_AT}:
-            (self.progress / image_name(index)).write_bytes(b"half a picture")
+            (self.progress / (self.part.name + "-" + image_name(index))).write_bytes(b"half a picture")
             time.sleep({PATIENCE})
-        store(self, index, image)
+        store(self, index, *args)
 
     SampleFolder._store = stuck
     Path(__file__).with_name("pid-" + os.environ.get("RANK", "0")).write_text(str(os.getpid()))
     run(main_sample.main)
 """
+
+
+def torchrun(ranks: int) -> list[str]:
+    return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +105,7 @@ def kill_half_way(folder: Path, script: Path, *flags: str, launcher: Sequence[st
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
     assert started.returncode != 0
-    assert np.load(folder / ".progress/done.npy").tolist() == [1] * STUCK_AT + [0] * (COUNT - STUCK_AT)
+    assert Contents(folder / ".progress").done.tolist() == [True] * STUCK_AT + [False] * (COUNT - STUCK_AT)
     assert list((folder / ".progress").glob("*.png"))
 
 
@@ -110,7 +115,7 @@ def pids(script: Path) -> list[int]:
 
 def done(folder: Path) -> int:
     """Images done so far."""
-    return int(np.load(folder / ".progress/done.npy").sum()) if (folder / "samples.json").exists() else 0
+    return count_records(folder / ".progress")
 
 
 def assert_same_pngs(folder: Path, other: Path) -> None:
@@ -171,14 +176,46 @@ def test_an_interrupted_npz_run_goes_on(
         assert arrays["arr_1"].tolist() == IN_TURN
 
 
-def test_two_ranks_killed_and_continued_draw_as_one_does(undisturbed: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "new"
-    kill_half_way(folder, tmp_path / "script/stuck.py", "--batch_size", "4", launcher=TORCHRUN)
-    argv = ("main_sample.py", "--checkpoint", str(ROOT / TINY), "--output_dir", str(folder), *MANY, "--batch_size", "3")
-    with process(*argv, launcher=TORCHRUN) as started:
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two ranks that was killed half-way, to be copied."""
+    place = tmp_path_factory.mktemp("killed")
+    kill_half_way(place / "new", place / "script/stuck.py", "--batch_size", "4", launcher=torchrun(2))
+    return place / "new"
+
+
+def go_on(folder: Path, ranks: int, *flags: str) -> None:
+    argv = ("main_sample.py", "--checkpoint", str(ROOT / TINY), "--output_dir", str(folder), *MANY, *flags)
+    with process(*argv, "--batch_size", "3", launcher=torchrun(ranks)) as started:
         _, err = started.communicate(timeout=PATIENCE)
     assert started.returncode == 0, err
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_two_ranks_killed_and_continued_by_others_draw_as_one_does(
+    ranks: int, killed: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    owners = [path.name.rpartition("-")[0] for path in sorted((killed / ".progress").glob("*.done"))]
+    assert owners == ["rank-0", "rank-1"]  # each has a file of its own
+    folder = tmp_path / "new"
+    shutil.copytree(killed, folder)
+    go_on(folder, ranks)
     assert_same_pngs(folder, undisturbed)
+
+
+def test_two_ranks_killed_and_continued_keep_images_and_codes(undisturbed: Path, tmp_path: Path) -> None:
+    folder, flags = tmp_path / "new", ("--format", "npz", "--save_codes")
+    kill_half_way(folder, tmp_path / "script/stuck.py", *flags, "--batch_size", "4", launcher=torchrun(2))
+    go_on(folder, 2, *flags)
+    assert sorted(contents(folder)) == ["codes.npz", "grid.png", "samples.json", "samples.npz"]
+    draw(tmp_path / "whole", *MANY, *flags)
+    for name in ("samples.npz", "codes.npz"):
+        with np.load(folder / name) as found, np.load(tmp_path / "whole" / name) as expected:
+            assert found.files == expected.files
+            for array in found:
+                assert np.array_equal(found[array], expected[array]), array
+    with np.load(folder / "samples.npz") as arrays:
+        assert np.array_equal(arrays["arr_0"], [read_png(undisturbed / f"{i:06d}.png") for i in IN_ORDER])
 
 
 def test_deleted_images_of_an_unfinished_run_are_drawn_again(

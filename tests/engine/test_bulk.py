@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from engine import bulk
+from engine import bulk, distributed
 from engine.bulk import Kept, Request, draw_into, draw_many, draw_on_all_ranks
 from engine.images import to_uint8
-from engine.sample_folder import prepare_folder
+from engine.sample_folder import Format, SampleFolder, prepare_folder
 from models import sample
 from models.checkerboard import Checkerboard
 from models.sampling import Drawing, Sampler
@@ -98,12 +98,52 @@ def test_one_rank_draws_all(model: Checkerboard) -> None:
 
 def test_a_folder_gets_what_it_lacks_and_as_it_was_changed(model: Checkerboard, tmp_path: Path) -> None:
     request = Request(LABELS, DRAWING, seed=5, batch_size=3)
-    prepare_folder(tmp_path / "drawn", {"seed": 5}, (7, 32, 32, 3), "npz", {})
-    first = draw_into(tmp_path / "drawn", model, request)
+    for name in ("whole", "begun"):
+        prepare_folder(tmp_path / name, {"seed": 5}, (7, 32, 32, 3), "npz", {})
     expected = to_uint8(drawn(model, request)[1])
-    assert torch.equal(first.first_images(7), expected)
-    first.done[[2, 6]] = 0
-    again = draw_into(tmp_path / "drawn", model, request, lambda pixels: 255 - pixels)
+    assert torch.equal(draw_into(tmp_path / "whole", model, request).first_images(7), expected)
+    with SampleFolder(tmp_path / "begun") as begun:
+        for indices, out in draw_many(model, request, [0, 1, 3, 4, 5]):
+            begun.add(indices, to_uint8(out.images), out)
+    again = draw_into(tmp_path / "begun", model, request, lambda pixels: 255 - pixels)
     assert again.todo.tolist() == [2, 6]
     expected[[2, 6]] = 255 - expected[[2, 6]]
     assert torch.equal(again.first_images(7), expected)
+
+
+@pytest.mark.parametrize("file_format", ["png", "npz"])
+def test_rank_0_sees_what_others_did_after_it_had_opened(
+    file_format: Format, model: Checkerboard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As over NFS, where others' images are seen once they have closed their files: here all appear at once."""
+    request, folder = Request(LABELS, DRAWING, seed=5, batch_size=2), tmp_path / "drawn"
+    expected = to_uint8(drawn(model, request)[1])
+    prepare_folder(folder, {"seed": 5}, (7, 32, 32, 3), file_format, {"codes": model.num_locations})
+
+    def other_rank() -> None:
+        assert SampleFolder(folder).todo.tolist() == [1, 3, 5]  # rank 0 has closed its own by now
+        with monkeypatch.context() as patch, SampleFolder(folder) as images:
+            patch.setattr(distributed, "rank", lambda: 1)
+            for indices, out in draw_many(model, request, [1, 3, 5]):
+                images.add(indices, to_uint8(out.images), out)
+
+    monkeypatch.setattr(distributed, "num_ranks", lambda: 2)
+    monkeypatch.setattr(distributed, "barrier", other_rank)
+    images = draw_into(folder, model, request)
+    assert images.todo.tolist() == list(range(7))
+    assert torch.equal(images.first_images(7), expected)
+    assert images.maps["codes"][:].any(1).all()
+    assert (images.num_done, images.duplicates()) == (7, [])
+    images.finish(LABELS, [])
+    assert not list(folder.glob(".*"))
+
+
+def test_shares_are_of_what_rank_0_sees_missing(
+    model: Checkerboard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare_folder(tmp_path / "drawn", {}, (7, 32, 32, 3), "npz", {})
+    monkeypatch.setattr(distributed, "rank", lambda: 1)
+    monkeypatch.setattr(distributed, "num_ranks", lambda: 2)
+    monkeypatch.setattr(distributed, "from_main", lambda todo: todo[[0, 2, 3, 5]])
+    draw_into(tmp_path / "drawn", model, Request(LABELS, DRAWING))
+    assert SampleFolder(tmp_path / "drawn").todo.tolist() == [0, 1, 3, 4, 6]

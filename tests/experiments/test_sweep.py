@@ -165,7 +165,7 @@ def test_other_settings_keep_the_earlier_result(finished: Path, checkpoint: Path
 def test_killed_it_goes_on_to_the_same_table(finished: Path, checkpoint: Path, tmp_path: Path) -> None:
     folder = tmp_path / "sweep"
     argv = flags(checkpoint, folder, "--batch_size", "1")
-    for wanted in ("cfg0-1steps/samples/.progress/done.npy", "cfg0-2steps/samples/.progress/done.npy"):
+    for wanted in ("cfg0-1steps/samples/.progress", "cfg0-2steps/samples/.progress"):
         process = start_process(tmp_path / "out.txt", sweep_command, argv)
         while process.is_alive() and not (folder / wanted).exists():
             process.join(0.002)

@@ -18,6 +18,7 @@ import main_sample
 from engine.metrics import full_run
 from engine.metrics.classifier import statistics_file
 from engine.metrics.full_run import PRESETS, FullRunArgs, lines_of
+from engine.sample_parts import count_records
 from tests.command_factory import PATIENCE, ROOT, Outcome, call, start
 
 FIXTURE = ROOT / "tests/fixtures/evaluator"
@@ -55,8 +56,8 @@ def read_result(folder: Path) -> dict[str, Any]:
 def num_drawn(folder: Path) -> int:
     """So many of the samples are done; 0 before there are any."""
     try:
-        return int(np.load(folder / "samples/.progress/done.npy").sum())
-    except (OSError, ValueError, EOFError):
+        return count_records(folder / "samples/.progress")
+    except OSError:
         return 0
 
 
