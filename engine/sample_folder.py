@@ -33,7 +33,8 @@ from models.scan_order import scale_slices
 SETTINGS_NAME, PROGRESS_NAME, NPZ_NAME, CODES_NAME = "samples.json", ".progress", "samples.npz", "codes.npz"
 NEW_NAME, FINISHED_NAME = ".progress.new", ".progress.finished"  # not yet complete; about to be removed
 NUMBER = 6 * "[0-9]"
-OUR_FILES = (
+OUR_FILES = (  # moved aside in this order: progress never stays with the settings of others
+    PROGRESS_NAME,
     f"{NUMBER}.png",
     f"maps_{NUMBER}.png",
     "maps.npz",
@@ -42,10 +43,9 @@ OUR_FILES = (
     "animation.gif",
     CODES_NAME,
     NPZ_NAME,
-    SETTINGS_NAME,
-    PROGRESS_NAME,
     NEW_NAME,
     FINISHED_NAME,
+    SETTINGS_NAME,
 )
 NOT_PNG = tuple(name for name in OUR_FILES if name.endswith((".npz", ".gif")))
 MAPS = {"codes": np.int32, "entropy": np.float32, "step": np.int32, "probability": np.float32}
@@ -89,7 +89,7 @@ def prepare_folder(
         UserError: the folder holds images that are not ours, there is too little space, or what was begun cannot go on.
     """
     settings = json.loads(json.dumps(settings))
-    earlier = (folder / SETTINGS_NAME).exists()
+    earlier = (folder / SETTINGS_NAME).exists() or (folder / PROGRESS_NAME).exists()
     goes_on = earlier and _same_settings(folder / SETTINGS_NAME, settings)
     if goes_on and (folder / PROGRESS_NAME).exists():
         Layout.read(folder / PROGRESS_NAME)  # an error is one now, before a model is made ready
@@ -306,7 +306,7 @@ def read_images(folder: Path, indices: Sequence[int]) -> Tensor:
 def _same_settings(path: Path, settings: Mapping[str, Any]) -> bool:
     try:
         found = json.loads(path.read_text())
-    except ValueError:
+    except (ValueError, FileNotFoundError):
         return False
     if not isinstance(found, dict):
         return False

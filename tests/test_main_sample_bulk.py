@@ -3,6 +3,7 @@
 A process that is to be killed gets stuck while it writes: at a known image, its file half written.
 """
 
+import json
 import os
 import shutil
 import signal
@@ -216,6 +217,35 @@ def test_two_ranks_killed_and_continued_keep_images_and_codes(undisturbed: Path,
                 assert np.array_equal(found[array], expected[array]), array
     with np.load(folder / "samples.npz") as arrays:
         assert np.array_equal(arrays["arr_0"], [read_png(undisturbed / f"{i:06d}.png") for i in IN_ORDER])
+
+
+@pytest.mark.parametrize("ended_at", [None, 1, 2, 4])
+def test_progress_of_other_settings_is_never_gone_on_with(
+    ended_at: int | None, killed: Path, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """samples.json is lost, or the program ends while the earlier run is moved aside."""
+    folder = tmp_path / "new"
+    shutil.copytree(killed, folder)
+    settings = read_settings(folder)
+    if ended_at is None:
+        (folder / "samples.json").unlink()
+    else:
+        (folder / "samples.json").write_text(json.dumps(settings | {"seed": 500}))
+        rename, moves = Path.rename, iter(range(1, 10**6))
+
+        def ended(path: Path, target: Path) -> Path:
+            if next(moves) == ended_at:
+                raise KeyboardInterrupt
+            return rename(path, target)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "rename", ended)
+            argv = ("--checkpoint", str(ROOT / TINY), "--output_dir", str(folder), *MANY)
+            assert call(main_sample.main, *argv).code == INTERRUPTED
+    for path in folder.glob("*.png"):
+        Image.new("RGB", (32, 32)).save(path)  # what may not be taken for one of ours
+    draw(folder, *MANY)
+    assert_same_pngs(folder, undisturbed)
 
 
 def test_deleted_images_of_an_unfinished_run_are_drawn_again(
