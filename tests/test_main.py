@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -85,6 +86,16 @@ def test_a_run_says_what_it_does_and_how_it_went(finished: tuple[Path, Path, Out
     assert distance > 0
     assert 0 <= drawn <= 1
     assert held_out > 0.9
+
+
+def test_a_folder_that_another_process_trains_in_is_left_alone(root: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    config = tiny_yaml(root, tmp_path, output_dir=folder, epochs=1, batch_size=100)
+    folder.mkdir()
+    with FileLock(folder / ".lock"):
+        message = call(main.main, "--config", str(config), "--scan_order", "raster").error()
+    assert message.endswith(f"another process is at work in {folder}; wait for it, or name another output_dir")
+    assert not (folder / "config.yaml").exists()
 
 
 def test_a_run_leaves_everything_in_its_folder(finished: tuple[Path, Path, Outcome]) -> None:

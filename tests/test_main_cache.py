@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from filelock import FileLock
 from torch import Tensor
 
 import main as training
@@ -262,6 +263,15 @@ def test_a_wrong_class_count_is_refused(work: Work, flags: tuple[str, ...]) -> N
 def test_a_missing_cache_is_refused(work: Work) -> None:
     said = command(work.flags("--use_cache")).error()
     assert said.endswith(f"no cache of codes at {work.folder / 'cached' / NAME}; make it by adding --create_cache")
+
+
+def test_a_cache_that_another_process_makes_is_left_to_it(work: Work) -> None:
+    (work.folder / "cached").mkdir()
+    with FileLock(work.folder / "cached" / f"{NAME}.lock"):
+        said = command(work.flags("--create_cache")).error()
+    assert said.startswith("another process is making the cache ")
+    assert command(work.flags("--create_cache")).code == 0
+    assert [path.name for path in (work.folder / "cached").iterdir()] == [NAME]
 
 
 def test_a_full_disk(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -183,7 +183,7 @@ def check_quickstart(project: Project, command: str) -> None:
     assert re.search(r"FD-digits-500: \S+ \(real test images: FD-digits-297 1\.1155\d\)", outcome.out)
     assert re.search(r"Class accuracy: \S+ \(real test images: Class accuracy 0\.98316\d\)", outcome.out)
     assert "98.3 % of 297 real ones" in " ".join(README.split())
-    assert "the 297 at 1.12" in " ".join(README.split())
+    assert "and 1.12 of the 297" in " ".join(README.split())
     check_run_folder(project, "output/quickstart")
 
 

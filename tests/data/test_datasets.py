@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from sklearn.datasets import load_digits
+from torch.utils.data import DataLoader
 
 from data.crops import crop_image, to_floats
 from data.datasets import (
@@ -263,6 +264,14 @@ def test_more_than_one_percent_unreadable_is_an_error(number: int, allowed: int)
         assert dataset[index, 0][1] == index + (index % 2 == 0)
     with pytest.raises(UserError, match=f"{allowed + 1} unreadable images, over 1 % of the data"):
         dataset[2 * allowed, 0]
+
+
+def test_unreadable_images_count_over_all_loading_processes() -> None:
+    dataset = CroppedImages(NumberedImages(200, {10, 60, 110}), 8, "center")  # one to each worker
+    pairs = [[(index, 0)] for start in (0, 50, 100) for index in range(start + 8, start + 12)]
+    batches = [pairs[i + 4 * worker] for i in range(4) for worker in range(3)]
+    with pytest.raises(UserError, match="3 unreadable images, over 1 % of the data"):
+        list(DataLoader(dataset, batch_sampler=batches, num_workers=3, collate_fn=dataset.collate))
 
 
 @pytest.mark.parametrize("number", [1, 2])

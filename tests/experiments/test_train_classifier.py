@@ -64,6 +64,8 @@ def test_mistakes(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="shift 32 must lie in"):
         ClassifierArgs(shift=32)
     assert "no image folder at" in train(tmp_path, "--dataset", "folder", "--data_path", "nowhere").error()
+    with pytest.raises(UserError, match="dtype is bfloat16; a classifier is trained in float32"):
+        ClassifierArgs(dtype="bfloat16")
     assert "widths is [8, 0, 8, 8]" in train(tmp_path, "--widths", "[8, 0, 8, 8]").error()
     assert "unknown option --class_keys" in train(tmp_path, "--class_keys", "[a, b]").error()
     assert "did you mean --mirror" in train(tmp_path, "--miror").error()
