@@ -49,7 +49,7 @@ OUR_FILES = (  # moved aside in this order: progress never stays with the settin
 )
 NOT_PNG = tuple(name for name in OUR_FILES if name.endswith((".npz", ".gif")))
 MAPS = {"codes": np.int32, "entropy": np.float32, "step": np.int32, "probability": np.float32}
-# Settings that change no image; of files that were read, the hashes count.
+# Settings that change no image but by rounding; of files that were read, the hashes count.
 UNIMPORTANT = ("batch_size", "compile", "output_dir", "duplicates", "checkpoint", "edit", "mask", "label_file")
 WRITERS, MAX_PENDING = 4, 256  # threads, and images that may wait for them
 CHUNK = 256  # images copied at once

@@ -2,7 +2,7 @@
 
     python -m experiments.train_classifier --config experiments/classifier_digits.yaml
 
-makes one. Letters: B images, H, W their sides in pixels, D features, K classes, n, m images of a block of distances.
+makes one. Letters: B images, H, W their sides in pixels, D features, K classes.
 """
 
 import json
@@ -140,10 +140,6 @@ class Classifier:
         if x.shape[2:] != (SIDE, SIDE):
             x = F.interpolate(x, (SIDE, SIDE), mode="bilinear", antialias=True)
         return (self._network.features(x).cpu().numpy(),)
-
-    def squared_distances(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-        """(n, m) float32 of features (n, D), (m, D)."""
-        return torch.cdist(torch.from_numpy(rows), torch.from_numpy(columns)).square().numpy()
 
     def accuracy(self, features: np.ndarray, labels: np.ndarray) -> float:
         """Share of images, by features (N, D), that are recognised as their labels (N,)."""

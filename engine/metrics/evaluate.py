@@ -14,7 +14,7 @@ import numpy as np
 from engine.metrics.batches import LABELS
 from engine.metrics.classifier import Classifier, RealData
 from engine.metrics.neighbours import precision_recall
-from engine.metrics.network import Network
+from engine.metrics.network import InceptionNetwork, Network
 from engine.metrics.sides import Side
 from engine.metrics.statistics import Statistics, frechet_distance, inception_score
 from models.errors import UserError
@@ -78,7 +78,9 @@ class ClassFigures:
         return other.labelled(self.real.num_images)
 
 
-def compare(reference: Side, samples: Side, network: Network, with_prec_recall: bool = True) -> Figures:
+def compare(
+    reference: Side, samples: Side, network: InceptionNetwork | Classifier, with_prec_recall: bool = True
+) -> Figures:
     """All figures that the two sides have the data for.
 
     Raises:

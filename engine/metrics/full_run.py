@@ -49,7 +49,7 @@ REFERENCE_URL = (
     "https://openaipublic.blob.core.windows.net/diffusion/jul-2021/ref_batches/imagenet/256/"
     "VIRTUAL_imagenet256_labeled.npz"
 )
-# Settings that change no figure.
+# Settings that change no figure but by rounding.
 UNIMPORTANT = ("batch_size", "compile", "nproc", "output_dir", "delete_samples")
 
 Preset = Literal["2x-cfg1.4", "2x-cfg1.5", "4x-cfg1.7"]

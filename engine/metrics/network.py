@@ -37,6 +37,10 @@ class Network(Protocol):
     def __call__(self, images: np.ndarray) -> tuple[np.ndarray, ...]:
         """Features (B, D), and spatial ones (B, S) if it has them, float32, of images (B, H, W, 3) uint8."""
 
+
+class InceptionNetwork(Network, Protocol):
+    """Inception, whose features precision and recall are measured by."""
+
     def squared_distances(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
         """(n, m) float32 of features (n, D), (m, D)."""
 

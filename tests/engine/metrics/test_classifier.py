@@ -84,11 +84,6 @@ def test_other_sizes_are_read_at_32_pixels() -> None:
     assert classifier.accuracy(classifier(large)[0], labels) > 0.9
 
 
-def test_distances_are_squared() -> None:
-    rows, columns = np.zeros((2, 3), np.float32), np.array([[1, 2, 2], [0, 0, 3]], np.float32)
-    np.testing.assert_allclose(Classifier("digits", CPU).squared_distances(rows, columns), [[9, 9], [9, 9]])
-
-
 # The command line
 
 
