@@ -25,13 +25,13 @@ from engine.edit import Edit, load_edit
 from engine.folder_lock import lock_folder
 from engine.images import save_grid
 from engine.labels import balanced_labels, parse_labels, read_labels, shown_labels
+from engine.random_model import random_model
 from engine.sample_folder import CODES_NAME, MAPS, Format, SampleFolder, prepare_folder
 from engine.sample_settings import SamplingArgs, sample_settings
 from engine.visualize import MAX_ANIMATED, save_animation, save_entropy_by_step, save_maps
-from models.autoencoder import Autoencoder, AutoencoderConfig
-from models.checkerboard import Checkerboard, ModelConfig
+from models.checkerboard import Checkerboard
 from models.errors import UserError
-from models.published import dataclass_from_dict, find_checkpoint, load_autoencoder, load_checkpoint, read_yaml
+from models.published import find_checkpoint, load_checkpoint
 from models.sampling import Drawing
 from models.scan_order import sampling_blocks
 
@@ -145,14 +145,11 @@ def draw_and_finish(folder: Path, model: Checkerboard, request: Request, args: S
 def _load_model(args: SampleArgs) -> Checkerboard:
     if args.checkpoint is not None:
         return load_checkpoint(args.checkpoint, use_ema=args.use_ema)
-    section = read_yaml(Path(args.config)).get("model") or {}
-    config = dataclass_from_dict(ModelConfig, section, args.config)
-    weights = config.autoenc.checkpoint_path
-    there = weights is not None and Path(weights).is_file()
     torch.manual_seed(args.seed)
-    autoencoder = load_autoencoder(config.autoenc) if there else Autoencoder(AutoencoderConfig())
-    _say(f"random weights of {args.config}" + ("" if there else ", with a random autoencoder") + ": expect noise")
-    return Checkerboard(config, autoencoder).eval()
+    model, has_autoencoder = random_model(Path(args.config))
+    autoencoder = "" if has_autoencoder else ", with a random autoencoder"
+    _say(f"random weights of {args.config}{autoencoder}: expect noise")
+    return model
 
 
 def _choose_labels(model: Checkerboard, args: SampleArgs) -> list[int]:

@@ -33,9 +33,8 @@ from benchmarks.measure import (
 from engine.command import run
 from engine.config import parse_flags
 from engine.device import DTYPES, describe_machine, pick_device
-from models.autoencoder import Autoencoder, AutoencoderConfig
-from models.checkerboard import Checkerboard, ModelConfig
-from models.published import dataclass_from_dict, read_yaml
+from engine.random_model import random_model
+from models.checkerboard import Checkerboard
 from models.sampling import Drawing, Sampler
 
 COLUMNS = (
@@ -148,9 +147,8 @@ def measure_times(case: Case) -> tuple[str, ...]:
 
 def _make(case: Case, device: torch.device) -> tuple[Checkerboard, Sampler, torch.Tensor]:
     """Model, sampler and labels of a batch."""
-    config = dataclass_from_dict(ModelConfig, read_yaml(Path(case.config))["model"], case.config)
     torch.manual_seed(0)
-    model = Checkerboard(config, Autoencoder(AutoencoderConfig())).eval()
+    model, _ = random_model(Path(case.config))
     model.to(device=device, dtype=DTYPES[case.dtype])
     sampler = Sampler(model, case.batch, Drawing(steps_per_scale=case.args.steps_per_scale), case.compiled)
     return model, sampler, torch.arange(case.batch) % model.config.num_classes

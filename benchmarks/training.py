@@ -20,10 +20,8 @@ from engine.autoregressor import AutoregressorTask
 from engine.command import run
 from engine.config import TrainArgs, parse_flags
 from engine.device import describe_machine, describe_size, pick_device
+from engine.random_model import random_model
 from engine.trainer import StepRandomness
-from models.autoencoder import Autoencoder, AutoencoderConfig
-from models.checkerboard import Checkerboard, ModelConfig
-from models.published import dataclass_from_dict, read_yaml
 
 
 @dataclass(frozen=True)
@@ -46,11 +44,10 @@ class BenchmarkArgs:
 def main(argv: Sequence[str]) -> None:
     args = parse_flags(argv, "benchmarks.training", __doc__, BenchmarkArgs)
     device = pick_device(args.device)
-    section = read_yaml(Path(args.config)).get("model") or {}
-    config = dataclass_from_dict(ModelConfig, section, args.config)
-    model = Checkerboard(config, Autoencoder(AutoencoderConfig())).to(device).train()
-    codes = [torch.randint(4096, (args.batch_size, side, side), device=device) for side in model.scale_sizes]
-    labels = torch.randint(config.num_classes, (args.batch_size,), device=device)
+    model = random_model(Path(args.config))[0].to(device).train()
+    num_codes = model.autoencoder.config.n_embed
+    codes = [torch.randint(num_codes, (args.batch_size, side, side), device=device) for side in model.scale_sizes]
+    labels = torch.randint(model.config.num_classes, (args.batch_size,), device=device)
     task = AutoregressorTask(model, TrainArgs())
     optimizer = torch.optim.AdamW(model.parameters())
     parts: dict[str, list[float]] = {"forward": [], "backward": [], "optimizer": []}
