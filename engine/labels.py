@@ -45,12 +45,14 @@ def read_labels(path: str, model: Checkerboard) -> list[int]:
         raise UserError(f"no such file: {path}")
     try:
         lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
-        index_of = _index_of_names(model)
-        whole = ((line, index_of.get(line.strip().lower())) for line in lines if line.strip())
-        labels = [parse_labels(line, model) if index is None else [index] for line, index in whole]
-        return [label for of_line in labels for label in of_line] or parse_labels("", model)
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is no text file; put one index or name on a line") from error
+    index_of = _index_of_names(model)
+    labels: list[int] = []
+    for line in lines:
+        whole = index_of.get(line.strip().lower())
+        labels += _parse_words(_words(line), model, index_of) if whole is None else [whole]
+    return _not_empty(labels)
 
 
 def parse_labels(text: str, model: Checkerboard) -> list[int]:
@@ -59,16 +61,26 @@ def parse_labels(text: str, model: Checkerboard) -> list[int]:
     Raises:
         UserError: an index out of range, or a name that is no class; the nearest one is named.
     """
+    return _not_empty(_parse_words(_words(text), model, _index_of_names(model)))
+
+
+def _words(text: str) -> list[str]:
     lines = text.strip().removeprefix("[").removesuffix("]").splitlines()
     try:
         words = [word.strip() for row in csv.reader(lines, skipinitialspace=True) for word in row]
     except csv.Error as error:
         raise UserError(f'labels are no list ({error}); give indices or names, as in 207,"tabby cat"') from error
-    words = [word for word in words if word]
-    if not words:
-        raise UserError('labels is empty; give indices or names, as in 207,"tabby cat"')
-    index_of = _index_of_names(model)
+    return [word for word in words if word]
+
+
+def _parse_words(words: list[str], model: Checkerboard, index_of: dict[str, int]) -> list[int]:
     return [_parse_label(word, model.config.num_classes, index_of) for word in words]
+
+
+def _not_empty(labels: list[int]) -> list[int]:
+    if not labels:
+        raise UserError('labels is empty; give indices or names, as in 207,"tabby cat"')
+    return labels
 
 
 def _parse_label(word: str, num_classes: int, index_of: dict[str, int]) -> int:
