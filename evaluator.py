@@ -19,16 +19,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engine.command import run
-from engine.config import parse_flags
-from engine.device import pick_device
-from engine.metrics.backends import NetworkArgs, load_network
-from engine.metrics.evaluate import compare, figure_lines, report
-from engine.metrics.files import write_json
-from engine.metrics.network import Network
-from engine.metrics.reference import make_reference
-from engine.metrics.sides import load_side
-from models.errors import UserError
+from evaluation.compare import compare, figure_lines, report
+from evaluation.features.choose import load_network
+from evaluation.features.network import Network
+from evaluation.image_sets import load_side
+from evaluation.options import NetworkArgs
+from evaluation.reference import make_reference
+from runtime.command import run
+from runtime.config import parse_flags
+from runtime.device import pick_device
+from runtime.errors import UserError
+from runtime.files import write_json
 
 
 @dataclass(frozen=True)

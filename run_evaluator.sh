@@ -3,4 +3,4 @@
 set -euo pipefail
 here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
 export PYTHONPATH="$here${PYTHONPATH:+:$PYTHONPATH}"
-exec "${PYTHON:-python}" -m engine.metrics.full_run "$@"
+exec "${PYTHON:-python}" -m evaluation.run "$@"

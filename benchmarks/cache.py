@@ -22,13 +22,13 @@ from pathlib import Path
 import numpy as np
 from torch.utils.data import DataLoader
 
-from data.datasets import human_names, imagenet_keys
-from data.sampler import EpochBatches
-from data.token_cache import DONE, MANIFEST, VERSION, Manifest, TokenCache
-from engine.cache import PAPER_SCALE_SIZES
-from engine.command import run
-from engine.config import parse_flags
-from engine.device import describe_machine, pick_device
+from data.batches import EpochBatches
+from data.cache import DONE, MANIFEST, VERSION, Manifest, TokenCache
+from data.images import human_names, imagenet_keys
+from data.make_cache import PAPER_SCALE_SIZES
+from runtime.command import run
+from runtime.config import parse_flags
+from runtime.device import describe_machine, pick_device
 
 NUM_CODES = 4096
 READ_SCALES = (1, 2, 4, 8, 16)  # of the paper's models at scale ratio 2

@@ -13,8 +13,10 @@ import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -30,12 +32,11 @@ from benchmarks.measure import (
     peak_memory,
     time_products,
 )
-from engine.command import run
-from engine.config import parse_flags
-from engine.device import DTYPES, describe_machine, pick_device
-from engine.random_model import random_model
-from models.checkerboard import Checkerboard
-from models.sampling import Drawing, Sampler
+from models.family import Generator, Sampler
+from models.loading.checkpoint import random_model
+from runtime.command import run
+from runtime.config import parse_flags
+from runtime.device import DTYPES, describe_machine, pick_device
 
 COLUMNS = (
     *("model", "batch", "dtype", "mode", "warm-up s", "drawing s", "floor s", "ratio"),
@@ -53,7 +54,7 @@ class BenchmarkArgs:
         batch_sizes: images drawn at once.
         dtypes: precisions of the transformer.
         modes: eager, compiled.
-        steps_per_scale: steps of each scale.
+        drawing: settings of the drawing, as in '{steps_per_scale: 8}'; cfg 1.5 and the family's otherwise.
         repeats: timed runs after one more; medians count.
         device: auto, cuda, mps or cpu.
     """
@@ -62,7 +63,7 @@ class BenchmarkArgs:
     batch_sizes: tuple[int, ...] = (1, 8)
     dtypes: tuple[str, ...] = ("float32", "bfloat16")
     modes: tuple[str, ...] = ("eager", "compiled")
-    steps_per_scale: int = 4
+    drawing: dict[str, Any] = field(default_factory=dict)
     repeats: int = 3
     device: str = "auto"
 
@@ -81,7 +82,7 @@ class Case:
 def main(argv: Sequence[str]) -> None:
     args = parse_flags(argv, "benchmarks/sampling.py", __doc__, BenchmarkArgs)
     device = pick_device(args.device)
-    print(f"{describe_machine(device)}; guided (cfg 1.5), {args.steps_per_scale} steps per scale, seconds of a batch")
+    print(f"{describe_machine(device)}; guided (cfg 1.5), {args.drawing or 'the usual steps'}, seconds of a batch")
     print(ROW.format(*COLUMNS), flush=True)
     context = multiprocessing.get_context("spawn")
     for config in args.configs:
@@ -111,7 +112,7 @@ def measure_memory(case: Case) -> tuple[str, ...]:
     device = pick_device(case.args.device)
     before = held_memory(device)
     model, sampler, labels = _make(case, device)
-    needed = sum(t.nbytes for t in (*_weights(model), *sampler.cache.keys, *sampler.cache.values))
+    needed = sum(t.nbytes for t in (*_weights(model), *sampler.cache()))
     if case.compiled:  # compilers hold more than the result does
         sampler(labels, range(case.batch))
     forget_peak(device)
@@ -145,37 +146,36 @@ def measure_times(case: Case) -> tuple[str, ...]:
     )
 
 
-def _make(case: Case, device: torch.device) -> tuple[Checkerboard, Sampler, torch.Tensor]:
+def _make(case: Case, device: torch.device) -> tuple[Generator, Sampler, torch.Tensor]:
     """Model, sampler and labels of a batch."""
     torch.manual_seed(0)
     model, _ = random_model(Path(case.config))
     model.to(device=device, dtype=DTYPES[case.dtype])
-    sampler = Sampler(model, case.batch, Drawing(steps_per_scale=case.args.steps_per_scale), case.compiled)
+    sampler = model.sampler(case.batch, model.Drawing(**case.args.drawing), case.compiled)
     return model, sampler, torch.arange(case.batch) % model.config.num_classes
 
 
-def _weights(model: Checkerboard) -> list[torch.Tensor]:
+def _weights(model: Generator) -> list[torch.Tensor]:
     return [*model.state_dict().values(), *model.autoencoder.state_dict().values()]
 
 
 def _time_scales(sampler: Sampler, labels: torch.Tensor, device: torch.device) -> list[float]:
     """Seconds of drawing each scale (the preparation counts to the first) and of decoding the last."""
-    clock, times = Clock(device), []
-    sampler.begin(labels, range(len(labels)))
-    for scale in range(len(sampler.model.scale_sizes)):
-        sampler.draw_scale(scale)
-        times.append(clock.lap())
-    sampler.samples()
-    return [*times, clock.lap()]
+    clock = Clock(device)
+    seconds = [clock.lap() for _ in sampler.steps(labels, range(len(labels)))]
+    clock.lap()
+    samples = sampler.samples()
+    decoding = clock.lap()
+    ends = [int(steps.max()) + 1 for steps in samples.step]
+    return [*(sum(seconds[start:end]) for start, end in pairwise([0, *ends])), decoding]
 
 
-def _products(case: Case, model: Checkerboard, labels: torch.Tensor) -> tuple[list[Product], list[Product], int]:
+def _products(case: Case, model: Generator, labels: torch.Tensor) -> tuple[list[Product], list[Product], int]:
     """The products of an eager run, those of drawing and of decoding; and the operations of drawing."""
-    sampler = Sampler(model, case.batch, Drawing(steps_per_scale=case.args.steps_per_scale))
+    sampler = model.sampler(case.batch, model.Drawing(**case.args.drawing))
     with RecordProducts() as drawing, CountKernels() as kernels:
-        sampler.begin(labels, range(len(labels)))
-        for scale in range(len(model.scale_sizes)):
-            sampler.draw_scale(scale)
+        for _ in sampler.steps(labels, range(len(labels))):
+            pass
     with RecordProducts() as decoding:
         sampler.samples()
     return drawing.products, decoding.products, kernels.count

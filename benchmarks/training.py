@@ -6,6 +6,7 @@ The products' own time is that of every linear layer, forward and both backward 
 same run. What is left is attention, norms, rotations, the loss and Python.
 """
 
+import random
 import statistics
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -16,12 +17,11 @@ import torch
 from torch import Tensor
 
 from benchmarks.measure import Clock, RecordProducts
-from engine.autoregressor import AutoregressorTask
-from engine.command import run
-from engine.config import TrainArgs, parse_flags
-from engine.device import describe_machine, describe_size, pick_device
-from engine.random_model import random_model
-from engine.trainer import StepRandomness
+from models.family import StepContext
+from models.loading.checkpoint import random_model
+from runtime.command import run
+from runtime.config import parse_flags
+from runtime.device import describe_machine, describe_size, pick_device
 
 
 @dataclass(frozen=True)
@@ -48,14 +48,14 @@ def main(argv: Sequence[str]) -> None:
     num_codes = model.autoencoder.config.n_embed
     codes = [torch.randint(num_codes, (args.batch_size, side, side), device=device) for side in model.scale_sizes]
     labels = torch.randint(model.config.num_classes, (args.batch_size,), device=device)
-    task = AutoregressorTask(model, TrainArgs())
     optimizer = torch.optim.AdamW(model.parameters())
     parts: dict[str, list[float]] = {"forward": [], "backward": [], "optimizer": []}
     record = RecordProducts()
     for step in range(args.steps + 2):
         clock = Clock(device)
         with record if step == 0 else nullcontext():
-            loss, _ = task.loss([codes, labels], StepRandomness(0, step, 0, device))
+            context = StepContext(step, 0.0, 0, random.Random(step), torch.Generator(device).manual_seed(step))
+            loss = model.training_loss(codes, labels, context).value
         forward = clock.lap()
         loss.backward()
         backward = clock.lap()

@@ -3,16 +3,14 @@
 One recipe serves live training, the cache and reference sets, so that the same image and crop give the same codes.
 """
 
-from typing import Literal
-
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
 
-CropRecipe = Literal["ten", "five", "center"]
-NUM_CROPS = {"ten": 10, "five": 5, "center": 1}
+from data.options import NUM_CROPS, CropRecipe
+
 MARGIN = 1.1
 
 
@@ -72,3 +70,8 @@ def to_bytes(image: Image.Image) -> Tensor:
 def to_floats(image: Tensor) -> Tensor:
     """Bytes -> floats in [-1, 1]."""
     return image.float() / 127.5 - 1
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """Images (B, 3, H, W) in [-1, 1], clamped to it, as uint8 by the published 8-bit rule (method.md Sec. 6)."""
+    return (((images.float() + 1) / 2).clamp(0, 1) * 255).to(torch.uint8)

@@ -14,10 +14,10 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from engine.command import run
-from engine.config import parse_flags
 from experiments.sweep import TABLE_NAME, figure_names
-from models.errors import UserError
+from runtime.command import run
+from runtime.config import parse_flags
+from runtime.errors import UserError
 
 NEAR = 1.02  # times the lowest distance
 

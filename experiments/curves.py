@@ -13,9 +13,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from engine.command import run
-from engine.config import parse_flags
-from models.errors import UserError
+from runtime.command import run
+from runtime.config import parse_flags
+from runtime.errors import UserError
 
 FEW = 10  # points; a line through one is invisible
 PANELS = (("loss_scale_", "loss (nats a token)"), ("accuracy_scale_", "top-1 accuracy"))

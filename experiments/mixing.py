@@ -12,10 +12,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from engine.command import run
-from engine.config import parse_flags
-from models.errors import UserError
-from models.published import load_checkpoint
+from models.loading.checkpoint import load_checkpoint
+from runtime.command import run
+from runtime.config import parse_flags
+from runtime.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -19,28 +19,30 @@ import torch
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from engine import distributed
-from engine.bulk import Request, draw_into
-from engine.command import run
-from engine.config import parse_flags, plain
-from engine.device import pick_device, pick_dtype
-from engine.folder_lock import lock_folder
-from engine.labels import balanced_labels
-from engine.metrics.backends import NetworkArgs, load_network
-from engine.metrics.batches import hash_of, open_images
-from engine.metrics.evaluate import compare, report
-from engine.metrics.files import hash_file, write_text
-from engine.metrics.neighbours import NEIGHBOURS
-from engine.metrics.network import Network
-from engine.metrics.results import RESULT_NAME, SAMPLES_NAME, find_result, move_aside, write_result
-from engine.metrics.sides import Side, load_side
-from engine.sample_folder import prepare_folder, remove_samples
-from engine.sample_settings import SamplingArgs, sample_settings
-from models.checkerboard import Checkerboard
-from models.errors import UserError
-from models.published import find_checkpoint, load_checkpoint
-from models.sampling import Drawing
-from models.scan_order import sampling_blocks
+from evaluation.compare import compare, report
+from evaluation.features.choose import load_network
+from evaluation.features.network import Network
+from evaluation.image_files import hash_of, open_images
+from evaluation.image_sets import Side, load_side
+from evaluation.neighbours import NEIGHBOURS
+from evaluation.options import NetworkArgs
+from evaluation.results import RESULT_NAME, SAMPLES_NAME, find_result, move_aside, write_result
+from models.checkerboard.config import CheckerboardDrawing as Drawing
+from models.checkerboard.model import Checkerboard
+from models.checkerboard.order import sampling_blocks
+from models.loading.checkpoint import find_checkpoint, load_checkpoint
+from runtime import distributed
+from runtime.command import run
+from runtime.config import parse_flags, plain
+from runtime.device import pick_device, pick_dtype
+from runtime.errors import UserError
+from runtime.files import hash_file, write_text
+from runtime.lock import lock_folder
+from sampling.bulk import Request, draw_into
+from sampling.folder import prepare_folder, remove_samples
+from sampling.labels import balanced_labels
+from sampling.options import SamplingArgs
+from sampling.settings import sample_settings
 
 FEATURES_AT_ONCE = 64  # images
 TABLE_NAME, FIGURE_NAME = "sweep.csv", "sweep.png"

@@ -21,24 +21,25 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from data.crops import crop_image
-from data.datasets import CroppedImages, LabelledImages, open_dataset
-from engine import distributed
-from engine.command import run
-from engine.config import LoopArgs, parse_config, plain
-from engine.device import pick_device
-from engine.folder_lock import lock_folder
-from engine.metrics.classifier import (
-    SIDE,
+from data.images import CroppedImages, LabelledImages, open_dataset
+from evaluation.features.classifier import (
     Classifier,
     ClassifierConfig,
     ClassifierNetwork,
     ClassifierSize,
     RealData,
-    Split,
     save_network,
 )
-from engine.trainer import Statistics, StepRandomness, Task, Trainer
-from models.errors import UserError
+from evaluation.features.shipped import SIDE, Split
+from models.family import Loss, StepContext
+from runtime import distributed
+from runtime.command import run
+from runtime.config import parse_config, plain
+from runtime.device import pick_device
+from runtime.errors import UserError
+from runtime.lock import lock_folder
+from training.options import LoopArgs
+from training.trainer import Task, Trainer
 
 BATCH_SIZE = 500  # images measured at once
 
@@ -73,11 +74,11 @@ class ClassifierTask(Task):
     def __init__(self, module: ClassifierNetwork, args: ClassifierArgs, held_out: Dataset) -> None:
         self.module, self.args, self.held_out = module, args, held_out
 
-    def loss(self, batch: list[Tensor], randomness: StepRandomness) -> tuple[Tensor, Statistics]:
+    def loss(self, batch: list[Tensor], context: StepContext) -> Loss:
         """Mean cross-entropy in nats of (images, labels)."""
         images, labels = batch
-        logits = self.module(augment(images, self.args, randomness.own))
-        return F.cross_entropy(logits, labels), lambda: {"accuracy": (logits.argmax(1) == labels).float().mean()}
+        logits = self.module(augment(images, self.args, context.rank_rng))
+        return Loss(F.cross_entropy(logits, labels), lambda: {"accuracy": (logits.argmax(1) == labels).float().mean()})
 
     def precision(self) -> torch.dtype | None:
         return torch.float32

@@ -5,46 +5,15 @@ N = B * S * S vectors to quantize. Images are in [-1, 1]; module names are the k
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from itertools import chain, pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.errors import UserError
+from models.config import AutoencoderConfig
 
 QUANTIZE_CHUNK = 4096
-
-
-@dataclass(frozen=True)
-class AutoencoderConfig:
-    """Architecture of the autoencoder; the defaults are LlamaGen's VQ-16 with the paper's codebook.
-
-    Attributes:
-        ch: channels at full resolution, a multiple of 32.
-        ch_mult: channel multiplier of each resolution level, full resolution first.
-        num_res_blocks: residual blocks a level in the encoder; the decoder has one more.
-        z_channels: channels between encoder or decoder and the 1x1 convolutions at the codebook.
-        embed_dim: C, dimension of a code's latent.
-        n_embed: V, number of codes.
-    """
-
-    ch: int = 128
-    ch_mult: tuple[int, ...] = (1, 1, 2, 2, 4)
-    num_res_blocks: int = 2
-    z_channels: int = 256
-    embed_dim: int = 8
-    n_embed: int = 4096
-
-    def __post_init__(self) -> None:
-        if any(self.ch * mult % 32 for mult in self.ch_mult):
-            raise UserError(f"autoencoder ch {self.ch} must be a multiple of 32, for its group normalization")
-
-    @property
-    def stride(self) -> int:
-        """Pixels per code along a side."""
-        return 2 ** (len(self.ch_mult) - 1)
 
 
 class GroupNorm(nn.GroupNorm):

@@ -7,13 +7,14 @@ from typing import Any
 
 import torch
 
-from data.datasets import CroppedImages, ImageArrays, open_dataset
-from engine import distributed
-from engine.command import run
-from engine.trainer import StepRandomness, Trainer
+from data.images import CroppedImages, ImageArrays, open_dataset
+from models.family import StepContext
+from runtime import distributed
+from runtime.command import run
 from tests.factory import randomize, tiny_autoencoder
 from train_ae_codebook.requantize import RequantizeArgs, RequantizeTask
 from train_ae_codebook.vqvae import AutoencoderArgs, VQVAETask
+from training.trainer import Trainer
 
 CPU = torch.device("cpu")
 
@@ -25,8 +26,8 @@ def digits(split: str, count: int) -> CroppedImages:
     return CroppedImages(ImageArrays("digits", data.pixels[:count], data.labels[:count], data.class_keys), 8, "center")
 
 
-def step(number: int, seed: int = 0) -> StepRandomness:
-    return StepRandomness(seed, number, 0, CPU)
+def step(number: int, seed: int = 0) -> StepContext:
+    return StepContext(seed, number, 0, CPU)
 
 
 def ae_args(**overrides: Any) -> AutoencoderArgs:

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from engine.command import run
-from engine.run_folder import open_run_folder
-from models.checkerboard import Checkerboard
+from models.checkerboard.model import Checkerboard
+from runtime.command import run
 from tests.factory import randomize
 from tests.training_factory import tiny_args, tiny_trainer
+from training.run_folder import open_run_folder
 
 ROOT = Path(__file__).parents[1]
 PROGRESS = re.compile(r"[\w ]*: +\d+%\|")

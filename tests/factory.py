@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from models import load_checkpoint
-from models.autoencoder import Autoencoder, AutoencoderConfig
-from models.checkerboard import Checkerboard, ModelConfig
-from models.transformer import TransformerConfig
+from models.autoencoder import Autoencoder
+from models.checkerboard.config import CheckerboardConfig, TransformerConfig
+from models.checkerboard.model import Checkerboard
+from models.config import AutoencoderConfig
 
 FIXTURES = Path(__file__).parent / "fixtures"
 TINY_TRANSFORMER = TransformerConfig(hidden_size=32, intermediate_size=64, num_attention_heads=2, num_hidden_layers=2)
@@ -36,12 +37,12 @@ def tiny_model(seed: int = 0, autoencoder: Autoencoder | None = None, **override
     Args:
         seed: of all weights.
         autoencoder: by default ``tiny_autoencoder(seed)``, so that the scales are 1 2 4 8.
-        overrides: fields of ModelConfig.
+        overrides: fields of CheckerboardConfig.
     """
     tiny = {"img_size": 32, "num_classes": 10, "llama_config": TINY_TRANSFORMER}
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = Checkerboard(ModelConfig(**(tiny | overrides)), autoencoder or tiny_autoencoder(seed))
+        model = Checkerboard(CheckerboardConfig(**(tiny | overrides)), autoencoder or tiny_autoencoder(seed))
         randomize(model)
     return model.eval()
 

@@ -8,14 +8,16 @@ import pytest
 import torch
 import yaml
 
-from engine.autoregressor import AutoregressorTask
-from engine.config import TrainArgs, parse_config
-from engine.trainer import StepRandomness
-from models.autoencoder import Autoencoder, AutoencoderConfig
-from models.checkerboard import Checkerboard, ModelConfig
-from models.scan_order import sampling_blocks
-from models.transformer import TransformerConfig
+from models.autoencoder import Autoencoder
+from models.checkerboard.config import CheckerboardConfig, TransformerConfig
+from models.checkerboard.model import Checkerboard
+from models.checkerboard.order import sampling_blocks
+from models.config import AutoencoderConfig
+from models.family import StepContext
+from runtime.config import parse_config
 from tests.command_factory import ROOT
+from training.generator import GeneratorTask
+from training.options import TrainArgs
 
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 CPU = torch.device("cpu")
@@ -29,12 +31,14 @@ NUM_STEPS = {  # steps of an image with the configuration's steps per scale
 }
 
 
-def read(path: Path) -> tuple[ModelConfig, TrainArgs, str]:
-    settings, name = parse_config(["--config", str(path)], "main.py", "", {"model": ModelConfig, "args": TrainArgs})
+def read(path: Path) -> tuple[CheckerboardConfig, TrainArgs, str]:
+    settings, name = parse_config(
+        ["--config", str(path)], "main.py", "", {"model": CheckerboardConfig, "args": TrainArgs}
+    )
     return settings["model"], settings["args"], name
 
 
-def autoencoder_of(config: ModelConfig) -> AutoencoderConfig:
+def autoencoder_of(config: CheckerboardConfig) -> AutoencoderConfig:
     """The one that ships with the project, or one as deep as the released one (CIFAR-10's: as its recipe's)."""
     path = ROOT / (config.autoenc.config_path or "")
     if path.is_file():
@@ -59,10 +63,10 @@ def test_it_builds_and_takes_a_step(path: Path) -> None:
     mixing = config.num_mixing_layers
     narrow = TransformerConfig(32, 256, 2, max(2, mixing) if isinstance(mixing, int) else 2)
     model = Checkerboard(replace(config, llama_config=narrow), Autoencoder(autoencoder)).train()
-    task = AutoregressorTask(model, replace(args, device="cpu"))
+    task = GeneratorTask(model, replace(args, device="cpu"))
     codes = [torch.randint(autoencoder.n_embed, (2, side, side)) for side in model.scale_sizes]
     labels = torch.randint(config.num_classes, (2,))
-    loss, statistics = task.loss([codes, labels], StepRandomness(0, 0, 0, CPU))
+    loss, statistics = task.loss([codes, labels], StepContext(0, 0, 0, CPU))
     assert loss.item() == pytest.approx(
         torch.tensor(float(autoencoder.n_embed)).log().item(), rel=1e-3
     )  # head starts at 0

@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 
 import evaluator
-from engine.metrics.batches import SUFFIXES
-from engine.metrics.inception_tf import GRAPH_URL, TensorFlowInception, default_graph
-from engine.metrics.statistics import statistics_of
-from models.errors import UserError
+from evaluation.features.inception_tf import GRAPH_URL, TensorFlowInception, default_graph
+from evaluation.image_files import SUFFIXES
+from evaluation.metrics import statistics_of
+from runtime.errors import UserError
 from tests.command_factory import ROOT, Outcome, call, start_python
 
 FIXTURE = ROOT / "tests/fixtures/evaluator"
@@ -201,10 +201,10 @@ def test_mistakes_in_files(tmp_path: Path) -> None:
 
 def test_the_graph_is_fetched_once_and_compared_ever_after(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr("engine.metrics.inception_tf.GRAPH_URL", GRAPH.as_uri())
+    monkeypatch.setattr("evaluation.features.inception_tf.GRAPH_URL", GRAPH.as_uri())
     path = default_graph()
     assert path.read_bytes() == GRAPH.read_bytes()
-    monkeypatch.setattr("engine.metrics.inception_tf.GRAPH_URL", f"file:///nowhere/{GRAPH_NAME}")
+    monkeypatch.setattr("evaluation.features.inception_tf.GRAPH_URL", f"file:///nowhere/{GRAPH_NAME}")
     assert default_graph() == path
     path.write_bytes(path.read_bytes()[:-1] + b"x")
     with pytest.raises(UserError, match="is not the file that was fetched"):

@@ -17,11 +17,11 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import main
-from engine.config import TrainArgs, parse_config, to_yaml
-from engine.run_folder import save_autoencoder
 from models import load_checkpoint
-from models.checkerboard import ModelConfig
-from models.published import read_torch_file
+from models.checkerboard.config import CheckerboardConfig
+from models.loading.autoencoder import save_autoencoder
+from models.loading.state import read_torch_file
+from runtime.config import parse_config, to_yaml
 from tests.command_factory import Outcome, call, start_python
 from tests.factory import FIXTURES, tiny_autoencoder
 from tests.training_factory import (
@@ -33,6 +33,7 @@ from tests.training_factory import (
     start_process,
     tiny_command,
 )
+from training.options import TrainArgs
 
 LAST = "checkpoint-last.pth"
 SCORE = re.compile(
@@ -55,7 +56,9 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_yaml(root: Path, folder: Path, **settings: Any) -> Path:
     """A configuration file that says what ``tiny_command`` does; the autoencoder's path is from here."""
     path = folder / "tiny.yaml"
-    parsed, _ = parse_config(tiny_command(root, folder, **settings), "", "", {"model": ModelConfig, "args": TrainArgs})
+    parsed, _ = parse_config(
+        tiny_command(root, folder, **settings), "", "", {"model": CheckerboardConfig, "args": TrainArgs}
+    )
     path.write_text(to_yaml(parsed))
     return path
 

@@ -25,10 +25,10 @@ from filelock import FileLock
 from torch import Tensor
 
 import main as training
-from data.datasets import CroppedImages, open_dataset
-from data.sampler import EpochBatches
-from data.token_cache import DONE, TODO
-from engine.run_folder import save_autoencoder
+from data.batches import EpochBatches
+from data.cache import DONE, TODO
+from data.images import CroppedImages, open_dataset
+from models.loading.autoencoder import save_autoencoder
 from tests.command_factory import ROOT, Outcome, call, start
 from tests.factory import tiny_autoencoder
 from tests.pictures import damage, picture, write_pictures

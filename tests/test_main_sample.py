@@ -19,11 +19,13 @@ from PIL import Image
 from torch import Tensor
 
 import main_sample
-from engine import bulk
-from main_sample import SampleArgs
 from models.autoencoder import Autoencoder, AutoencoderConfig
-from models.checkerboard import Checkerboard, ModelConfig
-from models.published import CHECKPOINT_NAME, CONFIG_NAME, dataclass_from_dict
+from models.checkerboard.config import CheckerboardConfig
+from models.checkerboard.model import Checkerboard
+from models.loading.checkpoint import CHECKPOINT_NAME, CONFIG_NAME
+from runtime.config import dataclass_from_dict
+from sampling import bulk
+from sampling.options import SampleArgs
 from tests.command_factory import ROOT, Outcome, call, save_run, start_python
 from tests.factory import Reference, load_reference, tiny_model
 
@@ -424,7 +426,7 @@ def test_a_configuration_draws_from_random_weights(small_config: Path, tmp_path:
     argv = ("--config", str(small_config), "--labels", "volcano,207", "--output_dir", str(tmp_path / "new"))
     outcome = call(main_sample.main, *argv)
     assert outcome.code == 0, outcome.err
-    config = dataclass_from_dict(ModelConfig, yaml.safe_load(small_config.read_text())["model"], "")
+    config = dataclass_from_dict(CheckerboardConfig, yaml.safe_load(small_config.read_text())["model"], "")
     with torch.device("meta"):
         model = Checkerboard(config, Autoencoder(AutoencoderConfig()))
     size = sum(p.numel() for p in model.parameters()) / 1e6

@@ -21,16 +21,17 @@ from filelock import FileLock, Timeout
 from PIL import Image, ImageDraw
 
 import main_sample
-from data.datasets import imagenet_names
-from engine import bulk, visualize
-from engine.bulk import Request, draw_many
-from engine.command import INTERRUPTED
-from engine.labels import parse_labels, read_labels
-from engine.sample_folder import SampleFolder
-from engine.sample_parts import Contents, count_records
-from models.checkerboard import Checkerboard
-from models.errors import UserError
-from models.sampling import Samples
+from data.images import imagenet_names
+from models.checkerboard.model import Checkerboard
+from models.family import Samples
+from runtime.command import INTERRUPTED
+from runtime.errors import UserError
+from sampling import bulk
+from sampling import maps as visualize
+from sampling.bulk import Request, draw_many
+from sampling.folder import SampleFolder
+from sampling.labels import parse_labels, read_labels
+from sampling.parts import Contents, count_records
 from tests.command_factory import PATIENCE, ROOT, call
 from tests.factory import tiny_model
 from tests.pictures import picture

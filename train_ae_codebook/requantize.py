@@ -14,15 +14,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from data.token_cache import autoencoder_hash
-from engine import distributed
-from engine.config import plain
-from engine.trainer import Statistics, StepRandomness, Task
 from models.autoencoder import Autoencoder, Quantizer, quantizer_loss, resize_image
-from models.errors import UserError
-from models.published import export_autoencoder
+from models.family import Loss, StepContext
+from models.loading.autoencoder import autoencoder_hash, export_autoencoder
+from runtime import distributed
+from runtime.config import plain
+from runtime.errors import UserError
 from train_ae_codebook.codebook import USAGE_RATE, PyramidArgs, code_frequencies, dead_codes, perplexity
 from train_ae_codebook.measure import show_held_out
+from training.trainer import Task
 
 EMA_RATE = 0.01  # of the moving averages of codes' latents
 KMEANS_LATENTS = 16  # a code, kept in all
@@ -217,30 +217,28 @@ class RequantizeTask(Task):
         self.args, self.validation, self.sides = args, validation, sorted(args.scale_sizes)
         self.module = Codebook(args, start.config.embed_dim)
 
-    def loss(self, batch: list[Tensor], randomness: StepRandomness) -> tuple[Tensor, Statistics]:
-        side = self.args.draw_side(self.sides, randomness.shared)
-        generator = torch.Generator().manual_seed(randomness.shared.getrandbits(63))
+    def loss(self, batch: list[Tensor], context: StepContext) -> Loss:
+        side = self.args.draw_side(self.sides, context.step_rng)
+        generator = torch.Generator().manual_seed(context.step_rng.getrandbits(63))
         with torch.no_grad():
             z = self.frozen.encode(resize_image(batch[0], side * self.frozen.config.stride))  # (B, C, S, S)
         latents_NC, scale = z.permute(0, 2, 3, 1).flatten(0, 2), self.sides.index(side)
-        if randomness.step < self.args.moment_steps:
-            return self._gather(scale, latents_NC, randomness.step, generator)
-        if randomness.step == self.args.moment_steps:
+        if context.step < self.args.moment_steps:
+            return self._gather(scale, latents_NC, context.step, generator)
+        if context.step == self.args.moment_steps:
             self.module.begin(generator)
-        elif self._revives(randomness.step):
+        elif self._revives(context.step):
             self.module.revive(self.args.dead_below, generator)
         return self._quantize(scale, latents_NC)
 
-    def _gather(
-        self, scale: int, latents_NC: Tensor, step: int, generator: torch.Generator
-    ) -> tuple[Tensor, Statistics]:
+    def _gather(self, scale: int, latents_NC: Tensor, step: int, generator: torch.Generator) -> Loss:
         self.module.add_moments(scale, latents_NC)
         if self.module.kept_a_step:
             self.module.keep(step, latents_NC, generator)
         counts = {f"latents_scale_{side}": self.module.count[i] for i, side in enumerate(self.sides)}
-        return self._no_gradient(), lambda: counts
+        return Loss(self._no_gradient(), lambda: counts)
 
-    def _quantize(self, scale: int, latents_NC: Tensor) -> tuple[Tensor, Statistics]:
+    def _quantize(self, scale: int, latents_NC: Tensor) -> Loss:
         codes_N = self.module.quantize.nearest(latents_NC)
         quantized = F.embedding(codes_N, self.module.quantize.codebook())
         loss = quantizer_loss(latents_NC, quantized, self.args.commitment)
@@ -248,7 +246,7 @@ class RequantizeTask(Task):
         if self.args.codebook_update == "ema":
             self.module.move_to_averages(latents_NC, codes_N)
             loss = loss.detach() + self._no_gradient()
-        return loss, self._statistics
+        return Loss(loss, self._metrics)
 
     def _no_gradient(self) -> Tensor:
         """A loss of 0 that leaves the codes where they are; every rank's gradient is waited for all the same."""
@@ -257,7 +255,7 @@ class RequantizeTask(Task):
     def _revives(self, step: int) -> bool:
         return step > self.args.revive_after and self.args.revive_freq > 0 and step % self.args.revive_freq == 0
 
-    def _statistics(self) -> dict[str, Tensor]:
+    def _metrics(self) -> dict[str, Tensor]:
         """Moving averages, of all steps and of each scale's; zeros of one that no step has seen yet."""
         alive = ~dead_codes(self.module.usage, self.args.dead_below)
         figures = {"usage": alive.float().mean(), "perplexity": perplexity(self.module.usage)}

@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data.datasets import CroppedImages
-from engine.images import to_uint8
-from engine.metrics.evaluate import with_count
-from engine.metrics.network import Network
-from engine.metrics.sides import compute_features, doubts_of
-from engine.metrics.statistics import Statistics, frechet_distance
+from data.crops import to_uint8
+from data.images import CroppedImages
+from evaluation.compare import with_count
+from evaluation.features.network import Network
+from evaluation.image_sets import compute_features, doubts_of
+from evaluation.metrics import Statistics, frechet_distance
 from models.autoencoder import Autoencoder
-from models.errors import UserError
+from runtime.errors import UserError
 from train_ae_codebook.measure import BATCH, held_out_batches
 
 

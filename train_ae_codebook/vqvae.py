@@ -13,18 +13,18 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from engine import distributed
-from engine.config import plain
-from engine.device import DTYPES
-from engine.run_folder import save_autoencoder
-from engine.trainer import Statistics, StepRandomness, Task
 from models.autoencoder import Autoencoder, quantizer_loss, resize_image
-from models.errors import UserError
-from models.published import open_autoencoder
+from models.family import Loss, StepContext
+from models.loading.autoencoder import open_autoencoder, save_autoencoder
+from runtime import distributed
+from runtime.config import plain
+from runtime.device import DTYPES
+from runtime.errors import UserError
 from train_ae_codebook.codebook import USAGE_RATE, PyramidArgs, code_frequencies, dead_codes, perplexity
 from train_ae_codebook.discriminator import SMALLEST, Adversary
 from train_ae_codebook.measure import show_held_out
 from train_ae_codebook.perceptual import PerceptualDistance
+from training.trainer import Task
 
 
 @dataclass(frozen=True)
@@ -103,24 +103,24 @@ class VQVAETask(Task):
         self.perceptual = PerceptualDistance().to(device) if args.perceptual else None
         self.adversary = Adversary(args.discriminator_lr, args.accum_steps, device) if args.discriminator else None
 
-    def loss(self, batch: list[Tensor], randomness: StepRandomness) -> tuple[Tensor, Statistics]:
-        images = self._at_random_size(batch[0], randomness)
+    def loss(self, batch: list[Tensor], context: StepContext) -> Loss:
+        images = self._at_random_size(batch[0], context)
         z = self.module.encode(images)  # (B, C, S, S)
         codes = self.module.quantize_latents(z)
         usage = self.module.cluster_usage_train
         usage.lerp_(code_frequencies(codes, len(usage)), USAGE_RATE)
-        if self.args.revive_freq and randomness.step % self.args.revive_freq == self.args.revive_freq - 1:
-            self._revive(z.detach(), randomness.own)
+        if self.args.revive_freq and context.step % self.args.revive_freq == self.args.revive_freq - 1:
+            self._revive(z.detach(), context.rank_rng)
             codes = self.module.quantize_latents(z)
         quantized = self.module.lookup(codes)
         passed = z + (quantized - z).detach()  # straight through: gradients of the decoder reach the encoder
         rebuilt = self.module.decode_latents(passed).float()
         error = rebuilt - images
         reconstruction = error.abs().mean() + error.square().mean()
-        realism, figures = self._realism(images, rebuilt, randomness)
+        realism, figures = self._realism(images, rebuilt, context)
         loss = reconstruction + quantizer_loss(z, quantized, self.args.commitment) + realism
 
-        def statistics() -> dict[str, Tensor]:
+        def metrics() -> dict[str, Tensor]:
             return {
                 "l1": error.abs().mean(),
                 "dead_codes": self._dead().float().mean(),
@@ -128,10 +128,10 @@ class VQVAETask(Task):
                 **figures,
             }
 
-        return loss, statistics
+        return Loss(loss, metrics)
 
     def _realism(
-        self, images: Tensor, rebuilt: Tensor, randomness: StepRandomness
+        self, images: Tensor, rebuilt: Tensor, context: StepContext
     ) -> tuple[Tensor | float, dict[str, Tensor]]:
         """The terms that were asked for, weighted and added, and each of them."""
         total, figures = 0.0, {}
@@ -139,9 +139,9 @@ class VQVAETask(Task):
             figures["perceptual"] = self.perceptual(rebuilt, images)
             total = total + self.args.perceptual * figures["perceptual"]
         whole = images.shape[-1] == self.args.img_size
-        if self.adversary is not None and whole and randomness.step >= self.args.discriminator_start:
+        if self.adversary is not None and whole and context.step >= self.args.discriminator_start:
             figures["fooled"] = self.adversary.fooled(rebuilt)
-            figures["discriminator"] = self.adversary.learn(images, rebuilt, randomness.batch)
+            figures["discriminator"] = self.adversary.learn(images, rebuilt, context.batch)
             total = total + self.args.discriminator * figures["fooled"]
         return total, figures
 
@@ -178,8 +178,8 @@ class VQVAETask(Task):
         """Write the trained autoencoder."""
         save_autoencoder(module.cpu(), folder, DTYPES[self.args.export_dtype])
 
-    def _at_random_size(self, images: Tensor, randomness: StepRandomness) -> Tensor:
-        side = self.args.draw_side(sorted(self.args.scale_sizes)[:-1], randomness.shared)
+    def _at_random_size(self, images: Tensor, context: StepContext) -> Tensor:
+        side = self.args.draw_side(sorted(self.args.scale_sizes)[:-1], context.step_rng)
         return resize_image(images, side * self.module.config.stride)
 
     def _dead(self) -> Tensor:

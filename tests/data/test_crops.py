@@ -8,7 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from data.crops import NUM_CROPS, center_crop, crop_image, to_bytes, to_floats
+from data.crops import center_crop, crop_image, to_bytes, to_floats
+from data.options import NUM_CROPS
 from tests.pictures import picture
 
 Kernel = Callable[[np.ndarray], np.ndarray]

@@ -9,7 +9,7 @@ from PIL import Image
 
 from experiments import curves
 from experiments.curves import read_scalars, smooth
-from models.errors import UserError
+from runtime.errors import UserError
 from tests.command_factory import call
 
 

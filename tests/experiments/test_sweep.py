@@ -14,12 +14,12 @@ from PIL import Image
 
 import evaluator
 import main_sample
-from engine.command import run
-from engine.metrics.classifier import statistics_file
-from engine.metrics.results import find_result, write_result
+from evaluation.features.shipped import statistics_file
+from evaluation.results import find_result, write_result
 from experiments import sweep
 from experiments.sweep import SweepArgs, draw_figure, parse_values
-from models.errors import UserError
+from runtime.command import run
+from runtime.errors import UserError
 from tests.command_factory import ROOT, Outcome, call, save_run
 from tests.factory import tiny_model
 from tests.training_factory import exit_codes, start_process, start_ranks

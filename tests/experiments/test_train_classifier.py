@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from engine.metrics.classifier import Classifier
+from evaluation.features.classifier import Classifier
 from experiments import train_classifier
 from experiments.train_classifier import ClassifierArgs, augment
-from models.errors import UserError
+from runtime.errors import UserError
 from tests.command_factory import ROOT, Outcome, call
 
 CPU = torch.device("cpu")

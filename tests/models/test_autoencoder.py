@@ -11,16 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from models.autoencoder import (
-    QUANTIZE_CHUNK,
-    Autoencoder,
-    AutoencoderConfig,
-    Quantizer,
-    quantizer_loss,
-    resize_image,
-    upsample_latents,
-)
-from models.errors import UserError
+from models.autoencoder import QUANTIZE_CHUNK, Autoencoder, Quantizer, quantizer_loss, resize_image, upsample_latents
+from models.config import AutoencoderConfig
+from runtime.errors import UserError
 from tests.factory import Reference, load_reference, tiny_autoencoder
 
 # Against the published code

@@ -10,20 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.errors import UserError
-from models.rope import Rotary, rotary_of
-from models.scan_order import block_causal_mask
-from models.transformer import (
-    Attention,
-    FeedForward,
-    KVCache,
-    Modulation,
-    RMSNorm,
-    Transformer,
-    TransformerConfig,
-    flex_mask,
-    modulate,
-)
+from models.checkerboard.layout import block_causal_mask
+from models.checkerboard.rope import Rotary, rotary_of
+from models.config import TransformerConfig
+from models.transformer import Attention, FeedForward, KVCache, Modulation, RMSNorm, Transformer, flex_mask, modulate
+from runtime.errors import UserError
 from tests.factory import randomize
 
 CONFIG = TransformerConfig(hidden_size=32, intermediate_size=64, num_attention_heads=2, num_hidden_layers=2)

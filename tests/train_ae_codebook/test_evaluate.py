@@ -15,14 +15,14 @@ from PIL import Image
 from torch import Tensor
 
 import evaluator
-from data.datasets import CroppedImages, open_dataset
-from engine.metrics.evaluate import with_count
+from data.images import CroppedImages, open_dataset
+from evaluation.compare import with_count
 from models.autoencoder import Autoencoder, resize_image
-from models.errors import UserError
-from models.published import export_autoencoder
+from models.loading.autoencoder import export_autoencoder
+from runtime.errors import UserError
 from tests.codebook_factory import digits
 from tests.command_factory import ROOT, call
-from tests.engine.metrics.fake_inception import FakeInception
+from tests.evaluation.fake_inception import FakeInception
 from tests.factory import randomize, tiny_autoencoder
 from train_ae_codebook.evaluate import main, table
 from train_ae_codebook.measure import ScaleFigures, held_out_batches, measure_scales

@@ -8,14 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from data.datasets import CroppedImages, ImageArrays
-from engine.trainer import Trainer
+from data.images import CroppedImages, ImageArrays
 from models.autoencoder import Autoencoder, resize_image
-from models.published import open_autoencoder
+from models.loading.autoencoder import open_autoencoder
 from tests.codebook_factory import CPU, requantize_args
 from tests.factory import tiny_autoencoder
 from train_ae_codebook.measure import held_out_batches
 from train_ae_codebook.requantize import RequantizeTask
+from training.trainer import Trainer
 
 SIDES = (1, 2, 4, 8, 16)
 

@@ -15,11 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engine.command import Stopped
-from engine.config import parse_config
-from models.autoencoder import Autoencoder, AutoencoderConfig
-from models.errors import UserError
-from models.published import export_autoencoder, open_autoencoder, read_torch_file
+from models.autoencoder import Autoencoder
+from models.config import AutoencoderConfig
+from models.loading.autoencoder import export_autoencoder, open_autoencoder
+from models.loading.state import read_torch_file
+from runtime.command import Stopped
+from runtime.config import parse_config
+from runtime.errors import UserError
 from tests.codebook_factory import CPU, ae_rank, ae_task, ae_trainer, digits, step
 from tests.command_factory import ROOT, call
 from tests.factory import tiny_autoencoder

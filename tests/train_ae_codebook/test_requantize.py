@@ -14,10 +14,12 @@ import torch.nn.functional as F
 import yaml
 from torch import Tensor
 
-from engine.command import Stopped
-from models.autoencoder import AutoencoderConfig, resize_image
-from models.errors import UserError
-from models.published import export_autoencoder, open_autoencoder, read_torch_file
+from models.autoencoder import resize_image
+from models.config import AutoencoderConfig
+from models.loading.autoencoder import export_autoencoder, open_autoencoder
+from models.loading.state import read_torch_file
+from runtime.command import Stopped
+from runtime.errors import UserError
 from tests.codebook_factory import CPU, digits, requantize_args, requantize_rank, requantize_task, requantize_trainer
 from tests.codebook_factory import step as step_randomness
 from tests.command_factory import ROOT, Outcome, call

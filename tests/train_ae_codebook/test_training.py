@@ -15,12 +15,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from data.crops import to_bytes, to_floats
-from data.datasets import open_dataset
-from engine.command import Stopped
-from models.autoencoder import Autoencoder, AutoencoderConfig, resize_image
-from models.checkerboard import AutoencoderPaths
-from models.errors import UserError
-from models.published import load_autoencoder, read_torch_file
+from data.images import open_dataset
+from models.autoencoder import Autoencoder, resize_image
+from models.config import AutoencoderConfig, AutoencoderPaths
+from models.loading.autoencoder import load_autoencoder
+from models.loading.state import read_torch_file
+from runtime.command import Stopped
+from runtime.errors import UserError
 from tests.codebook_factory import CPU, ae_args, ae_task, ae_trainer, digits, step
 from tests.command_factory import Outcome, call, start_python
 from tests.factory import randomize, tiny_autoencoder

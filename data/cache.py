@@ -1,0 +1,265 @@
+"""The cache of codes: one memory-mapped array of all images, crops and scales, and a manifest that says of what.
+
+Letters: N images, K crops, L codes of all cached scales, small scales first, each in raster order.
+A folder holds codes.npy (N, K, L) uint16, labels.npy, status.npy and checksums.npy (N,) and manifest.json. While it is
+being made it is called ``NAME.partial``; status.npy says what is done, so that a killed creation goes on where it was;
+checksums.npy says of which images, so that a changed one is noticed.
+"""
+
+import hashlib
+import json
+import mmap
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from data.arrays import make_array, open_array
+from data.images import LabelledImages
+from data.options import NUM_CROPS, CropRecipe
+from models.family import scale_slices
+from runtime.errors import UserError
+from runtime.files import write_json
+
+VERSION = 2
+MANIFEST = "manifest.json"
+MAX_CODES = 2**16
+TODO, DONE, UNREADABLE = 0, 1, 2  # status of an image
+_WRITTEN = ("codes", "status", "checksums")  # arrays that fill up while a cache is made
+MAX_COMPARED = 2000  # images whose checksums are compared when a cache is opened; reading 2,000 files takes seconds
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a cache holds; caches with equal manifests hold equal codes."""
+
+    version: int
+    dataset: str
+    num_images: int
+    img_size: int
+    crop: CropRecipe
+    scale_sizes: list[int]
+    num_codes: int
+    autoencoder_sha256: str
+    images_sha256: str
+    class_keys: list[str]
+    class_names: list[str]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(N, K, L) of the codes."""
+        return self.num_images, NUM_CROPS[self.crop], sum(side * side for side in self.scale_sizes)
+
+    @property
+    def num_bytes(self) -> int:
+        return 2 * int(np.prod(self.shape))
+
+    @property
+    def folder_name(self) -> str:
+        """Tells apart datasets, sizes and crop recipes."""
+        return f"{self.dataset}-{self.img_size}-{self.crop}"
+
+
+def describe(
+    images: LabelledImages,
+    img_size: int,
+    crop: CropRecipe,
+    scale_sizes: Sequence[int],
+    num_codes: int,
+    autoencoder_sha256: str,
+) -> Manifest:
+    """The manifest of a cache of these images under an autoencoder of this hash and number of codes."""
+    if num_codes > MAX_CODES:
+        raise UserError(f"a cache holds up to {MAX_CODES} codes, not {num_codes}; train from images")
+    listing = "\n".join(f"{key}\t{label}" for key, label in zip(images.keys, images.labels, strict=True))
+    return Manifest(
+        version=VERSION,
+        dataset=images.name,
+        num_images=len(images),
+        img_size=img_size,
+        crop=crop,
+        scale_sizes=list(scale_sizes),
+        num_codes=num_codes,
+        autoencoder_sha256=autoencoder_sha256,
+        images_sha256=hashlib.sha256(listing.encode()).hexdigest(),
+        class_keys=images.class_keys,
+        class_names=images.class_names,
+    )
+
+
+def partial_folder(folder: Path) -> Path:
+    return folder.with_name(folder.name + ".partial")
+
+
+def begin_cache(folder: Path, manifest: Manifest, labels: Sequence[int]) -> None:
+    """Make the files of the cache that will be ``folder``, or check those of one that was begun."""
+    partial = partial_folder(folder)
+    if (partial / MANIFEST).exists():
+        check_manifest(partial, manifest)
+        return
+    partial.mkdir(parents=True, exist_ok=True)
+    make_array(partial / "codes.npy", np.uint16, manifest.shape)
+    make_array(partial / "status.npy", np.uint8, (manifest.num_images,))
+    make_array(partial / "checksums.npy", np.uint32, (manifest.num_images,))
+    np.save(partial / "labels.npy", np.asarray(labels, dtype=np.int64))
+    write_json(partial / MANIFEST, asdict(manifest))  # last: a folder with a manifest has all its files
+
+
+class PartialCache:
+    """A cache in the making. Several processes may write disjoint images of one at once."""
+
+    def __init__(self, folder: Path) -> None:
+        self.final, self.folder = folder, partial_folder(folder)
+        manifest = read_manifest(self.folder)
+        try:
+            arrays = [open_array(self.folder / f"{name}.npy") for name in _WRITTEN]
+        except (OSError, ValueError, EOFError) as error:
+            raise UserError(f"{self.folder} is damaged ({error}); move it away and start anew") from error
+        if [array.shape for array in arrays] != [manifest.shape, (manifest.num_images,), (manifest.num_images,)]:
+            raise UserError(f"{self.folder} is damaged: its arrays are of another size; move it away and start anew")
+        self.codes, self.status, self.checksums = arrays
+
+    def write(self, indices: Sequence[int], codes: Tensor, checksums: Sequence[int]) -> None:
+        """Store all crops (n, K, L) of some images. They count as done only after their codes are in the file."""
+        self.codes[indices] = codes.numpy().astype(np.uint16)
+        self.checksums[indices] = checksums
+        self.codes.flush()
+        self.checksums.flush()
+        self.status[indices] = DONE
+
+    def finish(self) -> Path:
+        """Give the complete cache its final name."""
+        missing = int((self.status == TODO).sum())
+        if missing:
+            raise UserError(f"{self.folder} still lacks {missing} images; run the same command again to go on")
+        self.status.flush()
+        return self.folder.replace(self.final)
+
+
+def read_manifest(folder: Path) -> Manifest:
+    try:
+        content = json.loads((folder / MANIFEST).read_text())
+    except FileNotFoundError as error:
+        raise UserError(f"no cache of codes at {folder}; make it by adding --create_cache") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{folder / MANIFEST} is damaged; move the folder away and make the cache again") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{folder / MANIFEST} is damaged; move the folder away and make the cache again")
+    if content.get("version") != VERSION or set(content) != {field.name for field in fields(Manifest)}:
+        raise UserError(f"{folder} is a cache of another version; move it away and make it again with --create_cache")
+    return Manifest(**content)
+
+
+def check_manifest(folder: Path, expected: Manifest) -> Manifest:
+    """Refuse a cache of other data, naming the difference; more scales, or other names for people, are welcome."""
+    manifest = read_manifest(folder)
+    for field in fields(Manifest):
+        found, wanted = getattr(manifest, field.name), getattr(expected, field.name)
+        if field.name == "class_names" or (field.name == "scale_sizes" and set(wanted) <= set(found)):
+            continue
+        if found != wanted:
+            raise UserError(
+                f"{folder} is of another {field.name} ({_short(found)}, not {_short(wanted)}); "
+                "move it away and make it again, or set another cached_path"
+            )
+    return manifest
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def check_images(folder: Path, images: LabelledImages) -> None:
+    """Refuse a cache, complete or partial, of images or labels that have changed since; up to 2,000 are compared."""
+    try:
+        status, checksums, labels = (np.load(folder / f"{name}.npy") for name in ("status", "checksums", "labels"))
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{folder} is damaged ({error}); move it away and make it again") from error
+    if not np.array_equal(labels, images.labels):
+        raise UserError(f"{folder} is damaged: its labels are not the data's; move it away and make it again")
+    done = np.flatnonzero(status == DONE)
+    for index in done[:: -(-len(done) // MAX_COMPARED) or 1].tolist():
+        if images.checksum(index) != checksums[index]:
+            raise UserError(
+                f"{folder} was made of other images: {images.keys[index]} has changed since; "
+                "move it away and make it again, or set another cached_path"
+            )
+
+
+class TokenCache(Dataset):
+    """(codes, label) of (index, crop) pairs, a whole batch at a time; pages are shared by all processes that read.
+
+    Args:
+        folder: of the cache.
+        expected: what it must be a cache of; the first difference is an error that names it.
+        scale_sizes: the scales to read, a subset of the cached ones.
+    """
+
+    def __init__(self, folder: Path, expected: Manifest, scale_sizes: Sequence[int]) -> None:
+        self.folder = folder
+        manifest = check_manifest(folder, expected)
+        try:
+            self.codes = _map_codes(folder)
+            self.labels = np.load(folder / "labels.npy")
+            status = np.load(folder / "status.npy")
+        except (OSError, ValueError, EOFError) as error:
+            raise UserError(f"{folder} is damaged ({error}); move it away and make it again") from error
+        if self.codes.shape != manifest.shape or not len(self.labels) == len(status) == manifest.num_images:
+            raise UserError(f"{folder} is damaged: its arrays are of another size; move it away and make it again")
+        if not (status == DONE).any():
+            raise UserError(f"{folder} is damaged: none of its images is done; move it away and make it again")
+        self.num_codes = manifest.num_codes
+        self.stand_in = _next_done(status)
+        slices = dict(zip(manifest.scale_sizes, scale_slices(manifest.scale_sizes), strict=True))
+        self.scale_sizes = list(scale_sizes)
+        self.slices = [slices[side] for side in scale_sizes]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"codes": None}  # a worker that was not forked maps the file too, and gets no copy
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ = state | {"codes": _map_codes(state["folder"])}
+
+    @property
+    def num_crops(self) -> int:
+        return self.codes.shape[1]
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    def collate(self, batch: tuple[list[Tensor], Tensor]) -> tuple[list[Tensor], Tensor]:
+        return batch
+
+    def __getitems__(self, items: list[tuple[int, int]]) -> tuple[list[Tensor], Tensor]:
+        """((B, S, S) codes of each scale, (B,) labels) of a batch."""
+        indices, crops = np.array(items).T
+        indices = self.stand_in[indices]
+        rows = self.codes[indices, crops].astype(np.int64)
+        if rows.max(initial=0) >= self.num_codes:
+            raise UserError(f"{self.folder} is damaged: it holds code {rows.max()}; move it away and make it again")
+        rows = torch.from_numpy(rows)
+        codes = [rows[:, s].unflatten(1, (side, side)) for side, s in zip(self.scale_sizes, self.slices, strict=True)]
+        return codes, torch.from_numpy(self.labels[indices])
+
+
+def _map_codes(folder: Path) -> np.memmap:
+    """(N, K, L) codes, mapped for reading rows here and there."""
+    codes = np.load(folder / "codes.npy", mmap_mode="r")
+    if hasattr(
+        mmap, "MADV_RANDOM"
+    ):  # else each row of 2 kB drags in up to megabytes around it, out of a cache of 22 GB
+        codes.base.madvise(mmap.MADV_RANDOM)
+    return codes
+
+
+def _next_done(status: np.ndarray) -> np.ndarray:
+    """Each image's index, or for an unreadable one that of the next readable image."""
+    done = np.flatnonzero(status == DONE)
+    places = np.searchsorted(done, np.arange(len(status))) % len(done)
+    return done[places]

@@ -1,0 +1,267 @@
+"""Labelled image datasets under one interface: class folders, torchvision's downloads, and the built-in digits."""
+
+import sys
+import zlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torchvision.datasets as tv
+from PIL import Image, UnidentifiedImageError
+from sklearn.datasets import load_digits
+from timm.data import ImageNetInfo
+from torch import Tensor
+from torch.utils.data import Dataset, default_collate
+from tqdm import tqdm
+
+from data.crops import crop_image, to_floats, to_rgb
+from data.options import NUM_CROPS, CropRecipe, DatasetName
+from runtime.errors import UserError
+
+VALIDATION_FOLDERS = ("val", "test")
+DIGITS_HELD_OUT = 297  # the last of 1,797 scans, which no model of ours trains on
+MAX_UNREADABLE_SHARE = 0.01
+
+
+class UnreadableImageError(UserError):
+    """One image of a dataset is damaged or missing."""
+
+
+class LabelledImages(Dataset):
+    """Images with class labels.
+
+    Args:
+        name: identifies the dataset in caches and logs.
+        keys: an identifier of each image, stable over runs (a path below the root, or a number).
+        labels: class index of each image.
+        class_keys: name of each class in the data (a folder); its place in the list is the class index.
+
+    Attributes:
+        class_names: human name of each class.
+    """
+
+    def __init__(self, name: str, keys: Sequence[str], labels: Sequence[int], class_keys: Sequence[str]) -> None:
+        self.name, self.keys, self.labels, self.class_keys = name, list(keys), list(labels), list(class_keys)
+        self.class_names = human_names(self.class_keys)
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def read(self, index: int) -> Image.Image:
+        """An image as RGB, of its original size.
+
+        Raises:
+            UnreadableImageError: there is no such image.
+        """
+        raise NotImplementedError
+
+    def checksum(self, index: int) -> int:
+        """CRC-32 of what an image is stored as; tells a changed image from the one that a cache was made of.
+
+        Raises:
+            UnreadableImageError: there is no such image.
+        """
+        raise NotImplementedError
+
+
+class ImageFiles(LabelledImages):
+    """Images in files, ``keys`` being their paths below ``root``."""
+
+    def __init__(
+        self, name: str, root: Path, paths: Sequence[str | Path], labels: Sequence[int], class_keys: Sequence[str]
+    ) -> None:
+        self.root = root
+        super().__init__(name, [str(Path(path).relative_to(root)) for path in paths], labels, class_keys)
+
+    def read(self, index: int) -> Image.Image:
+        path = self.root / self.keys[index]
+        try:
+            with Image.open(path) as image:
+                return to_rgb(image)
+        except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise UnreadableImageError(f"{path} cannot be read as an image ({error}); mend or move it") from error
+
+    def checksum(self, index: int) -> int:
+        path = self.root / self.keys[index]
+        try:
+            return zlib.crc32(path.read_bytes())
+        except OSError as error:
+            raise UnreadableImageError(f"{path} cannot be read ({error}); mend or move it") from error
+
+
+class ImageArrays(LabelledImages):
+    """Images held in memory, (N, H, W, 3) bytes."""
+
+    def __init__(self, name: str, pixels: np.ndarray, labels: Sequence[int], class_keys: Sequence[str]) -> None:
+        self.pixels = pixels
+        super().__init__(name, [f"{i:06d}" for i in range(len(pixels))], labels, class_keys)
+
+    def read(self, index: int) -> Image.Image:
+        return Image.fromarray(self.pixels[index])
+
+    def checksum(self, index: int) -> int:
+        return zlib.crc32(np.ascontiguousarray(self.pixels[index]))
+
+
+def open_dataset(dataset: DatasetName, data_path: str, img_size: int, split: str = "train") -> LabelledImages:
+    """The training or validation images that a configuration names.
+
+    Args:
+        dataset: kind of data.
+        data_path: its root; unused for digits.
+        img_size: side that digits are enlarged to, in pixels.
+        split: ``train`` or ``val``.
+
+    Raises:
+        UserError: the data is not there.
+    """
+    held_out = split == "val"
+    if dataset == "digits":
+        return _digits(img_size, held_out)
+    root = Path(data_path).expanduser()
+    if dataset == "folder":
+        return _class_folders(root, held_out)
+    try:
+        return _TORCHVISION[dataset](root, held_out)
+    except (RuntimeError, FileNotFoundError) as error:
+        call = f"torchvision.datasets.{_TORCHVISION_NAMES[dataset]}({str(root)!r}, download=True)"
+        raise UserError(f"no {dataset} under {root}; fetch it in Python by {call}, or set data_path") from error
+
+
+def _class_folders(root: Path, held_out: bool) -> ImageFiles:
+    if not root.is_dir():
+        raise UserError(
+            f"no image folder at {root}; link or unpack one there, or set data_path (or dataset, see --help)"
+        )
+    name = root.name
+    if held_out:
+        folders = [root / folder for folder in VALIDATION_FOLDERS if (root / folder).is_dir()]
+        if not folders:
+            raise UserError(
+                f"{root} has no val/ or test/ folder; add one of class folders, or take the training images"
+            )
+        root = folders[0]
+    elif (root / "train").is_dir():
+        root = root / "train"
+    try:
+        files = tv.ImageFolder(str(root))
+    except FileNotFoundError as error:
+        raise UserError(f"{root} must hold CLASS/IMAGE.jpg, and no empty class ({error})") from error
+    paths, labels = zip(*files.samples, strict=True)
+    return ImageFiles(name, root, paths, labels, files.classes)
+
+
+def _cifar10(root: Path, held_out: bool) -> ImageArrays:
+    data = tv.CIFAR10(str(root), train=not held_out)
+    return ImageArrays("cifar10", data.data, data.targets, data.classes)
+
+
+def _food101(root: Path, held_out: bool) -> ImageFiles:
+    data = tv.Food101(str(root), split="test" if held_out else "train")
+    return ImageFiles("food101", root, data._image_files, data._labels, data.classes)
+
+
+def _celeba(root: Path, held_out: bool) -> ImageFiles:
+    """Faces, one class."""
+    data = tv.CelebA(str(root), split="valid" if held_out else "train")
+    folder = root / data.base_folder / "img_align_celeba"
+    paths = [folder / name for name in data.filename]
+    return ImageFiles("celeba", folder, paths, [0] * len(paths), ["face"])
+
+
+_TORCHVISION: dict[str, Callable[[Path, bool], LabelledImages]] = {
+    "cifar10": _cifar10,
+    "food101": _food101,
+    "celeba": _celeba,
+}
+
+
+_TORCHVISION_NAMES = {"cifar10": "CIFAR10", "food101": "Food101", "celeba": "CelebA"}
+
+
+def _digits(size: int, held_out: bool) -> ImageArrays:
+    """scikit-learn's 8 x 8 scans of handwritten digits, enlarged and as RGB, ink bright on black."""
+
+    scans, labels = load_digits(return_X_y=True)  # (1797, 64) of 0..16
+    part = slice(-DIGITS_HELD_OUT, None) if held_out else slice(-DIGITS_HELD_OUT)
+    grey = np.round(scans[part].reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
+    large = [Image.fromarray(scan).resize((size, size), Image.Resampling.BICUBIC).convert("RGB") for scan in grey]
+    return ImageArrays("digits", np.stack(large), labels[part].tolist(), [str(digit) for digit in range(10)])
+
+
+def check_num_classes(dataset: LabelledImages, num_classes: int) -> None:
+    """Refuse a class count that is not the data's."""
+    found = len(dataset.class_keys)
+    if found != num_classes:
+        raise UserError(
+            f"{dataset.name} has {found} classes, but num_classes is {num_classes}; set num_classes {found}"
+        )
+
+
+def human_names(class_keys: Sequence[str]) -> list[str]:
+    """Names of classes for people: ImageNet's words for its identifiers (n02099601), the keys themselves otherwise."""
+    imagenet = ImageNetInfo("imagenet-1k")
+    words = {key: imagenet.label_name_to_description(key) for key in imagenet.label_names()}
+    return [words.get(key, key) for key in class_keys]
+
+
+def imagenet_names() -> list[str]:
+    """Human names of ImageNet's 1000 classes in the field's order, several for one class separated by commas."""
+    return human_names(imagenet_keys())
+
+
+def imagenet_keys() -> list[str]:
+    """ImageNet's 1000 class identifiers in the field's order."""
+    return ImageNetInfo("imagenet-1k").label_names()
+
+
+class CroppedImages(Dataset):
+    """(image, label) of an (index, crop) pair: floats (3, size, size) in [-1, 1] and the class index.
+
+    An unreadable image is named on stderr and its place taken by the next readable one; more than 1 % of them stop the
+    run. A cache of codes follows the same rule.
+    """
+
+    def __init__(self, images: LabelledImages, size: int, recipe: CropRecipe) -> None:
+        self.images, self.size, self.recipe = images, size, recipe
+        self.unreadable = no_unreadable(len(images))
+
+    @property
+    def num_crops(self) -> int:
+        return NUM_CROPS[self.recipe]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def collate(self, items: list[tuple[Tensor, int]]) -> list[Tensor]:
+        return default_collate(items)
+
+    def __getitem__(self, item: tuple[int, int]) -> tuple[Tensor, int]:
+        index, crop = item
+        while True:
+            try:
+                image = to_floats(crop_image(self.images.read(index), self.size, self.recipe, crop))
+                return image, self.images.labels[index]
+            except UnreadableImageError as error:
+                note_unreadable(error, index, self.unreadable)
+                index = (index + 1) % len(self)
+
+
+def no_unreadable(num_images: int) -> Tensor:
+    """(N,) flags of unreadable images, none set; shared with the processes that load."""
+    return torch.zeros(num_images, dtype=torch.bool).share_memory_()
+
+
+def note_unreadable(error: UnreadableImageError, index: int, unreadable: Tensor) -> None:
+    """Report an unreadable image once, in the flags (N,) too; too many of them are an error."""
+    if not unreadable[index]:
+        unreadable[index] = True
+        tqdm.write(f"skipped: {error}", file=sys.stderr)  # on a line of its own, above any progress bar
+    check_unreadable(int(unreadable.count_nonzero()), len(unreadable))
+
+
+def check_unreadable(count: int, num_images: int) -> None:
+    """Too many unreadable images are an error."""
+    if count > max(1, MAX_UNREADABLE_SHARE * num_images) or count == num_images:
+        raise UserError(f"{count} unreadable images, over 1 % of the data; mend it (--check_data lists them)")

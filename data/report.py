@@ -1,0 +1,61 @@
+"""Look at a dataset before days are spent on it."""
+
+from collections import Counter
+
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from data.images import LabelledImages, UnreadableImageError, imagenet_keys
+
+
+class _Readable(Dataset):
+    """Whether each image can be read: its error, or an empty string."""
+
+    def __init__(self, images: LabelledImages) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> str:
+        try:
+            self.images.read(index)
+        except UnreadableImageError as error:
+            return str(error)
+        return ""
+
+
+def check_data(images: LabelledImages, num_workers: int) -> int:
+    """Print the report and every unreadable file; return how many there are."""
+    print("\n".join(data_report(images)))
+    loader = DataLoader(_Readable(images), batch_size=64, num_workers=num_workers, collate_fn=list)
+    errors: list[str] = []
+    with tqdm(total=len(images), unit="image", desc="reading") as bar:
+        for group in loader:
+            errors += filter(None, group)
+            bar.update(len(group))
+    print("\n".join([*errors, f"{len(errors)} of {len(images)} images are unreadable"]))
+    return len(errors)
+
+
+def data_report(dataset: LabelledImages) -> list[str]:
+    """Remarks on a dataset that training would not notice: sizes of classes and suspicious class orders."""
+    counts = Counter(dataset.labels)
+    sizes = sorted(counts[label] for label in range(len(dataset.class_keys)))
+    keys = dataset.class_keys
+    remarks = [
+        f"{dataset.name}: {len(dataset)} images of {len(keys)} classes; "
+        f"{sizes[0]} to {sizes[-1]} images a class, median {sizes[len(sizes) // 2]}",
+        f"first class: {keys[0]} ({dataset.class_names[0]}); last class: {keys[-1]} ({dataset.class_names[-1]})",
+    ]
+    if sizes[0] == 0:
+        empty = next(key for label, key in enumerate(keys) if not counts[label])
+        remarks.append(f"warning: class {empty} has no image")
+    if all(key.isdecimal() for key in keys) and keys != sorted(keys, key=int):
+        remarks.append(
+            "warning: class folders are numbers and sort as text (10 before 2), so class indices are not the folders' "
+            "numbers; pad them with zeros if they should be"
+        )
+    if len(keys) == 1000 and keys != imagenet_keys():
+        remarks.append("warning: 1000 classes, but not ImageNet's in their usual order; released models expect that")
+    return remarks

@@ -1,1 +1,0 @@
-"""What surrounds a model: configuration, training, checkpoints, output."""

@@ -1,1 +1,0 @@
-"""Figures of merit of images: FID, sFID, Inception Score, precision and recall, as the ADM evaluator defines them."""

@@ -1,0 +1,189 @@
+"""A small classifier that ships with the project: features where Inception's are not to be had, and class accuracy.
+
+    python -m experiments.train_classifier --config experiments/classifier_digits.yaml
+
+makes one. Letters: B images, H, W their sides in pixels, D features, K classes.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import get_args
+from zipfile import BadZipFile
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from data.crops import to_floats
+from evaluation.features.shipped import FOLDER, SIDE, ClassifierName, Split, statistics_file, weights_file
+from evaluation.metrics import Statistics, statistics_of
+from runtime.errors import UserError
+from runtime.files import hash_file, whole
+
+
+@dataclass(frozen=True)
+class ClassifierSize:
+    """The ``model:`` section of a configuration.
+
+    Attributes:
+        name: what ``--features`` calls it.
+        widths: channels after the stem and after the convolutions at 16, 8 and 4 px; the last are the features.
+    """
+
+    name: ClassifierName = "digits"
+    widths: tuple[int, int, int, int] = (32, 48, 96, 192)
+
+    def __post_init__(self) -> None:
+        if min(self.widths) < 1:
+            raise UserError(f"widths is {list(self.widths)}; every one must be at least 1")
+
+
+@dataclass(frozen=True)
+class ClassifierConfig(ClassifierSize):
+    """What a classifier is.
+
+    Attributes:
+        class_keys: name of each class, in order.
+    """
+
+    class_keys: tuple[str, ...] = ()
+
+
+class ClassifierNetwork(nn.Module):
+    """Six layers; a linear one without bias gives the classes, so that features times its weights are logits."""
+
+    def __init__(self, config: ClassifierConfig) -> None:
+        super().__init__()
+        self.config = config
+        stem, middle, deep, last = config.widths
+        self.stem = nn.Conv2d(3, stem, kernel_size=4, stride=2, padding=1)
+        self.body = nn.Sequential(
+            nn.ReLU(),
+            *_convolution(stem, middle),  # at 16 px
+            nn.MaxPool2d(2),
+            *_convolution(middle, deep),  # 8
+            nn.MaxPool2d(2),
+            *_convolution(deep, last),  # 4
+            *_convolution(last, last),
+        )
+        self.head = nn.Linear(last, len(config.class_keys), bias=False)
+
+    def features(self, images: Tensor) -> Tensor:
+        """(B, D) of images (B, 3, 32, 32) in [-1, 1]."""
+        return self.body(self.stem(images)).mean(dim=(2, 3))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (B, K)."""
+        return self.head(self.features(images))
+
+
+def _convolution(inputs: int, outputs: int) -> list[nn.Module]:
+    return [nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
+
+
+@dataclass(frozen=True)
+class RealData:
+    """Real images of the classifier's data, as features.
+
+    Attributes:
+        num_images: how many.
+        statistics: of their features.
+        accuracy: share of them that the classifier recognises, 0..1.
+    """
+
+    num_images: int
+    statistics: Statistics
+    accuracy: float
+
+
+class Classifier:
+    """A trained classifier, ready to compute; a ``Network``.
+
+    Attributes:
+        name: what ``--features`` calls it.
+        class_names: of its classes, in order.
+        class_weights: (D, K) float32, from features to logits.
+        sha256: of the weights' file.
+        versions: of the libraries that compute it.
+        ends: what the names of its mean and covariance in files of statistics end with; another training has others.
+
+    Raises:
+        UserError: the file is missing, or holds no classifier.
+    """
+
+    kind, side, colour = "classifier", SIDE, False
+
+    def __init__(self, name: ClassifierName, device: torch.device, folder: Path = FOLDER) -> None:
+        self.name, self._folder, self._device = name, folder, device
+        path = weights_file(name, folder)
+        network = _read_network(path).to(device)
+        self._network = network
+        self.class_names = list(network.config.class_keys)
+        self.class_weights = network.head.weight.detach().T.float().cpu().numpy()
+        self.few = len(self.class_weights)  # with fewer images than features the covariance is singular
+        self.sha256 = hash_file(path)
+        self.versions = {"torch": torch.__version__}
+        self.ends = (f"_{name}_{self.sha256[:8]}",)
+
+    @torch.inference_mode()
+    def __call__(self, images: np.ndarray) -> tuple[np.ndarray]:
+        """Features (B, D) float32 of images (B, H, W, 3) uint8, which are resized to 32 px if they have other sides."""
+        x = to_floats(torch.from_numpy(images).to(self._device).permute(0, 3, 1, 2))
+        if x.shape[2:] != (SIDE, SIDE):
+            x = F.interpolate(x, (SIDE, SIDE), mode="bilinear", antialias=True)
+        return (self._network.features(x).cpu().numpy(),)
+
+    def accuracy(self, features: np.ndarray, labels: np.ndarray) -> float:
+        """Share of images, by features (N, D), that are recognised as their labels (N,)."""
+        return float(((features @ self.class_weights).argmax(axis=1) == labels).mean())
+
+    def real_data(self, split: Split) -> RealData:
+        """What was measured of real images when the classifier was trained."""
+        path = statistics_file(self.name, split, self._folder)
+        try:
+            with np.load(path) as file:
+                mean, covariance = (file[f"{name}{self.ends[0]}"] for name in ("mu", "sigma"))
+                return RealData(int(file["num_images"]), Statistics(mean, covariance), float(file["accuracy"]))
+        except (BadZipFile, KeyError, OSError, EOFError, ValueError) as error:
+            raise UserError(
+                f"{path} is damaged, or of another training than {self.name}.safetensors ({error}); get both again"
+            ) from error
+
+    def save_real_data(self, split: Split, features: np.ndarray, labels: np.ndarray) -> RealData:
+        """Write what ``real_data`` reads, a file that is also a reference."""
+        real = RealData(len(features), statistics_of(features), self.accuracy(features, labels))
+        arrays = {f"mu{self.ends[0]}": real.statistics.mean, f"sigma{self.ends[0]}": real.statistics.covariance}
+        arrays |= {"num_images": np.array(real.num_images), "accuracy": np.array(real.accuracy)}
+        with whole(statistics_file(self.name, split, self._folder)) as temporary:
+            np.savez(temporary, **arrays)
+        return real
+
+
+def save_network(network: ClassifierNetwork, folder: Path) -> Path:
+    """Write a classifier in half precision."""
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {name: value.detach().cpu() for name, value in network.state_dict().items()}
+    state = {name: value.half() if value.is_floating_point() else value for name, value in state.items()}
+    path = weights_file(network.config.name, folder)
+    with whole(path) as temporary:
+        metadata = {"config": json.dumps(asdict(network.config))}
+        temporary.write_bytes(save({name: value.contiguous() for name, value in state.items()}, metadata))
+    return path
+
+
+def _read_network(path: Path) -> ClassifierNetwork:
+    try:
+        with safe_open(path, "pt") as file:
+            values = json.loads((file.metadata() or {})["config"])
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+        config = ClassifierConfig(values["name"], tuple(values["widths"]), tuple(values["class_keys"]))
+        network = ClassifierNetwork(config).eval()
+        network.load_state_dict(state)
+    except (SafetensorError, KeyError, ValueError, RuntimeError, FileNotFoundError) as error:
+        names = ", ".join(get_args(ClassifierName))
+        raise UserError(f"{path} holds no classifier ({error}); the project ships those of {names}") from error
+    return network

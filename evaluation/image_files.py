@@ -1,0 +1,257 @@
+"""Where images and stored statistics come from: an npz, a folder of images at any depth, a statistics file.
+
+Letters: N images, B of a batch, H, W their sides in pixels, D features. Images are read a batch at a time.
+"""
+
+import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import cached_property
+from hashlib import sha256
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from PIL import Image
+
+from evaluation.metrics import Statistics
+from runtime.errors import UserError
+from runtime.files import hash_file
+from sampling.names import NPZ_NAME, NUMBER, PROGRESS_NAME, SETTINGS_NAME
+
+IMAGES, LABELS = "arr_0", "arr_1"
+SUFFIXES = (".png", ".jpg", ".jpeg")
+READERS = 4  # threads
+DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError)
+
+
+class Images(Protocol):
+    """Images of one size.
+
+    Attributes:
+        path: where they are.
+        shape: (N, H, W).
+        sha256: of all of them.
+    """
+
+    path: Path
+    shape: tuple[int, int, int]
+    sha256: str
+
+    def batches(self, size: int) -> Iterator[np.ndarray]:
+        """The images in order, (B, H, W, 3) uint8, so many at once; the last batch may have fewer."""
+
+    def warnings(self) -> list[str]:
+        """What is doubtful about the files, after they have been read."""
+
+
+class NpzImages:
+    """``arr_0`` of an npz, uint8 (N, H, W, 3), compressed or not, never held whole."""
+
+    def __init__(self, path: Path) -> None:
+        """Read the header.
+
+        Raises:
+            UserError: the file is damaged, or holds something else.
+        """
+        self.path = path
+        with _open_member(path, IMAGES) as file:
+            shape, fortran, dtype = _read_header(file)
+        if len(shape) == 3 or shape[3:] == (1,):
+            raise UserError(f"{path} holds greyscale images {shape}; repeat the channel to (N, H, W, 3)")
+        if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or fortran or not shape[0]:
+            raise UserError(f"{path} holds {dtype} {shape} as {IMAGES}; it must be uint8 (N, H, W, 3) in C order")
+        self.shape = shape[:3]
+        self.sha256 = hash_file(path)
+
+    def batches(self, size: int) -> Iterator[np.ndarray]:
+        num_images, *sides = self.shape
+        with _open_member(self.path, IMAGES) as file:
+            _read_header(file)
+            for first in range(0, num_images, size):
+                batch = np.empty((min(size, num_images - first), *sides, 3), dtype=np.uint8)
+                _read_into(file, memoryview(batch).cast("B"))
+                yield batch
+            file.read(1)  # past the end: only then is the checksum compared
+
+    def warnings(self) -> list[str]:
+        return []
+
+
+class FolderImages:
+    """PNG and JPEG files of a folder, at any depth, in the order of their paths.
+
+    In a folder that main_sample.py wrote, its images alone: no grid and no maps.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Find the files.
+
+        Raises:
+            UserError: there are none, or they are still being drawn.
+        """
+        self.path = path
+        self.files = _image_files(path)
+        if not self.files:
+            raise UserError(f"{path} holds no images ({', '.join(SUFFIXES)})")
+        with open_image(self.files[0]) as image:
+            width, height = image.size
+        self.shape = (len(self.files), height, width)
+        self._modes: Counter[str] = Counter()
+
+    @cached_property
+    def sha256(self) -> str:
+        digest = sha256()
+        for file in self.files:
+            digest.update(f"{file.relative_to(self.path).as_posix()}\0{hash_file(file)}\n".encode())
+        return digest.hexdigest()
+
+    def batches(self, size: int) -> Iterator[np.ndarray]:
+        self._modes.clear()
+        with ThreadPoolExecutor(READERS) as readers:
+            for first in range(0, len(self.files), size):
+                found = list(readers.map(self._read, self.files[first : first + size]))
+                self._modes.update(mode for _, mode in found)
+                yield np.stack([pixels for pixels, _ in found])
+
+    def _read(self, path: Path) -> tuple[np.ndarray, str]:
+        """Pixels (H, W, 3) and the mode they are stored in."""
+        _, height, width = self.shape
+        with open_image(path) as image:
+            if image.size != (width, height):
+                raise UserError(
+                    f"{path} has {image.width} x {image.height} pixels, {self.files[0].name} {width} x {height}; "
+                    "all must have one size, as evaluator.py --make_reference FOLDER OUT.npz --image_size N makes them"
+                )
+            if image.mode.startswith(("I", "F")):
+                raise UserError(f"{path} has more than 8 bits a channel (mode {image.mode}); it must be 8-bit RGB")
+            return np.array(image.convert("RGB")), image.mode
+
+    def warnings(self) -> list[str]:
+        found = []
+        num_jpeg = sum(file.suffix.lower() != ".png" for file in self.files)
+        if num_jpeg:
+            found.append(f"{num_jpeg} of {len(self.files)} images are JPEG, whose losses change every figure; use PNG")
+        modes = ", ".join(f"{count} {mode}" for mode, count in self._modes.items() if mode != "RGB")
+        if modes:
+            found.append(f"files that are not RGB were converted to it: {modes} (L is greyscale)")
+        return found
+
+
+def open_images(path: Path) -> Images | None:
+    """The images of an npz or a folder; None for a statistics file, which has none.
+
+    Raises:
+        UserError: there is nothing of the sort, or it is damaged.
+    """
+    path = resolve(path)
+    if path.is_dir():
+        return FolderImages(path)
+    names = member_names(path)
+    if IMAGES in names:
+        return NpzImages(path)
+    if any(name.startswith("mu") for name in names):
+        return None
+    raise UserError(f"{path} holds {', '.join(sorted(names)) or 'nothing'}; neither images ({IMAGES}) nor statistics")
+
+
+def hash_of(path: Path, images: Images | None) -> str:
+    """SHA-256 of the images that ``open_images`` found at a path, or of a file of statistics alone."""
+    return hash_file(path) if images is None else images.sha256
+
+
+def resolve(path: Path) -> Path:
+    """What a path stands for: the samples.npz in a folder that main_sample.py wrote, else the path itself."""
+    if not path.exists():
+        raise UserError(f"{path} does not exist; name an npz or a folder of images")
+    return path / NPZ_NAME if (path / SETTINGS_NAME).is_file() and (path / NPZ_NAME).is_file() else path
+
+
+def labels_of_npz(path: Path) -> list[int]:
+    """Class indices that an npz holds beside its images, as ADM's tools write them; none if it has none."""
+    if LABELS not in member_names(path):
+        return []
+    with _open_member(path, LABELS) as file:
+        labels = np.lib.format.read_array(file)
+    return labels.tolist() if labels.ndim == 1 else []
+
+
+def stored_statistics(path: Path, mean: str, covariance: str) -> Statistics | None:
+    """Statistics that an npz holds under these names; None if it has none.
+
+    Raises:
+        UserError: they are damaged or of the wrong shape.
+    """
+    path = resolve(path)
+    if path.is_dir() or not {mean, covariance} <= member_names(path):
+        return None
+    arrays = []
+    for name in (mean, covariance):
+        with _open_member(path, name) as file:
+            arrays.append(np.lib.format.read_array(file).astype(np.float64))
+    if arrays[0].ndim != 1 or arrays[1].shape != 2 * arrays[0].shape or not all(np.isfinite(a).all() for a in arrays):
+        raise UserError(f"{path}: {mean} {arrays[0].shape} and {covariance} {arrays[1].shape} are no statistics")
+    return Statistics(*arrays)
+
+
+def member_names(path: Path) -> set[str]:
+    """Names of the arrays of an npz."""
+    with _damage(path), zipfile.ZipFile(path) as archive:
+        return {name.removesuffix(".npy") for name in archive.namelist()}
+
+
+def _image_files(path: Path) -> list[Path]:
+    if (path / PROGRESS_NAME).exists():
+        raise UserError(f"{path} still lacks images; run the main_sample.py command that draws them again")
+    if (path / SETTINGS_NAME).is_file():
+        return sorted(path.glob(f"{NUMBER}.png"))
+    return sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+
+
+@contextmanager
+def open_image(path: Path) -> Iterator[Image.Image]:
+    """An image, decoded; what is wrong with it is a UserError."""
+    try:
+        with Image.open(path) as image:
+            image.load()
+            yield image
+    except UserError:
+        raise
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path} cannot be read as an image ({error}); draw or copy it again") from error
+
+
+@contextmanager
+def _damage(path: Path) -> Iterator[None]:
+    """What reading a damaged npz raises, as one line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except DAMAGE as error:
+        raise UserError(f"{path} is damaged, still being written, or no npz ({error})") from error
+
+
+@contextmanager
+def _open_member(path: Path, name: str) -> Iterator[zipfile.ZipExtFile]:
+    with _damage(path), zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as file:
+        yield file
+
+
+def _read_header(file: zipfile.ZipExtFile) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Shape, whether in Fortran order, and type."""
+    version = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    return read(file)
+
+
+def _read_into(file: zipfile.ZipExtFile, target: memoryview) -> None:
+    filled = 0
+    while filled < len(target):
+        count = file.readinto(target[filled:])
+        if not count:
+            raise EOFError(f"it ends {len(target) - filled} bytes too early")
+        filled += count

@@ -1,0 +1,1 @@
+"""The progressive checkerboard: blocks of a fixed order, scale by scale."""

@@ -1,0 +1,102 @@
+"""Settings of the checkerboard: of the model, and of a drawing."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal, Self
+
+from models.checkerboard.order import Remainder, ScanOrder, compute_scale_sizes, sampling_blocks
+from models.config import Drawing, GeneratorConfig, TransformerConfig, at_scale
+from runtime.errors import UserError
+
+
+@dataclass(frozen=True)
+class CheckerboardConfig(GeneratorConfig):
+    """The ``model:`` section of a configuration, the published schema.
+
+    Attributes:
+        scale_ratio: side of a scale over the side of the one before it.
+        scale_min_size: side of the smallest scale.
+        single_scale: predict the largest scale alone.
+        random_block_size: draw block sizes in training; false trains with 8 steps a scale.
+        random_replace: probability, in training, that an input code is replaced by a random one.
+        random_replace_sampled: replace codes of the previous block instead of the previous scale.
+        label_drop: probability, in training, that a label is dropped to unconditional.
+        use_head_mlp: add an MLP of the codebook to the output weights.
+        scan_order: checkerboard, raster, or random: a fresh permutation for each image and scale.
+        num_mixing_layers: layers whose keys mix two positions: a number from the first on; null or all for every layer.
+        llama_config: size of the transformer.
+    """
+
+    architecture: Literal["checkerboard"] = "checkerboard"
+    scale_ratio: float = 2.0
+    scale_min_size: int = 1
+    single_scale: bool = False
+    random_block_size: bool = True
+    random_replace: float = 0.1
+    random_replace_sampled: bool = False
+    label_drop: float = 0.1
+    use_head_mlp: bool = False
+    scan_order: ScanOrder = "checkerboard"
+    num_mixing_layers: int | Literal["all"] | None = None
+    llama_config: TransformerConfig = field(default_factory=TransformerConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("random_replace", "label_drop"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"{name} is a probability; {getattr(self, name)} does not lie between 0 and 1")
+        layers = self.num_mixing_layers
+        if isinstance(layers, int) and not 0 <= layers <= self.llama_config.num_hidden_layers:
+            raise UserError(f"num_mixing_layers {layers} must lie between 0 and the number of layers")
+
+    def scale_sizes(self, stride: int) -> tuple[int, ...]:
+        return compute_scale_sizes(self.img_size, stride, self.scale_ratio, self.scale_min_size, self.single_scale)
+
+    def canonical(self) -> Self:
+        return replace(self, num_mixing_layers=self.mixing_layers)
+
+    @property
+    def mixing_layers(self) -> int:
+        """Number of layers, from the first on, whose keys mix two positions."""
+        every = self.num_mixing_layers is None or self.num_mixing_layers == "all"
+        return self.llama_config.num_hidden_layers if every else int(self.num_mixing_layers)
+
+
+@dataclass(frozen=True)
+class CheckerboardDrawing(Drawing):
+    """What decides a drawing.
+
+    Attributes:
+        steps_per_scale: steps that each scale is drawn in; 4 at ratio 2 and 8 at ratio 4 make 17 steps.
+        cfg_start_step: first step, counted over all scales from 0, that is guided.
+        remainder: what equal blocks leave over is a step of its own (separate) or joins the last full block (fold).
+    """
+
+    steps_per_scale: int = 4
+    cfg_start_step: int = 5
+    remainder: Remainder = "separate"
+
+    def check(self, scale_sizes: Sequence[int]) -> None:
+        sampling_blocks(scale_sizes, self.steps_per_scale, self.remainder)
+        super().check(scale_sizes)
+        if self.cfg_start_step < 0:
+            raise UserError(f"cfg_start_step is {self.cfg_start_step}; steps count from 0")
+
+    def warnings(self, scale_sizes: Sequence[int]) -> list[str]:
+        """One number for all scales is meant to be lost at the first ones, but not at all of them."""
+        lost, first = [], 0
+        for scale, lengths in enumerate(sampling_blocks(scale_sizes, self.steps_per_scale, self.remainder)):
+            first += len(lengths)
+            if at_scale(self.cfg, scale) and first <= self.cfg_start_step:
+                lost.append(str(scale_sizes[scale]))
+        if not lost or not (isinstance(self.cfg, Sequence) or len(lost) == len(scale_sizes)):
+            return []
+        return [
+            f"cfg has no effect at the scales {', '.join(lost)}, whose steps all come before --cfg_start_step "
+            f"{self.cfg_start_step}"
+        ]
+
+    @property
+    def label(self) -> str:
+        start = "" if self.cfg_start_step == CheckerboardDrawing.cfg_start_step else f"-start{self.cfg_start_step}"
+        return f"{super().label}-{self.steps_per_scale}steps{start}"

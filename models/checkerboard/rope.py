@@ -1,0 +1,117 @@
+"""Learned rotary embedding over space and scale, and its mixing for keys (paper Sec. 3.4, method.md Sec. 4).
+
+Letters: b = 1 or the batch size, T tokens (the class token and L drawn ones), h heads, d dimension of a head,
+R rows of the table: every location, then the class token, then the empty token of a scale's first block.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.checkerboard.layout import NO_LOCATION
+from models.transformer import CosSin, signed
+
+
+def initial_angles(scale_sizes: Sequence[int], head_dim: int) -> Tensor:
+    """(R, d) angles: 7/8 of the dimensions for x and y, 1/8 for the scale; 0 for the class and empty rows."""
+    spatial = head_dim - head_dim // 8
+    spatial += spatial % 2
+    num_scale_dims = head_dim - spatial
+    theta = max(scale_sizes) ** 2
+    frequencies = theta ** (-2 * torch.arange(spatial // 2) / spatial)
+    scale_angles = (math.pi / 2) * 10.0 ** (-torch.arange(num_scale_dims) / max(num_scale_dims, 1))
+    rows = []
+    for index, side in enumerate(scale_sizes):
+        coordinates = torch.arange(side) * (max(scale_sizes) / side) + 1
+        y, x = torch.meshgrid(coordinates, coordinates, indexing="ij")
+        scale = (scale_angles * (index + 1)).expand(side * side, -1)
+        rows.append(torch.cat([x.reshape(-1, 1) * frequencies, y.reshape(-1, 1) * frequencies, scale], dim=1))
+    rows.append(torch.zeros(2, head_dim))
+    return torch.cat(rows)
+
+
+@dataclass(frozen=True)
+class Rotary:
+    """Rotations of a run of tokens.
+
+    Attributes:
+        cos_sin: for each layer that mixes, then for all others, what ``rotate`` takes to turn queries and keys at once:
+            two tensors broadcast over (B, 2, h, T, d).
+    """
+
+    cos_sin: list[CosSin]
+
+    def of_layer(self, layer: int) -> CosSin:
+        """The pair for ``rotate`` on queries and keys (B, 2, h, T, d) of a layer."""
+        return self.cos_sin[min(layer, len(self.cos_sin) - 1)]
+
+    def slice(self, tokens: slice) -> "Rotary":
+        return self._map(lambda part: part[..., tokens, :])
+
+    def repeat(self, times: int) -> "Rotary":
+        """For a batch that holds every image ``times`` times."""
+        return self._map(lambda part: part.repeat(times, *[1] * (part.ndim - 1)))
+
+    def packed(self) -> "Rotary":
+        """The same in one piece of memory: made layer by layer, they hold half as much again in the gaps between."""
+        if len(self.cos_sin) == 1:
+            return self
+        real, imaginary = (torch.stack(parts).unbind() for parts in zip(*self.cos_sin[:-1], strict=True))
+        return Rotary([*zip(real, imaginary, strict=True), self.cos_sin[-1]])
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> "Rotary":
+        return Rotary([(change(real), change(imaginary)) for real, imaginary in self.cos_sin])
+
+
+def rotary_of(queries: CosSin, keys: Iterable[CosSin]) -> Rotary:
+    """Rotations from their real and imaginary parts.
+
+    Args:
+        queries: (b, 1 or h, T, d) each, of every layer's queries, and of keys where a layer has none of its own.
+        keys: (b, h, T, d) each, of each layer that mixes.
+    """
+    cos_sin = [signed(_both(q, k) for q, k in zip(queries, pair, strict=True)) for pair in keys]
+    return Rotary([*cos_sin, signed(part.unsqueeze(1) for part in queries)])
+
+
+def _both(queries: Tensor, keys: Tensor) -> Tensor:
+    return torch.stack([queries.expand_as(keys), keys], dim=1)
+
+
+class RotaryEmbedding(nn.Module):
+    def __init__(self, scale_sizes: Sequence[int], head_dim: int, num_heads: int, num_mixing_layers: int) -> None:
+        super().__init__()
+        self.scale_sizes = tuple(scale_sizes)
+        self.head_dim = head_dim
+        num_rows = sum(side * side for side in scale_sizes) + 2
+        self.class_row, self.empty_row = num_rows - 2, num_rows - 1
+        self.table = nn.Parameter(torch.empty(num_rows, 2 * head_dim))  # (re, im) interleaved
+        self.mixing_coeffs = nn.Parameter(torch.empty(num_mixing_layers, num_heads)) if num_mixing_layers else None
+
+    def reset_parameters(self) -> None:
+        angles = initial_angles(self.scale_sizes, self.head_dim)
+        with torch.no_grad():
+            self.table.copy_(torch.stack([angles.cos(), angles.sin()], dim=-1).flatten(1))
+            if self.mixing_coeffs is not None:
+                self.mixing_coeffs.zero_()
+
+    def forward(self, positions: Tensor, prev_positions: Tensor) -> Rotary:
+        """Rotations of the class token followed by the tokens at ``positions`` (b, L)."""
+        current = self._lookup(positions)
+        queries = (current[..., 0], current[..., 1])
+        if self.mixing_coeffs is None:
+            return rotary_of(queries, [])
+        previous = self._lookup(torch.where(prev_positions == NO_LOCATION, self.empty_row, prev_positions))
+        weights = torch.sigmoid(self.mixing_coeffs)[:, None, :, None, None, None]  # (layer, b, h, T, d, 2)
+        mixed = (w * current + (1 - w) * previous for w in weights)  # one layer at a time: all at once takes memory
+        return rotary_of(queries, (keys.unbind(-1) for keys in mixed))
+
+    def _lookup(self, rows: Tensor) -> Tensor:
+        """(b, 1, 1 + L, d, 2) unit complex numbers of the class row and then ``rows`` (b, L)."""
+        rows = F.pad(rows, (1, 0), value=self.class_row)
+        table = F.normalize(self.table.unflatten(1, (self.head_dim, 2)), dim=-1)
+        return table[rows].unsqueeze(1)

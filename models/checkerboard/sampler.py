@@ -1,0 +1,198 @@
+"""Sampling: staged guidance, block by block, scale by scale (paper Sec. 3.1, 4.1; method.md Sec. 6).
+
+Letters: B images, R rows of a batch (2B if guided: conditional, then unconditional), l tokens of a block, T tokens of a
+call (the class token rides with the first block), L of all scales, V codes, S side of a scale.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from models.checkerboard.config import CheckerboardDrawing
+from models.checkerboard.layout import Layout, block_causal_mask
+from models.checkerboard.rope import Rotary
+from models.config import at_scale
+from models.draw import draw, draw_uniforms, guide, noise_of
+from models.family import Sampler, scale_slices
+from models.transformer import KVCache
+
+if TYPE_CHECKING:
+    from models.checkerboard.model import Checkerboard
+
+MAX_COMPILED_SHAPES = 64  # block lengths times batch sizes that one process may compile
+
+
+@dataclass(frozen=True)
+class Block:
+    """What a step needs to know of the tokens it draws; the same for every batch.
+
+    Attributes:
+        tokens: which of the L tokens.
+        positions: (b, l) their locations.
+        prev_positions: (b, l) the locations whose codes they are told of.
+        rotary: rotations of the T tokens.
+        mask: (T, tokens so far) where attention is allowed, None where all of it is; compiled, (T, 1 + L).
+        start: index of the first of the T tokens; compiled, (T,) indices of all.
+        first: whether the class token is among them.
+    """
+
+    tokens: slice
+    positions: Tensor
+    prev_positions: Tensor
+    rotary: Rotary
+    mask: Tensor | None
+    start: int | Tensor
+    first: bool
+
+
+class CheckerboardSampler(Sampler):
+    """Draws batches of one size. What does not depend on the batch is computed once: buffers, blocks, rotations, head.
+
+    Args:
+        model: of any device and precision.
+        batch: B, images of every batch.
+        drawing: checked settings.
+        compiled: compile a step for each block length: static shapes, one graph, CUDA graphs on CUDA.
+    """
+
+    @torch.inference_mode()
+    def __init__(self, model: "Checkerboard", batch: int, drawing: CheckerboardDrawing, compiled: bool = False) -> None:
+        super().__init__(model, batch, drawing)
+        self.compiled = compiled
+        rows, num_tokens = batch * (1 + self.guided), 1 + model.num_locations
+        self.kv_cache = KVCache(model.config.llama_config, rows, num_tokens, like=model.lm_head.weight)
+        self.codebook, self.head = model.codebook(), model.head_parameters()
+        self.layout: Layout | None = None
+        self.draw_block = compiled_step(model.device.type) if compiled else draw_block
+        if compiled and model.device.type == "cuda":  # CUDA graphs write to these where they are
+            for buffer in (self.sequence, self.maps, *self.cache()):
+                torch._dynamo.mark_static_address(buffer)
+
+    def draw(self, labels: Tensor, seeds: list[int]) -> Iterator[int]:
+        self._begin(labels, seeds)
+        step = 0
+        for scale in range(len(self.model.scale_sizes)):
+            for _ in self._draw_scale(scale, step):
+                yield step
+                step += 1
+
+    def step_of_location(self) -> Tensor:
+        positions, steps = self.layout.positions, self.layout.steps
+        return torch.empty_like(positions).scatter_(1, positions, steps.expand_as(positions))
+
+    def cache(self) -> list[Tensor]:
+        return [*self.kv_cache.keys, *self.kv_cache.values]
+
+    def _begin(self, labels: Tensor, seeds: Sequence[int]) -> None:
+        """Compute what depends on labels and seeds alone."""
+        model = self.model
+        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        order_uniforms = draw_uniforms(self.generators, model.num_locations)  # of every model, random order or not
+        if self.layout is None or model.config.scan_order == "random":
+            self._place(order_uniforms.to(model.device))
+        if self.guided:
+            labels = torch.cat([labels, torch.full_like(labels, model.unconditional_label)])
+        self.class_embedding = model.embed_labels(labels)  # (R, D)
+        self.modulations = model.transformer.modulations(self.class_embedding)
+
+    def _draw_scale(self, scale: int, first_step: int) -> Iterator[None]:
+        """Draw the blocks of one scale; those before it are drawn."""
+        model, drawing = self.model, self.drawing
+        tokens = scale_slices(model.scale_sizes)[scale]
+        inputs = model.location_inputs(self.layout, tokens, model.source_latents(self.sequence, scale, self.codebook))
+        temperature = self._setting(at_scale(drawing.temperature, scale), zero_is_special=True)
+        noise = self._draw_noise(inputs.shape[1])
+        for step, block in enumerate(self.blocks[scale], start=first_step):
+            cfg = at_scale(drawing.cfg, scale) if step >= drawing.cfg_start_step else 0.0
+            in_scale = slice(block.tokens.start - tokens.start, block.tokens.stop - tokens.start)
+            self.draw_block(self, block, inputs[:, in_scale], noise[:, in_scale], self._setting(cfg), temperature)
+            yield
+
+    def _place(self, order_uniforms: Tensor) -> None:
+        """Lay out order and blocks; (B, L) numbers order the locations of models of random order."""
+        model, drawing = self.model, self.drawing
+        self.layout = model.layout(drawing.steps_per_scale, drawing.remainder, order_uniforms)
+        rotary = model.rope(self.layout.positions, self.layout.prev_positions).packed()
+        if self.guided and len(self.layout.positions) > 1:
+            rotary = rotary.repeat(2)
+        self.blocks, start = [], 0
+        for lengths in self.layout.blocks:
+            self.blocks.append([])
+            for length in lengths:
+                self.blocks[-1].append(self._block(slice(start, start + length), rotary))
+                start += length
+
+    def _block(self, tokens: slice, rotary: Rotary) -> Block:
+        layout, first = self.layout, tokens.start == 0
+        start, stop = 0 if first else 1 + tokens.start, 1 + tokens.stop
+        mask = block_causal_mask(layout.steps[tokens]) if first else None
+        if self.compiled:  # every step attends to the whole cache, so that blocks of one length share one graph
+            so_far = (
+                torch.ones(stop - start, stop, dtype=torch.bool, device=self.model.device) if mask is None else mask
+            )
+            mask = torch.nn.functional.pad(so_far, (0, 1 + self.model.num_locations - stop))
+        return Block(
+            tokens=tokens,
+            positions=layout.positions[:, tokens].contiguous(),
+            prev_positions=layout.prev_positions[:, tokens].contiguous(),
+            rotary=rotary.slice(slice(start, stop)),
+            mask=mask,
+            start=torch.arange(start, stop, device=self.model.device) if self.compiled else start,
+            first=first,
+        )
+
+    def _draw_noise(self, length: int) -> Tensor:
+        """(B, length, V) for ``draw``."""
+        uniforms = draw_uniforms(self.generators, length, len(self.codebook))
+        if self.model.device.type == "cuda":  # copied while the device works on
+            uniforms = uniforms.pin_memory()
+        return noise_of(uniforms.to(self.model.device, non_blocking=True))
+
+    def _setting(self, value: float, zero_is_special: bool = False) -> float | Tensor:
+        """Compiled code takes numbers as tensors: another value is no other graph."""
+        if not self.compiled or (zero_is_special and value == 0):
+            return value
+        return torch.full((), value, device=self.model.device)
+
+
+def draw_block(
+    run: CheckerboardSampler,
+    block: Block,
+    inputs: Tensor,
+    noise: Tensor,
+    cfg: float | Tensor,
+    temperature: float | Tensor,
+) -> None:
+    """One step: draw a block's codes into the buffers of ``run``. Free of Python randomness and of syncs.
+
+    Args:
+        run: whose earlier blocks are drawn.
+        block: the block.
+        inputs: (B, l, D) the part of its inputs that its scale determines.
+        noise: (B, l, V) random numbers.
+        cfg: guidance of this step.
+        temperature: of this step.
+    """
+    model, length = run.model, inputs.shape[1]
+    x = inputs + model.content_inputs(run.sequence, block.prev_positions, run.codebook)
+    x = x.repeat(2, 1, 1) if run.guided else x
+    x = torch.cat([run.class_embedding.unsqueeze(1), x], dim=1) if block.first else x
+    x = model.transformer(x, run.modulations, block.rotary, block.mask, run.kv_cache, block.start)
+    logits = model.logits(x[:, -length:], *run.head)
+    if run.guided:
+        unguided = isinstance(cfg, float) and cfg == 0
+        logits = logits.chunk(2)[0] if unguided else guide(logits, cfg)
+    codes, probability, entropy = draw(logits, noise, temperature, run.drawing.top_k, run.drawing.top_p)
+    run.store(block.positions.expand(codes.shape), codes, probability, entropy)
+
+
+@lru_cache
+def compiled_step(device_type: str) -> Callable[..., None]:
+    """``draw_block`` as one graph for each shape."""
+    torch._dynamo.config.recompile_limit = max(MAX_COMPILED_SHAPES, torch._dynamo.config.recompile_limit)
+    mode = "reduce-overhead" if device_type == "cuda" else None
+    return torch.compile(draw_block, fullgraph=True, dynamic=False, mode=mode)

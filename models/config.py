@@ -1,0 +1,241 @@
+"""Settings that all families share, without torch: --help answers before it is loaded.
+
+A family is named by ``architecture`` in a configuration's ``model:`` section; ``FAMILIES`` says where its parts are.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from math import inf
+from typing import Any, Literal, Self
+
+from runtime.errors import UserError
+
+DEFAULT_FAMILY = "checkerboard"
+FFN_MULTIPLE = 256
+MIN_TEMPERATURE = 1e-4  # below it, logits divided by it overflow
+MIN_TOP_P = 1e-6  # far below any use; far smaller ones are 0 in float32
+MAX_CFG = 1000  # far beyond any use; logits multiplied by much more overflow
+NUM_SEEDS = 2**32  # torch's generator on the CPU tells no more apart
+Schedule = float | tuple[float, ...]  # one value, or one for each scale
+
+
+@dataclass(frozen=True)
+class AutoencoderConfig:
+    """Architecture of the autoencoder; the defaults are LlamaGen's VQ-16 with the paper's codebook.
+
+    Attributes:
+        ch: channels at full resolution, a multiple of 32.
+        ch_mult: channel multiplier of each resolution level, full resolution first.
+        num_res_blocks: residual blocks a level in the encoder; the decoder has one more.
+        z_channels: channels between encoder or decoder and the 1x1 convolutions at the codebook.
+        embed_dim: C, dimension of a code's latent.
+        n_embed: V, number of codes.
+    """
+
+    ch: int = 128
+    ch_mult: tuple[int, ...] = (1, 1, 2, 2, 4)
+    num_res_blocks: int = 2
+    z_channels: int = 256
+    embed_dim: int = 8
+    n_embed: int = 4096
+
+    def __post_init__(self) -> None:
+        if any(self.ch * mult % 32 for mult in self.ch_mult):
+            raise UserError(f"autoencoder ch {self.ch} must be a multiple of 32, for its group normalization")
+
+    @property
+    def stride(self) -> int:
+        """Pixels per code along a side."""
+        return 2 ** (len(self.ch_mult) - 1)
+
+
+@dataclass(frozen=True)
+class AutoencoderPaths:
+    """Files of the frozen autoencoder; relative paths are tried from the checkpoint's folder, then from here.
+
+    Attributes:
+        config_path: YAML of the autoencoder's architecture; without one it is read off the weights.
+        checkpoint_path: weights: .pth (published or LlamaGen) or .safetensors.
+        params: settings that override the YAML's.
+    """
+
+    config_path: str | None = None
+    checkpoint_path: str | None = None
+    params: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    """Size of the transformer; the defaults are the paper's S model.
+
+    Attributes:
+        hidden_size: D, width of a token.
+        intermediate_size: width inside the feed-forward layers, rounded up to a multiple of 256.
+        num_attention_heads: heads of attention; must divide hidden_size into an even head dimension.
+        num_hidden_layers: transformer layers.
+    """
+
+    hidden_size: int = 512
+    intermediate_size: int = 1536
+    num_attention_heads: int = 16
+    num_hidden_layers: int = 12
+
+    def __post_init__(self) -> None:
+        if min(self.hidden_size, self.intermediate_size, self.num_attention_heads, self.num_hidden_layers) < 1:
+            raise UserError(f"every size of llama_config must be at least 1: {self}")
+        if self.hidden_size % (2 * self.num_attention_heads):
+            raise UserError(
+                f"hidden_size {self.hidden_size} must be a multiple of 2 * num_attention_heads "
+                f"({2 * self.num_attention_heads}), so that rotary halves match; change one of them"
+            )
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_attention_heads
+
+    @property
+    def ffn_size(self) -> int:
+        return -(-self.intermediate_size // FFN_MULTIPLE) * FFN_MULTIPLE
+
+
+@dataclass(frozen=True)
+class GeneratorConfig:
+    """What every family's ``model:`` section holds.
+
+    Attributes:
+        architecture: family of the model.
+        img_size: side of the images, in pixels.
+        class_cond: condition on class labels; false trains one unconditional model.
+        num_classes: number of classes.
+        autoenc: files of the autoencoder.
+    """
+
+    architecture: str = DEFAULT_FAMILY
+    img_size: int = 256
+    class_cond: bool = True
+    num_classes: int = 1000
+    autoenc: AutoencoderPaths = field(default_factory=AutoencoderPaths)
+
+    def __post_init__(self) -> None:
+        if self.num_classes < self.class_cond:
+            raise UserError(f"num_classes is {self.num_classes}; a class-conditional model needs at least 1")
+
+    def scale_sizes(self, stride: int) -> tuple[int, ...]:
+        """Sides of the code maps, ascending; ``stride`` is the autoencoder's pixels per code.
+
+        Raises:
+            UserError: the image does not divide into codes.
+        """
+        side, rest = divmod(self.img_size, stride)
+        if rest or side < 1:
+            raise UserError(
+                f"img_size {self.img_size} is not a multiple of the autoencoder's stride {stride}; change img_size"
+            )
+        return (side,)
+
+    def canonical(self) -> Self:
+        """The same model, settings that can be spelled in several ways in one: what two runs are compared by."""
+        return self
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """What decides a drawing of any family, beside labels and seeds.
+
+    Attributes:
+        cfg: guidance, cond + cfg * (cond - uncond); 0 is off. A list has one value for each scale.
+        temperature: divides the logits; 0 takes the likeliest code. A list has one value for each scale.
+        top_k: codes kept at each draw; 0 keeps all.
+        top_p: probability mass kept at each draw; 1 keeps all.
+    """
+
+    cfg: Schedule = 1.5
+    temperature: Schedule = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+    def check(self, scale_sizes: Sequence[int]) -> None:
+        """Refuse settings that make no sense for a model, before anything is spent on them.
+
+        Raises:
+            UserError: naming the setting and its range.
+        """
+        for name in ("cfg", "temperature"):
+            values = getattr(self, name)
+            if isinstance(values, Sequence) and len(values) != len(scale_sizes):
+                raise UserError(
+                    f"{name} has {len(values)} values; give one number, or one for each of the scales "
+                    f"{', '.join(map(str, scale_sizes))}"
+                )
+        scales = range(len(scale_sizes))
+        for temperature in (at_scale(self.temperature, scale) for scale in scales):
+            if not (temperature == 0 or MIN_TEMPERATURE <= temperature < inf):
+                raise UserError(
+                    f"temperature is {temperature}; it must be 0 (likeliest code), or {MIN_TEMPERATURE} or more"
+                )
+        for cfg in (at_scale(self.cfg, scale) for scale in scales):
+            if not abs(cfg) <= MAX_CFG:
+                raise UserError(f"cfg is {cfg}; it must lie between -{MAX_CFG} and {MAX_CFG}, 0 for no guidance")
+        if self.top_k < 0:
+            raise UserError(f"top_k is {self.top_k}; it must be 0 (keep all) or more")
+        if not MIN_TOP_P <= self.top_p <= 1:
+            raise UserError(f"top_p is {self.top_p}; it must be at least {MIN_TOP_P} and at most 1 (keep all)")
+
+    def warnings(self, scale_sizes: Sequence[int]) -> list[str]:
+        """Settings that are allowed and have no effect, a sentence each."""
+        return []
+
+    @property
+    def uses_cfg(self) -> bool:
+        return any(self.cfg) if isinstance(self.cfg, Sequence) else self.cfg != 0
+
+    @property
+    def label(self) -> str:
+        """Names a folder of results."""
+        return f"cfg{self.cfg:.10g}"
+
+
+def at_scale(value: Schedule, scale: int) -> float:
+    """A setting's value at the scale of this index."""
+    return float(value[scale] if isinstance(value, Sequence) else value)
+
+
+@dataclass(frozen=True)
+class Family:
+    """Where the parts of a family are, each as ``module:name``: the first two import no torch.
+
+    Attributes:
+        config: its ``GeneratorConfig``.
+        drawing: its ``Drawing``.
+        generator: its model.
+    """
+
+    config: str
+    drawing: str
+    generator: str
+
+    def load(self, part: Literal["config", "drawing", "generator"]) -> Any:
+        module, name = getattr(self, part).split(":")
+        return getattr(import_module(module), name)
+
+
+FAMILIES = {
+    "checkerboard": Family(
+        config="models.checkerboard.config:CheckerboardConfig",
+        drawing="models.checkerboard.config:CheckerboardDrawing",
+        generator="models.checkerboard.model:Checkerboard",
+    )
+}
+
+
+def family_of(model_section: Mapping[str, Any]) -> Family:
+    """The family that a ``model:`` section names; without a name the checkerboard.
+
+    Raises:
+        UserError: it is unknown.
+    """
+    name = model_section.get("architecture", DEFAULT_FAMILY)
+    if name not in FAMILIES:
+        raise UserError(f"architecture {name} is unknown; known are {', '.join(FAMILIES)}")
+    return FAMILIES[name]

@@ -1,0 +1,63 @@
+"""Logits -> codes: guidance, truncation, each image's own noise (method.md Sec. 6).
+
+Letters: B images, l tokens of a block, V codes.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def guide(logits: Tensor, cfg: float | Tensor) -> Tensor:
+    """``cond + cfg * (cond - uncond)`` of logits (2B, l, V) whose second half is unconditional."""
+    cond, uncond = logits.chunk(2)
+    return cond + cfg * (cond - uncond)
+
+
+def truncate(logits: Tensor, top_k: int, top_p: float) -> Tensor:
+    """Logits (B, l, V) with -inf outside the ``top_k`` likeliest and outside the smallest set of mass ``top_p``."""
+    if 0 < top_k < logits.shape[-1]:
+        kept, codes = logits.topk(top_k, dim=-1)
+        logits = torch.full_like(logits, -torch.inf).scatter(-1, codes, kept)
+    if top_p < 1:
+        ranked, codes = logits.sort(dim=-1, descending=True)
+        probs = ranked.softmax(-1)
+        mass_before = probs.cumsum(-1) - probs
+        outside = torch.zeros_like(mass_before, dtype=torch.bool).scatter(-1, codes, mass_before >= top_p)
+        logits = logits.masked_fill(outside, -torch.inf)
+    return logits
+
+
+def draw(
+    logits: Tensor, noise: Tensor, temperature: float | Tensor, top_k: int, top_p: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One code a token, its probability and the entropy of its distribution, each (B, l).
+
+    The code with the least noise for its probability is drawn, which happens with that probability (Gumbel-max).
+    Two codes seldom come so close that rounding decides; an inverse CDF has a threshold next to each of V codes.
+
+    Args:
+        logits: (B, l, V) after guidance, float32.
+        noise: (B, l, V) above 0, exponentially distributed.
+        temperature: divides the logits; the number 0 takes the likeliest code, with entropy 0 and probability 1.
+        top_k: codes kept; 0 keeps all.
+        top_p: probability mass kept; 1 keeps all.
+    """
+    if isinstance(temperature, float | int) and temperature == 0:
+        codes = logits.argmax(-1)
+        certain = torch.ones(codes.shape, device=codes.device)
+        return codes, certain, torch.zeros_like(certain)
+    probs = truncate(logits / temperature, top_k, top_p).softmax(-1)
+    codes = (probs / noise).argmax(-1, keepdim=True)  # (B, l, 1)
+    return codes.squeeze(-1), probs.gather(-1, codes).squeeze(-1), torch.special.entr(probs).sum(-1)
+
+
+def draw_uniforms(generators: Sequence[torch.Generator], *shape: int) -> Tensor:
+    """(B, *shape) in [0, 1): each image's own, so that no image depends on its batch; drawn on the CPU."""
+    return torch.stack([torch.rand(shape, generator=generator) for generator in generators])
+
+
+def noise_of(uniforms: Tensor) -> Tensor:
+    """Exponentially distributed numbers from those in [0, 1), which are changed; never 0 or infinite."""
+    return uniforms.mul_(1 - 2.0**-23).add_(2.0**-25).neg_().log1p_().neg_()

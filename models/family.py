@@ -1,0 +1,353 @@
+"""The contract of a family: what the trainer, sampling, evaluation and export know of a model, and nothing deeper.
+
+Letters: B images, S side of a scale, L locations of all scales, V codes, C code dimension. A *location* is an index
+into all scales concatenated, coarse to fine, each in raster order. Lists run over scales, coarse to fine.
+"""
+
+import math
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from itertools import accumulate
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from models.autoencoder import Autoencoder
+from models.config import Drawing, GeneratorConfig
+from runtime.errors import UserError
+
+
+@dataclass(frozen=True)
+class StepContext:
+    """Where a batch stands in training, and its random choices.
+
+    Attributes:
+        step: updates of the weights so far.
+        epoch: passes over the data so far, with their fraction; exact.
+        batch: number of the batch within the step.
+        step_rng: the same on every rank and for every batch of a step.
+        rank_rng: on the device, of this rank and batch alone.
+    """
+
+    step: int
+    epoch: float
+    batch: int
+    step_rng: random.Random
+    rank_rng: torch.Generator
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What a batch gives in training.
+
+    Attributes:
+        value: the loss, to be minimized.
+        metrics: computes more about the batch, by name; called on steps that log alone.
+    """
+
+    value: Tensor
+    metrics: Callable[[], dict[str, Tensor]] = dict
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Drawn images, and how they came about. Maps are in raster order.
+
+    Attributes:
+        images: (B, 3, H, W) of the last scale, unclamped floats, about [-1, 1].
+        codes: (B, S, S) drawn codes.
+        entropy: (B, S, S) nats of the distribution each code was drawn from, after guidance and truncation.
+        step: (B, S, S) the step, counted over all scales from 0, that drew each location.
+        probability: (B, S, S) of the drawn code in that distribution; NaN where a code was kept.
+    """
+
+    images: Tensor
+    codes: list[Tensor]
+    entropy: list[Tensor]
+    step: list[Tensor]
+    probability: list[Tensor]
+
+    def first(self, count: int, device: torch.device | str = "cpu") -> "Samples":
+        """The first images, on a device."""
+        maps = {f.name: [scale[:count].to(device) for scale in getattr(self, f.name)] for f in fields(self)[1:]}
+        return Samples(images=self.images[:count].to(device), **maps)
+
+
+class _Frozen:
+    """Keeps a module out of its owner's parameters and state; copies of the owner share it."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module.eval().requires_grad_(False)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_Frozen":
+        return self
+
+
+class Generator(nn.Module, ABC):
+    """An autoregressive model over the codes of a frozen autoencoder.
+
+    Args:
+        config: the ``model:`` section.
+        autoencoder: tokenizer and decoder; moves with the model, but is none of its parameters or state.
+
+    Attributes:
+        class_names: for people; set by whoever knows the data.
+        scale_sizes: sides of the code maps.
+        num_locations: L.
+    """
+
+    Config: ClassVar[type[GeneratorConfig]]
+    Drawing: ClassVar[type[Drawing]]
+
+    def __init__(self, config: GeneratorConfig, autoencoder: Autoencoder) -> None:
+        super().__init__()
+        self.config = config
+        self.class_names: list[str] | None = None
+        self._frozen = _Frozen(autoencoder)
+        self.scale_sizes = list(config.scale_sizes(autoencoder.config.stride))
+        self.num_locations = sum(side * side for side in self.scale_sizes)
+
+    @abstractmethod
+    def forward(self, codes: Sequence[Tensor], labels: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, L, V) logits in the order drawn, and their mean cross-entropy in nats, by teacher forcing."""
+
+    @abstractmethod
+    def training_loss(self, codes: Sequence[Tensor], labels: Tensor, context: StepContext) -> Loss:
+        """The loss of codes (B, S, S) of each scale and labels (B,); draws blocks, orders and noise itself."""
+
+    @abstractmethod
+    def sampler(self, batch: int, drawing: Drawing, compiled: bool = False) -> "Sampler":
+        """What draws batches of ``batch`` images with checked settings; to be made once and used often."""
+
+    @abstractmethod
+    def num_steps(self, drawing: Drawing) -> int:
+        """Steps that one image takes."""
+
+    def prepare_training(self, attention: str, compiled: bool, activation_checkpointing: bool) -> None:
+        """Set how, not what, the training computes.
+
+        Args:
+            attention: sdpa, or flex for FlexAttention.
+            compiled: compile the transformer.
+            activation_checkpointing: keep less for the gradients and compute it again.
+
+        Raises:
+            UserError: this family or device cannot do that.
+        """
+        if attention != "sdpa" or compiled or activation_checkpointing:
+            raise UserError(
+                f"{self.config.architecture} has neither attention {attention} nor compile nor activation_checkpointing"
+            )
+
+    def undrawn_latents(self, codes: Sequence[Tensor], scale: int) -> Tensor:
+        """(B, C, S, S) latents that stand for a scale's locations in pictures until they are drawn: zeros are grey."""
+        side, C = self.scale_sizes[scale], self.autoencoder.config.embed_dim
+        return torch.zeros(len(codes[0]), C, side, side, device=self.device)
+
+    @classmethod
+    def from_state(cls, config: GeneratorConfig, autoencoder: Autoencoder, state: dict[str, Tensor]) -> Self:
+        """A model that weights under our names fit; keys without meaning are removed from ``state``."""
+        return cls(config, autoencoder)
+
+    def initialize_from(self, saved: Mapping[str, Tensor], source: str) -> list[str]:
+        """Copy what fits of another model's weights, called ``source``; return a remark on each tensor that does not.
+
+        For another image size, pyramid or class count: tables whose rows change keep their fresh values.
+
+        Raises:
+            UserError: the two have next to nothing in common.
+        """
+        own = self.state_dict()
+        fits = {key: value for key, value in saved.items() if key in own and value.shape == own[key].shape}
+        if 2 * len(fits) < len(own):
+            raise UserError(f"{source} has no weights that fit this model; name a checkpoint of a like one")
+        self.load_state_dict(fits, strict=False)
+        remarks = []
+        for key in own:
+            if key not in fits:
+                shapes = (
+                    f"{tuple(saved[key].shape)} there, {tuple(own[key].shape)} here" if key in saved else "not there"
+                )
+                remarks.append(f"not loaded, freshly initialized: {key} ({shapes})")
+        remarks += [f"not loaded: {key} (this model has none)" for key in saved if key not in own]
+        return [f"{len(fits)} of {len(own)} tensors start from {source}", *remarks]
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)
+        self.autoencoder.to(self.device)  # follows to a device; its precision stays
+        return self
+
+    @property
+    def autoencoder(self) -> Autoencoder:
+        return self._frozen.module
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.parameters()).dtype
+
+    @property
+    def unconditional_label(self) -> int:
+        return self.config.num_classes
+
+    def codebook(self) -> Tensor:
+        """(V, C) latents of all codes."""
+        return self.autoencoder.quantize.codebook()
+
+    def tokenize(self, images: Tensor) -> list[Tensor]:
+        """Codes (B, S, S) of each scale of images (B, 3, H, W) in [-1, 1]; the image size must be the model's."""
+        size = self.config.img_size
+        if images.shape[-2:] != (size, size):
+            raise UserError(f"images are {tuple(images.shape[-2:])} pixels; this model takes {size} x {size}")
+        return self.autoencoder.tokenize(images, tuple(self.scale_sizes))
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Images (B, 3, H, W), unclamped floats, of the codes (B, S, S) of one scale.
+
+        On the CPU each is decoded alone: its convolutions round differently in other batches, and an image should not.
+        """
+        parts = codes.split(1) if self.device.type == "cpu" else [codes]
+        return torch.cat([self.autoencoder.decode(part) for part in parts])
+
+    def check_labels(self, labels: Tensor) -> None:
+        """Refuse what are no class indices (B,) of this model; ``num_classes`` is unconditional."""
+        if labels.ndim != 1 or len(labels) == 0 or labels.is_floating_point():
+            raise UserError(
+                f"labels have shape {tuple(labels.shape)} and type {labels.dtype}; give one class index an image"
+            )
+        wrong = labels[(labels < 0) | (labels > self.config.num_classes)]
+        if len(wrong):
+            raise UserError(
+                f"label {wrong[0].item()} is out of range; this model has classes 0 to {self.config.num_classes - 1}"
+            )
+
+
+class Sampler(ABC):
+    """Draws batches of one size, step by step, into buffers made once.
+
+    Args:
+        model: of any device and precision.
+        batch: B, images of every batch.
+        drawing: checked settings.
+
+    Attributes:
+        guided: whether an unconditional half runs beside.
+        sequence: (B, L) codes drawn so far, by location.
+        maps: (2, B, L) entropy and probability, by location.
+        kept: (B, L) whether a location keeps its code, and (B, L) those codes; None if nothing is kept.
+    """
+
+    @torch.inference_mode()
+    def __init__(self, model: Generator, batch: int, drawing: Drawing) -> None:
+        self.model, self.batch, self.drawing = model, batch, drawing
+        self.guided = drawing.uses_cfg and model.config.class_cond
+        self.sequence = torch.zeros(batch, model.num_locations, dtype=torch.long, device=model.device)
+        self.maps = torch.zeros(2, batch, model.num_locations, device=model.device)
+        self.kept: tuple[Tensor, Tensor] | None = None
+
+    def __call__(
+        self,
+        labels: Tensor,
+        seeds: Sequence[int],
+        keep: Sequence[Tensor] | None = None,
+        keep_codes: Sequence[Tensor] | None = None,
+    ) -> Samples:
+        """Draw a batch.
+
+        Args:
+            labels: (B,) class of each image.
+            seeds: of each image.
+            keep: (B, S, S) of each scale, True where the code of ``keep_codes`` stays instead of a drawn one: editing.
+            keep_codes: (B, S, S) codes of each scale.
+        """
+        for _ in self.steps(labels, seeds, keep, keep_codes):
+            pass
+        return self.samples()
+
+    @torch.inference_mode()
+    def steps(
+        self,
+        labels: Tensor,
+        seeds: Sequence[int],
+        keep: Sequence[Tensor] | None = None,
+        keep_codes: Sequence[Tensor] | None = None,
+    ) -> Iterator[int]:
+        """As a call, but step by step: yields the number of each once it is drawn; then ``samples`` has them."""
+        self.kept = self._check_kept(keep, keep_codes)
+        yield from self.draw(labels.long().to(self.model.device), list(seeds))
+
+    @abstractmethod
+    def draw(self, labels: Tensor, seeds: list[int]) -> Iterator[int]:
+        """Draw every location of a batch by ``store``, yielding each step's number."""
+
+    @abstractmethod
+    def step_of_location(self) -> Tensor:
+        """(B or 1, L) the step that drew each location."""
+
+    @abstractmethod
+    def cache(self) -> list[Tensor]:
+        """Keys and values: what it holds beside the weights."""
+
+    def store(self, locations: Tensor, codes: Tensor, probability: Tensor, entropy: Tensor) -> None:
+        """Put what was drawn for locations (B, l), each (B, l), into the buffers; kept codes come first."""
+        if self.kept is not None:
+            kept, kept_codes = (values.gather(1, locations) for values in self.kept)
+            codes = torch.where(kept, kept_codes, codes)
+            probability = probability.masked_fill(kept, math.nan)
+        self.sequence.scatter_(1, locations, codes)
+        self.maps.scatter_(2, locations.expand(2, -1, -1), torch.stack([entropy, probability]))
+
+    @torch.inference_mode()
+    def samples(self) -> Samples:
+        """What was drawn; the last scale is decoded."""
+        codes = self._by_scale(self.sequence.clone())
+        entropy, probability = self.maps.clone()
+        return Samples(
+            images=self.model.decode(codes[-1]),
+            codes=codes,
+            entropy=self._by_scale(entropy),
+            step=self._by_scale(self.step_of_location().expand(self.batch, -1)),
+            probability=self._by_scale(probability),
+        )
+
+    def _by_scale(self, values: Tensor) -> list[Tensor]:
+        """(B, L) by location -> a (B, S, S) map for each scale."""
+        return split_scales(values, self.model.scale_sizes)
+
+    def _check_kept(
+        self, keep: Sequence[Tensor] | None, keep_codes: Sequence[Tensor] | None
+    ) -> tuple[Tensor, Tensor] | None:
+        if keep is None and keep_codes is None:
+            return None
+        shapes = [(self.batch, side, side) for side in self.model.scale_sizes]
+        for name, maps in (("keep", keep), ("keep_codes", keep_codes)):
+            if maps is None or [tuple(scale.shape) for scale in maps] != shapes:
+                raise UserError(f"{name} must be a list of one map for each scale, of shapes {shapes}")
+        kept, codes = join_scales(keep), join_scales(keep_codes)
+        num_codes = self.model.autoencoder.config.n_embed
+        if codes.min() < 0 or codes.max() >= num_codes:
+            raise UserError(f"keep_codes must lie between 0 and {num_codes - 1}")
+        return kept.bool().to(self.model.device), codes.long().to(self.model.device)
+
+
+def scale_slices(scale_sizes: Sequence[int]) -> list[slice]:
+    """Where each scale's locations lie among L."""
+    ends = list(accumulate(side * side for side in scale_sizes))
+    return [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
+
+
+def join_scales(maps: Sequence[Tensor]) -> Tensor:
+    """(B, S, S) of each scale -> (B, L) by location."""
+    return torch.cat([scale.flatten(1) for scale in maps], dim=1)
+
+
+def split_scales(values: Tensor, scale_sizes: Sequence[int]) -> list[Tensor]:
+    """(B, L) by location -> (B, S, S) of each scale."""
+    slices = zip(scale_sizes, scale_slices(scale_sizes), strict=True)
+    return [values[:, locations].unflatten(1, (side, side)) for side, locations in slices]

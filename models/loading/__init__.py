@@ -1,0 +1,1 @@
+"""Checkpoint files <-> models; nothing else in models/ touches files."""

@@ -1,0 +1,188 @@
+"""Files of autoencoders: ours, the published release's, LlamaGen's (method.md Sec. 3)."""
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from models.autoencoder import Autoencoder
+from models.config import AutoencoderConfig, AutoencoderPaths
+from models.loading.state import load_exactly, our_names, published_name, read_torch_file
+from runtime.config import dataclass_from_dict, read_yaml, write_yaml
+from runtime.errors import UserError
+from runtime.files import whole
+
+AUTOENCODER_CONFIG_NAME = "autoencoder_config.yaml"
+HASH_KEY = "codes_sha256"  # in our files: what ``autoencoder_hash`` gives
+AUTOENCODER_NAMES = ("checkpoint.pth", "autoencoder.safetensors")  # the published one's, ours
+
+
+# Bookkeeping that files may hold or lack without being another model.
+_OPTIONAL_KEYS = ("quantize.initialized", "cluster_usage_train")
+_IGNORED_KEYS = ("quantize.codebook_used",)
+
+
+def load_autoencoder(paths: AutoencoderPaths, folder: Path = Path()) -> Autoencoder:
+    """The frozen autoencoder of a configuration; relative paths are tried from ``folder``, then from here.
+
+    Raises:
+        UserError: a file is missing or damaged, or holds another architecture than the YAML says.
+    """
+    if paths.checkpoint_path is None:
+        raise UserError("no autoencoder: set model.autoenc.checkpoint_path to its weights")
+    checkpoint_path = resolve(paths.checkpoint_path, folder)
+    config_path = resolve(paths.config_path, folder)
+    if checkpoint_path is None:
+        raise UserError(
+            f"no autoencoder weights at {paths.checkpoint_path}; mend autoenc.checkpoint_path, or fetch the released "
+            "ones with bash pretrained_models/download.sh autoenc"
+        )
+    return build_autoencoder(read_autoencoder_state(checkpoint_path), config_path, paths.params, checkpoint_path)
+
+
+def open_autoencoder(path: str | Path) -> Autoencoder:
+    """An autoencoder in eval mode on the CPU, from its weights or the folder of them (and of its configuration).
+
+    Raises:
+        UserError: there is none, or it is damaged or of another layout.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise UserError(
+            f"no autoencoder weights at {path}; name a file or folder of them (LlamaGen's: bash "
+            "pretrained_models/download.sh llamagen)"
+        )
+    if not path.is_dir():
+        return load_autoencoder(AutoencoderPaths(checkpoint_path=str(path)))
+    names = [name for name in AUTOENCODER_NAMES if (path / name).is_file()]
+    if not names:
+        raise UserError(f"{path} holds neither {' nor '.join(AUTOENCODER_NAMES)}; name an autoencoder's folder or file")
+    return load_autoencoder(AutoencoderPaths(AUTOENCODER_CONFIG_NAME, names[0]), path)
+
+
+def read_autoencoder_state(path: Path) -> dict[str, Tensor]:
+    """An autoencoder's weights under our names: safetensors, ``state_dict`` (published) or ``model`` (LlamaGen)."""
+    if path.suffix == ".safetensors":
+        try:
+            return our_names(load_file(path))
+        except SafetensorError as error:
+            raise UserError(f"{path} is damaged or no safetensors file ({error}); get it again") from error
+    checkpoint = read_torch_file(path)
+    for key in ("state_dict", "model"):
+        if isinstance(checkpoint.get(key), dict):
+            return our_names(checkpoint[key])
+    raise UserError(f"{path} holds neither state_dict nor model; it is no autoencoder checkpoint")
+
+
+def build_autoencoder(
+    state: Mapping[str, Tensor], config_path: Path | None, params: Mapping[str, Any], path: Path
+) -> Autoencoder:
+    """An autoencoder from its weights; its architecture is the YAML's, or read off the weights without one."""
+    try:
+        config = infer_autoencoder_config(state)
+    except KeyError as error:
+        raise UserError(f"{path} lacks {error.args[0]}; it is no autoencoder of LlamaGen's layout") from error
+    except (IndexError, ValueError) as error:
+        raise UserError(f"{path} is no autoencoder of LlamaGen's layout ({error})") from error
+    if config_path is not None:
+        config = read_autoencoder_config(config_path, params)
+    autoencoder = Autoencoder(config)
+    state = {key: value for key, value in state.items() if key not in _IGNORED_KEYS}
+    for key in _OPTIONAL_KEYS:
+        state.setdefault(key, autoencoder.state_dict()[key])
+    load_exactly(autoencoder, state, path)
+    return autoencoder.eval()
+
+
+def read_autoencoder_config(path: Path, params: Mapping[str, Any] | None = None) -> AutoencoderConfig:
+    """Architecture in an autoencoder's YAML (``model.params``), overridden by ``params``; training keys are skipped."""
+    model = read_yaml(path).get("model")
+    section = model.get("params") if isinstance(model, dict) else None
+    if not isinstance(section, dict) or not isinstance(section.get("ddconfig", {}), dict):
+        raise UserError(f"{path} has no model.params section; it is no autoencoder configuration")
+    section = {**section, **(params or {})}
+    if not section.get("normalize", True):
+        raise UserError(
+            f"{path} sets normalize: false, but codes of this model have unit norm; use another autoencoder"
+        )
+    known = {field.name for field in fields(AutoencoderConfig)}
+    settings = {key: value for key, value in {**section, **section.get("ddconfig", {})}.items() if key in known}
+    return dataclass_from_dict(AutoencoderConfig, settings, str(path))
+
+
+def infer_autoencoder_config(state: Mapping[str, Tensor]) -> AutoencoderConfig:
+    """The architecture that a state dict under our names has the shapes of. Raises KeyError for one that has none."""
+    blocks = sorted(
+        {match for key in state for match in re.findall(r"^encoder\.conv_blocks\.(\d+)\.res\.(\d+)\.", key)}
+    )
+    num_levels = 1 + max((int(level) for level, _ in blocks), default=0)
+    num_res_blocks = 1 + max((int(block) for _, block in blocks), default=0)
+    ch = state["encoder.conv_in.weight"].shape[0]
+    widths = [state[f"encoder.conv_blocks.{level}.res.0.conv2.weight"].shape[0] for level in range(num_levels)]
+    embed_dim, z_channels = state["quant_conv.weight"].shape[:2]
+    return AutoencoderConfig(
+        ch=ch,
+        ch_mult=tuple(width // ch for width in widths),
+        num_res_blocks=num_res_blocks,
+        z_channels=z_channels,
+        embed_dim=embed_dim,
+        n_embed=state["quantize.embedding"].shape[0],
+    )
+
+
+def export_autoencoder(autoencoder: Autoencoder, folder: Path) -> None:
+    """Write an autoencoder as the published release has it: ``checkpoint.pth`` and ``autoencoder_config.yaml``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {published_name(key): value for key, value in autoencoder.state_dict().items()}
+    with whole(folder / AUTOENCODER_NAMES[0]) as temporary:
+        torch.save({"state_dict": state}, temporary)
+    write_yaml(folder / AUTOENCODER_CONFIG_NAME, autoencoder_config_dict(autoencoder.config))
+
+
+def autoencoder_config_dict(config: AutoencoderConfig) -> dict[str, Any]:
+    """An autoencoder's YAML content in the published schema."""
+    ddconfig = {key: getattr(config, key) for key in ("ch", "ch_mult", "num_res_blocks", "z_channels")}
+    ddconfig["ch_mult"] = list(config.ch_mult)
+    params = {"embed_dim": config.embed_dim, "n_embed": config.n_embed, "normalize": True, "ddconfig": ddconfig}
+    return {"model": {"params": params}}
+
+
+def resolve(path: str | None, folder: Path) -> Path | None:
+    """The first existing one of ``folder / path`` and ``path``."""
+    candidates = [] if path is None else [folder / path, Path(path)]
+    return next((candidate for candidate in candidates if candidate.is_file()), None)
+
+
+def save_autoencoder(autoencoder: Autoencoder, folder: Path, dtype: torch.dtype = torch.float32) -> None:
+    """Write ``autoencoder.safetensors``, its floats in ``dtype``, and ``autoencoder_config.yaml``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    state = autoencoder.state_dict()
+    state = {key: value.to(dtype) if value.is_floating_point() else value for key, value in state.items()}
+    with whole(folder / AUTOENCODER_NAMES[1]) as temporary:
+        temporary.write_bytes(save(state, {HASH_KEY: autoencoder_hash(autoencoder)}))
+    write_yaml(folder / AUTOENCODER_CONFIG_NAME, autoencoder_config_dict(autoencoder.config))
+
+
+def autoencoder_hash(autoencoder: Autoencoder) -> str:
+    """SHA-256 of the weights that decide which codes an image gets."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(autoencoder.state_dict().items()):
+        if name.startswith(("encoder.", "quant_conv.", "quantize.embedding")):
+            digest.update(name.encode())
+            digest.update(tensor.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def hash_in_folder(folder: Path) -> str:
+    """``autoencoder_hash`` of what ``save_autoencoder`` wrote into a folder, without reading it but for older files."""
+    file = folder / AUTOENCODER_NAMES[1]
+    with safe_open(file, "pt") as content:
+        stored = (content.metadata() or {}).get(HASH_KEY)
+    return autoencoder_hash(open_autoencoder(folder)) if stored is None else stored

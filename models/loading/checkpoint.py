@@ -1,0 +1,132 @@
+"""Checkpoint files <-> models of any family: ours, and the published release's (method.md Sec. 3, 4).
+
+Reading runs no code of the file: tensors, plain containers and an ``argparse.Namespace`` of those are let through,
+nothing else. Nothing is loaded in part: missing, unexpected or misshapen keys are an error that lists them.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from models.autoencoder import Autoencoder
+from models.config import AutoencoderConfig, GeneratorConfig, family_of
+from models.family import Generator
+from models.loading import checkerboard
+from models.loading.autoencoder import build_autoencoder, load_autoencoder, resolve
+from models.loading.state import Names, load_exactly, our_names, read_torch_file
+from runtime.config import dataclass_from_dict, read_yaml
+from runtime.errors import UserError
+
+CHECKPOINT_NAME = "checkpoint-last.pth"
+CONFIG_NAME = "config.yaml"
+AUTOENCODER_PREFIX = "autoenc."
+PUBLISHED: dict[str, Names] = {"checkerboard": checkerboard.NAMES}  # by family; others have our names alone
+
+
+def load_checkpoint(path: str | Path, use_ema: bool = False) -> Generator:
+    """A model in eval mode on the CPU, float32, from a checkpoint of ours or of the published release.
+
+    Args:
+        path: the file, or the folder holding ``checkpoint-last.pth``; ``config.yaml`` lies beside it.
+        use_ema: take the averaged weights.
+
+    Raises:
+        UserError: the file is missing, damaged, unsafe, or not such a model; or ``use_ema`` and it has no EMA weights.
+    """
+    path = find_checkpoint(path)
+    config = read_model_config(path)
+    checkpoint = read_torch_file(path)
+    states = model_states(checkpoint, config, path)
+    if use_ema and states["model_ema"] is None:
+        raise UserError(f"{path} holds no EMA weights; leave out use_ema")
+    model = build_model(states["model_ema" if use_ema else "model"], config, path)
+    model.class_names = checkpoint.get("class_names")
+    return model
+
+
+def initialize_from(model: Generator, path: str | Path) -> list[str]:
+    """Copy what fits of a checkpoint's weights into a model; return a remark on each tensor that does not."""
+    path = find_checkpoint(path)
+    saved = model_states(read_torch_file(path), model.config, path)["model"]
+    saved = {key: value for key, value in saved.items() if not key.startswith(AUTOENCODER_PREFIX)}
+    return model.initialize_from(saved, str(path))
+
+
+def find_checkpoint(path: str | Path) -> Path:
+    """The checkpoint file at a path or in a folder."""
+    path = Path(path)
+    file = path / CHECKPOINT_NAME if path.is_dir() else path
+    if not file.is_file():
+        hint = "train one with main.py, or fetch the released ones with bash pretrained_models/download.sh"
+        raise UserError(f"no checkpoint at {file}; {hint}")
+    return file
+
+
+def read_model_config(checkpoint_path: Path) -> GeneratorConfig:
+    """The ``model:`` section of the configuration beside a checkpoint."""
+    path = checkpoint_path.parent / CONFIG_NAME
+    section = read_yaml(path).get("model")
+    if not isinstance(section, dict):
+        raise UserError(f"{path} has no model: section; put back the {CONFIG_NAME} that came with the checkpoint")
+    return dataclass_from_dict(family_of(section).load("config"), section, str(path))
+
+
+def build_model(state: Mapping[str, Tensor], config: GeneratorConfig, path: Path) -> Generator:
+    """A model from one state dict of the file at ``path``, whose own autoencoder weights win over the autoencoder's."""
+    frozen, own = {}, {}
+    for key, value in state.items():
+        part = frozen if key.startswith(AUTOENCODER_PREFIX) else own
+        part[key.removeprefix(AUTOENCODER_PREFIX)] = value
+    paths = config.autoenc
+    if frozen:
+        autoencoder = build_autoencoder(frozen, resolve(paths.config_path, path.parent), paths.params, path)
+    else:
+        autoencoder = load_autoencoder(paths, path.parent)
+    with torch.device("meta"):
+        model = model_class(config).from_state(config, autoencoder, own)
+    load_exactly(model, own, path, names_of(config))
+    return model.eval()
+
+
+def random_model(path: Path) -> tuple[Generator, bool]:
+    """The model of a training configuration, to try its size and speed: in eval mode, its weights drawn from torch's
+    global generator; and whether its autoencoder was there.
+
+    Args:
+        path: YAML of the configuration; where the autoencoder's file that it names is missing, one of LlamaGen's size
+            and of random weights takes its place.
+
+    Raises:
+        UserError: the YAML is missing or holds no model.
+    """
+    section = read_yaml(path).get("model") or {}
+    config = dataclass_from_dict(family_of(section).load("config"), section, str(path))
+    weights = config.autoenc.checkpoint_path
+    there = weights is not None and Path(weights).is_file()
+    autoencoder = load_autoencoder(config.autoenc) if there else Autoencoder(AutoencoderConfig())
+    return model_class(config)(config, autoencoder).eval(), there
+
+
+def model_class(config: GeneratorConfig) -> type[Generator]:
+    """The family that a configuration is of."""
+    return family_of({"architecture": config.architecture}).load("generator")
+
+
+def names_of(config: GeneratorConfig) -> Names:
+    """Our names of weights and the published ones."""
+    return PUBLISHED.get(config.architecture, ())
+
+
+def model_states(
+    checkpoint: Mapping[str, Any], config: GeneratorConfig, path: Path
+) -> dict[str, dict[str, Tensor] | None]:
+    """Weights under our names, ``model`` and, if there are any, ``model_ema``, of the contents of a file."""
+    if not isinstance(checkpoint.get("model"), dict):
+        raise UserError(f"{path} has no model entry; it is no checkpoint of this model")
+    ema, names = checkpoint.get("model_ema"), names_of(config)
+    model = our_names(checkpoint["model"], names)
+    frozen = {key: value for key, value in model.items() if key.startswith(AUTOENCODER_PREFIX)}
+    return {"model": model, "model_ema": None if ema is None else frozen | our_names(ema, names)}

@@ -1,0 +1,104 @@
+"""Tensors by name, read without running code, renamed, and loaded whole or not at all."""
+
+import argparse
+import re
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from runtime.errors import UserError
+
+Names = tuple[tuple[str, str], ...]  # parts of our names and of the published ones, replaced in this order
+_CODEBOOK = ("quantize.embedding", "quantize.embedding.parametrizations.weight.original")
+_LLAMAGEN_CODEBOOK = "quantize.embedding.weight"
+_WRAPPERS = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
+# How torch's restricted reader names what it will not load.
+_REFUSED = re.compile(
+    r"(?:unsupported global: global|unsupported global|trying to instantiate a class) ([\w.]+)", flags=re.IGNORECASE
+)
+
+
+def load_exactly(module: nn.Module, state: Mapping[str, Tensor], path: Path, names: Names = ()) -> None:
+    """Load float32 copies of a state dict; every key and shape must match."""
+    expected = module.state_dict()
+    problems = [f"missing {_both_names(key, names)}" for key in expected if key not in state]
+    problems += [f"unexpected {_both_names(key, names)}" for key in state if key not in expected]
+    problems += [
+        f"{_both_names(key, names)} has shape {tuple(state[key].shape)}, not {tuple(expected[key].shape)}"
+        for key in expected
+        if key in state and state[key].shape != expected[key].shape
+    ]
+    if problems:
+        hint = "the file and its configuration are of different models"
+        raise UserError(f"{path} does not fit the model ({hint}): {'; '.join(problems)}")
+    state = {key: value.to(expected[key].dtype, copy=True) for key, value in state.items()}
+    module.load_state_dict(state, assign=True)
+
+
+def read_torch_file(path: Path) -> dict[str, Any]:
+    """A ``torch.save`` dictionary, read without running any code of the file.
+
+    Raises:
+        UserError: no such file, a damaged one, or one that holds more than tensors and plain values.
+    """
+    if not path.is_file():
+        raise UserError(f"no such file: {path}")
+    _check_whole(path)
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except OSError:
+        raise
+    except Exception as error:  # of a damaged or foreign file, the restricted reader raises anything
+        refused = _REFUSED.search(str(error))
+        if refused is None:
+            raise UserError(f"{path} is truncated or no checkpoint; get it again") from error
+        raise UserError(
+            f"{path} was refused: it holds {refused[1]}; only tensors and plain values can load without running code"
+        ) from error
+    if not isinstance(checkpoint, dict):
+        raise UserError(f"{path} holds a {type(checkpoint).__name__}, not a checkpoint's dictionary")
+    return checkpoint
+
+
+def _check_whole(path: Path) -> None:
+    """Refuse a damaged file; torch itself does not compare the checksums that its files hold."""
+    if not zipfile.is_zipfile(path):
+        return  # of torch before 1.6, or no checkpoint: the reader tells
+    try:
+        with zipfile.ZipFile(path) as records:
+            damaged = records.testzip()
+    except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
+        damaged = str(error)
+    if damaged is not None:
+        raise UserError(f"{path} is damaged ({damaged}); get it again, or put a kept checkpoint-EPOCH.pth in its place")
+
+
+def our_names(state: Any, names: Names = ()) -> dict[str, Tensor]:
+    """Weights under our names, whatever wraps them and whoever published them."""
+    if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
+        raise UserError("the file's weights are not tensors by name; it is no checkpoint of this model")
+    renamed = {}
+    for key, value in state.items():
+        while key.startswith(_WRAPPERS):
+            key = key.split(".", 1)[1]
+        for ours, published in (*names, _CODEBOOK):
+            key = key.replace(published, ours)
+        renamed["quantize.embedding" if key == _LLAMAGEN_CODEBOOK else key] = value
+    return renamed
+
+
+def published_name(key: str, names: Names = ()) -> str:
+    """What a published file calls a weight of ours."""
+    for ours, published in (*names, _CODEBOOK):
+        key = key.replace(ours, published)
+    return key
+
+
+def _both_names(key: str, names: Names) -> str:
+    published = published_name(key, names)
+    return key if published == key else f"{key} (published: {published})"

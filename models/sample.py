@@ -1,0 +1,71 @@
+"""``sample``: images of labels, by a model of any family."""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from models.config import NUM_SEEDS, Drawing
+from models.family import Generator, Samples
+from runtime.errors import UserError
+
+
+def sample(
+    model: Generator,
+    labels: Tensor | Sequence[int],
+    *,
+    seeds: Sequence[int] | None = None,
+    keep: Sequence[Tensor] | None = None,
+    keep_codes: Sequence[Tensor] | None = None,
+    compiled: bool = False,
+    **drawing: Any,
+) -> Samples:
+    """Draw one image a label.
+
+    Args:
+        model: in eval mode or not; nothing is dropped here.
+        labels: (B,) class indices; ``num_classes`` is unconditional.
+        seeds: one an image, 0 to 2**32 - 1; without them they are drawn from torch's global generator. An image's
+            randomness follows from its seed alone, on every device. Rounding may depend on the batch size and decide
+            where two codes are within it: in float32 in less than one of a thousand images, in bfloat16 in many.
+        keep: (B, S, S) of each scale, True where the code of ``keep_codes`` stays instead of a drawn one: editing.
+        keep_codes: (B, S, S) codes of each scale, for instance ``model.tokenize`` of images to edit.
+        compiled: compile the drawing of a step; pays off for many images.
+        drawing: settings of ``model.Drawing``: cfg, temperature, top_k, top_p of every family; steps_per_scale,
+            cfg_start_step and remainder of the checkerboard.
+
+    Raises:
+        UserError: a label or setting is out of range.
+    """
+    try:
+        labels = torch.as_tensor(labels)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"labels are {labels}; give one class index an image") from error
+    settings = checked_drawing(model, drawing)
+    model.check_labels(labels)
+    if seeds is not None and len(seeds) != len(labels):
+        raise UserError(f"{len(seeds)} seeds for {len(labels)} labels; give one an image")
+    if settings.uses_cfg and not model.config.class_cond:
+        warnings.warn("cfg has no effect on an unconditional model", stacklevel=2)
+    seeds = torch.randint(NUM_SEEDS, (len(labels),)).tolist() if seeds is None else [int(seed) for seed in seeds]
+    if not all(0 <= seed < NUM_SEEDS for seed in seeds):
+        raise UserError("seeds must lie between 0 and 2**32 - 1")
+    return model.sampler(len(labels), settings, compiled)(labels, seeds, keep, keep_codes)
+
+
+def checked_drawing(model: Generator, settings: dict[str, Any]) -> Drawing:
+    """A family's settings of a drawing, from those that are given; the others keep their defaults.
+
+    Raises:
+        UserError: the family has no such setting, or it is out of range.
+    """
+    known = [f.name for f in fields(model.Drawing)]
+    for name in settings:
+        if name not in known:
+            raise UserError(f"{name} means nothing to {model.config.architecture}, which has {', '.join(known)}")
+    drawing = model.Drawing(**settings)
+    drawing.check(model.scale_sizes)
+    return drawing

@@ -1,0 +1,392 @@
+"""Command line over YAML over default: flat flags over the sections of a YAML, all checked against dataclasses.
+
+A setting's name, type, default and explanation stand once, in a frozen dataclass and its docstring's ``Attributes:``.
+Everything from a YAML or a flag passes ``typed``, the one check of types.
+"""
+
+import argparse
+import re
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
+from difflib import get_close_matches
+from inspect import getdoc
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+from runtime.errors import UserError
+from runtime.files import whole
+
+Settings = TypeVar("Settings")
+Kinds = type | tuple[type, ...]  # of one section: its keys are those of all
+# What to type for a value of each type.
+_VALUES = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "text",
+    tuple: "a list in brackets, as in '[first, second]'",
+    dict: "a mapping, as in '{50: 0.3}'",
+}
+
+
+@dataclass(frozen=True)
+class Option:
+    """A flag: its name without dashes (dotted within a group of settings), type, default and explanation."""
+
+    name: str
+    hint: Any
+    default: Any
+    help: str
+
+
+def parse_config(
+    argv: Sequence[str], prog: str, description: str, sections: Mapping[str, Kinds]
+) -> tuple[dict[str, Any], str]:
+    """Settings of one command line over its ``--config`` YAML over the defaults.
+
+    Args:
+        argv: the arguments, without the program's name.
+        prog: the program's name.
+        description: shown by ``--help``.
+        sections: dataclass, or dataclasses, of each section of the YAML.
+
+    Returns:
+        One dataclass instance, or a tuple of them, a section; and the configuration's name.
+
+    Raises:
+        UserError: an unknown key or flag, or a value of the wrong type.
+    """
+    parser = _Parser(prog, description)
+    parser.add_argument("--config", metavar="YAML", help="configuration file; flags override it")
+    parser.add_argument("--print_config", action="store_true", help="print the resulting configuration and stop")
+    for section, kinds in sections.items():
+        parser.add_options(section, [option for kind in _several(kinds) for option in options_of(kind)])
+    given, found = parser.parse(argv)
+    path = found.config
+    content = {} if path is None else read_yaml(Path(path))
+    check_keys(content, sections, str(path))
+    settings = {}
+    for section, kinds in sections.items():
+        where = f"{path}: {section}"
+        values = content.get(section, {})
+        values = _mapping({} if values is None else values, where)
+        known = {f.name: kind for kind in _several(kinds) for f in fields(kind)}
+        check_keys(values, known, where)
+        made = tuple(
+            _make(kind, {k: v for k, v in values.items() if known[k] is kind}, given, where) for kind in _several(kinds)
+        )
+        settings[section] = made if isinstance(kinds, tuple) else made[0]
+    if found.print_config:
+        print(to_yaml(settings), end="")
+        sys.exit(0)
+    return settings, "default" if path is None else Path(path).stem
+
+
+def parse_flags(
+    argv: Sequence[str], prog: str, description: str, kind: type[Settings], positional: Sequence[str] = ()
+) -> Settings:
+    """Settings of a command line without a YAML; words that are no flags are the ``positional`` settings in order.
+
+    Raises:
+        UserError: an unknown flag, or a value of the wrong type.
+    """
+    return parse_open_flags(argv, prog, description, kind, {}, positional)[0]
+
+
+def parse_open_flags(
+    argv: Sequence[str],
+    prog: str,
+    description: str,
+    kind: type[Settings],
+    more: Mapping[str, Sequence[Option]],
+    positional: Sequence[str] = (),
+) -> tuple[Settings, dict[str, Any]]:
+    """As ``parse_flags``, with options that the dataclass lacks, by heading: those that were given, by name."""
+    parser = _Parser(prog, description)
+    parser.add_options("options", options_of(kind))
+    for heading, options in more.items():
+        parser.add_options(heading, options)
+    given, _ = parser.parse(argv, positional)
+    own = {f.name for f in fields(kind)}
+    others = {name: value for name, value in given.items() if name.split(".")[0] not in own}
+    return _make(kind, {}, given, "the command line"), others
+
+
+def config_path(argv: Sequence[str]) -> str | None:
+    """The YAML that a command line names, if any."""
+    for word, following in zip(argv, [*argv[1:], None], strict=True):
+        if word == "--config" or word.startswith("--config="):
+            return word.partition("=")[2] or following
+    return None
+
+
+def options_of(kind: type, prefix: str = "") -> list[Option]:
+    """The flags of a dataclass; a nested one is an option itself, as a mapping, and so is each of its settings."""
+    hints, explained, options = get_type_hints(kind), _explanations(kind), []
+    for f in fields(kind):
+        name, hint = prefix + f.name, hints[f.name]
+        default = f.default if f.default is not MISSING else f.default_factory()
+        options.append(Option(name, hint, None if is_dataclass(hint) else default, explained.get(f.name, "")))
+        if is_dataclass(hint):
+            options += options_of(hint, f"{name}.")
+    return options
+
+
+def to_yaml(settings: Mapping[str, Any]) -> str:
+    """YAML of one dataclass instance, or several, a section, in the published schema."""
+    return yaml.safe_dump({section: plain(value) for section, value in settings.items()}, sort_keys=False)
+
+
+def plain(value: Any) -> dict[str, Any]:
+    """A configuration dataclass, or several as one, as plain containers."""
+    if isinstance(value, tuple):
+        return {key: item for part in value for key, item in plain(part).items()}
+    return {key: list(item) if isinstance(item, tuple) else item for key, item in asdict(value).items()}
+
+
+def dataclass_from_dict(kind: type[Settings], values: Any, where: str) -> Settings:
+    """A (nested) configuration dataclass from a plain mapping.
+
+    Raises:
+        UserError: an unknown key, or a value of another type; ``where`` says which file or section.
+    """
+    return _make(kind, _mapping(values, where), {}, where)
+
+
+def typed(value: Any, hint: Any, name: str) -> Any:
+    """A value as its type wants it: lists become tuples, whole numbers floats, and text that is a number one.
+
+    Raises:
+        UserError: it is of another type.
+    """
+    try:
+        return _converted(value, hint)
+    except (TypeError, ValueError):
+        raise UserError(f"{name} is {value}; it must be {_wanted(hint)}") from None
+    except _WrongItemError as error:
+        raise UserError(f"{name} is {error.value}; it must be {_wanted(error.hint)}") from None
+
+
+def check_keys(values: Iterable[str], known: Iterable[str], where: str) -> None:
+    """Refuse keys that are not known, naming the nearest one that is."""
+    known = list(known)
+    for key in values:
+        if key not in known:
+            near = get_close_matches(str(key), known, n=1, cutoff=0.5)
+            suggestion = f"; did you mean {near[0]}?" if near else f"; known are {', '.join(known)}"
+            raise UserError(f"unknown key {key} in {where}{suggestion}")
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """Refuses a mapping that names a key twice: YAML would keep the last and drop the first silently."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        twice = [key for key in keys if keys.count(key) > 1]
+        if twice:
+            raise yaml.constructor.ConstructorError(None, None, f"key {twice[0]} stands there twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file's mapping."""
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; name the YAML file in it")
+    if not path.is_file():
+        raise UserError(f"no such file: {path}")
+    try:
+        content = yaml.load(path.read_text(), Loader=_UniqueKeyLoader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds no settings")
+    return content
+
+
+def write_yaml(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a YAML file whole or not at all."""
+    with whole(path) as temporary:
+        temporary.write_text(yaml.safe_dump(dict(content), sort_keys=False))
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse as we use it: values as text, mistakes as ``UserError``."""
+
+    def __init__(self, prog: str, description: str) -> None:
+        formatter = argparse.RawDescriptionHelpFormatter
+        super().__init__(prog=prog, description=description, formatter_class=formatter, allow_abbrev=False)
+        self.options: dict[str, Option] = {}
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message.removeprefix("argument "))
+
+    def add_options(self, heading: str, options: Iterable[Option]) -> None:
+        group = self.add_argument_group(heading)
+        for option in options:
+            text = option.help if is_dataclass(option.hint) else f"{option.help} (default: {_shown(option.default)})"
+            group.add_argument(f"--{option.name}", metavar=_metavar(option.hint), help=text.replace("%", "%%"))
+            self.options[option.name] = option
+
+    def parse(self, argv: Sequence[str], positional: Sequence[str] = ()) -> tuple[dict[str, Any], argparse.Namespace]:
+        """Typed values of the options that were given, groups of settings first; and the rest of what was found."""
+        found, left = self.parse_known_args(self._completed(argv))
+        for word in left:
+            free = next((name for name in positional if getattr(found, name) is None), None)
+            if word.startswith("-") or free is None:
+                self._refuse(word.split("=")[0])
+            setattr(found, free, word)
+        texts = {name: text for name in self.options if (text := getattr(found, name)) is not None}
+        return {name: _from_text(text, self.options[name]) for name, text in texts.items()}, found
+
+    def _refuse(self, word: str) -> NoReturn:
+        near = get_close_matches(word, self._option_string_actions, n=1)
+        raise UserError(f"unknown option {word}" + (f"; did you mean {near[0]}?" if near else "; see --help"))
+
+    def _completed(self, argv: Sequence[str]) -> list[str]:
+        """``--use_cache`` alone means ``--use_cache=true``."""
+        switches = {f"--{name}" for name, option in self.options.items() if option.hint is bool}
+        following = [*argv[1:], ""]
+        alone = [
+            word in switches and after.lower() not in ("true", "false")
+            for word, after in zip(argv, following, strict=True)
+        ]
+        return [f"{word}=true" if is_alone else word for word, is_alone in zip(argv, alone, strict=True)]
+
+
+class _WrongItemError(Exception):
+    """An item of a mapping or list is of the wrong type."""
+
+    def __init__(self, value: Any, hint: Any) -> None:
+        super().__init__()
+        self.value, self.hint = value, hint
+
+
+def _converted(value: Any, hint: Any) -> Any:
+    origin, inner = get_origin(hint), get_args(hint)
+    if hint is Any or (value is None and type(None) in inner):
+        return value
+    if origin is Literal:
+        if value not in inner:
+            raise ValueError
+        return value
+    if origin in (Union, UnionType):
+        for option in inner:
+            try:
+                return _converted(value, option)
+            except (TypeError, ValueError, _WrongItemError):
+                continue
+        raise ValueError
+    if origin is tuple:
+        hints = (inner[0],) * len(value) if Ellipsis in inner and isinstance(value, list | tuple) else inner
+        if not isinstance(value, list | tuple) or len(value) != len(hints):
+            raise TypeError
+        return tuple(_item(item, hint) for item, hint in zip(value, hints, strict=True))
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise TypeError
+        return {_converted(key, inner[0]): _item(item, inner[1]) for key, item in value.items()}
+    if hint is float and not isinstance(value, bool) and isinstance(value, int | float | str):
+        return float(value)
+    if isinstance(value, hint) and not (isinstance(value, bool) and hint is int):
+        return value
+    raise TypeError
+
+
+def _item(value: Any, hint: Any) -> Any:
+    try:
+        return _converted(value, hint)
+    except (TypeError, ValueError):
+        raise _WrongItemError(value, hint) from None
+
+
+def _from_text(text: str, option: Option) -> Any:
+    """What was typed, by the option's type: text stays as it is, the rest is read as YAML."""
+    kinds = get_args(option.hint) if get_origin(option.hint) in (Union, UnionType) else (option.hint,)
+    if text == "null" and type(None) in kinds:
+        return None
+    if str in kinds:
+        return text
+    try:
+        value = yaml.load(text, Loader=_UniqueKeyLoader)
+    except yaml.YAMLError:
+        value = text
+    if is_dataclass(option.hint):
+        return _mapping(value, option.name)
+    if bool in kinds and isinstance(value, str) and value.lower() in ("true", "false"):
+        value = value.lower() == "true"
+    return typed(value, option.hint, option.name)
+
+
+def _make(
+    kind: type[Settings], values: Mapping[str, Any], given: Mapping[str, Any], where: str, prefix: str = ""
+) -> Settings:
+    """A dataclass of a YAML's values and the flags that were given, which come first."""
+    hints, settings = get_type_hints(kind), {}
+    values = dict(values)
+    check_keys(values, hints, where)
+    for f in fields(kind):
+        name, hint = prefix + f.name, hints[f.name]
+        if is_dataclass(hint):
+            nested = _mapping(values.get(f.name, {}), f"{where}: {f.name}")
+            settings[f.name] = _make(hint, {**nested, **given.get(name, {})}, given, f"{where}: {f.name}", f"{name}.")
+        elif name in given:
+            settings[f.name] = given[name]
+        elif f.name in values:
+            settings[f.name] = typed(values[f.name], hint, f"{where}: {f.name}")
+    return kind(**settings)
+
+
+def _mapping(values: Any, where: str) -> dict[str, Any]:
+    if not isinstance(values, Mapping):
+        raise UserError(f"{where} holds {values!r}, not settings; put name: value pairs there")
+    return dict(values)
+
+
+def _several(kinds: Kinds) -> tuple[type, ...]:
+    return kinds if isinstance(kinds, tuple) else (kinds,)
+
+
+def _wanted(hint: Any) -> str:
+    """What to type for a value of this type."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return "one of " + ", ".join(map(str, inner))
+    if origin in (Union, UnionType):
+        kinds = [get_origin(kind) or kind for kind in inner if kind is not type(None)]
+        if tuple in kinds:
+            return "a number, or a list as in '[1, 2, 3]'"
+        return " or ".join(_wanted(kind) for kind in inner if kind is not type(None))
+    return _VALUES.get(origin or hint, getattr(hint, "__name__", str(hint)))
+
+
+def _metavar(hint: Any) -> str:
+    """A type as ``--help`` shows it."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return "{" + ",".join(map(str, inner)) + "}"
+    if origin in (Union, UnionType):
+        return "|".join(_metavar(kind) for kind in inner if kind is not type(None))
+    if is_dataclass(hint):
+        return "MAPPING"
+    return {tuple: "LIST", dict: "MAPPING", str: "TEXT"}.get(origin or hint, getattr(hint, "__name__", "VALUE").upper())
+
+
+def _shown(default: Any) -> str:
+    if isinstance(default, bool) or default is None:
+        return {True: "true", False: "false", None: "null"}[default]
+    return str(list(default) if isinstance(default, tuple) else default)
+
+
+def _explanations(kind: type) -> dict[str, str]:
+    """What the docstrings of a dataclass and of those that it extends say of each attribute."""
+    explained: dict[str, str] = {}
+    for part in reversed(kind.__mro__):
+        text = (getdoc(part) if "__doc__" in vars(part) and is_dataclass(part) else None) or ""
+        attributes = text.partition("Attributes:\n")[2]
+        for name, words in re.findall(r"^    (\w+): ((?:.|\n        )+)", attributes, flags=re.MULTILINE):
+            explained[name] = " ".join(words.split())
+    return explained

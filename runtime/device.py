@@ -1,0 +1,60 @@
+"""Where and in which precision to compute, the only place that chooses; and how large a model is."""
+
+import platform
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from runtime.errors import UserError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """The named device, or the first at hand of CUDA, Apple's MPS and the CPU."""
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        return torch.device(next(kind for kind, there in available.items() if there))
+    kind = name.split(":")[0]
+    if kind not in available:
+        raise UserError(f"device {name} is unknown; choose auto, cuda, mps or cpu")
+    if not available[kind]:
+        raise UserError(f"device {name} is not available to this torch; choose another, or auto")
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"device {name} is unknown; give the number of a GPU as in cuda:0") from error
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The named precision; ``auto`` is bfloat16 on a GPU that computes in it and float32 elsewhere."""
+    if name == "auto":
+        fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if fast else torch.float32
+    if name not in DTYPES:
+        raise UserError(f"dtype {name} is unknown; choose auto, {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager:
+    """Mixed precision with float32 weights; off for float32."""
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
+
+
+def describe_size(model: nn.Module) -> str:
+    """Millions of parameters, trained and frozen."""
+    trained, frozen = (sum(p.numel() for p in m.parameters()) / 1e6 for m in (model, model.autoencoder))
+    return f"{trained:.1f}M parameters + {frozen:.1f}M autoencoder"
+
+
+def describe_machine(device: torch.device) -> str:
+    """The processor that computes, its number of threads, and torch's version."""
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    else:
+        lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+        names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+        name = f"{names[0] if names else platform.processor()}, {torch.get_num_threads()} threads"
+    return f"{name}, torch {torch.__version__}"

@@ -1,0 +1,93 @@
+"""Hashes, and files that appear whole or not at all."""
+
+import json
+import os
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from hashlib import file_digest
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from runtime.errors import UserError
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A name to write to; what is written there becomes ``path`` at the end, on the disk, or nothing does.
+
+    A kill or a full disk leaves the file that was there before. The suffix, which names the format, stays. What killed
+    processes of this machine have left is removed.
+
+    Raises:
+        UserError: the file could not be written.
+    """
+    start, end = f".{path.stem}.{socket.gethostname()}-", f".tmp{path.suffix}"
+    for left in path.parent.glob(f"{start}*{end}"):
+        if not _is_running(left.name.removeprefix(start).removesuffix(end)):
+            left.unlink(missing_ok=True)
+    temporary = path.with_name(f"{start}{os.getpid()}{end}")
+    try:
+        yield temporary
+        _flush(temporary)
+        temporary.replace(path)
+        _flush(path.parent)
+    except (OSError, RuntimeError) as error:  # torch.save makes RuntimeErrors of a full disk's
+        raise UserError(
+            f"could not write {path} ({getattr(error, 'strerror', None) or error}); what was there before is "
+            "untouched: free some space and run the command again"
+        ) from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    with whole(path) as temporary:
+        temporary.write_text(text)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON file whole or not at all."""
+    write_text(path, json.dumps(content, indent=1) + "\n")
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 in hexadecimal digits."""
+    with path.open("rb") as file:
+        return file_digest(file, "sha256").hexdigest()
+
+
+def move_aside(path: Path) -> None:
+    """Give an earlier file of this name, if there is one, another name, and say which."""
+    if path.exists():
+        aside = free_name(path)
+        path.rename(aside)
+        tqdm.write(f"the earlier {path} is now {aside.name}")
+
+
+def free_name(path: Path) -> Path:
+    """``NAME.1.suffix``, or the next number that is free."""
+    return next(p for i in range(1, 10**6) if not (p := path.with_name(f"{path.stem}.{i}{path.suffix}")).exists())
+
+
+def _flush(path: Path) -> None:
+    """Have the system write a file, or a folder's list of names, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _is_running(pid: str) -> bool:
+    try:
+        os.kill(int(pid), 0)
+    except (ValueError, ProcessLookupError):
+        return False
+    except OSError:
+        return True
+    return True

@@ -1,0 +1,1 @@
+"""Drawing images: options, batches, the sample folder, editing, pictures."""

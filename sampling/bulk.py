@@ -1,0 +1,124 @@
+"""Drawing many images: the one path for pictures, grids, scores and runs of 50,000, on one rank or many."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from data.crops import to_uint8
+from models.config import Drawing
+from models.family import Generator, Samples
+from runtime import distributed
+from sampling.folder import SampleFolder
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """What stays of an image that is edited, at each scale.
+
+    Attributes:
+        mask: (S, S) of each scale, True where the code stays.
+        codes: (S, S) of each scale.
+    """
+
+    mask: list[Tensor]
+    codes: list[Tensor]
+
+    def of_batch(self, batch: int) -> tuple[list[Tensor], list[Tensor]]:
+        """Mask and codes for so many images, (B, S, S) of each scale."""
+        return tuple([scale.expand(batch, -1, -1) for scale in maps] for maps in (self.mask, self.codes))
+
+
+@dataclass(frozen=True)
+class Request:
+    """Which images to draw; image i has label ``labels[i]`` and seed ``seed + i``, wherever it is drawn.
+
+    Attributes:
+        labels: class index of each image.
+        drawing: settings.
+        seed: of image 0.
+        batch_size: images at once on each rank.
+        compiled: compile the steps.
+        constraint: what stays, if images are edited.
+    """
+
+    labels: Sequence[int]
+    drawing: Drawing
+    seed: int = 0
+    batch_size: int = 16
+    compiled: bool = False
+    constraint: Constraint | None = None
+
+
+def draw_many(
+    model: Generator, request: Request, indices: Sequence[int] | None = None
+) -> Iterator[tuple[list[int], Samples]]:
+    """Draw the images of these indices (all by default), a batch at a time, on the CPU once drawn.
+
+    Every batch but that of a request smaller than one has the same size: the last is filled up with repeats, which are
+    dropped, so that nothing is compiled or captured twice and rounding is the same for all.
+    """
+    indices = list(range(len(request.labels))) if indices is None else list(indices)
+    batch = min(request.batch_size, -(-len(request.labels) // distributed.num_ranks()))
+    sampler = model.sampler(batch, request.drawing, request.compiled)
+    keep = (None, None) if request.constraint is None else request.constraint.of_batch(batch)
+    for first in range(0, len(indices), batch):
+        wanted = indices[first : first + batch]
+        filled = wanted + wanted[-1:] * (batch - len(wanted))
+        labels = torch.tensor([request.labels[i] for i in filled])
+        yield wanted, sampler(labels, [request.seed + i for i in filled], *keep).first(len(wanted))
+
+
+def draw_into(
+    folder: Path, model: Generator, request: Request, change: Callable[[Tensor], Tensor] = lambda pixels: pixels
+) -> SampleFolder:
+    """Draw the images that a prepared folder lacks, on all ranks; all are in it when the last rank returns.
+
+    Args:
+        folder: ``prepare_folder`` made it ready, and all ranks know; a lock keeps other programs out.
+        model: draws.
+        request: all images of the folder.
+        change: what to do to uint8 images (B, 3, H, W) before they are stored.
+
+    Returns:
+        The folder, to be finished on rank 0, which has looked at it; the others have not.
+    """
+    with SampleFolder(folder) as images:
+        # As rank 0 saw it, before anyone adds: another machine may see less, and shares would overlap or leave gaps.
+        images.todo = distributed.from_main(images.todo)
+        mine = images.todo[distributed.rank() :: distributed.num_ranks()].tolist()
+        with tqdm(
+            desc="sampling",
+            total=len(request.labels),
+            initial=images.num_done,
+            unit="image",
+            leave=None,
+            disable=not distributed.is_main(),
+        ) as bar:
+            for indices, out in draw_many(model, request, mine):
+                images.add(indices, change(to_uint8(out.images)), out)
+                bar.update(images.num_done - bar.n)
+            images.wait()
+            bar.update(images.num_done - bar.n)
+    distributed.barrier()  # all have closed their files
+    if distributed.is_main():
+        images.look()
+    return images
+
+
+def draw_on_all_ranks(model: Generator, request: Request) -> Tensor | None:
+    """(N, 3, H, W) images of a small request, shared between ranks and gathered on rank 0; None on the others."""
+    mine = range(len(request.labels))[distributed.rank() :: distributed.num_ranks()]
+    batches = list(draw_many(model, request, mine))
+    images = torch.cat([out.images for _, out in batches]) if batches else None
+    shards = distributed.everyones(images)
+    if not distributed.is_main():
+        return None
+    gathered = shards[0].new_empty(len(request.labels), *shards[0].shape[1:])
+    for shard, part in enumerate(shards):
+        if part is not None:
+            gathered[shard :: distributed.num_ranks()] = part
+    return gathered

@@ -1,0 +1,89 @@
+"""Editing an image: what a mask leaves alone keeps its codes at every scale; the rest is drawn.
+
+Letters: H, W sides of the image in pixels, S side of a scale.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from data.crops import center_crop, to_bytes, to_floats, to_rgb
+from models.family import Generator
+from runtime.errors import UserError
+from sampling.bulk import Constraint
+
+
+@dataclass(frozen=True)
+class Edit:
+    """An image and where to draw anew.
+
+    Attributes:
+        image: (3, H, W) uint8, cropped to the model's size.
+        mask: (H, W), True where it is drawn anew.
+        constraint: what stays, for ``draw_many``.
+    """
+
+    image: Tensor
+    mask: Tensor
+    constraint: Constraint
+
+    def pictures(self) -> Tensor:
+        """(2, 3, H, W) uint8: the image, and the image with what is drawn anew grey."""
+        return torch.stack([self.image, torch.where(self.mask, torch.full_like(self.image, 128), self.image)])
+
+    def paste_back(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) uint8 with the original where the mask leaves it alone."""
+        return torch.where(self.mask, images, self.image)
+
+
+def load_edit(image_path: str, mask_path: str, model: Generator) -> Edit:
+    """Read an image and its mask, white where it is to be drawn anew; both are cropped to the model's square.
+
+    Raises:
+        UserError: a file cannot be read, the two differ in size, or the mask is all black.
+    """
+    image, mask = _read(image_path), _read(mask_path)
+    if image.size != mask.size:
+        sizes = ["{} x {}".format(*picture.size) for picture in (mask, image)]
+        raise UserError(f"{mask_path} is {sizes[0]} pixels, but {image_path} is {sizes[1]}; make them the same size")
+    size = model.config.img_size
+    image, mask = to_rgb(image), to_rgb(_over_black(mask)).convert("L").convert("RGB")
+    pixels, redraw = to_bytes(center_crop(image, size)), to_bytes(center_crop(mask, size))[0] >= 128
+    if not redraw.any():
+        raise UserError(
+            f"{mask_path} is black all over the middle square that is kept; paint white what is to be drawn anew"
+        )
+    with torch.inference_mode():
+        codes = model.tokenize(to_floats(pixels).unsqueeze(0).to(model.device))
+    kept = [~touched_locations(redraw, side) for side in model.scale_sizes]
+    return Edit(pixels, redraw, Constraint(kept, [scale[0].cpu() for scale in codes]))
+
+
+def touched_locations(redraw: Tensor, side: int) -> Tensor:
+    """(S, S) locations of a scale with any pixel to be drawn anew (H, W): nothing under a mask is remembered.
+
+    Where S does not divide H, the border pixels of a location belong to its neighbour too.
+    """
+    return F.adaptive_max_pool2d(redraw.float()[None, None], side)[0, 0] > 0
+
+
+def _over_black(mask: Image.Image) -> Image.Image:
+    """Strokes painted on a transparent ground, whose hidden colour may be white too."""
+    if "A" not in mask.getbands() and "transparency" not in mask.info:
+        return mask
+    mask = mask.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", mask.size, "black"), mask)
+
+
+def _read(path: str) -> Image.Image:
+    if not Path(path).is_file():
+        raise UserError(f"no such file: {path}")
+    try:
+        with Image.open(path) as image:
+            return image.copy()
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path} cannot be read as an image ({error})") from error

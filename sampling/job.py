@@ -1,0 +1,167 @@
+"""What main_sample.py does once its arguments are understood."""
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from models.family import Generator
+from models.loading.checkpoint import find_checkpoint, load_checkpoint, random_model
+from models.sample import checked_drawing
+from runtime import distributed
+from runtime.device import describe_size, pick_device, pick_dtype
+from runtime.lock import lock_folder
+from sampling.bulk import Request, draw_into, draw_many
+from sampling.editing import Edit, load_edit
+from sampling.folder import MAPS, SampleFolder, prepare_folder
+from sampling.labels import balanced_labels, parse_labels, read_labels, shown_labels
+from sampling.maps import MAX_ANIMATED, save_animation, save_entropy_by_step, save_maps
+from sampling.names import CODES_NAME
+from sampling.options import SampleArgs
+from sampling.pictures import save_grid
+from sampling.settings import sample_settings
+
+NUM_SHOWN = 16
+MAX_IN_GRID = 100
+
+
+def draw_samples(args: SampleArgs, settings: dict[str, Any]) -> None:
+    """Draw what ``args`` ask for into a folder, on all ranks; ``settings`` of the drawing are those that were given."""
+    device = distributed.set_up(pick_device(args.device))
+    model = _load_model(args)
+    if not model.config.class_cond:
+        settings = {"cfg": 0.0} | settings  # the default is for models that have classes
+    drawing = checked_drawing(model, settings)
+    labels = _choose_labels(model, args)
+    for warning in drawing.warnings(model.scale_sizes):
+        _say(f"warning: {warning}")
+    dtype = pick_dtype(args.dtype, device)
+    model.to(device=device, dtype=dtype)
+    edit = None if args.edit is None else load_edit(args.edit, args.mask, model)
+    constraint = None if edit is None else edit.constraint
+    request = Request(labels, drawing, args.seed, args.batch_size, args.compile, constraint)
+    folder = distributed.from_main(Path(args.output_dir or Path("samples") / datetime.now().strftime("%Y%m%d-%H%M%S")))
+    with lock_folder(folder):
+        if _prepare(folder, model, request, args):
+            _say(
+                f"{describe_size(model)}; {len(labels)} images of {model.config.img_size} px in "
+                f"{model.num_steps(drawing)} steps; {str(dtype).removeprefix('torch.')} on {device}"
+            )
+            draw_and_finish(folder, model, request, args, edit)
+    distributed.tear_down()
+
+
+def draw_and_finish(folder: Path, model: Generator, request: Request, args: SampleArgs, edit: Edit | None) -> None:
+    """Draw the images that a prepared folder lacks, on all ranks, and finish it."""
+    if request.compiled:
+        start = time.perf_counter()
+        next(draw_many(model, request, [0]))
+        _say(f"compiled in {time.perf_counter() - start:.0f} s")
+    start = time.perf_counter()
+    images = draw_into(folder, model, request) if edit is None else draw_into(folder, model, request, edit.paste_back)
+    seconds = time.perf_counter() - start
+    if distributed.is_main():
+        _finish(images, model, request.labels, args, edit)
+        rate = f"{seconds / len(images.todo):.2f} s an image; " if len(images.todo) else ""
+        place = "samples.npz" if args.format == "npz" else "grid.png"
+        print(f"{rate}{folder}/{place}")
+
+
+def _load_model(args: SampleArgs) -> Generator:
+    if args.checkpoint is not None:
+        return load_checkpoint(args.checkpoint, use_ema=args.use_ema)
+    torch.manual_seed(args.seed)
+    model, has_autoencoder = random_model(Path(args.config))
+    autoencoder = "" if has_autoencoder else ", with a random autoencoder"
+    _say(f"random weights of {args.config}{autoencoder}: expect noise")
+    return model
+
+
+def _choose_labels(model: Generator, args: SampleArgs) -> list[int]:
+    if args.labels is None and args.label_file is None and (args.num_samples or 0) >= model.config.num_classes:
+        return balanced_labels(model, args.num_samples)
+    if args.label_file is not None:
+        labels = read_labels(args.label_file, model)
+    else:
+        labels = shown_labels(model, NUM_SHOWN) if args.labels is None else parse_labels(args.labels, model)
+    return labels if args.num_samples is None else [labels[i % len(labels)] for i in range(args.num_samples)]
+
+
+def _prepare(folder: Path, model: Generator, request: Request, args: SampleArgs) -> bool:
+    """Make the folder ready to write to; whether anything is to be drawn, the same on every rank."""
+    missing = False
+    if distributed.is_main():
+        side, length = model.config.img_size, model.num_locations
+        maps = MAPS if args.maps or args.animation else ("codes",) if args.save_codes else ()
+        missing = prepare_folder(
+            folder,
+            _settings(model, request, args),
+            (len(request.labels), side, side, 3),
+            args.format,
+            dict.fromkeys(maps, length),
+            _names_made(args),
+        )
+        if not missing:
+            print(f"{folder} holds these samples already; name another --output_dir, or change a setting")
+    return distributed.from_main(missing)
+
+
+def _names_made(args: SampleArgs) -> list[str]:
+    """Files that ``_finish`` makes."""
+    asked = {
+        CODES_NAME: args.save_codes,
+        "maps.npz": args.maps,
+        "entropy_by_step.png": args.maps,
+        "animation.gif": args.animation,
+    }
+    return ["grid.png", *(name for name, wanted in asked.items() if wanted)]
+
+
+def _finish(images: SampleFolder, model: Generator, labels: Sequence[int], args: SampleArgs, edit: Edit | None) -> None:
+    """Write what is made of all images, and report doubles; the grid of an edit begins with what was edited."""
+    shown = images.first_images(MAX_IN_GRID)
+    columns = _columns(labels[: len(shown)])
+    if edit is not None:
+        shown = torch.cat([edit.pictures(), shown])
+        columns = math.ceil(math.sqrt(len(shown)))
+    save_grid(shown, images.folder / "grid.png", columns)
+    if args.save_codes:
+        images.save_codes(model.scale_sizes, labels)
+    if args.maps or args.animation:
+        samples = images.samples(model.scale_sizes, (images.first_images(MAX_ANIMATED) + 0.5) / 127.5 - 1)
+        if args.maps:
+            save_maps(samples, model, images.folder)
+            save_entropy_by_step(samples, images.folder / "entropy_by_step.png")
+        if args.animation:
+            save_animation(samples, model, images.folder / "animation.gif")
+    duplicates = images.duplicates()
+    if duplicates and args.edit is None:
+        first = ", ".join(map(str, duplicates[0][:5]))
+        print(f"warning: {sum(map(len, duplicates))} images have a double, as {first} (all in samples.json)")
+    images.finish(labels, duplicates)
+
+
+def _columns(labels: Sequence[int]) -> int:
+    """A column a class where classes come in turn and in several rows, else a square grid."""
+    period = len(set(labels))
+    in_turn = all(label == labels[i % period] for i, label in enumerate(labels))
+    return period if in_turn and 1 < period <= min(NUM_SHOWN, len(labels) - 1) else math.ceil(math.sqrt(len(labels)))
+
+
+def _settings(model: Generator, request: Request, args: SampleArgs) -> dict[str, Any]:
+    """Everything that decides the images, and what each of them is."""
+    checkpoint = None if args.checkpoint is None else find_checkpoint(args.checkpoint)
+    options = asdict(args) | asdict(request.drawing)
+    return sample_settings(
+        options, model, request.labels, {"checkpoint": checkpoint, "edit": args.edit, "mask": args.mask}
+    )
+
+
+def _say(text: str) -> None:
+    if distributed.is_main():
+        print(text, flush=True)

@@ -1,0 +1,91 @@
+"""The options of every program that draws."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from models.config import FAMILIES, NUM_SEEDS
+from runtime.config import Option, options_of
+from runtime.errors import UserError
+
+Format = Literal["png", "npz"]
+
+
+@dataclass(frozen=True)
+class SamplingArgs:
+    """How to draw, but for what a family of models decides: see ``drawing_options``.
+
+    Attributes:
+        checkpoint: checkpoint file, or the folder holding checkpoint-last.pth.
+        use_ema: take the averaged weights of the checkpoint.
+        seed: of the first image; image i has seed + i, whatever its batch.
+        batch_size: images drawn at once, on each rank.
+        dtype: precision of the transformer's weights: auto (bfloat16 where the GPU has it, else float32), or a name.
+        device: auto, cuda, mps or cpu.
+    """
+
+    checkpoint: str | None = None
+    use_ema: bool = False
+    seed: int = 0
+    batch_size: int = 16
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise UserError(f"batch_size is {self.batch_size}; it must be at least 1")
+        if not 0 <= self.seed < NUM_SEEDS // 2:  # image i has seed + i
+            raise UserError(f"seed is {self.seed}; it must lie between 0 and 2**31 - 1")
+
+
+@dataclass(frozen=True)
+class SampleArgs(SamplingArgs):
+    """What to draw.
+
+    Attributes:
+        config: a training configuration instead of a checkpoint: random weights, to try size and speed.
+        labels: classes to draw, by index or name, separated by commas; default all in turn, but 16 if there are more
+            classes than num_samples.
+        label_file: text file of them instead, one on a line.
+        num_samples: number of images, the classes in turn; default one of each label.
+        compile: compile the steps; pays off for many images only.
+        output_dir: folder to write to; default samples/ and the time. A run of other settings there is moved aside.
+        format: png writes single images, npz one samples.npz (arr_0 images, arr_1 labels), for many images.
+        edit: image to edit: what --mask leaves black stays, the rest is drawn as the labels say.
+        mask: image of the same size, white where --edit is drawn anew.
+        save_codes: also write codes.npz: labels, and codes_S of each scale.
+        maps: also write, for each image and scale, which step drew each location, its probability and entropy; figures
+            of the first 100 images.
+        animation: also write animation.gif: the first 16 images appearing step by step.
+    """
+
+    config: str | None = None
+    labels: str | None = None
+    label_file: str | None = None
+    num_samples: int | None = None
+    compile: bool = False
+    output_dir: str | None = None
+    format: Format = "png"
+    edit: str | None = None
+    mask: str | None = None
+    save_codes: bool = False
+    maps: bool = False
+    animation: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.checkpoint is None) == (self.config is None):
+            raise UserError("name either a --checkpoint, or a --config for random weights")
+        if self.config is not None and self.use_ema:
+            raise UserError("--use_ema means nothing with the random weights of --config; leave it out")
+        if self.labels is not None and self.label_file is not None:
+            raise UserError("give --labels or --label_file, not both")
+        if self.num_samples is not None and self.num_samples < 1:
+            raise UserError(f"num_samples is {self.num_samples}; it must be at least 1")
+        if (self.edit is None) != (self.mask is None):
+            raise UserError("give both an image to --edit and its --mask, white where it is drawn anew")
+
+
+def drawing_options() -> dict[str, list[Option]]:
+    """Options of a drawing, which the checkpoint's family has or refuses, under their heading."""
+    found = {o.name: o for family in reversed(FAMILIES.values()) for o in options_of(family.load("drawing"))}
+    return {"how each image is drawn": list(found.values())}

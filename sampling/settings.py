@@ -1,0 +1,41 @@
+"""What samples.json says of images before they are drawn."""
+
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from models.family import Generator
+from runtime.files import hash_file
+from sampling.folder import image_name
+from sampling.labels import class_names
+
+
+def sample_settings(
+    args: Mapping[str, Any], model: Generator, labels: Sequence[int], files: Mapping[str, Path | str | None]
+) -> dict[str, Any]:
+    """All settings, as JSON takes them.
+
+    Args:
+        args: options by name; ``seed`` and ``format`` among them.
+        model: draws.
+        labels: class of each image.
+        files: that are read, by name; their hashes are recorded.
+    """
+    names = class_names(model)
+    return {
+        **args,
+        **{f"{name}_sha256": None if path is None else hash_file(Path(path)) for name, path in files.items()},
+        "resolved_dtype": str(model.dtype).removeprefix("torch."),
+        "resolved_device": str(model.device),
+        "torch": version("torch"),
+        "images": [
+            {
+                "file": image_name(i) if args["format"] == "png" else None,
+                "label": label,
+                "class": names[label] if names is not None and label < len(names) else None,
+                "seed": args["seed"] + i,
+            }
+            for i, label in enumerate(labels)
+        ],
+    }

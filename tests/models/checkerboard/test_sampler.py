@@ -1,0 +1,596 @@
+"""Sampling: cached blocks equal teacher forcing, draws follow their distribution, images keep to their seeds.
+
+Letters: B images, l tokens, L of all scales, V codes, S side of a scale.
+"""
+
+import math
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+import torch
+from torch import Tensor
+
+from benchmarks.measure import CountKernels
+from models import sample, sampling
+from models.autoencoder import Autoencoder
+from models.checkerboard.config import CheckerboardConfig, Drawing, TransformerConfig
+from models.checkerboard.layout import Layout
+from models.checkerboard.model import Checkerboard, in_scan_order
+from models.checkerboard.order import sampling_blocks
+from models.checkerboard.sampler import NUM_SEEDS, Samples
+from models.config import AutoencoderConfig
+from models.draw import draw, draw_uniforms, guide, noise_of, truncate
+from runtime.config import dataclass_from_dict, read_yaml
+from runtime.errors import UserError
+from tests.command_factory import ROOT
+from tests.factory import tiny_autoencoder, tiny_model
+
+LABELS = [3, 7]
+LAST_UNIFORM = 1 - 2.0**-24  # the largest number that torch.rand gives
+
+
+# Cached sampling equals teacher forcing
+
+
+@dataclass
+class Record:
+    """What a call of ``sample`` used: its layout, and the (B, l, V) guided logits of every block."""
+
+    layout: Layout | None = None
+    blocks: list[Tensor] = field(default_factory=list)
+
+    def logits(self) -> Tensor:
+        """(B, L, V) in scan order."""
+        return torch.cat(self.blocks, dim=1)
+
+
+@contextmanager
+def recorded(model: Checkerboard) -> Iterator[Record]:
+    record, make_layout = Record(), model.layout
+
+    def spy_layout(*args: Any) -> Layout:
+        record.layout = make_layout(*args)
+        return record.layout
+
+    def spy_draw(logits: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
+        record.blocks.append(logits)
+        return draw(logits, *args)
+
+    with patch.object(sampling, "draw", spy_draw), patch.object(model, "layout", spy_layout):
+        yield record
+
+
+@torch.no_grad()
+def teacher_forced(model: Checkerboard, out: Samples, layout: Layout, cfg: float, cfg_start_step: int) -> Tensor:
+    """(B, L, V) guided logits of the drawn codes, from one conditional and one unconditional pass."""
+    cond, _ = model(out.codes, torch.tensor(LABELS), layout=layout)
+    uncond, _ = model(out.codes, torch.full((len(LABELS),), model.unconditional_label), layout=layout)
+    guided = (layout.steps >= cfg_start_step)[:, None]
+    return torch.where(guided, cond + cfg * (cond - uncond), cond)
+
+
+def assert_matches_teacher_forcing(
+    model: Checkerboard, steps_per_scale: int, cfg: float = 1.5, cfg_start_step: int = 3, **settings: Any
+) -> None:
+    with recorded(model) as record:
+        out = sample(model, LABELS, steps_per_scale, cfg, cfg_start_step, seeds=[5, 6], **settings)
+    expected_blocks = sampling_blocks(model.scale_sizes, steps_per_scale, settings.get("remainder", "separate"))
+    assert record.layout.blocks == expected_blocks
+    assert [block.shape[1] for block in record.blocks] == [length for lengths in expected_blocks for length in lengths]
+    expected = teacher_forced(model, out, record.layout, cfg, cfg_start_step)
+    tolerance = 1e-5 * (1 + 2 * cfg)  # guidance multiplies the rounding of its two halves
+    torch.testing.assert_close(record.logits(), expected, atol=tolerance, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "variant",
+    [
+        {"scale_ratio": 2.0},
+        {"scale_ratio": 3.0},
+        {"scale_ratio": 4.0},
+        {"scale_min_size": 2},
+        {"single_scale": True},
+        {"use_head_mlp": True},
+        {"num_mixing_layers": 0},
+        {"num_mixing_layers": 1},
+        {"class_cond": False},
+        {"scan_order": "raster"},
+        {"scan_order": "random"},
+    ],
+    ids=lambda variant: "-".join(map(str, *variant.items())),
+)
+@pytest.mark.filterwarnings("ignore:cfg has no effect")
+def test_cached_sampling_equals_teacher_forcing(variant: dict[str, Any]) -> None:
+    assert_matches_teacher_forcing(tiny_model(**variant), steps_per_scale=4)
+
+
+@pytest.mark.parametrize(
+    ("cfg", "steps", "start", "lost"),
+    [
+        (1.5, 4, 5, []),  # steps 1, 4, 4, 4: the first two scales are drawn before step 5, as is meant
+        (1.5, 1, 5, [1, 2, 4, 8]),
+        (0.0, 1, 5, []),
+        ((0.0, 1.0, 2.0, 2.0), 4, 5, [2]),
+        ((3.0, 0.0, 2.0, 2.0), 4, 1, [1]),
+        ((3.0, 1.0, 2.0, 2.0), 4, 0, []),
+    ],
+)
+def test_guidance_that_never_begins(cfg: float | tuple[float, ...], steps: int, start: int, lost: list[int]) -> None:
+    drawing = Drawing(steps_per_scale=steps, cfg=cfg, cfg_start_step=start)
+    assert drawing.unguided_scales((1, 2, 4, 8)) == lost
+
+
+@pytest.mark.parametrize("remainder", ["separate", "fold"])
+@pytest.mark.parametrize("steps_per_scale", [1, 3, 5, 7, 1000])
+def test_steps_that_do_not_divide_equal_teacher_forcing(steps_per_scale: int, remainder: str) -> None:
+    assert_matches_teacher_forcing(tiny_model(scale_ratio=3.0), steps_per_scale, remainder=remainder)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"cfg": 0.0},
+        {"cfg": 3.0, "cfg_start_step": 0},
+        {"cfg": 1.5, "cfg_start_step": 1000},
+        {"temperature": 0.0},
+        {"temperature": 0.7, "top_k": 5, "top_p": 0.9},
+    ],
+    ids=str,
+)
+def test_draw_settings_leave_the_logits_before_truncation_alone(settings: dict[str, Any]) -> None:
+    assert_matches_teacher_forcing(tiny_model(), 4, **settings)
+
+
+def test_sampling_ignores_training_mode() -> None:
+    model = tiny_model(random_replace=1.0, label_drop=1.0)
+    expected = sample(model, LABELS, seeds=[1, 2])
+    torch.testing.assert_close(sample(model.train(), LABELS, seeds=[1, 2]).images, expected.images)
+    assert model.training
+
+
+# What sample returns
+
+
+def test_maps_agree_with_the_recorded_distributions() -> None:
+    """Entropy and probability are those of the distribution drawn from: guided, tempered and truncated."""
+    model, temperature, top_k, top_p = tiny_model(), 0.8, 20, 0.9
+    with recorded(model) as record:
+        out = sample(model, LABELS, temperature=temperature, top_k=top_k, top_p=top_p, seeds=[1, 2])
+    probs = truncate(record.logits() / temperature, top_k, top_p).softmax(-1).double()
+    codes, entropy, probability = (
+        in_scan_order(torch.cat([scale.flatten(1) for scale in maps], dim=1), record.layout)
+        for maps in (out.codes, out.entropy, out.probability)
+    )
+    chosen = probs.gather(-1, codes[..., None]).squeeze(-1)
+    torch.testing.assert_close(probability.double(), chosen, atol=1e-6, rtol=0)
+    direct = -(probs * probs.clamp(min=1e-300).log()).sum(-1)
+    torch.testing.assert_close(entropy.double(), direct, atol=1e-5, rtol=0)
+    assert (entropy > 0.1).any()
+    assert entropy.max() <= math.log(top_k)
+
+
+@pytest.mark.parametrize("scan_order", ["checkerboard", "raster", "random"])
+def test_steps_are_mapped_to_their_locations(scan_order: str) -> None:
+    model = tiny_model(scale_ratio=3.0, scan_order=scan_order)
+    with recorded(model) as record:
+        out = sample(model, LABELS, steps_per_scale=4, remainder="fold", seeds=[1, 2])
+    flat = torch.cat([scale.flatten(1) for scale in out.step], dim=1)
+    for image, positions in enumerate(record.layout.positions.expand(2, -1).tolist()):
+        drawn = dict(zip(positions, record.layout.steps.tolist(), strict=True))
+        assert flat[image].tolist() == [drawn[location] for location in range(model.num_locations)]
+
+
+def test_shapes_types_and_image() -> None:
+    model = tiny_model(scale_ratio=3.0)
+    out = sample(model, torch.tensor(LABELS))
+    for maps in (out.codes, out.entropy, out.step, out.probability):
+        assert [tuple(scale.shape) for scale in maps] == [(2, side, side) for side in (1, 3, 8)]
+    assert {scale.dtype for scale in (*out.codes, *out.step)} == {torch.int64}
+    assert {scale.dtype for scale in (*out.entropy, *out.probability)} == {torch.float32}
+    assert all(((scale >= 0) & (scale < 64)).all() for scale in out.codes)
+    assert torch.equal(out.images, model.decode(out.codes[-1]))
+
+
+def test_samples_can_be_trained_on() -> None:
+    model = tiny_model().train()
+    out = sample(model, LABELS)
+    _, loss = model(out.codes, torch.tensor(LABELS))
+    loss.backward()
+    assert model.lm_head.weight.grad.abs().max() > 0
+
+
+# Seeds
+
+
+@pytest.mark.parametrize("scan_order", ["checkerboard", "random"])
+def test_an_image_does_not_depend_on_its_batch(scan_order: str) -> None:
+    model, labels, seeds = tiny_model(scan_order=scan_order), [3, 7, 3], [11, 12, 13]
+    together = sample(model, labels, seeds=seeds)
+    for image in range(3):
+        alone = sample(model, labels[image : image + 1], seeds=seeds[image : image + 1])
+        for scale, expected in zip((*alone.codes, *alone.step), (*together.codes, *together.step), strict=True):
+            assert torch.equal(scale[0], expected[image])
+    assert not torch.equal(together.codes[-1][0], together.codes[-1][2])  # same label, other seed
+
+
+def test_without_seeds_the_global_generator_decides() -> None:
+    model = tiny_model()
+    torch.manual_seed(1)
+    first, second = sample(model, LABELS), sample(model, LABELS)
+    torch.manual_seed(1)
+    again = sample(model, LABELS)
+    assert torch.equal(first.codes[-1], again.codes[-1])
+    assert not torch.equal(first.codes[-1], second.codes[-1])
+
+
+def test_given_seeds_leave_the_global_generator_alone() -> None:
+    state = torch.get_rng_state()
+    sample(tiny_model(), LABELS, seeds=[1, 2])
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def generators(seeds: Sequence[int]) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+def test_uniforms_belong_to_their_seed() -> None:
+    uniforms = draw_uniforms(generators([4, 5, 4]), 1000)
+    assert torch.equal(uniforms[0], uniforms[2])
+    assert torch.equal(draw_uniforms(generators([5]), 1000)[0], uniforms[1])
+    assert not torch.equal(uniforms[0], uniforms[1])
+    assert uniforms.min() >= 0
+    assert uniforms.max() < 1
+
+
+def test_seeds_that_would_be_others_are_refused() -> None:
+    model = tiny_model()
+    last = sample(model, [1, 1], seeds=[0, NUM_SEEDS - 1]).codes[-1]
+    assert not torch.equal(last[0], last[1])
+    for seed in (-1, NUM_SEEDS):
+        with pytest.raises(UserError, match="seeds must lie between 0 and 2"):
+            sample(model, [1], seeds=[seed])
+
+
+def test_batch_sizes_change_no_code_of_a_large_codebook() -> None:
+    """Rounding differs between batch sizes; with thousands of codes a draw must not hang on it."""
+    autoencoder = tiny_autoencoder(n_embed=4096)
+    model = tiny_model(autoencoder=autoencoder)
+    with torch.no_grad():
+        model.lm_head.weight.normal_(0, 0.5, generator=torch.Generator().manual_seed(0))
+    labels, seeds = [i % 10 for i in range(48)], list(range(48))
+    whole = sample(model, labels, seeds=seeds)
+    assert whole.entropy[-1].mean() > 2
+    for size in (1, 5):
+        for first in range(0, 48, size):
+            part = sample(model, labels[first : first + size], seeds=seeds[first : first + size])
+            for codes, expected in zip(part.codes, whole.codes, strict=True):
+                assert torch.equal(codes, expected[first : first + size])
+
+
+# Guidance
+
+
+def test_guidance_formula() -> None:
+    cond, uncond = torch.randn(2, 3, 4, 8).unbind(0)
+    torch.testing.assert_close(guide(torch.cat([cond, uncond]), 1.5), 2.5 * cond - 1.5 * uncond)
+
+
+def test_no_guidance_runs_no_unconditional_half() -> None:
+    model = tiny_model()
+    batches: set[int] = set()
+    with model.transformer.register_forward_pre_hook(lambda module, inputs: batches.add(len(inputs[0]))):
+        sample(model, LABELS, cfg=0.0)
+        assert batches == {2}
+        sample(model, LABELS, cfg=1.5)
+        assert batches == {2, 4}
+
+
+def test_guidance_before_its_start_changes_nothing() -> None:
+    """Codes of the steps before cfg_start_step are those of cfg 0."""
+    model, seeds = tiny_model(), [1, 2]
+    plain, guided = (sample(model, LABELS, cfg=cfg, cfg_start_step=5, seeds=seeds) for cfg in (0.0, 4.0))
+    for scale in (0, 1):  # steps 0 to 4
+        assert torch.equal(plain.codes[scale], guided.codes[scale])
+    assert not torch.equal(plain.codes[-1], guided.codes[-1])
+
+
+def test_cfg_on_an_unconditional_model_warns() -> None:
+    model = tiny_model(class_cond=False)
+    with pytest.warns(UserWarning, match="cfg has no effect"):
+        guided = sample(model, LABELS, cfg=1.5, seeds=[1, 2])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # none without guidance
+        plain = sample(model, LABELS, cfg=0.0, seeds=[1, 2])
+    assert torch.equal(guided.codes[-1], plain.codes[-1])
+
+
+def test_the_warning_points_at_the_call() -> None:
+    with pytest.warns(UserWarning) as caught:
+        sample(tiny_model(class_cond=False), LABELS)
+    assert caught[0].filename == __file__
+
+
+# Schedules over scales
+
+
+def test_a_list_of_equal_values_is_that_value() -> None:
+    model, seeds = tiny_model(), [1, 2]
+    single = sample(model, LABELS, cfg=2.0, temperature=0.7, seeds=seeds)
+    listed = sample(model, LABELS, cfg=[2.0] * 4, temperature=[0.7] * 4, seeds=seeds)
+    assert torch.equal(single.images, listed.images)
+
+
+def test_each_scale_has_its_temperature_and_guidance() -> None:
+    model, seeds = tiny_model(), [1, 2]
+    likeliest = sample(model, LABELS, cfg=0.0, temperature=0.0, seeds=seeds)
+    mixed = sample(model, LABELS, cfg=[0.0, 0.0, 3.0, 3.0], temperature=[0.0, 0.0, 1.0, 1.0], seeds=seeds)
+    for scale in (0, 1):
+        assert torch.equal(mixed.codes[scale], likeliest.codes[scale])
+        assert (mixed.entropy[scale] == 0).all()
+    assert (mixed.entropy[2] > 0).all()
+    with recorded(model) as record:
+        out = sample(model, LABELS, cfg=[0.0, 0.0, 3.0, 3.0], cfg_start_step=0, seeds=seeds)
+    guided = torch.cat([torch.full((side * side,), side > 2) for side in model.scale_sizes])
+    plain, extrapolated = (teacher_forced(model, out, record.layout, cfg, 0) for cfg in (0.0, 3.0))
+    expected = torch.where(guided[:, None], extrapolated, plain)
+    torch.testing.assert_close(record.logits(), expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("setting", ["temperature", "cfg"])
+def test_a_list_of_another_length_is_refused(setting: str) -> None:
+    with pytest.raises(
+        UserError, match=f"{setting} has 3 values; give one number, or one for each of the scales 1, 2,"
+    ):
+        sample(tiny_model(), LABELS, **{setting: [1.0, 1.0, 1.0]})
+
+
+# Editing
+
+
+def kept_half(model: Checkerboard) -> tuple[list[Tensor], list[Tensor]]:
+    """(keep, codes): the left half of every scale but the first stays."""
+    keep = [torch.zeros(2, side, side, dtype=torch.bool) for side in model.scale_sizes]
+    for scale in keep[1:]:
+        scale[:, :, : scale.shape[-1] // 2] = True
+    num_codes = model.autoencoder.config.n_embed
+    return keep, [torch.randint(num_codes, scale.shape) for scale in keep]
+
+
+def test_kept_codes_stay_and_the_rest_is_drawn_given_them() -> None:
+    model, seeds = tiny_model(), [1, 2]
+    keep, codes = kept_half(model)
+    with recorded(model) as record:
+        out = sample(model, LABELS, cfg=0.0, seeds=seeds, keep=keep, keep_codes=codes)
+    free = sample(model, LABELS, cfg=0.0, seeds=seeds)
+    for mask, kept, drawn in zip(keep, codes, out.codes, strict=True):
+        assert torch.equal(drawn[mask], kept[mask])
+    assert torch.equal(out.codes[0], free.codes[0])
+    assert any(
+        not torch.equal(drawn[~mask], other[~mask])
+        for mask, drawn, other in zip(keep, out.codes, free.codes, strict=True)
+    )
+    for mask, probability in zip(keep, out.probability, strict=True):
+        assert torch.equal(probability.isnan(), mask)
+    expected = teacher_forced(model, out, record.layout, cfg=0.0, cfg_start_step=0)  # of what stands there
+    torch.testing.assert_close(record.logits(), expected, atol=1e-5, rtol=0)
+
+
+def test_keeping_all_gives_the_image_of_the_codes() -> None:
+    model = tiny_model()
+    codes = sample(model, LABELS, seeds=[8, 9]).codes
+    keep = [torch.ones_like(scale, dtype=torch.bool) for scale in codes]
+    assert torch.equal(sample(model, [0, 0], keep=keep, keep_codes=codes).images, model.decode(codes[-1]))
+
+
+def test_impossible_edits_are_refused() -> None:
+    model = tiny_model()
+    keep, codes = kept_half(model)
+    for given in ({"keep": keep}, {"keep_codes": codes}, {"keep": keep[1:], "keep_codes": codes[1:]}):
+        with pytest.raises(UserError, match="must be a list of one map for each scale"):
+            sample(model, LABELS, **given)
+    codes[2][0, 0, 0] = model.autoencoder.config.n_embed
+    with pytest.raises(UserError, match="keep_codes must lie between 0 and"):
+        sample(model, LABELS, keep=keep, keep_codes=codes)
+
+
+# Speed
+
+
+def test_an_image_of_the_large_model_launches_few_kernels() -> None:
+    """The number of operations depends on layers and steps, not on widths; the published code launches 17,541."""
+    large = dataclass_from_dict(CheckerboardConfig, read_yaml(ROOT / "configs/config_256_L.yaml")["model"], "L")
+    narrow = replace(large.llama_config, hidden_size=2 * large.llama_config.num_attention_heads, intermediate_size=256)
+    model = Checkerboard(replace(large, llama_config=narrow), Autoencoder(AutoencoderConfig(ch=32, z_channels=32)))
+    with patch.object(model, "decode", lambda codes: codes), CountKernels() as kernels:
+        out = sample(model.eval(), [207], steps_per_scale=4, cfg=1.5)
+    assert int(out.step[-1].max()) == 16
+    assert 5000 < kernels.count <= 7500
+
+
+def test_compiled_and_eager_agree() -> None:
+    """One graph for each block length, none broken; guided from the second step on."""
+    model = tiny_model(llama_config=TransformerConfig(32, 64, 2, 1))
+    settings = {"cfg": 1.5, "cfg_start_step": 1, "seeds": [3, 4], "steps_per_scale": 4}
+    eager = sample(model, LABELS, **settings)
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    compiled = sample(model, LABELS, **settings, compiled=True)
+    for scale in range(4):
+        assert torch.equal(eager.codes[scale], compiled.codes[scale])
+        torch.testing.assert_close(eager.entropy[scale], compiled.entropy[scale], atol=1e-4, rtol=0)
+        torch.testing.assert_close(eager.probability[scale], compiled.probability[scale], atol=1e-4, rtol=0)
+    counters = torch._dynamo.utils.counters
+    assert not counters["graph_break"]
+    assert counters["stats"]["unique_graphs"] == 4  # blocks of 2 (with the class token), 1, 4 and 16
+
+
+# Draws
+
+
+def test_temperature_0_takes_the_likeliest_code_whatever_the_seed() -> None:
+    model = tiny_model()
+    first, second = (sample(model, LABELS, temperature=0.0, seeds=seeds) for seeds in ([1, 2], [3, 4]))
+    narrow = sample(model, LABELS, top_k=1, seeds=[5, 6])
+    for scale in range(4):
+        assert torch.equal(first.codes[scale], second.codes[scale])
+        assert torch.equal(first.codes[scale], narrow.codes[scale])
+        assert (first.entropy[scale] == 0).all()
+        assert (first.probability[scale] == 1).all()
+
+
+def waits(*shape: int) -> Tensor:
+    return noise_of(torch.rand(shape, generator=torch.Generator().manual_seed(7)))
+
+
+def test_waits_are_exponential_and_never_0_or_infinite() -> None:
+    drawn = waits(1000, 1000)
+    for time in (0.01, 0.5, 1.0, 3.0, 8.0):
+        share = math.exp(-time)
+        assert abs((drawn > time).double().mean() - share) < 5 * math.sqrt(share * (1 - share) / 1e6)
+    ends = noise_of(torch.tensor([0.0, LAST_UNIFORM]))
+    assert 0 < ends[0] < 1e-7
+    assert 15 < ends[1] < 18
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+@pytest.mark.parametrize(("top_k", "top_p"), [(0, 1.0), (7, 1.0), (0, 0.8), (9, 0.8)])
+def test_draws_follow_the_distribution(temperature: float, top_k: int, top_p: float) -> None:
+    logits, count = 2 * torch.randn(32), 40_000
+    codes, _, _ = draw(logits.expand(1, count, -1), waits(1, count, 32), temperature, top_k, top_p)
+    counts = torch.bincount(codes.flatten(), minlength=32)
+    probs = truncate(logits[None] / temperature, top_k, top_p).softmax(-1)[0]
+    assert counts[probs == 0].sum() == 0
+    likely = count * probs > 5
+    expected = torch.cat([count * probs[likely], count * probs[~likely].sum(0, keepdim=True)])
+    found = torch.cat([counts[likely], counts[~likely].sum(0, keepdim=True)])
+    chi_square = ((found - expected).square() / expected.clamp(min=1)).sum()
+    assert chi_square < 65  # of 32 or fewer degrees of freedom; 1 in 2000 fair draws exceeds 65
+
+
+def test_draws_of_neighbouring_tokens_are_independent() -> None:
+    logits = torch.tensor([0.5, 0.3, 0.2]).log()
+    codes, _, _ = draw(logits.expand(1, 60_000, 3), waits(1, 60_000, 3), 1.0, 0, 1.0)
+    pairs = torch.bincount(3 * codes[0, 0::2] + codes[0, 1::2], minlength=9) / 30_000
+    expected = torch.outer(logits.exp(), logits.exp()).flatten()
+    assert (pairs - expected).abs().max() < 5 * math.sqrt(0.25 / 30_000)
+
+
+def test_a_code_of_probability_0_is_never_drawn() -> None:
+    """At the first and at the last number of the generator too."""
+    logits = torch.full((1, 200, 4096), -torch.inf)
+    logits[..., 1000:3000:7] = torch.randn(286)
+    for numbers in (waits(1, 200, 4096), *(noise_of(torch.full((1, 200, 4096), u)) for u in (0.0, LAST_UNIFORM))):
+        codes, probability, entropy = draw(logits, numbers, 1.0, 0, 1.0)
+        assert logits[0, 0, codes.flatten()].isfinite().all()
+        assert probability.min() > 0
+        assert (entropy > 0).all()
+        assert (entropy < math.log(286)).all()
+
+
+def test_probability_and_entropy_of_a_draw() -> None:
+    logits = torch.tensor([0.5, 0.3, 0.2]).log().view(1, 1, 3).expand(1, 3, 3)
+    soon = 1 - 0.999 * torch.eye(3)[None]  # token i waits shortest for code i
+    codes, probability, entropy = draw(logits, soon, 1.0, 0, 1.0)
+    assert codes.tolist() == [[0, 1, 2]]
+    torch.testing.assert_close(probability, torch.tensor([[0.5, 0.3, 0.2]]))
+    direct = -sum(p * math.log(p) for p in (0.5, 0.3, 0.2))
+    torch.testing.assert_close(entropy, torch.full((1, 3), direct))
+    codes, probability, entropy = draw(logits, soon, 0.5, 2, 1.0)
+    first, second = 0.25 / 0.34, 0.09 / 0.34  # squares of the two kept
+    assert codes.tolist() == [[0, 1, 0]]
+    torch.testing.assert_close(probability, torch.tensor([[first, second, first]]))
+    direct = -(first * math.log(first) + second * math.log(second))
+    torch.testing.assert_close(entropy, torch.full((1, 3), direct))
+
+
+# Truncation
+
+
+def smallest_set(probs: list[float], top_p: float) -> set[int]:
+    """Codes of the smallest set whose probability reaches top_p."""
+    kept, mass = set(), 0.0
+    for code in sorted(range(len(probs)), key=lambda code: -probs[code]):
+        kept.add(code)
+        mass += probs[code]
+        if mass >= top_p:
+            break
+    return kept
+
+
+@pytest.mark.parametrize("top_p", [1e-6, 0.1, 0.35, 0.5, 0.9, 0.99, 0.9999])
+def test_top_p_keeps_the_smallest_set_that_reaches_it(top_p: float) -> None:
+    logits = 2 * torch.randn(3, 20, 40)
+    kept = truncate(logits, 0, top_p).isfinite()
+    probs = logits.double().softmax(-1)
+    for row, row_kept in zip(probs.flatten(0, 1), kept.flatten(0, 1), strict=True):
+        assert set(row_kept.nonzero().flatten().tolist()) == smallest_set(row.tolist(), top_p)
+
+
+@pytest.mark.parametrize("top_k", [1, 5, 39, 40, 41])
+def test_top_k_keeps_the_likeliest(top_k: int) -> None:
+    logits = torch.randn(3, 20, 40)
+    kept = truncate(logits, top_k, 1.0)
+    assert (kept.isfinite().sum(-1) == min(top_k, 40)).all()
+    assert torch.equal(kept.sort(-1).values[..., -top_k:], logits.sort(-1).values[..., -top_k:])
+
+
+def test_top_p_measures_what_top_k_left() -> None:
+    logits = torch.tensor([0.4, 0.3, 0.2, 0.1]).log().view(1, 1, 4)
+    assert truncate(logits, 0, 0.5).isfinite().tolist() == [[[True, True, False, False]]]
+    assert truncate(logits, 2, 0.5).isfinite().tolist() == [[[True, False, False, False]]]  # 4/7 of the rest
+
+
+def test_no_truncation_by_default() -> None:
+    logits = torch.randn(1, 2, 8)
+    assert torch.equal(truncate(logits, 0, 1.0), logits)
+
+
+# Mistakes
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"labels": []}, "labels have shape"),
+        ({"labels": 3}, "labels have shape"),
+        ({"labels": [[1, 2]]}, "labels have shape"),
+        ({"labels": [1, 11]}, "label 11 is out of range; this model has classes 0 to 9"),
+        ({"labels": [-1]}, "label -1"),
+        ({"temperature": -1.0}, "temperature is -1.0"),
+        ({"top_k": -1}, "top_k is -1"),
+        ({"top_p": 0.0}, "top_p is 0.0"),
+        ({"top_p": 1.1}, "top_p is 1.1"),
+        ({"cfg_start_step": -1}, "cfg_start_step is -1"),
+        ({"steps_per_scale": 0}, "steps_per_scale is 0"),
+        ({"remainder": "drop"}, "remainder 'drop'"),
+        ({"seeds": [1]}, "1 seeds for 2 labels"),
+        ({"seeds": [1, 2, 3]}, "3 seeds for 2 labels"),
+    ],
+    ids=str,
+)
+def test_impossible_settings_are_refused(settings: dict[str, Any], named: str) -> None:
+    with pytest.raises(UserError, match=named):
+        sample(tiny_model(), **({"labels": LABELS} | settings))
+
+
+@pytest.mark.parametrize("setting", ["temperature", "cfg"])
+def test_settings_that_are_no_number_are_refused(setting: str) -> None:
+    with pytest.raises(UserError, match=setting):
+        sample(tiny_model(), LABELS, **{setting: math.nan})
+
+
+def test_the_unconditional_label_is_a_label() -> None:
+    assert sample(tiny_model(), [10], cfg=0.0).images.shape == (1, 3, 32, 32)
+
+
+def test_a_deeper_pyramid_and_another_codebook_size() -> None:
+    model = tiny_model(autoencoder=tiny_autoencoder(ch_mult=(1, 1), n_embed=17, embed_dim=4), scale_ratio=4.0)
+    out = sample(model, LABELS, steps_per_scale=8, seeds=[1, 2])
+    assert [tuple(scale.shape[1:]) for scale in out.codes] == [(1, 1), (4, 4), (16, 16)]
+    assert max(scale.max().item() for scale in out.codes) == 16
+    assert max(scale.max().item() for scale in out.step) == 16  # 17 steps

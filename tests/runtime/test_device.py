@@ -1,0 +1,65 @@
+"""Where and in which precision to compute."""
+
+from unittest.mock import patch
+
+import pytest
+import torch
+
+from runtime.device import autocast, describe_size, pick_device, pick_dtype
+from runtime.errors import UserError
+from tests.factory import tiny_model
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+@pytest.mark.parametrize(
+    ("cuda", "mps", "picked"),
+    [(True, True, "cuda"), (True, False, "cuda"), (False, True, "mps"), (False, False, "cpu")],
+)
+def test_auto_takes_the_first_at_hand(cuda: bool, mps: bool, picked: str) -> None:
+    with (
+        patch("torch.cuda.is_available", lambda: cuda),
+        patch("torch.backends.mps.is_available", lambda: mps),
+    ):
+        assert pick_device("auto") == pick_device() == torch.device(picked)
+
+
+def test_a_named_device_is_taken_or_refused() -> None:
+    assert pick_device("cpu") == CPU
+    with pytest.raises(UserError, match="device tpu is unknown; choose auto, cuda, mps or cpu"):
+        pick_device("tpu")
+    with patch("torch.cuda.is_available", lambda: False):
+        for name in ("cuda", "cuda:1"):
+            with pytest.raises(UserError, match=f"device {name} is not available"):
+                pick_device(name)
+    with patch("torch.cuda.is_available", lambda: True):
+        assert pick_device("cuda:1") == torch.device("cuda", 1)
+
+
+@pytest.mark.parametrize(("supported", "picked"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_auto_precision_is_bfloat16_where_the_gpu_computes_in_it(supported: bool, picked: torch.dtype) -> None:
+    with patch("torch.cuda.is_bf16_supported", lambda including_emulation: supported and not including_emulation):
+        assert pick_dtype("auto", CUDA) == picked
+    assert pick_dtype("auto", CPU) == pick_dtype("auto", torch.device("mps")) == torch.float32
+
+
+def test_a_named_precision_is_taken_or_refused() -> None:
+    for name in ("float32", "bfloat16", "float16"):
+        assert pick_dtype(name, CPU) == getattr(torch, name)
+    with pytest.raises(UserError, match="dtype bf16 is unknown; choose auto, float32, bfloat16, float16"):
+        pick_dtype("bf16", CPU)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_autocast_multiplies_in_the_precision_and_is_off_for_float32(dtype: torch.dtype) -> None:
+    a = torch.ones(2, 2)
+    with autocast(CPU, dtype):
+        assert (a @ a).dtype == dtype
+    assert a.dtype == (a @ a).dtype == torch.float32
+
+
+def test_size_counts_trained_and_frozen_parameters() -> None:
+    model = tiny_model()
+    trained = sum(parameter.numel() for parameter in model.parameters())
+    frozen = sum(parameter.numel() for parameter in model.autoencoder.parameters())
+    assert describe_size(model) == f"{trained / 1e6:.1f}M parameters + {frozen / 1e6:.1f}M autoencoder"

@@ -1,0 +1,90 @@
+"""From what a user types to class indices, and which classes are shown."""
+
+import pytest
+
+from models.checkerboard.model import Checkerboard
+from runtime.errors import UserError
+from sampling.labels import SHOWN_IMAGENET_CLASSES, class_names, parse_labels, shown_labels
+from tests.factory import tiny_model
+
+NAMES = ["tench, Tinca tinca", "tabby cat", "volcano", "crane", "Crane", "chair, crane", "fox", "lamp", "car", "bus"]
+
+
+@pytest.fixture(scope="module")
+def named() -> Checkerboard:
+    """A model of ten classes with names; three are cranes."""
+    model = tiny_model()
+    model.class_names = NAMES
+    return model
+
+
+@pytest.fixture(scope="module")
+def imagenet() -> Checkerboard:
+    return tiny_model(num_classes=1000)
+
+
+@pytest.mark.parametrize(
+    ("text", "labels"),
+    [
+        ("3", [3]),
+        ("0,9,0", [0, 9, 0]),
+        (' 3 , "tabby cat" ,volcano', [3, 1, 2]),
+        ("TABBY cat", [1]),
+        ("tench", [0]),
+        ("Tinca tinca", [0]),
+        ('"tench, Tinca tinca"', [0]),
+        ("crane", [3]),
+        ("chair", [5]),
+    ],
+)
+def test_indices_and_names(text: str, labels: list[int], named: Checkerboard) -> None:
+    assert parse_labels(text, named) == labels
+
+
+def test_imagenet_names_come_with_1000_classes(imagenet: Checkerboard) -> None:
+    assert parse_labels('207,"tabby cat",volcano,golden retriever', imagenet) == [207, 281, 980, 207]
+    assert len(class_names(imagenet)) == 1000
+    assert class_names(imagenet)[0].startswith("tench")
+    assert class_names(tiny_model(num_classes=1000, class_cond=False)) is None
+    assert class_names(tiny_model()) is None
+
+
+def test_names_of_its_own_win(imagenet: Checkerboard, named: Checkerboard) -> None:
+    assert class_names(named) == NAMES
+    with pytest.raises(UserError):
+        parse_labels("lamp", imagenet)
+    assert parse_labels("lamp", named) == [7]
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("10", "label 10 is out of range; this model has classes 0 to 9"),
+        ("-1", "label -1 is out of range"),
+        ("vulcano", "no class is called vulcano; did you mean volcano"),
+        ("qqqqq", "no class is called qqqqq; give its index"),
+        ("", "labels is empty"),
+        ("  ", "labels is empty"),
+        (" , ", "labels is empty"),
+    ],
+)
+def test_what_is_no_class_is_refused(text: str, answer: str, named: Checkerboard) -> None:
+    with pytest.raises(UserError, match=answer):
+        parse_labels(text, named)
+
+
+def test_a_name_without_names_is_refused() -> None:
+    with pytest.raises(UserError, match="this model has no class names"):
+        parse_labels("fox", tiny_model())
+
+
+def test_shown_classes(named: Checkerboard, imagenet: Checkerboard) -> None:
+    assert shown_labels(named, 16) == list(range(10))
+    assert shown_labels(named, 4) == [0, 2, 5, 7]
+    assert shown_labels(imagenet, 16) == list(SHOWN_IMAGENET_CLASSES)
+    assert shown_labels(tiny_model(num_classes=100), 16) == [i * 100 // 16 for i in range(16)]
+    assert shown_labels(tiny_model(class_cond=False), 3) == [10, 10, 10]
+    for model, count in ((named, 16), (imagenet, 16), (tiny_model(num_classes=33), 16)):
+        labels = shown_labels(model, count)
+        assert len(labels) == len(set(labels)) == min(count, model.config.num_classes)
+        assert all(0 <= label < model.config.num_classes for label in labels)

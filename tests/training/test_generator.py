@@ -1,0 +1,322 @@
+"""The autoregressive model as a task: a step's layout, ways of computing that change nothing, weights to start from."""
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn.attention.flex_attention import flex_attention
+
+from data.crops import to_uint8
+from models import sample, transformer
+from models.checkerboard.model import Checkerboard, scale_metrics
+from models.checkerboard.order import sampling_blocks
+from models.family import StepContext
+from models.loading.checkpoint import initialize_from
+from runtime.errors import UserError
+from sampling.pictures import save_grid
+from tests.command_factory import save_run
+from tests.factory import FIXTURES, TINY_TRANSFORMER, load_reference, random_codes, tiny_autoencoder, tiny_model
+from tests.training_factory import BlocksTask, fresh_model, losses, tiny_args, tiny_trainer, without_noise
+from training.generator import GeneratorTask
+
+CPU = torch.device("cpu")
+slow = pytest.mark.skipif("RUN_SLOW" not in os.environ, reason="compiles C++ for up to a minute; set RUN_SLOW=1")
+
+
+def randomness(step: int, seed: int = 0, batch: int = 0) -> StepContext:
+    return StepContext(seed, step, batch, CPU)
+
+
+# The layout of a step
+
+
+def drawn_blocks(model: Checkerboard, seed: int, steps: range) -> list[tuple[tuple[int, ...], ...]]:
+    task = BlocksTask(model, tiny_args())
+    with torch.no_grad():
+        for step in steps:
+            task.loss((random_codes(model, batch=1), torch.tensor([1])), randomness(step, seed))
+    return task.blocks
+
+
+def test_a_steps_blocks_follow_from_seed_and_step() -> None:
+    first, again = (drawn_blocks(fresh_model(), 0, range(20)) for _ in range(2))
+    assert first == again
+    assert drawn_blocks(fresh_model(), 0, range(10, 20)) == first[10:]  # whatever was drawn before
+    assert len(set(first)) > 10  # of scales 1 2 4
+    assert drawn_blocks(fresh_model(), 1, range(20)) != first
+    for blocks in first:
+        assert [sum(lengths) for lengths in blocks] == [1, 4, 16]
+
+
+def test_all_batches_of_a_step_share_its_blocks(tmp_path: Path) -> None:
+    trainer = tiny_trainer(tmp_path, task=BlocksTask, epochs=1, batch_size=4, accum_steps=2)
+    trainer.fit()
+    blocks = trainer.task.blocks
+    assert len(blocks) == 20
+    assert blocks[::2] == blocks[1::2]
+    assert len(set(blocks)) > 5
+
+
+def test_fixed_block_sizes_are_eight_steps_a_scale() -> None:
+    drawn = drawn_blocks(fresh_model(random_block_size=False), 0, range(3))
+    assert drawn == [sampling_blocks([1, 2, 4], 8)] * 3 == [((1,), (1,) * 4, (2,) * 8)] * 3
+
+
+# The loss
+
+
+def test_the_loss_is_the_models_and_so_are_its_figures() -> None:
+    """In evaluation mode, under the same layout; statistics are those of the very logits."""
+    model = tiny_model(scale_ratio=3.0)
+    task, codes, labels = BlocksTask(model, tiny_args()), random_codes(model, batch=3), torch.tensor([1, 2, 3])
+    with torch.no_grad():
+        loss, statistics = task.loss((codes, labels), randomness(4))
+        layout = model.layout_of_blocks(task.blocks[0])
+        logits, expected = model(codes, labels, layout=layout)
+    assert torch.equal(loss, expected)
+    expected_figures = scale_metrics(logits, codes, layout)
+    assert {name: value.item() for name, value in statistics().items()} == pytest.approx(
+        {name: value.item() for name, value in expected_figures.items()}
+    )
+
+
+def test_noise_follows_from_seed_step_and_batch() -> None:
+    model = tiny_model(label_drop=0.5, random_replace=0.5).train()
+    task, batch = GeneratorTask(model, tiny_args()), (random_codes(model, batch=4), torch.arange(4))
+    with torch.no_grad():
+        first, again, other, third = (
+            task.loss(batch, which)[0]
+            for which in (randomness(3), randomness(3), randomness(3, batch=1), randomness(4))
+        )
+    assert torch.equal(first, again)
+    assert len({first.item(), other.item(), third.item()}) == 3
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_images_train_as_their_cached_codes_do(dtype: torch.dtype) -> None:
+    """Mixed precision does not touch the codes."""
+    model = tiny_model()
+    images, labels = torch.rand(4, 3, 32, 32) * 2 - 1, torch.arange(4)
+    codes = model.tokenize(images)
+    task = GeneratorTask(model, tiny_args())
+    with torch.no_grad(), torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        live, cached = (task.loss((inputs, labels), randomness(0))[0] for inputs in (images, codes))
+    assert torch.equal(live, cached)
+
+
+# Ways of computing that change nothing
+
+
+def train(folder: Path, model: Checkerboard | None = None, **args: Any) -> tuple[list[float], dict[str, Tensor]]:
+    """Losses and last weights of 5 steps."""
+    trainer = tiny_trainer(folder, model or without_noise(), BlocksTask, num_images=40, epochs=1, **args)
+    trainer.fit()
+    return losses(folder), trainer.trained.state_dict()
+
+
+def assert_trains_alike(folder: Path, **args: Any) -> None:
+    plain, other = train(folder / "plain"), train(folder / "other", **args)
+    np.testing.assert_allclose(other[0], plain[0], rtol=1e-4)
+    assert other[1].keys() == plain[1].keys()
+    for key, weight in plain[1].items():
+        torch.testing.assert_close(other[1][key], weight, rtol=0, atol=1e-4)
+
+
+def test_activation_checkpointing_changes_no_loss(tmp_path: Path) -> None:
+    recomputed = 0
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        nonlocal recomputed
+        recomputed += 1
+        return checkpoint(*args, **kwargs)
+
+    checkpoint = transformer.checkpoint
+    with patch.object(transformer, "checkpoint", counted):
+        assert_trains_alike(tmp_path, activation_checkpointing=True)
+    assert recomputed == 5 * TINY_TRANSFORMER.num_hidden_layers
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_compiling_changes_no_loss(checkpointing: bool, tmp_path: Path) -> None:
+    """Traced and differentiated as ever; only the slow last part, writing C++, is left out."""
+    with patch("torch.compile", side_effect=partial(torch.compile, backend="aot_eager")) as compiled:
+        assert_trains_alike(tmp_path, compile=True, activation_checkpointing=checkpointing)
+    compiled.assert_called_once()  # for the second of two runs
+
+
+@slow
+def test_compiling_to_the_end_changes_no_loss(tmp_path: Path) -> None:
+    assert_trains_alike(tmp_path, compile=True, ema=False)
+
+
+def test_averaging_takes_a_compiled_model(tmp_path: Path) -> None:
+    with patch("torch.compile", partial(torch.compile, backend="aot_eager")):
+        compiled, plain = (train(tmp_path / str(on), ema=True, compile=on) for on in (True, False))
+    for key, weight in plain[1].items():
+        torch.testing.assert_close(compiled[1][key], weight, rtol=0, atol=1e-4)
+
+
+def flex_losses(attention: Callable[..., Tensor]) -> list[float]:
+    """Of training layouts, under FlexAttention; on a CPU it has no gradients."""
+    model = tiny_model(scale_ratio=3.0)
+    task = GeneratorTask(model, tiny_args())
+    model.use_flex_attention = True
+    batch = (random_codes(model, batch=2), torch.tensor([1, 2]))
+    with torch.no_grad(), patch.object(transformer, "compiled_flex_attention", lambda: attention):
+        return [task.loss(batch, randomness(step))[0].item() for step in range(8)]
+
+
+def dense_losses() -> list[float]:
+    model = tiny_model(scale_ratio=3.0)
+    task, batch = GeneratorTask(model, tiny_args()), (random_codes(model, batch=2), torch.tensor([1, 2]))
+    with torch.no_grad():
+        return [task.loss(batch, randomness(step))[0].item() for step in range(8)]
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_flex_attention_changes_no_loss() -> None:
+    np.testing.assert_allclose(flex_losses(flex_attention), dense_losses(), rtol=1e-4)
+
+
+@slow
+def test_compiled_flex_attention_changes_no_loss() -> None:
+    np.testing.assert_allclose(flex_losses(torch.compile(flex_attention)), dense_losses(), rtol=1e-4)
+
+
+def test_the_settings_reach_the_model() -> None:
+    for attention in ("sdpa", "flex"):
+        cuda = torch.device("cuda")
+        model = GeneratorTask(fresh_model(), tiny_args(attention=attention), device=cuda).module
+        assert model.use_flex_attention == (attention == "flex")
+
+
+def test_flex_attention_is_refused_where_it_has_no_gradients() -> None:
+    with pytest.raises(UserError, match="attention flex trains on CUDA alone"):
+        GeneratorTask(fresh_model(), tiny_args(attention="flex", device="cpu"))
+
+
+# Scan orders
+
+
+@pytest.mark.parametrize("scan_order", ["raster", "random"])
+def test_other_scan_orders_train_and_sample(scan_order: str, tmp_path: Path) -> None:
+    trainer = tiny_trainer(tmp_path, fresh_model(scan_order=scan_order), epochs=2)
+    trainer.fit()
+    found = losses(tmp_path)
+    assert found[-1] < 0.75 * found[0]
+    with Image.open(tmp_path / "samples" / "epoch_0002.png") as grid:
+        assert np.array(grid).std() > 5
+    again, other = (sample(trainer.module, [3], seeds=[seed]).codes[-1] for seed in (5, 6))
+    assert torch.equal(sample(trainer.module, [3], seeds=[5]).codes[-1], again)
+    assert not torch.equal(again, other)
+
+
+# Grids of samples
+
+
+@pytest.mark.parametrize(
+    ("config", "labels"),
+    [
+        ({"num_classes": 3}, [0, 1, 2]),
+        ({"num_classes": 40}, [i * 40 // 16 for i in range(16)]),
+        ({"class_cond": False}, [10] * 16),
+    ],
+)
+def test_a_grid_has_a_row_a_class(config: dict[str, Any], labels: list[int], tmp_path: Path) -> None:
+    model = tiny_model(img_size=16, **config)
+    args = tiny_args(cfg=1.0, cfg_start_step=2, steps_per_scale=2)
+    GeneratorTask(model, args).show(model, tmp_path, "grid")
+    cfg = 1.0 if model.config.class_cond else 0.0
+    rows = [label for label in labels for _ in range(8)]
+    out = sample(model, rows, steps_per_scale=2, cfg=cfg, cfg_start_step=2, seeds=range(len(rows)))
+    save_grid(to_uint8(out.images), tmp_path / "expected.png", 8)
+    grid, expected = (np.array(Image.open(tmp_path / name)) for name in ("grid.png", "expected.png"))
+    assert grid.shape == (66 * len(labels) + 2, 66 * 8 + 2, 3)
+    np.testing.assert_array_equal(grid, expected)
+
+
+# Weights to start from
+
+
+def started_from(folder: Path, **config: Any) -> tuple[Checkerboard, dict[str, Tensor], list[str]]:
+    """A model started from a run's weights, its own weights before that, and the remarks."""
+    model = tiny_model(seed=7, autoencoder=tiny_autoencoder(), **config)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    return model, before, initialize_from(model, folder)
+
+
+def assert_all_but(kept: set[str], model: Checkerboard, before: dict[str, Tensor], saved: dict[str, Tensor]) -> None:
+    """Every tensor is the saved one to the last bit, those ``kept`` the model's own of before."""
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, before[key] if key in kept else saved[key]), key
+
+
+TABLES = {"embed_positions.weight", "rope.table"}
+
+
+@pytest.mark.parametrize(
+    ("config", "kept"),
+    [
+        ({}, set()),
+        ({"num_classes": 12}, {"class_embeddings.weight"}),
+        ({"scale_ratio": 4.0}, TABLES),
+        ({"img_size": 64}, TABLES),
+        ({"img_size": 64, "num_classes": 3}, TABLES | {"class_embeddings.weight"}),
+        ({"num_mixing_layers": 1}, {"rope.mixing_coeffs"}),
+    ],
+    ids=["same", "classes", "2x-to-4x", "larger-images", "both", "mixing"],
+)
+def test_what_fits_is_copied_and_what_does_not_is_listed(
+    config: dict[str, Any], kept: set[str], tmp_path: Path
+) -> None:
+    saved = tiny_model()
+    model, before, remarks = started_from(save_run(tmp_path / "run", saved), **config)
+    assert_all_but(kept, model, before, saved.state_dict())
+    total = len(before)
+    assert remarks[0].startswith(f"{total - len(kept)} of {total} tensors start from {tmp_path / 'run'}")
+    assert len(remarks) == 1 + len(kept)
+    for key in kept:
+        shapes = f"({tuple(saved.state_dict()[key].shape)} there, {tuple(before[key].shape)} here)"
+        assert f"not loaded, freshly initialized: {key} {shapes}" in remarks
+
+
+def test_tensors_of_one_side_alone_are_listed(tmp_path: Path) -> None:
+    saved = tiny_model(use_head_mlp=True)
+    deeper = replace(TINY_TRANSFORMER, num_hidden_layers=3)
+    model, before, remarks = started_from(save_run(tmp_path / "run", saved), llama_config=deeper, num_mixing_layers=2)
+    new = {key for key in before if key.startswith("transformer.layers.2.")}
+    gone = {key for key in saved.state_dict() if key.startswith("head_mlp.")}
+    assert_all_but(new, model, before, saved.state_dict())
+    assert {f"not loaded, freshly initialized: {key} (not there)" for key in new} <= set(remarks)
+    assert {f"not loaded: {key} (this model has none)" for key in gone} <= set(remarks)
+    assert len(remarks) == 1 + len(new) + len(gone)
+
+
+def test_published_weights_start_a_run() -> None:
+    reference = load_reference("tiny-2x")
+    config = reference.model().config
+    model = Checkerboard(replace(config, scale_ratio=4.0), reference.model().autoencoder)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    remarks = initialize_from(model, FIXTURES / "tiny-2x")
+    assert_all_but(TABLES, model, before, reference.model().state_dict())
+    assert len(remarks) == 3
+
+
+def test_a_checkpoint_of_which_nothing_fits_is_refused(tmp_path: Path) -> None:
+    """Of another width and with other codes."""
+    other = replace(TINY_TRANSFORMER, hidden_size=64, num_attention_heads=8, intermediate_size=512)
+    autoencoder = tiny_autoencoder(n_embed=32, embed_dim=128)
+    folder = save_run(tmp_path / "run", tiny_model(llama_config=other, autoencoder=autoencoder))
+    with pytest.raises(UserError, match="has no weights that fit this model; name a checkpoint of a like one"):
+        started_from(folder)
+    with pytest.raises(UserError, match="no checkpoint at nowhere"):
+        started_from(Path("nowhere"))

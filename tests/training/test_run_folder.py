@@ -1,0 +1,119 @@
+"""The folder of a run: it can be moved, and holds one model."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from models import load_checkpoint
+from models.checkerboard.model import Checkerboard
+from models.config import AutoencoderPaths
+from models.loading.autoencoder import load_autoencoder, save_autoencoder
+from models.loading.checkpoint import read_model_config
+from runtime.config import read_yaml
+from runtime.errors import UserError
+from tests.factory import TINY_TRANSFORMER, random_codes, tiny_autoencoder
+from tests.training_factory import fresh_model, tiny_args, tiny_trainer
+from training.run_folder import AUTOENCODER_PATHS, open_run_folder
+
+
+def open_folder(folder: Path, model: Checkerboard, **args: Any) -> None:
+    open_run_folder(folder, model.config, tiny_args(**args), model.autoencoder)
+
+
+def test_a_folder_holds_what_loading_needs(tmp_path: Path) -> None:
+    model, folder = fresh_model(autoenc=AutoencoderPaths("elsewhere.yaml", "elsewhere.pth")), tmp_path / "new" / "run"
+    open_folder(folder, model, epochs=3)
+    files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    assert files == ["autoenc/autoencoder.safetensors", "autoenc/autoencoder_config.yaml", "config.yaml"]
+    assert read_model_config(folder / "checkpoint-last.pth") == replace(model.config, autoenc=AUTOENCODER_PATHS)
+    assert read_yaml(folder / "config.yaml")["args"]["epochs"] == 3
+    loaded = load_autoencoder(AUTOENCODER_PATHS, folder)
+    assert loaded.config == model.autoencoder.config
+    for key, value in model.autoencoder.state_dict().items():
+        assert torch.equal(loaded.state_dict()[key], value), key
+
+
+def test_half_precision_keeps_the_file_small_and_loads_as_float32(tmp_path: Path) -> None:
+    autoencoder = tiny_autoencoder()
+    save_autoencoder(autoencoder, tmp_path, torch.float16)
+    saved = load_file(tmp_path / "autoencoder.safetensors")
+    assert {value.dtype for value in saved.values()} == {torch.float16, torch.bool}
+    loaded = load_autoencoder(
+        AutoencoderPaths("autoencoder_config.yaml", "autoencoder.safetensors"), tmp_path
+    ).state_dict()
+    for key, value in autoencoder.state_dict().items():
+        expected = value.half().float() if value.is_floating_point() else value
+        assert torch.equal(loaded[key], expected), key
+
+
+def test_a_moved_folder_loads_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    old, new, elsewhere = tmp_path / "old", tmp_path / "far" / "new", tmp_path / "elsewhere"
+    trainer = tiny_trainer(old, epochs=1, ema=True)
+    open_folder(old, trainer.module)
+    trainer.fit()
+    new.parent.mkdir()
+    shutil.move(old, new)
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+
+    codes, labels = random_codes(trainer.module, batch=2), torch.tensor([1, 2])
+    images = trainer.module.decode(codes[-1])
+    for use_ema, trained in ((False, trainer.module), (True, trainer.ema.module)):
+        loaded = load_checkpoint(new, use_ema)
+        assert loaded.state_dict().keys() == trained.state_dict().keys()
+        assert all(torch.equal(value, loaded.state_dict()[key]) for key, value in trained.state_dict().items())
+        assert torch.equal(loaded(codes, labels)[0], trained.eval()(codes, labels)[0])
+        assert torch.equal(loaded.decode(codes[-1]), images)
+
+    again = tiny_trainer(new, epochs=2, ema=True)
+    open_folder(new, again.module)
+    again.fit()
+    assert again.step == 2 * trainer.step
+
+
+@pytest.mark.parametrize(
+    ("other", "named"),
+    [
+        ({"num_classes": 11}, "num_classes 10, not 11"),
+        ({"scan_order": "raster"}, "scan_order checkerboard, not raster"),
+        ({"img_size": 32}, "img_size 16, not 32"),
+        ({"llama_config": replace(TINY_TRANSFORMER, num_hidden_layers=1)}, "llama_config"),
+    ],
+)
+def test_another_model_is_refused(tmp_path: Path, other: dict[str, Any], named: str) -> None:
+    open_folder(tmp_path, fresh_model())
+    tiny_trainer(tmp_path).save()
+    before = (tmp_path / "config.yaml").read_bytes()
+    with pytest.raises(UserError, match=named) as refused:
+        open_folder(tmp_path, fresh_model(**other))
+    assert "name another output_dir" in str(refused.value)
+    assert "\n" not in str(refused.value)
+    assert (tmp_path / "config.yaml").read_bytes() == before
+
+
+def test_another_autoencoder_is_refused(tmp_path: Path) -> None:
+    model = fresh_model()
+    open_folder(tmp_path, model)
+    tiny_trainer(tmp_path).save()
+    before = (tmp_path / "autoenc" / "autoencoder.safetensors").read_bytes()
+    with pytest.raises(UserError, match=r"another autoencoder.*name another output_dir") as refused:
+        open_run_folder(tmp_path, model.config, tiny_args(), tiny_autoencoder(seed=1))
+    assert "\n" not in str(refused.value)
+    assert (tmp_path / "autoenc" / "autoencoder.safetensors").read_bytes() == before
+
+
+def test_other_ways_of_training_are_no_other_model(tmp_path: Path) -> None:
+    model = fresh_model()
+    open_folder(tmp_path, model, epochs=1)
+    tiny_trainer(tmp_path, model, epochs=1).fit()
+    open_folder(tmp_path, model, epochs=5, lr=1.0)
+    assert read_yaml(tmp_path / "config.yaml")["args"]["epochs"] == 1  # until steps are taken with other settings
+    tiny_trainer(tmp_path, model, epochs=2, lr=1.0).fit()
+    assert read_yaml(tmp_path / "config.yaml")["args"]["lr"] == 1.0
+    same = replace(model.config, autoenc=AutoencoderPaths("now/from.yaml", "now/from.pth"))
+    open_run_folder(tmp_path, same, tiny_args(), model.autoencoder)

@@ -1,0 +1,517 @@
+"""The training loop: learning rate, optimizer, accumulation, golden losses, precision, stopping and going on."""
+
+import json
+import math
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from data.batches import EpochBatches
+from models import load_checkpoint
+from models.checkerboard.config import CheckerboardConfig
+from models.checkerboard.model import Checkerboard
+from models.family import StepContext
+from models.loading.state import read_torch_file
+from runtime.command import Stopped
+from runtime.config import parse_config
+from runtime.errors import UserError
+from tests.factory import FIXTURES
+from tests.training_factory import (
+    GOLDEN,
+    GOLDEN_FLAGS,
+    ROOT,
+    NaNTask,
+    SignalTask,
+    assert_same_state,
+    assert_same_training,
+    fresh_model,
+    golden_run,
+    losses,
+    read_events,
+    read_log,
+    tiny_trainer,
+    without_noise,
+)
+from training.generator import GeneratorTask
+from training.options import TrainArgs
+from training.run_folder import open_run_folder
+from training.trainer import Trainer
+
+LAST = "checkpoint-last.pth"
+
+
+# Learning rate and optimizer
+
+
+def trainer_of(name: str, folder: Path) -> Trainer:
+    """A trainer with the schedule of one of our configurations, 16 steps an epoch."""
+    argv = ["--config", str(ROOT / "configs" / f"{name}.yaml")]
+    args = parse_config(argv, "", "", {"model": CheckerboardConfig, "args": TrainArgs})[0]["args"]
+    schedule = {key: getattr(args, key) for key in ("lr", "lr_drops", "warmup_epochs", "epochs")}
+    return tiny_trainer(folder, num_images=16 * 8, **schedule)
+
+
+@pytest.mark.parametrize(
+    ("name", "rates"),
+    [
+        (
+            "config_256_S",
+            {0: 0, 1 / 16: 6.25e-6, 0.25: 2.5e-5, 15 / 16: 9.375e-5, 1: 1e-4, 1.5: 1e-4, 99.9375: 1e-4}
+            | {100: 3.162278e-5, 104.5: 3.162278e-5, 105: 1.0000002e-5, 109.9375: 1.0000002e-5},
+        ),
+        ("config_512_S_2x", {0.5: 5e-5, 1: 1e-4, 5.9375: 1e-4, 6: 3.162278e-5, 8: 1.0000002e-5, 9.9375: 1.0000002e-5}),
+        ("config_256_L", {0: 0, 0.5: 2.5e-5, 1: 5e-5, 150.25: 5e-5, 199.9375: 5e-5, 200: 1e-5, 204.9375: 1e-5}),
+    ],
+)
+def test_published_schedules(name: str, rates: dict[float, float], tmp_path: Path) -> None:
+    trainer = trainer_of(name, tmp_path)
+    assert trainer.steps_per_epoch == 16
+    for epoch, rate in rates.items():
+        trainer.epoch, trainer.step_in_epoch = int(epoch), round(epoch % 1 * 16)
+        assert trainer.learning_rate == pytest.approx(rate, rel=1e-6, abs=0)
+
+
+def test_the_rate_is_set_on_every_step_and_logged(tmp_path: Path) -> None:
+    trainer = tiny_trainer(tmp_path, epochs=3, lr=1e-2, warmup_epochs=1.5, lr_drops={1.8: 0.2, 2: 0.5})
+    used: list[float] = []
+    trainer.optimizer.register_step_pre_hook(
+        lambda optimizer, args, kwargs: used.append({group["lr"] for group in optimizer.param_groups}.pop())
+    )
+    trainer.fit()
+    epochs = np.arange(30) / 10
+    expected = 1e-2 * np.minimum(epochs / 1.5, 1) * np.select([epochs >= 2, epochs >= 1.8], [0.1, 0.2], 1)
+    np.testing.assert_allclose(used, expected, rtol=1e-12)
+    log = read_log(tmp_path)
+    np.testing.assert_allclose([log[step]["lr"] for step in range(1, 31)], expected, rtol=1e-6)
+    np.testing.assert_allclose([log[step]["epoch"] for step in range(1, 31)], epochs + 0.1)
+
+
+def test_no_warm_up_starts_at_the_full_rate(tmp_path: Path) -> None:
+    assert tiny_trainer(tmp_path, lr=1e-2, warmup_epochs=0).learning_rate == 1e-2
+
+
+def test_biases_and_one_dimensional_parameters_do_not_decay(tmp_path: Path) -> None:
+    trainer = tiny_trainer(tmp_path, weight_decay=0.03, betas=(0.8, 0.9))
+    decayed = {id(p) for group in trainer.optimizer.param_groups if group["weight_decay"] for p in group["params"]}
+    everything = {id(p) for group in trainer.optimizer.param_groups for p in group["params"]}
+    assert {group["weight_decay"] for group in trainer.optimizer.param_groups} == {0.0, 0.03}
+    assert {group["betas"] for group in trainer.optimizer.param_groups} == {(0.8, 0.9)}
+    assert isinstance(trainer.optimizer, torch.optim.AdamW)
+    assert everything == {id(p) for p in trainer.module.parameters()}
+    for name, parameter in trainer.module.named_parameters():
+        assert (id(parameter) in decayed) == (parameter.ndim > 1 and not name.endswith("bias")), name
+
+
+def test_gradients_are_clipped_to_the_norm(tmp_path: Path) -> None:
+    norms: dict[float, list[float]] = {}
+    for clip in (0.0, 0.05):
+        trainer = tiny_trainer(tmp_path / str(clip), epochs=1, clip_grad=clip, log_freq=3)
+        norms[clip] = []
+        trainer.optimizer.register_step_pre_hook(
+            lambda optimizer, args, kwargs, clip=clip, module=trainer.module: norms[clip].append(
+                torch.stack([p.grad.norm() for p in module.parameters()]).norm().item()
+            )
+        )
+        trainer.fit()
+        logged = [figures["grad_norm"] for figures in read_log(tmp_path / str(clip)).values()]
+        assert min(logged) > 0.05  # before clipping
+        if not clip:
+            np.testing.assert_allclose(logged, [*norms[clip][2::3], norms[clip][-1]], rtol=1e-5)
+    assert max(norms[0.05]) < 0.05 * (1 + 1e-4)
+    assert min(norms[0.0]) > 0.05
+
+
+# Losses
+
+
+def test_the_golden_loss_curve(tmp_path: Path) -> None:
+    """Training as it was when the file was made; it says how to make it anew."""
+    golden = json.loads(GOLDEN.read_text())
+    assert golden["flags"] == list(GOLDEN_FLAGS)
+    curve = golden_run(tmp_path)
+    assert curve.keys() == golden["loss_by_step"].keys()
+    for step, loss in golden["loss_by_step"].items():
+        assert curve[step] == pytest.approx(loss, rel=1e-3), f"step {step}; {golden['remark']}"
+    assert curve["60"] < 0.7 * curve["5"]
+
+
+def test_the_first_loss_is_that_of_knowing_nothing(tmp_path: Path) -> None:
+    tiny_trainer(tmp_path, epochs=1).fit()
+    assert losses(tmp_path)[0] == pytest.approx(math.log(64), rel=1e-5)
+
+
+def test_logged_losses_are_means_since_the_last_entry(tmp_path: Path) -> None:
+    tiny_trainer(tmp_path / "each").fit()
+    tiny_trainer(tmp_path / "fourth", log_freq=4).fit()
+    each, fourth = losses(tmp_path / "each"), losses(tmp_path / "fourth")
+    np.testing.assert_allclose(fourth, np.reshape(each, (5, 4)).mean(1), rtol=1e-6)
+
+
+def test_the_last_step_is_logged_and_a_run_that_goes_on_counts_from_it(tmp_path: Path) -> None:
+    tiny_trainer(tmp_path / "each", epochs=4).fit()
+    for epochs in (2, 4):
+        tiny_trainer(tmp_path / "sixth", log_freq=6, epochs=epochs).fit()
+    each, log = losses(tmp_path / "each"), read_log(tmp_path / "sixth")
+    ends = [6, 12, 18, 20, 24, 30, 36, 40]
+    assert list(log) == ends
+    means = [np.mean(each[start:end]) for start, end in zip([0, *ends], ends, strict=False)]
+    np.testing.assert_allclose([figures["loss"] for figures in log.values()], means, rtol=1e-6)
+
+
+def test_the_log_has_every_figure_of_every_scale(tmp_path: Path) -> None:
+    tiny_trainer(tmp_path, log_freq=5, model=fresh_model(random_replace=0)).fit()
+    events = read_events(tmp_path)
+    assert events[0]["event"] == "start"
+    assert (events[0]["step"], events[0]["ranks"], events[0]["dtype"]) == (0, 1, "torch.float32")
+    assert [entry["step"] for entry in events[1:]] == [5, 10, 15, 20]
+    scales = [f"{kind}_scale_{side}" for side in (1, 2, 4) for kind in ("loss", "accuracy")]
+    for entry in events[1:]:
+        assert sorted(entry) == sorted(["step", "epoch", "loss", "lr", "grad_norm", "time", *scales])
+    assert list(tmp_path.glob("events.out.tfevents.*"))
+
+
+# Accumulation
+
+
+def test_accumulation_equals_a_larger_batch(tmp_path: Path) -> None:
+    whole = tiny_trainer(tmp_path / "whole", without_noise(), batch_size=8)
+    parts = tiny_trainer(tmp_path / "parts", without_noise(), batch_size=4, accum_steps=2)
+    assert whole.steps_per_epoch == parts.steps_per_epoch == 10
+    for trainer in (whole, parts):
+        trainer.fit()
+    np.testing.assert_allclose(losses(tmp_path / "parts"), losses(tmp_path / "whole"), rtol=1e-5)
+    for (name, one), other in zip(whole.module.named_parameters(), parts.module.parameters(), strict=True):
+        torch.testing.assert_close(other, one, rtol=0, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_smaller_batches_of_a_step_see_the_images_of_a_larger_one(num_ranks: int) -> None:
+    common = {"num_images": 83, "num_crops": 10, "seed": 3, "epoch": 2}
+    whole = list(EpochBatches(**common, batch_size=16))
+    ranks = [
+        EpochBatches(**common, batch_size=4 // num_ranks, rank=rank, num_ranks=num_ranks) for rank in range(num_ranks)
+    ]
+    seen = [pair for batches in zip(*ranks, strict=True) for batch in batches for pair in batch]
+    for step, batch in enumerate(whole):
+        assert seen[16 * step : 16 * step + 16] == batch
+
+
+def test_each_batch_of_a_step_has_noise_of_its_own() -> None:
+    draws = {
+        (seed, step, batch): torch.rand(3, generator=StepContext(seed, step, batch, torch.device("cpu")).own)
+        for seed in (0, 1)
+        for step in (0, 1)
+        for batch in (0, 1)
+    }
+    assert len({tuple(values.tolist()) for values in draws.values()}) == 8
+    shared = [StepContext(0, 5, batch, torch.device("cpu")).shared.random() for batch in (0, 1)]
+    assert shared[0] == shared[1]
+
+
+# Precision
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_mixed_precision_follows_float32(dtype: str, tmp_path: Path) -> None:
+    tiny_trainer(tmp_path / "float32").fit()
+    mixed = tiny_trainer(tmp_path / dtype, dtype=dtype)
+    assert mixed.scaler.is_enabled() == (dtype == "float16")
+    mixed.fit()
+    expected, found = losses(tmp_path / "float32"), losses(tmp_path / dtype)
+    np.testing.assert_allclose(found, expected, rtol=0.02)
+    assert found != expected
+    assert found[-1] < 0.75 * found[0]
+    assert {parameter.dtype for parameter in mixed.module.parameters()} == {torch.float32}
+    norms = [[entry["grad_norm"] for entry in read_log(tmp_path / d).values()] for d in ("float32", dtype)]
+    np.testing.assert_allclose(norms[1], norms[0], rtol=0.1)  # without the loss's scale
+    assert read_events(tmp_path / dtype)[0]["dtype"] == f"torch.{dtype}"
+
+
+def test_float16_skips_a_step_whose_gradients_overflow(tmp_path: Path) -> None:
+    trainer = tiny_trainer(tmp_path, epochs=1, dtype="float16")
+    trainer.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40, growth_interval=10**6)
+    trainer.fit()
+    assert all(parameter.isfinite().all() for parameter in trainer.module.parameters())
+    assert trainer.scaler.get_scale() < 2.0**40
+    assert all(map(math.isfinite, losses(tmp_path)))
+
+
+# Averaged weights
+
+
+def test_averaged_weights_follow_the_model(tmp_path: Path) -> None:
+    """The average of a warm-up with decay 1 - (1 + t) ** (-2/3), updated after every step."""
+    trainer = tiny_trainer(tmp_path, epochs=2, ema=True, ema_decay=0.9)
+    weights: list[Tensor] = []
+    update = trainer.ema.update
+
+    def record(module: Checkerboard, step: int) -> None:
+        weights.append(module.lm_head.weight.detach().clone())
+        update(module, step=step)
+
+    trainer.ema.update = record
+    trainer.fit()
+    average = weights[0]
+    for step, weight in enumerate(weights):
+        decay = min(0.9, 1 - max(1, step) ** (-2 / 3))  # timm counts the first two steps as the first
+        average = decay * average + (1 - decay) * weight
+    averaged = trainer.ema.module.lm_head.weight
+    torch.testing.assert_close(averaged, average)
+    assert (averaged - weights[-1]).norm() < 0.5 * (averaged - weights[0]).norm()
+    assert trainer.trained is trainer.ema.module
+    assert not trainer.trained.training
+
+
+def test_averaged_weights_load(tmp_path: Path) -> None:
+    trainer = tiny_trainer(tmp_path, epochs=1, ema=True, ema_decay=0.9)
+    open_run_folder(tmp_path, trainer.module.config, trainer.args, trainer.module.autoencoder)
+    trainer.fit()
+    for use_ema, trained in ((False, trainer.module), (True, trainer.ema.module)):
+        assert_same_state(dict(load_checkpoint(tmp_path, use_ema).state_dict()), dict(trained.state_dict()))
+    assert not torch.equal(trainer.module.lm_head.weight, trainer.ema.module.lm_head.weight)
+
+
+# Stopping and going on
+
+
+NOISY = {"ema": True, "accum_steps": 2, "batch_size": 4, "clip_grad": 0.5, "log_freq": 3, "epochs": 3}
+
+
+def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
+    """SIGTERM within step 13 of 30, between two log entries and within the second epoch."""
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    tiny_trainer(whole, **NOISY).fit()
+    handler = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Stopped) as stop:
+        tiny_trainer(stopped, task=SignalTask, **NOISY).fit()
+    assert stop.value.signal_number == signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) is handler
+    saved = read_torch_file(stopped / LAST)
+    assert (saved["step"], saved["epoch"], saved["step_in_epoch"]) == (14, 1, 4)
+    torch.rand(7)  # the global state on going on is another
+    tiny_trainer(stopped, **NOISY).fit()
+    assert_same_training(whole, stopped)
+    assert read_log(whole) == read_log(stopped)
+    assert [event["step"] for event in read_events(stopped) if "event" in event] == [0, 14]
+
+
+def test_stops_and_saves_at_every_step_change_nothing(tmp_path: Path) -> None:
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    tiny_trainer(whole, epochs=1, ema=True).fit()
+    for _ in range(10):
+        trainer = tiny_trainer(stopped, epochs=1, ema=True, save_minutes=0.0)
+        trainer.stop_signal = signal.SIGINT
+        with pytest.raises(Stopped):
+            trainer.fit()
+    tiny_trainer(stopped, epochs=1, ema=True).fit()
+    assert_same_training(whole, stopped)
+    assert read_log(whole) == read_log(stopped)
+
+
+def test_random_orders_go_on_too(tmp_path: Path) -> None:
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    tiny_trainer(whole, fresh_model(scan_order="random")).fit()
+    with pytest.raises(Stopped):
+        tiny_trainer(stopped, fresh_model(scan_order="random"), SignalTask).fit()
+    tiny_trainer(stopped, fresh_model(scan_order="random")).fit()
+    assert_same_training(whole, stopped)
+
+
+def test_a_finished_run_stays_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny_trainer(tmp_path).fit()
+    before = (tmp_path / LAST).read_bytes()
+    capsys.readouterr()
+    again = tiny_trainer(tmp_path)
+    again.fit()
+    assert (tmp_path / LAST).read_bytes() == before
+    assert again.step == 20
+    assert "going on from" in (out := capsys.readouterr().out)
+    assert "epoch 2, step 20" in out
+
+
+def test_more_epochs_with_larger_steps_go_on_from_a_finished_run(tmp_path: Path) -> None:
+    """As the L model's last epochs do (configs/config_256_L.yaml)."""
+    tiny_trainer(tmp_path, epochs=1).fit()
+    trainer = tiny_trainer(tmp_path, epochs=2, accum_steps=5)
+    trainer.fit()
+    assert (trainer.step, trainer.epoch) == (10 + 2, 2)
+    assert trainer.optimizer.state_dict()["state"][0]["step"] == 12
+
+
+@pytest.mark.parametrize("name", ["", LAST])
+def test_a_new_run_goes_on_from_another(name: str, tmp_path: Path) -> None:
+    """A run's own checkpoint comes first, so that the same command goes on with the new run."""
+    old, new = tmp_path / "old", tmp_path / "new"
+    stop_within_an_epoch(old)
+    before = (old / LAST).read_bytes()
+    stopping = tiny_trainer(new, resume=str(old / name))
+    stopping.stop_signal = signal.SIGTERM
+    with pytest.raises(Stopped):
+        stopping.fit()
+    assert read_torch_file(new / LAST)["step"] == 15
+    tiny_trainer(new, resume=str(old / name)).fit()
+    assert (old / LAST).read_bytes() == before
+    tiny_trainer(old).fit()
+    assert_same_training(old, new)
+    assert [event["step"] for event in read_events(new) if "event" in event] == [14, 15]
+
+
+def test_going_on_needs_a_run_of_the_same_model(tmp_path: Path) -> None:
+    tiny_trainer(tmp_path / "other", fresh_model(num_classes=11), epochs=1).fit()
+    for path in (tmp_path / "other", FIXTURES / "tiny-2x"):
+        with pytest.raises(UserError, match="is of no run of this model; name one, or start from its weights"):
+            tiny_trainer(tmp_path / "new", resume=str(path)).fit()
+    with pytest.raises(UserError, match="no checkpoint at nowhere"):
+        tiny_trainer(tmp_path / "new", resume="nowhere").fit()
+
+
+def test_a_second_signal_stops_at_once(tmp_path: Path) -> None:
+    class Impatient(GeneratorTask):
+        def loss(self, batch: list[Any], randomness: StepContext) -> tuple[Tensor, Statistics]:
+            if randomness.step == 2:
+                signal.raise_signal(signal.SIGINT)
+                signal.raise_signal(signal.SIGINT)
+            return super().loss(batch, randomness)
+
+    before = signal.getsignal(signal.SIGINT)  # ignored in a shell's background
+    with pytest.raises(KeyboardInterrupt):
+        tiny_trainer(tmp_path, task=Impatient).fit()
+    assert not (tmp_path / LAST).exists()
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def stop_within_an_epoch(folder: Path, **args: Any) -> None:
+    with pytest.raises(Stopped):
+        tiny_trainer(folder, task=SignalTask, **args).fit()
+
+
+@pytest.mark.parametrize(
+    ("args", "answer"),
+    [
+        ({"batch_size": 4}, "stopped inside an epoch with"),
+        ({"accum_steps": 2}, "stopped inside an epoch with"),
+        ({"num_images": 96}, "stopped inside an epoch with"),
+        ({"seed": 5}, "stopped inside an epoch with"),
+        ({"ema": True}, "was trained without ema; keep it so"),
+    ],
+)
+def test_what_cannot_go_on_is_refused(args: dict[str, Any], answer: str, tmp_path: Path) -> None:
+    stop_within_an_epoch(tmp_path)
+    before = (tmp_path / LAST).read_bytes()
+    with pytest.raises(UserError, match=answer):
+        tiny_trainer(tmp_path, **args).fit()
+    assert (tmp_path / LAST).read_bytes() == before
+
+
+def test_averages_are_not_dropped(tmp_path: Path) -> None:
+    stop_within_an_epoch(tmp_path, ema=True)
+    with pytest.raises(UserError, match="was trained with ema; keep it so"):
+        tiny_trainer(tmp_path).fit()
+
+
+@pytest.mark.parametrize("dtypes", [("float32", "float16"), ("float16", "float32"), ("float32", "bfloat16")])
+def test_a_run_may_go_on_in_another_precision(dtypes: tuple[str, str], tmp_path: Path) -> None:
+    for epochs, dtype in enumerate(dtypes, start=1):
+        tiny_trainer(tmp_path, epochs=epochs, dtype=dtype).fit()
+    found = losses(tmp_path)
+    assert len(found) == 20
+    assert found[-1] < found[0] * 0.75
+
+
+def test_weight_decay_and_betas_follow_the_command_line_when_going_on(tmp_path: Path) -> None:
+    tiny_trainer(tmp_path, epochs=1).fit()
+    trainer = tiny_trainer(tmp_path, epochs=2, weight_decay=0.3, betas=(0.5, 0.6))
+    trainer.fit()
+    assert {group["weight_decay"] for group in trainer.optimizer.param_groups} == {0.0, 0.3}
+    assert {tuple(group["betas"]) for group in trainer.optimizer.param_groups} == {(0.5, 0.6)}
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
+    tiny_trainer(tmp_path, epochs=1).fit()
+    content = (tmp_path / LAST).read_bytes()
+    (tmp_path / LAST).write_bytes(content[: len(content) // 2])
+    with pytest.raises(UserError, match=r"checkpoint-last\.pth is truncated"):
+        tiny_trainer(tmp_path).fit()
+
+
+# Losses that are not finite
+
+
+@pytest.mark.parametrize("log_freq", [1, 4, 1000])
+def test_a_loss_that_is_not_finite_stops_before_anything_bad_is_saved(log_freq: int, tmp_path: Path) -> None:
+    """5 steps an epoch: the loss of step 7, counted from 0, lies within the second."""
+    trainer = tiny_trainer(tmp_path, task=NaNTask, num_images=40, epochs=4, ema=True, log_freq=log_freq)
+    with pytest.raises(UserError, match=r"not finite at step 7 \(rank 0, learning rate 3.00e-03\)") as stop:
+        trainer.fit()
+    assert "\n" not in str(stop.value)
+    assert str(tmp_path) in str(stop.value)
+    saved = read_torch_file(tmp_path / LAST)
+    assert (saved["step"], saved["epoch"]) == (5, 1)
+    for state in (saved["model"], saved["model_ema"], saved["optimizer"]["state"][0]):
+        assert all(value.isfinite().all() for value in state.values())
+    going_on = tiny_trainer(tmp_path, num_images=40, epochs=4, ema=True)
+    going_on.fit()
+    assert going_on.step == 20
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
+    """The last loss of an epoch is finite, its gradient is not."""
+
+    class BadGradient(GeneratorTask):
+        def loss(self, batch: list[Any], randomness: StepContext) -> tuple[Tensor, Statistics]:
+            loss, statistics = super().loss(batch, randomness)
+            weight = self.module.lm_head.weight
+            bad = (weight - weight.detach()).square().sum().sqrt()  # 0, with a gradient of 0 / 0
+            return loss + bad if randomness.step == 9 else loss, statistics
+
+    tiny_trainer(tmp_path, num_images=40, epochs=1).fit()
+    with pytest.raises(UserError, match="not finite at step 9 "):
+        tiny_trainer(tmp_path, task=BadGradient, num_images=40, epochs=3).fit()
+    saved = read_torch_file(tmp_path / LAST)
+    assert saved["step"] == 5
+    assert all(value.isfinite().all() for value in saved["model"].values())
+
+
+# Files beside the checkpoint
+
+
+def test_checkpoints_are_kept_and_grids_drawn_as_often_as_asked(tmp_path: Path) -> None:
+    tiny_trainer(tmp_path, num_images=16, epochs=5, keep_freq=2, eval_freq=3).fit()
+    kept = {path.name: read_torch_file(path)["epoch"] for path in tmp_path.glob("*.pth")}
+    assert kept == {LAST: 5, "checkpoint-0002.pth": 2, "checkpoint-0004.pth": 4}
+    assert sorted(path.name for path in (tmp_path / "samples").iterdir()) == ["epoch_0003.png", "epoch_0005.png"]
+
+
+def test_a_checkpoint_describes_itself(tmp_path: Path) -> None:
+    trainer = tiny_trainer(tmp_path, epochs=1)
+    trainer.module.class_names = [f"digit {i}" for i in range(10)]
+    trainer.fit()
+    saved = torch.load(tmp_path / LAST, weights_only=True)
+    assert saved["config"]["llama_config"]["hidden_size"] == 32
+    assert saved["args"]["betas"] == [0.9, 0.95]
+    assert saved["class_names"][3] == "digit 3"
+
+
+def test_a_save_that_fails_stops_the_run_with_the_old_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny_trainer(tmp_path, epochs=1).fit()
+    before = (tmp_path / LAST).read_bytes()
+
+    def full(*args: Any, **kwargs: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("torch.save", full)
+    with pytest.raises(UserError, match=r"could not write .*No space left on device"):
+        tiny_trainer(tmp_path, epochs=2).fit()
+    assert (tmp_path / LAST).read_bytes() == before
+
+
+def test_too_few_images_for_one_step_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="20 images do not fill one step of 32; lower batch_size or accum_steps"):
+        tiny_trainer(tmp_path, num_images=20, batch_size=8, accum_steps=4)

@@ -1,0 +1,39 @@
+"""Export a checkpoint of ours to the published layout, with the autoencoder inside.
+
+python -m training.export --checkpoint output/quickstart --output_dir output/quickstart-published
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from models.loading.export import export_published
+from runtime.command import run
+from runtime.config import parse_flags
+from runtime.errors import UserError
+
+
+@dataclass(frozen=True)
+class ExportArgs:
+    """What to export.
+
+    Attributes:
+        checkpoint: checkpoint file, or the folder holding checkpoint-last.pth.
+        output_dir: folder to write; new or empty.
+    """
+
+    checkpoint: str | None = None
+    output_dir: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.checkpoint is None or self.output_dir is None:
+            raise UserError("name the --checkpoint to export and the --output_dir to write")
+
+
+def main(argv: Sequence[str]) -> None:
+    args = parse_flags(argv, "training.export", __doc__, ExportArgs)
+    export_published(args.checkpoint, args.output_dir)
+    print(f"exported to {args.output_dir}")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,86 @@
+"""A generator as a training task: codes of a batch -> loss; a grid of samples now and then."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from data.crops import to_uint8
+from models.config import Drawing
+from models.family import Generator, Loss, StepContext
+from runtime.config import plain
+from sampling.bulk import Request, draw_on_all_ranks
+from sampling.labels import balanced_labels, shown_labels
+from sampling.pictures import save_grid
+from training.options import TrainArgs
+from training.preview import FIRST_SEED, Evaluation
+from training.trainer import Task
+
+CPU = torch.device("cpu")
+MAX_ROWS, COLUMNS = 16, 8
+
+
+class GeneratorTask(Task):
+    """Trains a generator on images or on cached codes.
+
+    Args:
+        module: the model.
+        args: training settings.
+        drawing: how previews are drawn.
+        class_keys: the data's names of the classes, in order; kept with checkpoints and compared when a run goes on.
+        device: of this rank.
+    """
+
+    def __init__(
+        self,
+        module: Generator,
+        args: TrainArgs,
+        drawing: Drawing,
+        class_keys: list[str] | None = None,
+        device: torch.device = CPU,
+    ) -> None:
+        self.module, self.args, self.class_keys = module.to(device), args, class_keys
+        self.settings = (args, drawing)
+        self.drawing = drawing if module.config.class_cond else replace(drawing, cfg=0.0)
+        self.drawing.check(module.scale_sizes)
+        module.prepare_training(args.attention, args.compile, args.activation_checkpointing)
+        self.evaluation = Evaluation(args.eval_reference, args.inception_weights, device) if args.eval_samples else None
+
+    def loss(self, batch: list[Any], context: StepContext) -> Loss:
+        """Mean cross-entropy of (images or codes, labels)."""
+        inputs, labels = batch
+        codes = inputs if isinstance(inputs, list) else self._tokenize(inputs)
+        return self.module.training_loss(codes, labels, context)
+
+    def _tokenize(self, images: Tensor) -> list[Tensor]:
+        with torch.autocast(images.device.type, enabled=False):  # the same codes as a cache holds
+            return self.module.tokenize(images)
+
+    def precision(self) -> torch.dtype | None:
+        return None
+
+    def show(self, module: Generator, folder: Path, name: str) -> dict[str, float]:
+        """Write a grid with one row a class (16 of them if there are more), the same random numbers every time.
+
+        Returns:
+            What ``Evaluation`` measures, if asked for.
+        """
+        labels = shown_labels(module, MAX_ROWS)
+        rows = [label for label in labels for _ in range(COLUMNS)]
+        images = draw_on_all_ranks(module, Request(rows, self.drawing))
+        if images is not None:
+            save_grid(to_uint8(images), folder / f"{name}.png", COLUMNS)
+        if self.evaluation is None:
+            return {}
+        labels = balanced_labels(module, self.args.eval_samples)
+        return self.evaluation.measure(module, Request(labels, self.drawing, FIRST_SEED), folder / f".{name}")
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "config": plain(self.module.config),
+            "args": plain(self.settings),
+            "class_names": self.module.class_names,
+            "class_keys": self.class_keys,
+        }

@@ -1,0 +1,143 @@
+"""What main.py does once its arguments are understood."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch.utils.data import Dataset
+
+from data.cache import TokenCache, check_images, describe
+from data.images import CroppedImages, LabelledImages, check_num_classes, open_dataset
+from data.make_cache import PAPER_SCALE_SIZES, CacheMaker
+from data.report import check_data
+from evaluation.compare import figure_lines
+from models.autoencoder import Autoencoder
+from models.config import Drawing, GeneratorConfig
+from models.family import Generator
+from models.loading.autoencoder import autoencoder_hash, load_autoencoder
+from models.loading.checkpoint import CHECKPOINT_NAME, initialize_from, model_class
+from runtime import distributed
+from runtime.device import describe_size, pick_device
+from runtime.errors import UserError
+from runtime.lock import lock_folder
+from training.digits_score import score_digits
+from training.generator import GeneratorTask
+from training.options import TrainArgs
+from training.run_folder import begin_run, check_same, run_settings
+from training.trainer import Trainer, count_steps
+
+NUM_SCORED_DIGITS = 500
+MAX_DIFFERENT_SHARE = 0.01  # of codes; rounding flips far fewer
+
+
+def prepare_and_train(config: GeneratorConfig, args: TrainArgs, drawing: Drawing, name: str) -> None:
+    """Look at the data, make or open a cache, and train, as ``args`` say.
+
+    Args:
+        config: of the model.
+        args: of the training.
+        drawing: how previews are drawn.
+        name: of the configuration.
+    """
+    images = open_dataset(args.dataset, args.data_path, config.img_size)
+    if args.check_data:
+        if check_data(images, args.num_workers):
+            raise UserError("mend or move the files above")
+        return
+    if config.class_cond:
+        check_num_classes(images, config.num_classes)
+    device = distributed.set_up(pick_device(args.device))
+    trains = not args.verify_cache and (args.use_cache or not args.create_cache)
+    if trains:
+        count_steps(len(images), args)  # too few images are an error now, not after hours of making a cache
+    autoencoder = load_autoencoder(config.autoenc)
+    autoencoder_sha256 = autoencoder_hash(autoencoder)
+    folder = Path(args.output_dir or f"output/{name}")
+    if trains and distributed.is_main():
+        check_same(folder, config, autoencoder_sha256)  # likewise
+    dataset = open_training_data(images, config, args, autoencoder, autoencoder_sha256, device)
+    if dataset is not None:
+        torch.manual_seed(args.seed)
+        model = model_class(config)(config, autoencoder)
+        model.class_names = images.class_names
+        with lock_folder(folder):
+            train(model, args, drawing, dataset, images.class_keys, folder, device)
+    distributed.tear_down()
+
+
+def open_training_data(
+    images: LabelledImages,
+    config: GeneratorConfig,
+    args: TrainArgs,
+    autoencoder: Autoencoder,
+    autoencoder_sha256: str,
+    device: torch.device,
+) -> Dataset | None:
+    """What to train from, images or a cache, after making the cache if asked; None if that was all."""
+    if not (args.create_cache or args.use_cache or args.verify_cache):
+        return CroppedImages(images, config.img_size, args.crop)
+    own = config.scale_sizes(autoencoder.config.stride)
+    paper = [side for side in PAPER_SCALE_SIZES if side <= own[-1]]
+    cached = sorted({*own, *paper}) if args.cache_scales == "paper" else own
+    num_codes = autoencoder.config.n_embed
+    manifest = describe(images, config.img_size, args.crop, cached, num_codes, autoencoder_sha256)
+    maker = CacheMaker(images, autoencoder, manifest, args.batch_size, args.num_workers, device)
+    folder = Path(args.cached_path) / manifest.folder_name
+    if args.create_cache:
+        maker.create(folder.parent)
+    if args.verify_cache:
+        verify_cache(maker, folder, args)
+        return None
+    if not args.use_cache:
+        return None
+    cache = TokenCache(folder, replace(manifest, scale_sizes=list(own)), own)
+    if distributed.is_main():
+        check_images(folder, images)
+    return cache
+
+
+def verify_cache(maker: CacheMaker, folder: Path, args: TrainArgs) -> None:
+    """Encode some images again; more differences than rounding explains are an error."""
+    different, compared = maker.verify(folder, args.verify_cache, args.seed)
+    _say(f"{different} of {compared} codes differ from those in {folder}")
+    if different > MAX_DIFFERENT_SHARE * compared:
+        raise UserError(f"{folder} does not hold the codes of these images; move it away and make it again")
+
+
+def train(
+    model: Generator,
+    args: TrainArgs,
+    drawing: Drawing,
+    dataset: Dataset,
+    class_keys: list[str],
+    folder: Path,
+    device: torch.device,
+) -> None:
+    """Train a fresh model in ``folder``, which is locked and holds no other, and say what came of it."""
+    if distributed.is_main():
+        begin_run(folder, model.autoencoder)
+    distributed.barrier()
+    if args.weights_init is not None and not (folder / CHECKPOINT_NAME).exists():
+        for remark in initialize_from(model, args.weights_init):
+            _say(remark)
+    task = GeneratorTask(model, args, drawing, class_keys, device)
+    trainer = Trainer(task, dataset, args, folder, device, run_settings(model.config, (args, drawing)))
+    ranks = "1 rank" if distributed.num_ranks() == 1 else f"{distributed.num_ranks()} ranks"
+    _say(
+        f"{describe_size(model)}; scales {' '.join(map(str, model.scale_sizes))}; {len(dataset)} images of "
+        f"{model.config.num_classes} classes; {trainer.steps_per_epoch} steps an epoch on {ranks}; "
+        f"{str(trainer.dtype).removeprefix('torch.')} on {device.type}; attention {args.attention}; run folder {folder}"
+    )
+    if not trainer.fit():
+        _say(f"the run in {folder} is finished with {trainer.epoch} epochs; a higher --epochs goes on with it")
+        return
+    _say(f"samples: {folder / 'samples'}; checkpoint: {folder / CHECKPOINT_NAME}")
+    if args.dataset == "digits" and model.config.class_cond and distributed.is_main():
+        figures = score_digits(trainer.trained.eval(), NUM_SCORED_DIGITS, task.drawing)
+        print("drawn digits, by the classifier in pretrained_models/classifiers:")
+        print("\n".join(figure_lines(figures.labelled(NUM_SCORED_DIGITS), figures.of_real_images())))
+
+
+def _say(text: str) -> None:
+    if distributed.is_main():
+        print(text, flush=True)

@@ -1,0 +1,134 @@
+"""Settings of training: the ``args:`` section of a configuration."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from data.options import CropRecipe, DatasetName
+from evaluation.neighbours import NEIGHBOURS
+from runtime.errors import UserError
+
+
+@dataclass(frozen=True)
+class LoopArgs:
+    """How to train, whatever the model.
+
+    Attributes:
+        output_dir: folder of the run; default output/ and the configuration's name. Running again goes on there.
+        resume: checkpoint, or folder of one, that a new run goes on from; a run's own checkpoint comes first.
+        dataset: folder (class folders of images), cifar10, food101 or celeba (torchvision's files), digits (built in).
+        data_path: root of the dataset; a folder's is CLASS/IMAGE, or train/CLASS/IMAGE and val/ or test/CLASS/IMAGE.
+        crop: training crops: ten, five (not mirrored) or center.
+        epochs: passes over the data.
+        batch_size: images a batch on each rank; while a cache is made, crops encoded at once.
+        accum_steps: batches whose gradients are averaged for one step; multiplies the images of a step.
+        lr: learning rate, not scaled by the batch.
+        betas: of AdamW.
+        weight_decay: of AdamW; none on biases and other one-dimensional parameters.
+        warmup_epochs: epochs over which the learning rate rises linearly from 0.
+        lr_drops: epoch -> factor on the learning rate from that epoch on.
+        clip_grad: largest norm of the gradient; 0 does not clip.
+        ema: also average the weights.
+        ema_decay: of the average, reached after a warm-up: after t steps it is 1 - (1 + t)^(-2/3) at most.
+        dtype: auto (bfloat16 where the GPU has it, else float32), float32, bfloat16, or float16 with loss scaling.
+        device: auto, cuda, mps or cpu.
+        seed: of every random choice; the same seed on the same machine gives the same run.
+        num_workers: processes that load images.
+        log_freq: steps between log entries; the last step of a run has one too.
+        eval_freq: epochs between grids of samples; 0 draws them at the end alone.
+        save_minutes: minutes between checkpoints within an epoch; there is one after every epoch too.
+        keep_freq: epochs between checkpoints that are kept as checkpoint-EPOCH.pth; 0 keeps the last alone.
+    """
+
+    output_dir: str | None = None
+    resume: str | None = None
+    dataset: DatasetName = "folder"
+    data_path: str = "data/imagenet"
+    crop: CropRecipe = "ten"
+    epochs: int = 110
+    batch_size: int = 128
+    accum_steps: int = 1
+    lr: float = 1e-4
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 0.01
+    warmup_epochs: float = 1.0
+    lr_drops: dict[float, float] = field(default_factory=dict)
+    clip_grad: float = 0.0
+    ema: bool = False
+    ema_decay: float = 0.9999
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    device: str = "auto"
+    seed: int = 0
+    num_workers: int = 4
+    log_freq: int = 50
+    eval_freq: int = 10
+    save_minutes: float = 10.0
+    keep_freq: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "accum_steps", "log_freq"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        for name in ("lr", "weight_decay", "warmup_epochs", "clip_grad", "num_workers", "seed"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name} is {getattr(self, name)}; it must not be negative")
+        if not all(0 <= beta < 1 for beta in self.betas) or not 0 <= self.ema_decay < 1:
+            raise UserError(f"betas {list(self.betas)} and ema_decay {self.ema_decay} must lie in 0..1, 1 excluded")
+        if any(factor <= 0 for factor in self.lr_drops.values()):
+            raise UserError(f"lr_drops {self.lr_drops} must hold factors above 0")
+        if self.dataset == "digits" and self.data_path != LoopArgs.data_path:
+            raise UserError(
+                f"the built-in digits have no data_path {self.data_path}; add --dataset folder for your images"
+            )
+        if self.seed >= 2**63:
+            raise UserError(f"seed is {self.seed}; it must be below 2**63")
+
+
+@dataclass(frozen=True)
+class TrainArgs(LoopArgs):
+    """The ``args:`` section of a configuration of main.py.
+
+    Attributes:
+        check_data: report the classes and unreadable files of the dataset, and stop.
+        create_cache: write the cache of codes first; without --use_cache, stop there.
+        use_cache: train from the cache of codes.
+        verify_cache: encode this many images of the cache again, report how many codes differ, and stop; 0 does not.
+        cached_path: folder of caches.
+        cache_scales: scales to cache: paper (the twelve of the published cache, for all 256 px configurations; of a
+            larger image, these and the model's) or model (this model's).
+        weights_init: checkpoint whose weights a new run starts from; what does not fit is listed and starts fresh.
+        attention: sdpa, or flex for FlexAttention (compiled; skips blocks that are masked whole).
+        compile: compile the transformer; the first steps take longer.
+        activation_checkpointing: keep less for the gradients and compute it again: less memory, more time.
+        eval_samples: images drawn every eval_freq epochs, on all ranks, for FID, IS, precision and recall; 0 measures
+            nothing.
+        eval_reference: what they are compared with, as evaluator.py takes it; it makes one of any folder.
+        inception_weights: torch-fidelity's weights-inception-2015-12-05-6726825d.pth; default a copy downloaded once.
+    """
+
+    check_data: bool = False
+    create_cache: bool = False
+    use_cache: bool = False
+    verify_cache: int = 0
+    cached_path: str = "data/cached"
+    cache_scales: Literal["paper", "model"] = "paper"
+    weights_init: str | None = None
+    attention: Literal["sdpa", "flex"] = "sdpa"
+    compile: bool = False
+    activation_checkpointing: bool = False
+    eval_samples: int = 0
+    eval_reference: str | None = None
+    inception_weights: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.eval_samples < 0 or (self.eval_samples > 0) != (self.eval_reference is not None):
+            raise UserError("eval_samples and eval_reference go together: how many images, and what to compare with")
+        if self.eval_reference is not None and not Path(self.eval_reference).exists():
+            raise UserError(f"no eval_reference at {self.eval_reference}; evaluator.py --make_reference makes one")
+        if 0 < self.eval_samples <= NEIGHBOURS:
+            raise UserError(f"eval_samples is {self.eval_samples}; it must be at least {NEIGHBOURS + 1}, better 2048")
+        if self.inception_weights is not None and not self.eval_samples:
+            raise UserError("inception_weights means nothing without eval_samples; leave it out")
+        if self.verify_cache < 0:
+            raise UserError(f"verify_cache is {self.verify_cache}; give a number of images")

@@ -1,0 +1,53 @@
+"""The folder of a run: its configuration and its own copy of the autoencoder, so that it can be moved as it is."""
+
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from models.autoencoder import Autoencoder
+from models.config import AutoencoderPaths, GeneratorConfig
+from models.loading.autoencoder import hash_in_folder, save_autoencoder
+from models.loading.checkpoint import CHECKPOINT_NAME, CONFIG_NAME, read_model_config
+from runtime.config import plain
+from runtime.errors import UserError
+
+AUTOENCODER_PATHS = AutoencoderPaths("autoenc/autoencoder_config.yaml", "autoenc/autoencoder.safetensors")
+
+
+def run_settings(config: GeneratorConfig, args: Any) -> dict[str, Any]:
+    """What ``config.yaml`` of a run folder holds; its autoencoder is the folder's own copy."""
+    return {"model": plain(replace(config, autoenc=AUTOENCODER_PATHS)), "args": plain(args)}
+
+
+def begin_run(folder: Path, autoencoder: Autoencoder) -> None:
+    """Give a folder its copy of the autoencoder, unless it holds a run already; a lock keeps other programs out."""
+    if not holds_run(folder):
+        save_autoencoder(autoencoder, folder / "autoenc")
+
+
+def holds_run(folder: Path) -> bool:
+    """Whether there is a run to go on with."""
+    return (folder / CHECKPOINT_NAME).exists() and (folder / CONFIG_NAME).exists()
+
+
+def check_same(folder: Path, config: GeneratorConfig, autoencoder_sha256: str) -> None:
+    """Refuse to go on with a run of another model, if the folder holds one.
+
+    Raises:
+        UserError: the folder holds a run of another model or autoencoder.
+    """
+    if not holds_run(folder):
+        return
+    saved = read_model_config(folder / CHECKPOINT_NAME)
+    ours, theirs = (asdict(replace(c, autoenc=AUTOENCODER_PATHS).canonical()) for c in (config, saved))
+    other = [key for key in ours if ours[key] != theirs.get(key)]
+    if other:
+        key = max(other, key=lambda name: isinstance(ours[name], dict))  # a change of size explains the others
+        raise UserError(
+            f"{folder} holds a run with {key} {theirs.get(key)}, not {ours[key]}; "
+            "go on with the same model, or name another output_dir"
+        )
+    if hash_in_folder(folder / "autoenc") != autoencoder_sha256:
+        raise UserError(
+            f"{folder} holds a run with another autoencoder; go on with that one, or name another output_dir"
+        )
