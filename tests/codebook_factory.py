@@ -14,7 +14,7 @@ from runtime.command import run
 from tests.factory import randomize, tiny_autoencoder
 from train_ae_codebook.requantize import RequantizeArgs, RequantizeTask
 from train_ae_codebook.vqvae import AutoencoderArgs, VQVAETask
-from training.trainer import Trainer
+from training.trainer import Trainer, step_context
 
 CPU = torch.device("cpu")
 
@@ -27,7 +27,7 @@ def digits(split: str, count: int) -> CroppedImages:
 
 
 def step(number: int, seed: int = 0) -> StepContext:
-    return StepContext(seed, number, 0, CPU)
+    return step_context(seed, number, 0, CPU)
 
 
 def ae_args(**overrides: Any) -> AutoencoderArgs:

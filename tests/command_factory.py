@@ -13,10 +13,12 @@ from typing import Any
 from unittest.mock import patch
 
 from models.checkerboard.model import Checkerboard
+from models.loading.checkpoint import CONFIG_NAME
 from runtime.command import run
+from runtime.config import write_yaml
 from tests.factory import randomize
-from tests.training_factory import tiny_args, tiny_trainer
-from training.run_folder import open_run_folder
+from tests.training_factory import tiny_trainer
+from training.run_folder import begin_run
 
 ROOT = Path(__file__).parents[1]
 PROGRESS = re.compile(r"[\w ]*: +\d+%\|")
@@ -65,8 +67,9 @@ def start_python(*argv: str, folder: Path = ROOT, **environment: str) -> Outcome
 def save_run(folder: Path, model: Checkerboard, **args: Any) -> Path:
     """A run folder as main.py leaves it, ``model`` its last state; averages, if ``args`` ask for them, are others."""
     folder.mkdir(parents=True)
-    open_run_folder(folder, model.config, tiny_args(**args), model.autoencoder)
+    begin_run(folder, model.autoencoder)
     trainer = tiny_trainer(folder, model, **args)
+    write_yaml(folder / CONFIG_NAME, trainer.settings)
     if trainer.ema is not None:
         randomize(trainer.ema.module)
     trainer.save()

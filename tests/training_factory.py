@@ -23,10 +23,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 import main
-from models.checkerboard.config import CheckerboardConfig
+from models.checkerboard.config import CheckerboardConfig, CheckerboardDrawing
 from models.checkerboard.layout import Layout
 from models.checkerboard.model import Checkerboard
-from models.family import StepContext
+from models.family import Loss, StepContext
 from models.loading.autoencoder import save_autoencoder
 from runtime import distributed
 from runtime.command import run
@@ -83,6 +83,9 @@ class DigitCodes(Dataset):
         return batch
 
 
+PREVIEW = CheckerboardDrawing(steps_per_scale=1)
+
+
 def fresh_model(**overrides: Any) -> Checkerboard:
     """A model as a run begins with it, scales 1 2 4; ``overrides`` are fields of CheckerboardConfig."""
     tiny = {"img_size": 16, "num_classes": 10, "llama_config": TINY_TRANSFORMER}
@@ -108,7 +111,6 @@ def tiny_args(**overrides: Any) -> TrainArgs:
         "num_workers": 0,
         "log_freq": 1,
         "eval_freq": 0,
-        "steps_per_scale": 1,
     }
     return TrainArgs(**(tiny | overrides))
 
@@ -116,7 +118,7 @@ def tiny_args(**overrides: Any) -> TrainArgs:
 def tiny_trainer(
     folder: Path,
     model: Checkerboard | None = None,
-    task: Callable[[Checkerboard, TrainArgs], GeneratorTask] = GeneratorTask,
+    task: Callable[..., GeneratorTask] = GeneratorTask,
     num_images: int = 80,
     **args: Any,
 ) -> Trainer:
@@ -124,8 +126,8 @@ def tiny_trainer(
     model, settings = model or fresh_model(), tiny_args(**args)
     folder.mkdir(parents=True, exist_ok=True)
     data = DigitCodes(num_images, model.scale_sizes)
-    written = run_settings(model.config, settings)
-    return Trainer(task(model, settings), data, settings, folder, torch.device("cpu"), written)
+    written = run_settings(model.config, (settings, PREVIEW))
+    return Trainer(task(model, settings, PREVIEW), data, settings, folder, torch.device("cpu"), written)
 
 
 def tiny_command(root: Path, folder: Path, **settings: Any) -> list[str]:
@@ -153,7 +155,7 @@ def tiny_command(root: Path, folder: Path, **settings: Any) -> list[str]:
         "output_dir": folder,
         "cfg": 0.0,
     }
-    settings = plain(tiny_args()) | flags | settings
+    settings = plain((tiny_args(), PREVIEW)) | flags | settings
     return [
         word for name, value in settings.items() for word in (f"--{name}", json.dumps(value, default=str).strip('"'))
     ]
@@ -162,20 +164,22 @@ def tiny_command(root: Path, folder: Path, **settings: Any) -> list[str]:
 def golden_run(folder: Path) -> dict[str, float]:
     """Losses by step of the quickstart in small: its settings but for ``GOLDEN_FLAGS``, on codes of real digits."""
     argv = ("--config", str(ROOT / "configs" / "quickstart.yaml"), *GOLDEN_FLAGS)
-    settings, _ = parse_config(argv, "golden", "", {"model": CheckerboardConfig, "args": TrainArgs})
-    torch.manual_seed(settings["args"].seed)
+    sections = {"model": CheckerboardConfig, "args": (TrainArgs, CheckerboardDrawing)}
+    settings, _ = parse_config(argv, "golden", "", sections)
+    args, drawing = settings["args"]
+    torch.manual_seed(args.seed)
     model = Checkerboard(settings["model"], tiny_autoencoder())
-    data, task = DigitCodes(750, model.scale_sizes), GeneratorTask(model, settings["args"])
+    data, task = DigitCodes(750, model.scale_sizes), GeneratorTask(model, args, drawing)
     folder.mkdir(parents=True, exist_ok=True)
-    Trainer(task, data, settings["args"], folder, torch.device("cpu"), {}).fit()
+    Trainer(task, data, args, folder, torch.device("cpu"), {}).fit()
     return {str(step): figures["loss"] for step, figures in read_log(folder).items()}
 
 
 class BlocksTask(GeneratorTask):
     """Keeps the block lengths of every step in ``blocks``."""
 
-    def __init__(self, module: Checkerboard, args: TrainArgs) -> None:
-        super().__init__(module, args)
+    def __init__(self, module: Checkerboard, args: TrainArgs, drawing: CheckerboardDrawing) -> None:
+        super().__init__(module, args, drawing)
         self.blocks: list[tuple[tuple[int, ...], ...]] = []
         plain_layout = module.layout_of_blocks
 
@@ -192,10 +196,10 @@ class BlocksTask(GeneratorTask):
 class NaNTask(GeneratorTask):
     """The loss of step 7 is not a number, on the last rank."""
 
-    def loss(self, batch: list[Any], randomness: StepContext) -> tuple[Tensor, Statistics]:
-        loss, statistics = super().loss(batch, randomness)
-        bad = randomness.step == 7 and distributed.rank() == distributed.num_ranks() - 1
-        return loss * torch.nan if bad else loss, statistics
+    def loss(self, batch: list[Any], context: StepContext) -> Loss:
+        loss = super().loss(batch, context)
+        bad = context.step == 7 and distributed.rank() == distributed.num_ranks() - 1
+        return Loss(loss.value * torch.nan if bad else loss.value, loss.metrics)
 
 
 class SignalTask(GeneratorTask):
@@ -203,11 +207,11 @@ class SignalTask(GeneratorTask):
 
     sent = False
 
-    def loss(self, batch: list[Any], randomness: StepContext) -> tuple[Tensor, Statistics]:
-        if randomness.step == 13 and distributed.rank() == distributed.num_ranks() - 1 and not self.sent:
+    def loss(self, batch: list[Any], context: StepContext) -> Loss:
+        if context.step == 13 and distributed.rank() == distributed.num_ranks() - 1 and not self.sent:
             self.sent = True
             signal.raise_signal(signal.SIGTERM)
-        return super().loss(batch, randomness)
+        return super().loss(batch, context)
 
 
 def read_events(folder: Path) -> list[dict[str, Any]]:

@@ -86,6 +86,12 @@ class _LossModule(nn.Module):
         return self.loss(batch, context)
 
 
+def step_context(seed: int, step: int, batch: int, device: torch.device, epoch: float = 0.0) -> StepContext:
+    """Where a batch of this rank stands, and the random generators that follow from that and the run's seed."""
+    rank_rng = torch.Generator(device).manual_seed(mix_seed(seed, step, batch, distributed.rank()))
+    return StepContext(step, epoch, batch, random.Random(mix_seed(seed, step)), rank_rng)
+
+
 def count_steps(num_images: int, args: LoopArgs) -> int:
     """Steps of an epoch; the images left over wait for another epoch's order."""
     images_a_step = args.batch_size * args.accum_steps * distributed.num_ranks()
@@ -132,14 +138,18 @@ class Trainer:
         self.first_bad_step = torch.full((), -1, device=device)
 
     @property
+    def progress(self) -> float:
+        """Epochs done, with the fraction of the one that is under way."""
+        return self.epoch + self.step_in_epoch / self.steps_per_epoch
+
+    @property
     def learning_rate(self) -> float:
         """Of the next step: linear warm-up, then the drops passed so far (method.md Sec. 5)."""
-        epoch = self.epoch + self.step_in_epoch / self.steps_per_epoch
         rate = self.args.lr
-        if epoch < self.args.warmup_epochs:
-            rate *= epoch / self.args.warmup_epochs
+        if self.progress < self.args.warmup_epochs:
+            rate *= self.progress / self.args.warmup_epochs
         for start, factor in self.args.lr_drops.items():
-            rate *= factor if epoch >= start else 1.0
+            rate *= factor if self.progress >= start else 1.0
         return rate
 
     @property
@@ -237,9 +247,10 @@ class Trainer:
         for param_group in self.optimizer.param_groups:
             param_group["lr"] = rate
         for index, batch in enumerate(group):
+            context = step_context(self.args.seed, self.step, index, self.device, self.progress)
             with self._last_batch_syncs(index == len(group) - 1):
                 with autocast(self.device, self.dtype):
-                    loss = self.forward(_to_device(batch, self.device), self._context(index))
+                    loss = self.forward(_to_device(batch, self.device), context)
                 self.scaler.scale(loss.value / len(group)).backward()
             self.loss_sum += loss.value.detach() / len(group)
             self._note(~loss.value.detach().isfinite(), self.step)
@@ -253,11 +264,6 @@ class Trainer:
         if bar is not None:
             with torch.no_grad():
                 self._log(bar, {"lr": rate, "grad_norm": norm, **loss.metrics()})
-
-    def _context(self, batch: int) -> StepContext:
-        seed, epoch = self.args.seed, self.epoch + self.step_in_epoch / self.steps_per_epoch
-        rank_rng = torch.Generator(self.device).manual_seed(mix_seed(seed, self.step, batch, distributed.rank()))
-        return StepContext(self.step, epoch, batch, random.Random(mix_seed(seed, self.step)), rank_rng)
 
     def _last_batch_syncs(self, last: bool) -> Any:
         """Gradients of several ranks are averaged once a step, with its last batch."""
@@ -279,11 +285,10 @@ class Trainer:
         values = distributed.add_up(values) / distributed.num_ranks()
         self.loss_sum.zero_()
         self.logged_step = self.step
-        epoch = self.epoch + self.step_in_epoch / self.steps_per_epoch
-        figures = {"epoch": epoch, **dict(zip(figures, values.tolist(), strict=True))}
+        figures = {"epoch": self.progress, **dict(zip(figures, values.tolist(), strict=True))}
         if self.log is not None:
             self.log.scalars(self.step, figures)
-        bar.set_postfix_str(f"epoch {epoch:.1f}, loss {figures['loss']:.3f}, lr {figures['lr']:.1e}")
+        bar.set_postfix_str(f"epoch {self.progress:.1f}, loss {figures['loss']:.3f}, lr {figures['lr']:.1e}")
 
     def _note(self, bad: Tensor, step: int) -> None:
         """Remember the first step whose loss or weights are bad, without waiting for the device."""

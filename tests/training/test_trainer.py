@@ -15,7 +15,7 @@ from data.batches import EpochBatches
 from models import load_checkpoint
 from models.checkerboard.config import CheckerboardConfig
 from models.checkerboard.model import Checkerboard
-from models.family import StepContext
+from models.family import Loss, StepContext
 from models.loading.state import read_torch_file
 from runtime.command import Stopped
 from runtime.config import parse_config
@@ -372,11 +372,11 @@ def test_going_on_needs_a_run_of_the_same_model(tmp_path: Path) -> None:
 
 def test_a_second_signal_stops_at_once(tmp_path: Path) -> None:
     class Impatient(GeneratorTask):
-        def loss(self, batch: list[Any], randomness: StepContext) -> tuple[Tensor, Statistics]:
-            if randomness.step == 2:
+        def loss(self, batch: list[Any], context: StepContext) -> Loss:
+            if context.step == 2:
                 signal.raise_signal(signal.SIGINT)
                 signal.raise_signal(signal.SIGINT)
-            return super().loss(batch, randomness)
+            return super().loss(batch, context)
 
     before = signal.getsignal(signal.SIGINT)  # ignored in a shell's background
     with pytest.raises(KeyboardInterrupt):
@@ -463,11 +463,11 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
     """The last loss of an epoch is finite, its gradient is not."""
 
     class BadGradient(GeneratorTask):
-        def loss(self, batch: list[Any], randomness: StepContext) -> tuple[Tensor, Statistics]:
-            loss, statistics = super().loss(batch, randomness)
+        def loss(self, batch: list[Any], context: StepContext) -> Loss:
+            loss = super().loss(batch, context)
             weight = self.module.lm_head.weight
             bad = (weight - weight.detach()).square().sum().sqrt()  # 0, with a gradient of 0 / 0
-            return loss + bad if randomness.step == 9 else loss, statistics
+            return Loss(loss.value + bad if context.step == 9 else loss.value, loss.metrics)
 
     tiny_trainer(tmp_path, num_images=40, epochs=1).fit()
     with pytest.raises(UserError, match="not finite at step 9 "):
