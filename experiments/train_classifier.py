@@ -39,7 +39,7 @@ from runtime.device import pick_device
 from runtime.errors import UserError
 from runtime.lock import lock_folder
 from training.options import LoopArgs
-from training.trainer import Task, Trainer
+from training.task import Task, Trainer
 
 BATCH_SIZE = 500  # images measured at once
 

@@ -14,7 +14,8 @@ from runtime.command import run
 from tests.factory import randomize, tiny_autoencoder
 from train_ae_codebook.requantize import RequantizeArgs, RequantizeTask
 from train_ae_codebook.vqvae import AutoencoderArgs, VQVAETask
-from training.trainer import Trainer, step_context
+from training.task import step_context
+from training.trainer import Trainer
 
 CPU = torch.device("cpu")
 

@@ -70,8 +70,8 @@ def save_run(folder: Path, model: Checkerboard, **args: Any) -> Path:
     begin_run(folder, model.autoencoder)
     trainer = tiny_trainer(folder, model, **args)
     write_yaml(folder / CONFIG_NAME, trainer.settings)
-    if trainer.ema is not None:
-        randomize(trainer.ema.module)
+    if trainer.state.ema is not None:
+        randomize(trainer.state.ema.module)
     trainer.save()
     model.eval()
     return folder

@@ -31,7 +31,8 @@ from train_ae_codebook.codebook import PyramidArgs
 from train_ae_codebook.requantize import RequantizeArgs, RequantizeTask
 from train_ae_codebook.vqvae import AutoencoderArgs, VQVAETask, start_from
 from training.run_folder import holds_run
-from training.trainer import Trainer, count_steps
+from training.state import count_steps
+from training.trainer import Trainer
 
 WHOLE = {"model": AutoencoderConfig, "args": AutoencoderArgs}
 REQUANTIZE = {"requantize": RequantizeArgs}
@@ -53,10 +54,8 @@ def main(argv: Sequence[str]) -> None:
             _check_same_images(folder, list(sections)[-1], args)
             print(f"{sum(p.numel() for p in task.module.parameters()):,} parameters; run folder {folder}")
         trainer = Trainer(task, data, args, folder, device, {key: plain(value) for key, value in settings.items()})
-        anything_left = trainer.fit()
+        trainer.fit()
         if distributed.is_main():
-            if not anything_left:
-                print(f"the run in {folder} is finished with {trainer.epoch} epochs; a higher --epochs goes on with it")
             export = Path(args.export_dir or folder / "autoencoder")
             task.export(trainer.trained, export)
             print(f"autoencoder: {export}; reconstructions: {folder / 'samples'}")

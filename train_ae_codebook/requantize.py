@@ -22,7 +22,7 @@ from runtime.config import plain
 from runtime.errors import UserError
 from train_ae_codebook.codebook import USAGE_RATE, PyramidArgs, code_frequencies, dead_codes, perplexity
 from train_ae_codebook.measure import show_held_out
-from training.trainer import Task
+from training.task import Task
 
 EMA_RATE = 0.01  # of the moving averages of codes' latents
 KMEANS_LATENTS = 16  # a code, kept in all

@@ -24,7 +24,7 @@ from train_ae_codebook.codebook import USAGE_RATE, PyramidArgs, code_frequencies
 from train_ae_codebook.discriminator import SMALLEST, Adversary
 from train_ae_codebook.measure import show_held_out
 from train_ae_codebook.perceptual import PerceptualDistance
-from training.trainer import Task
+from training.task import Task
 
 
 @dataclass(frozen=True)

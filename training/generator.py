@@ -16,7 +16,7 @@ from sampling.labels import balanced_labels, shown_labels
 from sampling.pictures import save_grid
 from training.options import TrainArgs
 from training.preview import FIRST_SEED, Evaluation
-from training.trainer import Task
+from training.task import Task
 
 CPU = torch.device("cpu")
 MAX_ROWS, COLUMNS = 16, 8

@@ -24,7 +24,8 @@ from training.digits_score import score_digits
 from training.generator import GeneratorTask
 from training.options import TrainArgs
 from training.run_folder import begin_run, check_same, run_settings
-from training.trainer import Trainer, count_steps
+from training.state import count_steps
+from training.trainer import Trainer
 
 NUM_SCORED_DIGITS = 500
 MAX_DIFFERENT_SHARE = 0.01  # of codes; rounding flips far fewer
@@ -125,11 +126,10 @@ def train(
     ranks = "1 rank" if distributed.num_ranks() == 1 else f"{distributed.num_ranks()} ranks"
     _say(
         f"{describe_size(model)}; scales {' '.join(map(str, model.scale_sizes))}; {len(dataset)} images of "
-        f"{model.config.num_classes} classes; {trainer.steps_per_epoch} steps an epoch on {ranks}; "
+        f"{model.config.num_classes} classes; {trainer.state.steps_per_epoch} steps an epoch on {ranks}; "
         f"{str(trainer.dtype).removeprefix('torch.')} on {device.type}; attention {args.attention}; run folder {folder}"
     )
     if not trainer.fit():
-        _say(f"the run in {folder} is finished with {trainer.epoch} epochs; a higher --epochs goes on with it")
         return
     _say(f"samples: {folder / 'samples'}; checkpoint: {folder / CHECKPOINT_NAME}")
     if args.dataset == "digits" and model.config.class_cond and distributed.is_main():

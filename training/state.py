@@ -1,40 +1,176 @@
-"""What a run goes on from: kept checkpoints, and every global random state."""
+"""All that changes while a run trains, and the file that it goes on from."""
 
-import random
-import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+from timm.optim import param_groups_weight_decay
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
 
+from models.loading.state import read_torch_file
+from runtime import distributed
+from runtime.errors import UserError
 from runtime.files import whole
+from training.options import LoopArgs
+from training.task import Task
 
 
-def keep_copy(path: Path, copy: Path) -> None:
-    """Keep a checkpoint under another name before the next one takes its place."""
-    with whole(copy) as temporary:
-        try:
-            temporary.hardlink_to(path)
-        except OSError:  # a file system without links
-            shutil.copyfile(path, temporary)
+class TrainState:
+    """Weights, their average, the optimizer, and the place in the data.
+
+    Args:
+        task: what is trained.
+        args: how.
+        num_images: of an epoch.
+        device: of this rank.
+        dtype: that the loss is computed in; float16 takes loss scaling.
+
+    Attributes:
+        step: updates of the weights so far.
+        epoch: whole passes over the data so far.
+        step_in_epoch: steps of the pass that is under way.
+        logged_step: the last step that was logged.
+        loss_sum: losses since then.
+    """
+
+    def __init__(self, task: Task, args: LoopArgs, num_images: int, device: torch.device, dtype: torch.dtype) -> None:
+        self.task, self.args, self.num_images = task, args, num_images
+        self.module = task.module.to(device).train()
+        groups = param_groups_weight_decay(self.module, args.weight_decay)
+        self.optimizer = torch.optim.AdamW(groups, lr=args.lr, betas=tuple(args.betas))
+        self.ema = ModelEmaV3(self.module, decay=args.ema_decay, use_warmup=True) if args.ema else None
+        self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+        self.steps_per_epoch = count_steps(num_images, args)
+        self.step, self.epoch, self.step_in_epoch, self.logged_step = 0, 0, 0, 0
+        self.loss_sum = torch.zeros((), device=device)
+        self.first_bad_step = torch.full((), -1, device=device)
+
+    @property
+    def progress(self) -> float:
+        """Epochs so far, with the fraction of the one that is under way."""
+        return self.epoch + self.step_in_epoch / self.steps_per_epoch
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the next step: linear warm-up, then the drops passed so far (method.md Sec. 5)."""
+        rate = self.args.lr
+        if self.progress < self.args.warmup_epochs:
+            rate *= self.progress / self.args.warmup_epochs
+        for start, factor in self.args.lr_drops.items():
+            rate *= factor if self.progress >= start else 1.0
+        return rate
+
+    @property
+    def trained(self) -> nn.Module:
+        """What to use of the run: the averaged weights if there are any."""
+        return self.module if self.ema is None else self.ema.module
+
+    def update(self, rate: float) -> None:
+        """Change the weights by the gradients that were gathered."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.ema is not None:
+            self.ema.update(self.module, step=self.step)
+        self.step, self.step_in_epoch = self.step + 1, self.step_in_epoch + 1
+
+    def mean_loss(self) -> Tensor:
+        """Of this rank's steps since the last call."""
+        mean = self.loss_sum / (self.step - self.logged_step)
+        self.loss_sum, self.logged_step = torch.zeros_like(self.loss_sum), self.step
+        return mean
+
+    def note_bad(self, bad: Tensor, step: int) -> None:
+        """Remember the first step whose loss or weights are bad, without waiting for the device."""
+        self.first_bad_step = torch.where(bad & (self.first_bad_step < 0), step, self.first_bad_step)
+
+    def check_finite(self, weights: bool = False) -> None:
+        """Stop every rank, before anything bad is saved, if any noted something; with ``weights`` look at them too.
+
+        Raises:
+            UserError: a loss or weight is not finite.
+        """
+        if weights:
+            self.note_bad(~torch.stack([p.isfinite().all() for p in self.module.parameters()]).all(), self.step - 1)
+        bad = [(step, rank) for rank, step in enumerate(distributed.everyones(int(self.first_bad_step))) if step >= 0]
+        if bad:
+            step, rank = min(bad)
+            raise UserError(
+                f"the loss or a weight is not finite at step {step} (rank {rank}, learning rate "
+                f"{self.learning_rate:.2e}); the last checkpoint is from before: lower lr, set clip_grad 1 or dtype "
+                "float32, and run again"
+            )
+
+    def save(self, path: Path) -> None:
+        """Write a checkpoint; called on all ranks, rank 0 writes."""
+        self.check_finite(weights=True)
+        self.loss_sum = distributed.add_up(self.loss_sum) / distributed.num_ranks()  # the file holds one for all ranks
+        if distributed.is_main():
+            with whole(path) as temporary:
+                torch.save(self._content(), temporary)
+
+    def load(self, path: Path) -> None:
+        """Go on from a checkpoint.
+
+        Raises:
+            UserError: this run cannot.
+        """
+        saved = read_torch_file(path)
+        self._check(saved, path)
+        self.module.load_state_dict(saved["model"])
+        groups = self.optimizer.state_dict()["param_groups"]  # betas and weight decay of now, not of then
+        self.optimizer.load_state_dict(saved["optimizer"] | {"param_groups": groups})
+        if saved["scaler"]:  # empty but after float16
+            self.scaler.load_state_dict(saved["scaler"])
+        if self.ema is not None:
+            self.ema.module.load_state_dict(saved["model_ema"])
+        self.task.restore(saved.get("task", {}))
+        self.step, self.epoch, self.step_in_epoch = saved["step"], saved["epoch"], saved["step_in_epoch"]
+        self.loss_sum.copy_(saved["loss_sum"])
+        self.logged_step = saved.get("logged_step", self.step - self.step % self.args.log_freq)  # earlier files lack it
+
+    def _content(self) -> dict[str, Any]:
+        return {
+            "model": self.module.state_dict(),
+            "model_ema": None if self.ema is None else self.ema.module.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            **{name: getattr(self, name) for name in ("step", "epoch", "step_in_epoch", "loss_sum", "logged_step")},
+            "data_order": self._data_order(),
+            "task": self.task.state(),
+            **self.task.describe(),
+        }
+
+    def _check(self, saved: dict[str, Any], path: Path) -> None:
+        """Refuse a checkpoint that this run cannot go on from."""
+        shapes = {name: tensor.shape for name, tensor in self.module.state_dict().items()}
+        if "data_order" not in saved or {name: t.shape for name, t in saved["model"].items()} != shapes:
+            raise UserError(f"{path} is of no run of this model; name one, or start from its weights by weights_init")
+        if saved["step_in_epoch"] and saved["data_order"] != self._data_order():
+            raise UserError(
+                f"{path} stopped inside an epoch with {saved['data_order']}, which is now {self._data_order()}; go on "
+                "with the same, or name another output_dir"
+            )
+        described = self.task.describe()
+        for key, other in (("class_keys", "on other classes than the data's"), ("start_hash", "from another start")):
+            if saved.get(key) != described.get(key):
+                raise UserError(f"{path} was trained {other}; put them back, or name another output_dir")
+        if (saved["model_ema"] is None) != (self.ema is None):
+            kind = "without" if self.ema else "with"
+            raise UserError(f"{path} was trained {kind} ema; keep it so, or name another output_dir")
+
+    def _data_order(self) -> dict[str, int]:
+        """What decides which images a step of an epoch sees."""
+        images_a_step = self.args.batch_size * self.args.accum_steps * distributed.num_ranks()
+        return {"images": self.num_images, "images_a_step": images_a_step, "seed": self.args.seed}
 
 
-def random_states() -> dict[str, Any]:
-    """Every global random state, in types that load safely."""
-    kind, keys, position, has_gauss, gauss = np.random.get_state()
-    return {
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        "numpy": (kind, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, gauss),
-        "python": random.getstate(),
-    }
-
-
-def restore_random_states(states: dict[str, Any]) -> None:
-    torch.set_rng_state(states["torch"])
-    if torch.cuda.is_available() and len(states["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(states["cuda"])
-    kind, keys, position, has_gauss, gauss = states["numpy"]
-    np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, gauss))
-    random.setstate(states["python"])
+def count_steps(num_images: int, args: LoopArgs) -> int:
+    """Steps of an epoch; the images left over wait for another epoch's order."""
+    images_a_step = args.batch_size * args.accum_steps * distributed.num_ranks()
+    if num_images < images_a_step:
+        raise UserError(f"{num_images} images do not fill one step of {images_a_step}; lower batch_size or accum_steps")
+    return num_images // images_a_step

@@ -215,8 +215,8 @@ def test_other_scan_orders_train_and_sample(scan_order: str, tmp_path: Path) -> 
     assert found[-1] < 0.75 * found[0]
     with Image.open(tmp_path / "samples" / "epoch_0002.png") as grid:
         assert np.array(grid).std() > 5
-    again, other = (sample(trainer.module, [3], seeds=[seed]).codes[-1] for seed in (5, 6))
-    assert torch.equal(sample(trainer.module, [3], seeds=[5]).codes[-1], again)
+    again, other = (sample(trainer.state.module, [3], seeds=[seed]).codes[-1] for seed in (5, 6))
+    assert torch.equal(sample(trainer.state.module, [3], seeds=[5]).codes[-1], again)
     assert not torch.equal(again, other)
 
 

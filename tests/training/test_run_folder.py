@@ -54,16 +54,16 @@ def test_half_precision_keeps_the_file_small_and_loads_as_float32(tmp_path: Path
 def test_a_moved_folder_loads_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     old, new, elsewhere = tmp_path / "old", tmp_path / "far" / "new", tmp_path / "elsewhere"
     trainer = tiny_trainer(old, epochs=1, ema=True)
-    open_folder(old, trainer.module)
+    open_folder(old, trainer.state.module)
     trainer.fit()
     new.parent.mkdir()
     shutil.move(old, new)
     elsewhere.mkdir()
     monkeypatch.chdir(elsewhere)
 
-    codes, labels = random_codes(trainer.module, batch=2), torch.tensor([1, 2])
-    images = trainer.module.decode(codes[-1])
-    for use_ema, trained in ((False, trainer.module), (True, trainer.ema.module)):
+    codes, labels = random_codes(trainer.state.module, batch=2), torch.tensor([1, 2])
+    images = trainer.state.module.decode(codes[-1])
+    for use_ema, trained in ((False, trainer.state.module), (True, trainer.state.ema.module)):
         loaded = load_checkpoint(new, use_ema)
         assert loaded.state_dict().keys() == trained.state_dict().keys()
         assert all(torch.equal(value, loaded.state_dict()[key]) for key, value in trained.state_dict().items())
@@ -73,7 +73,7 @@ def test_a_moved_folder_loads_and_goes_on(tmp_path: Path, monkeypatch: pytest.Mo
     again = tiny_trainer(new, epochs=2, ema=True)
     open_folder(new, again.module)
     again.fit()
-    assert again.step == 2 * trainer.step
+    assert again.step == 2 * trainer.state.step
 
 
 @pytest.mark.parametrize(

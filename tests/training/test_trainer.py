@@ -70,16 +70,16 @@ def trainer_of(name: str, folder: Path) -> Trainer:
 )
 def test_published_schedules(name: str, rates: dict[float, float], tmp_path: Path) -> None:
     trainer = trainer_of(name, tmp_path)
-    assert trainer.steps_per_epoch == 16
+    assert trainer.state.steps_per_epoch == 16
     for epoch, rate in rates.items():
-        trainer.epoch, trainer.step_in_epoch = int(epoch), round(epoch % 1 * 16)
-        assert trainer.learning_rate == pytest.approx(rate, rel=1e-6, abs=0)
+        trainer.state.epoch, trainer.state.step_in_epoch = int(epoch), round(epoch % 1 * 16)
+        assert trainer.state.learning_rate == pytest.approx(rate, rel=1e-6, abs=0)
 
 
 def test_the_rate_is_set_on_every_step_and_logged(tmp_path: Path) -> None:
     trainer = tiny_trainer(tmp_path, epochs=3, lr=1e-2, warmup_epochs=1.5, lr_drops={1.8: 0.2, 2: 0.5})
     used: list[float] = []
-    trainer.optimizer.register_step_pre_hook(
+    trainer.state.optimizer.register_step_pre_hook(
         lambda optimizer, args, kwargs: used.append({group["lr"] for group in optimizer.param_groups}.pop())
     )
     trainer.fit()
@@ -97,13 +97,15 @@ def test_no_warm_up_starts_at_the_full_rate(tmp_path: Path) -> None:
 
 def test_biases_and_one_dimensional_parameters_do_not_decay(tmp_path: Path) -> None:
     trainer = tiny_trainer(tmp_path, weight_decay=0.03, betas=(0.8, 0.9))
-    decayed = {id(p) for group in trainer.optimizer.param_groups if group["weight_decay"] for p in group["params"]}
-    everything = {id(p) for group in trainer.optimizer.param_groups for p in group["params"]}
-    assert {group["weight_decay"] for group in trainer.optimizer.param_groups} == {0.0, 0.03}
-    assert {group["betas"] for group in trainer.optimizer.param_groups} == {(0.8, 0.9)}
-    assert isinstance(trainer.optimizer, torch.optim.AdamW)
-    assert everything == {id(p) for p in trainer.module.parameters()}
-    for name, parameter in trainer.module.named_parameters():
+    decayed = {
+        id(p) for group in trainer.state.optimizer.param_groups if group["weight_decay"] for p in group["params"]
+    }
+    everything = {id(p) for group in trainer.state.optimizer.param_groups for p in group["params"]}
+    assert {group["weight_decay"] for group in trainer.state.optimizer.param_groups} == {0.0, 0.03}
+    assert {group["betas"] for group in trainer.state.optimizer.param_groups} == {(0.8, 0.9)}
+    assert isinstance(trainer.state.optimizer, torch.optim.AdamW)
+    assert everything == {id(p) for p in trainer.state.module.parameters()}
+    for name, parameter in trainer.state.module.named_parameters():
         assert (id(parameter) in decayed) == (parameter.ndim > 1 and not name.endswith("bias")), name
 
 
@@ -112,8 +114,8 @@ def test_gradients_are_clipped_to_the_norm(tmp_path: Path) -> None:
     for clip in (0.0, 0.05):
         trainer = tiny_trainer(tmp_path / str(clip), epochs=1, clip_grad=clip, log_freq=3)
         norms[clip] = []
-        trainer.optimizer.register_step_pre_hook(
-            lambda optimizer, args, kwargs, clip=clip, module=trainer.module: norms[clip].append(
+        trainer.state.optimizer.register_step_pre_hook(
+            lambda optimizer, args, kwargs, clip=clip, module=trainer.state.module: norms[clip].append(
                 torch.stack([p.grad.norm() for p in module.parameters()]).norm().item()
             )
         )
@@ -234,10 +236,10 @@ def test_mixed_precision_follows_float32(dtype: str, tmp_path: Path) -> None:
 
 def test_float16_skips_a_step_whose_gradients_overflow(tmp_path: Path) -> None:
     trainer = tiny_trainer(tmp_path, epochs=1, dtype="float16")
-    trainer.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40, growth_interval=10**6)
+    trainer.state.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40, growth_interval=10**6)
     trainer.fit()
-    assert all(parameter.isfinite().all() for parameter in trainer.module.parameters())
-    assert trainer.scaler.get_scale() < 2.0**40
+    assert all(parameter.isfinite().all() for parameter in trainer.state.module.parameters())
+    assert trainer.state.scaler.get_scale() < 2.0**40
     assert all(map(math.isfinite, losses(tmp_path)))
 
 
@@ -248,32 +250,32 @@ def test_averaged_weights_follow_the_model(tmp_path: Path) -> None:
     """The average of a warm-up with decay 1 - (1 + t) ** (-2/3), updated after every step."""
     trainer = tiny_trainer(tmp_path, epochs=2, ema=True, ema_decay=0.9)
     weights: list[Tensor] = []
-    update = trainer.ema.update
+    update = trainer.state.ema.update
 
     def record(module: Checkerboard, step: int) -> None:
         weights.append(module.lm_head.weight.detach().clone())
         update(module, step=step)
 
-    trainer.ema.update = record
+    trainer.state.ema.update = record
     trainer.fit()
     average = weights[0]
     for step, weight in enumerate(weights):
         decay = min(0.9, 1 - max(1, step) ** (-2 / 3))  # timm counts the first two steps as the first
         average = decay * average + (1 - decay) * weight
-    averaged = trainer.ema.module.lm_head.weight
+    averaged = trainer.state.ema.module.lm_head.weight
     torch.testing.assert_close(averaged, average)
     assert (averaged - weights[-1]).norm() < 0.5 * (averaged - weights[0]).norm()
-    assert trainer.trained is trainer.ema.module
+    assert trainer.trained is trainer.state.ema.module
     assert not trainer.trained.training
 
 
 def test_averaged_weights_load(tmp_path: Path) -> None:
     trainer = tiny_trainer(tmp_path, epochs=1, ema=True, ema_decay=0.9)
-    open_run_folder(tmp_path, trainer.module.config, trainer.args, trainer.module.autoencoder)
+    open_run_folder(tmp_path, trainer.state.module.config, trainer.args, trainer.state.module.autoencoder)
     trainer.fit()
-    for use_ema, trained in ((False, trainer.module), (True, trainer.ema.module)):
+    for use_ema, trained in ((False, trainer.state.module), (True, trainer.state.ema.module)):
         assert_same_state(dict(load_checkpoint(tmp_path, use_ema).state_dict()), dict(trained.state_dict()))
-    assert not torch.equal(trainer.module.lm_head.weight, trainer.ema.module.lm_head.weight)
+    assert not torch.equal(trainer.state.module.lm_head.weight, trainer.state.ema.module.lm_head.weight)
 
 
 # Stopping and going on
@@ -339,8 +341,8 @@ def test_more_epochs_with_larger_steps_go_on_from_a_finished_run(tmp_path: Path)
     tiny_trainer(tmp_path, epochs=1).fit()
     trainer = tiny_trainer(tmp_path, epochs=2, accum_steps=5)
     trainer.fit()
-    assert (trainer.step, trainer.epoch) == (10 + 2, 2)
-    assert trainer.optimizer.state_dict()["state"][0]["step"] == 12
+    assert (trainer.state.step, trainer.state.epoch) == (10 + 2, 2)
+    assert trainer.state.optimizer.state_dict()["state"][0]["step"] == 12
 
 
 @pytest.mark.parametrize("name", ["", LAST])
@@ -427,8 +429,8 @@ def test_weight_decay_and_betas_follow_the_command_line_when_going_on(tmp_path: 
     tiny_trainer(tmp_path, epochs=1).fit()
     trainer = tiny_trainer(tmp_path, epochs=2, weight_decay=0.3, betas=(0.5, 0.6))
     trainer.fit()
-    assert {group["weight_decay"] for group in trainer.optimizer.param_groups} == {0.0, 0.3}
-    assert {tuple(group["betas"]) for group in trainer.optimizer.param_groups} == {(0.5, 0.6)}
+    assert {group["weight_decay"] for group in trainer.state.optimizer.param_groups} == {0.0, 0.3}
+    assert {tuple(group["betas"]) for group in trainer.state.optimizer.param_groups} == {(0.5, 0.6)}
 
 
 def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
@@ -489,7 +491,7 @@ def test_checkpoints_are_kept_and_grids_drawn_as_often_as_asked(tmp_path: Path) 
 
 def test_a_checkpoint_describes_itself(tmp_path: Path) -> None:
     trainer = tiny_trainer(tmp_path, epochs=1)
-    trainer.module.class_names = [f"digit {i}" for i in range(10)]
+    trainer.state.module.class_names = [f"digit {i}" for i in range(10)]
     trainer.fit()
     saved = torch.load(tmp_path / LAST, weights_only=True)
     assert saved["config"]["llama_config"]["hidden_size"] == 32

@@ -1,0 +1,63 @@
+"""What a trainer knows of the thing that it trains."""
+
+import random
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from data.batches import mix_seed
+from models.family import Loss, StepContext
+from runtime import distributed
+
+
+class Task(Protocol):
+    """Something to train.
+
+    Attributes:
+        module: whose parameters are trained and saved.
+    """
+
+    module: nn.Module
+
+    def loss(self, batch: Any, context: StepContext) -> Loss:
+        """The loss of a batch, and what else is logged of it."""
+
+    def precision(self) -> torch.dtype | None:
+        """A precision that the task insists on, or None."""
+        return None
+
+    def show(self, module: nn.Module, folder: Path, name: str) -> dict[str, float]:
+        """Write pictures ``folder / name...`` of what a (possibly averaged) module does; return metrics to be logged.
+
+        Called on every rank; rank 0 writes.
+        """
+
+    def describe(self) -> dict[str, Any]:
+        """Plain entries for the checkpoint, such as the configuration."""
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint must hold, beside the module, for a run to go on exactly: of most tasks nothing."""
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take back what ``state`` gave to the checkpoint that a run goes on from."""
+
+
+class LossModule(nn.Module):
+    """A task's loss as a forward pass, which DistributedDataParallel needs to see."""
+
+    def __init__(self, task: Task) -> None:
+        super().__init__()
+        self.module = task.module
+        self.loss = task.loss
+
+    def forward(self, batch: Any, context: StepContext) -> Loss:
+        return self.loss(batch, context)
+
+
+def step_context(seed: int, step: int, batch: int, device: torch.device, epoch: float = 0.0) -> StepContext:
+    """Where a batch of this rank stands, and the random generators that follow from that and the run's seed."""
+    rank_rng = torch.Generator(device).manual_seed(mix_seed(seed, step, batch, distributed.rank()))
+    return StepContext(step, epoch, batch, random.Random(mix_seed(seed, step)), rank_rng)
