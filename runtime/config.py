@@ -8,9 +8,11 @@ import argparse
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from difflib import get_close_matches
 from inspect import getdoc
+from itertools import zip_longest
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -118,7 +120,7 @@ def parse_open_flags(
 
 def config_path(argv: Sequence[str]) -> str | None:
     """The YAML that a command line names, if any."""
-    for word, following in zip(argv, [*argv[1:], None], strict=True):
+    for word, following in zip_longest(argv, argv[1:]):
         if word == "--config" or word.startswith("--config="):
             return word.partition("=")[2] or following
     return None
@@ -158,17 +160,30 @@ def dataclass_from_dict(kind: type[Settings], values: Any, where: str) -> Settin
 
 
 def typed(value: Any, hint: Any, name: str) -> Any:
-    """A value as its type wants it: lists become tuples, whole numbers floats, and text that is a number one.
+    """A value as its type wants it: lists become tuples, whole numbers floats, and so does text that is a number.
 
     Raises:
         UserError: it is of another type.
     """
-    try:
-        return _converted(value, hint)
-    except (TypeError, ValueError):
-        raise UserError(f"{name} is {value}; it must be {_wanted(hint)}") from None
-    except _WrongItemError as error:
-        raise UserError(f"{name} is {error.value}; it must be {_wanted(error.hint)}") from None
+    origin, inner = get_origin(hint) or hint, get_args(hint)
+    if hint is Any or (origin is Literal and value in inner):
+        return value
+    if origin in (Union, UnionType):
+        for option in inner:
+            with suppress(UserError):
+                return typed(value, option, name)
+    elif origin is tuple and isinstance(value, list | tuple):
+        hints = (inner[0],) * len(value) if inner[-1] is Ellipsis else inner
+        if len(value) == len(hints):
+            return tuple(typed(item, hint, name) for item, hint in zip(value, hints, strict=True))
+    elif origin is dict and isinstance(value, dict):
+        return {typed(key, inner[0], name): typed(item, inner[1], name) for key, item in value.items()}
+    elif origin is float and isinstance(value, int | float | str) and not isinstance(value, bool):
+        with suppress(ValueError):
+            return float(value)
+    elif isinstance(origin, type) and type(value) is origin:
+        return value
+    raise UserError(f"{name} is {value}; it must be {_wanted(hint)}")
 
 
 def check_keys(values: Iterable[str], known: Iterable[str], where: str) -> None:
@@ -233,7 +248,7 @@ class _Parser(argparse.ArgumentParser):
 
     def parse(self, argv: Sequence[str], positional: Sequence[str] = ()) -> tuple[dict[str, Any], argparse.Namespace]:
         """Typed values of the options that were given, groups of settings first; and the rest of what was found."""
-        found, left = self.parse_known_args(self._completed(argv))
+        found, left = self.parse_known_args(self._completed(argv, words=bool(positional)))
         for word in left:
             free = next((name for name in positional if getattr(found, name) is None), None)
             if word.startswith("-") or free is None:
@@ -246,61 +261,14 @@ class _Parser(argparse.ArgumentParser):
         near = get_close_matches(word, self._option_string_actions, n=1)
         raise UserError(f"unknown option {word}" + (f"; did you mean {near[0]}?" if near else "; see --help"))
 
-    def _completed(self, argv: Sequence[str]) -> list[str]:
-        """``--use_cache`` alone means ``--use_cache=true``."""
+    def _completed(self, argv: Sequence[str], words: bool) -> list[str]:
+        """``--use_cache`` alone means ``--use_cache=true``; where ``words`` may follow, before one of them too."""
         switches = {f"--{name}" for name, option in self.options.items() if option.hint is bool}
-        following = [*argv[1:], ""]
-        alone = [
-            word in switches and after.lower() not in ("true", "false")
-            for word, after in zip(argv, following, strict=True)
-        ]
-        return [f"{word}=true" if is_alone else word for word, is_alone in zip(argv, alone, strict=True)]
-
-
-class _WrongItemError(Exception):
-    """An item of a mapping or list is of the wrong type."""
-
-    def __init__(self, value: Any, hint: Any) -> None:
-        super().__init__()
-        self.value, self.hint = value, hint
-
-
-def _converted(value: Any, hint: Any) -> Any:
-    origin, inner = get_origin(hint), get_args(hint)
-    if hint is Any or (value is None and type(None) in inner):
-        return value
-    if origin is Literal:
-        if value not in inner:
-            raise ValueError
-        return value
-    if origin in (Union, UnionType):
-        for option in inner:
-            try:
-                return _converted(value, option)
-            except (TypeError, ValueError, _WrongItemError):
-                continue
-        raise ValueError
-    if origin is tuple:
-        hints = (inner[0],) * len(value) if Ellipsis in inner and isinstance(value, list | tuple) else inner
-        if not isinstance(value, list | tuple) or len(value) != len(hints):
-            raise TypeError
-        return tuple(_item(item, hint) for item, hint in zip(value, hints, strict=True))
-    if origin is dict:
-        if not isinstance(value, dict):
-            raise TypeError
-        return {_converted(key, inner[0]): _item(item, inner[1]) for key, item in value.items()}
-    if hint is float and not isinstance(value, bool) and isinstance(value, int | float | str):
-        return float(value)
-    if isinstance(value, hint) and not (isinstance(value, bool) and hint is int):
-        return value
-    raise TypeError
-
-
-def _item(value: Any, hint: Any) -> Any:
-    try:
-        return _converted(value, hint)
-    except (TypeError, ValueError):
-        raise _WrongItemError(value, hint) from None
+        completed = []
+        for word, after in zip_longest(argv, argv[1:], fillvalue="-"):
+            alone = after.startswith("-") or (words and after.lower() not in ("true", "false"))
+            completed.append(f"{word}=true" if word in switches and alone else word)
+        return completed
 
 
 def _from_text(text: str, option: Option) -> Any:
