@@ -9,17 +9,17 @@ checksums.npy says of which images, so that a changed one is noticed.
 import hashlib
 import json
 import mmap
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from data.arrays import make_array, open_array
 from data.images import LabelledImages
 from data.options import NUM_CROPS, CropRecipe
 from models.family import scale_slices
@@ -30,7 +30,6 @@ VERSION = 2
 MANIFEST = "manifest.json"
 MAX_CODES = 2**16
 TODO, DONE, UNREADABLE = 0, 1, 2  # status of an image
-_WRITTEN = ("codes", "status", "checksums")  # arrays that fill up while a cache is made
 MAX_COMPARED = 2000  # images whose checksums are compared when a cache is opened; reading 2,000 files takes seconds
 
 
@@ -103,42 +102,13 @@ def begin_cache(folder: Path, manifest: Manifest, labels: Sequence[int]) -> None
         check_manifest(partial, manifest)
         return
     partial.mkdir(parents=True, exist_ok=True)
-    make_array(partial / "codes.npy", np.uint16, manifest.shape)
-    make_array(partial / "status.npy", np.uint8, (manifest.num_images,))
-    make_array(partial / "checksums.npy", np.uint32, (manifest.num_images,))
+    for name, (dtype, shape) in _arrays_of(manifest).items():
+        np.lib.format.open_memmap(partial / f"{name}.npy", "w+", dtype, shape)
+        if hasattr(os, "posix_fallocate"):  # a disk that is full later would kill the process, not raise an error
+            with (partial / f"{name}.npy").open("r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
     np.save(partial / "labels.npy", np.asarray(labels, dtype=np.int64))
     write_json(partial / MANIFEST, asdict(manifest))  # last: a folder with a manifest has all its files
-
-
-class PartialCache:
-    """A cache in the making. Several processes may write disjoint images of one at once."""
-
-    def __init__(self, folder: Path) -> None:
-        self.final, self.folder = folder, partial_folder(folder)
-        manifest = read_manifest(self.folder)
-        try:
-            arrays = [open_array(self.folder / f"{name}.npy") for name in _WRITTEN]
-        except (OSError, ValueError, EOFError) as error:
-            raise UserError(f"{self.folder} is damaged ({error}); move it away and start anew") from error
-        if [array.shape for array in arrays] != [manifest.shape, (manifest.num_images,), (manifest.num_images,)]:
-            raise UserError(f"{self.folder} is damaged: its arrays are of another size; move it away and start anew")
-        self.codes, self.status, self.checksums = arrays
-
-    def write(self, indices: Sequence[int], codes: Tensor, checksums: Sequence[int]) -> None:
-        """Store all crops (n, K, L) of some images. They count as done only after their codes are in the file."""
-        self.codes[indices] = codes.numpy().astype(np.uint16)
-        self.checksums[indices] = checksums
-        self.codes.flush()
-        self.checksums.flush()
-        self.status[indices] = DONE
-
-    def finish(self) -> Path:
-        """Give the complete cache its final name."""
-        missing = int((self.status == TODO).sum())
-        if missing:
-            raise UserError(f"{self.folder} still lacks {missing} images; run the same command again to go on")
-        self.status.flush()
-        return self.folder.replace(self.final)
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -146,8 +116,8 @@ def read_manifest(folder: Path) -> Manifest:
         content = json.loads((folder / MANIFEST).read_text())
     except FileNotFoundError as error:
         raise UserError(f"no cache of codes at {folder}; make it by adding --create_cache") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{folder / MANIFEST} is damaged; move the folder away and make the cache again") from error
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        content = None
     if not isinstance(content, dict):
         raise UserError(f"{folder / MANIFEST} is damaged; move the folder away and make the cache again")
     if content.get("version") != VERSION or set(content) != {field.name for field in fields(Manifest)}:
@@ -177,19 +147,41 @@ def _short(value: object) -> str:
 
 def check_images(folder: Path, images: LabelledImages) -> None:
     """Refuse a cache, complete or partial, of images or labels that have changed since; up to 2,000 are compared."""
-    try:
-        status, checksums, labels = (np.load(folder / f"{name}.npy") for name in ("status", "checksums", "labels"))
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{folder} is damaged ({error}); move it away and make it again") from error
-    if not np.array_equal(labels, images.labels):
+    arrays = _open_arrays(folder, read_manifest(folder), "r")
+    if not np.array_equal(arrays["labels"], images.labels):
         raise UserError(f"{folder} is damaged: its labels are not the data's; move it away and make it again")
-    done = np.flatnonzero(status == DONE)
+    done = np.flatnonzero(arrays["status"] == DONE)
     for index in done[:: -(-len(done) // MAX_COMPARED) or 1].tolist():
-        if images.checksum(index) != checksums[index]:
+        if images.checksum(index) != arrays["checksums"][index]:
             raise UserError(
                 f"{folder} was made of other images: {images.keys[index]} has changed since; "
                 "move it away and make it again, or set another cached_path"
             )
+
+
+class PartialCache:
+    """A cache in the making. Several processes may write disjoint images of one at once."""
+
+    def __init__(self, folder: Path) -> None:
+        self.final, self.folder = folder, partial_folder(folder)
+        arrays = _open_arrays(self.folder, read_manifest(self.folder), "r+")
+        self.codes, self.status, self.checksums = arrays["codes"], arrays["status"], arrays["checksums"]
+
+    def write(self, indices: Sequence[int], codes: Tensor, checksums: Sequence[int]) -> None:
+        """Store all crops (n, K, L) of some images. They count as done only after their codes are in the file."""
+        self.codes[indices] = codes.numpy().astype(np.uint16)
+        self.checksums[indices] = checksums
+        self.codes.flush()
+        self.checksums.flush()
+        self.status[indices] = DONE
+
+    def finish(self) -> Path:
+        """Give the complete cache its final name."""
+        missing = int((self.status == TODO).sum())
+        if missing:
+            raise UserError(f"{self.folder} still lacks {missing} images; run the same command again to go on")
+        self.status.flush()
+        return self.folder.replace(self.final)
 
 
 class TokenCache(Dataset):
@@ -204,27 +196,23 @@ class TokenCache(Dataset):
     def __init__(self, folder: Path, expected: Manifest, scale_sizes: Sequence[int]) -> None:
         self.folder = folder
         manifest = check_manifest(folder, expected)
-        try:
-            self.codes = _map_codes(folder)
-            self.labels = np.load(folder / "labels.npy")
-            status = np.load(folder / "status.npy")
-        except (OSError, ValueError, EOFError) as error:
-            raise UserError(f"{folder} is damaged ({error}); move it away and make it again") from error
-        if self.codes.shape != manifest.shape or not len(self.labels) == len(status) == manifest.num_images:
-            raise UserError(f"{folder} is damaged: its arrays are of another size; move it away and make it again")
-        if not (status == DONE).any():
+        arrays = _open_arrays(folder, manifest, "r")
+        self.codes, self.labels = _for_random_reading(arrays["codes"]), np.array(arrays["labels"])
+        done = np.flatnonzero(arrays["status"] == DONE)
+        if not len(done):
             raise UserError(f"{folder} is damaged: none of its images is done; move it away and make it again")
+        # Each image's index, or for an unreadable one that of the next readable image.
+        self.stand_in = done[np.searchsorted(done, np.arange(len(self.labels))) % len(done)]
         self.num_codes = manifest.num_codes
-        self.stand_in = _next_done(status)
         slices = dict(zip(manifest.scale_sizes, scale_slices(manifest.scale_sizes), strict=True))
-        self.scale_sizes = list(scale_sizes)
-        self.slices = [slices[side] for side in scale_sizes]
+        self.slices = {side: slices[side] for side in scale_sizes}
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"codes": None}  # a worker that was not forked maps the file too, and gets no copy
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__ = state | {"codes": _map_codes(state["folder"])}
+        codes = np.load(state["folder"] / "codes.npy", mmap_mode="r")
+        self.__dict__ = state | {"codes": _for_random_reading(codes)}
 
     @property
     def num_crops(self) -> int:
@@ -244,22 +232,37 @@ class TokenCache(Dataset):
         if rows.max(initial=0) >= self.num_codes:
             raise UserError(f"{self.folder} is damaged: it holds code {rows.max()}; move it away and make it again")
         rows = torch.from_numpy(rows)
-        codes = [rows[:, s].unflatten(1, (side, side)) for side, s in zip(self.scale_sizes, self.slices, strict=True)]
+        codes = [rows[:, s].unflatten(1, (side, side)) for side, s in self.slices.items()]
         return codes, torch.from_numpy(self.labels[indices])
 
 
-def _map_codes(folder: Path) -> np.memmap:
-    """(N, K, L) codes, mapped for reading rows here and there."""
-    codes = np.load(folder / "codes.npy", mmap_mode="r")
-    if hasattr(
-        mmap, "MADV_RANDOM"
-    ):  # else each row of 2 kB drags in up to megabytes around it, out of a cache of 22 GB
+def _arrays_of(manifest: Manifest) -> dict[str, tuple[type, tuple[int, ...]]]:
+    """Type and shape of the arrays that fill up while a cache is made."""
+    one_each = (manifest.num_images,)
+    return {"codes": (np.uint16, manifest.shape), "status": (np.uint8, one_each), "checksums": (np.uint32, one_each)}
+
+
+def _open_arrays(folder: Path, manifest: Manifest, mode: Literal["r", "r+"]) -> dict[str, np.ndarray]:
+    """All arrays of a cache, mapped into memory.
+
+    Raises:
+        UserError: one is damaged, too short (NumPy would fill it up with zeros in mode r+), or of another size.
+    """
+    shapes = {name: shape for name, (_, shape) in _arrays_of(manifest).items()} | {"labels": (manifest.num_images,)}
+    arrays = {}
+    for name, shape in shapes.items():
+        try:
+            for each in ("r", mode):
+                arrays[name] = np.load(folder / f"{name}.npy", mmap_mode=each)
+        except (OSError, ValueError, EOFError) as error:
+            raise UserError(f"{folder} is damaged ({error}); move it away and make it again") from error
+        if arrays[name].shape != shape:
+            raise UserError(f"{folder} is damaged: its arrays are of another size; move it away and make it again")
+    return arrays
+
+
+def _for_random_reading(codes: np.memmap) -> np.memmap:
+    """Rows here and there: else each row of 2 kB drags in up to megabytes around it, out of a cache of 22 GB."""
+    if hasattr(mmap, "MADV_RANDOM"):
         codes.base.madvise(mmap.MADV_RANDOM)
     return codes
-
-
-def _next_done(status: np.ndarray) -> np.ndarray:
-    """Each image's index, or for an unreadable one that of the next readable image."""
-    done = np.flatnonzero(status == DONE)
-    places = np.searchsorted(done, np.arange(len(status))) % len(done)
-    return done[places]

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 import torchvision.datasets as tv
 from PIL import Image, UnidentifiedImageError
-from sklearn.datasets import load_digits
 from timm.data import ImageNetInfo
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
@@ -122,10 +121,11 @@ def open_dataset(dataset: DatasetName, data_path: str, img_size: int, split: str
     root = Path(data_path).expanduser()
     if dataset == "folder":
         return _class_folders(root, held_out)
+    name, opened = _TORCHVISION[dataset]
     try:
-        return _TORCHVISION[dataset](root, held_out)
+        return opened(root, held_out)
     except (RuntimeError, FileNotFoundError) as error:
-        call = f"torchvision.datasets.{_TORCHVISION_NAMES[dataset]}({str(root)!r}, download=True)"
+        call = f"torchvision.datasets.{name}({str(root)!r}, download=True)"
         raise UserError(f"no {dataset} under {root}; fetch it in Python by {call}, or set data_path") from error
 
 
@@ -170,18 +170,16 @@ def _celeba(root: Path, held_out: bool) -> ImageFiles:
     return ImageFiles("celeba", folder, paths, [0] * len(paths), ["face"])
 
 
-_TORCHVISION: dict[str, Callable[[Path, bool], LabelledImages]] = {
-    "cifar10": _cifar10,
-    "food101": _food101,
-    "celeba": _celeba,
+_TORCHVISION: dict[str, tuple[str, Callable[[Path, bool], LabelledImages]]] = {
+    "cifar10": ("CIFAR10", _cifar10),
+    "food101": ("Food101", _food101),
+    "celeba": ("CelebA", _celeba),
 }
-
-
-_TORCHVISION_NAMES = {"cifar10": "CIFAR10", "food101": "Food101", "celeba": "CelebA"}
 
 
 def _digits(size: int, held_out: bool) -> ImageArrays:
     """scikit-learn's 8 x 8 scans of handwritten digits, enlarged and as RGB, ink bright on black."""
+    from sklearn.datasets import load_digits  # a second to import, which other data need not pay
 
     scans, labels = load_digits(return_X_y=True)  # (1797, 64) of 0..16
     part = slice(-DIGITS_HELD_OUT, None) if held_out else slice(-DIGITS_HELD_OUT)
