@@ -96,7 +96,7 @@ class CacheMaker:
                     return self._make(folder)
         check_manifest(folder, self.manifest)
         check_images(folder, self.images)
-        self._say(f"the cache {folder} is complete already")
+        distributed.say(f"the cache {folder} is complete already")
         return folder
 
     def _make(self, folder: Path) -> Path:
@@ -170,13 +170,8 @@ class CacheMaker:
 
     def _check_space(self, root: Path) -> None:
         free, needed = shutil.disk_usage(root).free, self.manifest.num_bytes
-        self._say(f"the cache takes {needed / 1e9:.3g} GB; {free / 1e9:.3g} GB are free under {root}")
+        distributed.say(f"the cache takes {needed / 1e9:.3g} GB; {free / 1e9:.3g} GB are free under {root}")
         if needed > free:
             raise UserError(
                 f"the cache of {needed / 1e9:.3g} GB does not fit under {root}; free space or set cached_path"
             )
-
-    @staticmethod
-    def _say(text: str) -> None:
-        if distributed.is_main():
-            print(text)

@@ -45,6 +45,12 @@ def is_main() -> bool:
     return rank() == 0
 
 
+def say(text: str) -> None:
+    """Print a line once, whatever the number of ranks."""
+    if is_main():
+        print(text, flush=True)
+
+
 def barrier() -> None:
     if dist.is_initialized():
         dist.all_reduce(torch.zeros(1))  # by gloo: a CUDA stream need not be waited for

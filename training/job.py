@@ -100,7 +100,7 @@ def open_training_data(
 def verify_cache(maker: CacheMaker, folder: Path, args: TrainArgs) -> None:
     """Encode some images again; more differences than rounding explains are an error."""
     different, compared = maker.verify(folder, args.verify_cache, args.seed)
-    _say(f"{different} of {compared} codes differ from those in {folder}")
+    distributed.say(f"{different} of {compared} codes differ from those in {folder}")
     if different > MAX_DIFFERENT_SHARE * compared:
         raise UserError(f"{folder} does not hold the codes of these images; move it away and make it again")
 
@@ -120,24 +120,19 @@ def train(
     distributed.barrier()
     if args.weights_init is not None and not (folder / CHECKPOINT_NAME).exists():
         for remark in initialize_from(model, args.weights_init):
-            _say(remark)
+            distributed.say(remark)
     task = GeneratorTask(model, args, drawing, class_keys, device)
     trainer = Trainer(task, dataset, args, folder, device, run_settings(model.config, (args, drawing)))
     ranks = "1 rank" if distributed.num_ranks() == 1 else f"{distributed.num_ranks()} ranks"
-    _say(
+    distributed.say(
         f"{describe_size(model)}; scales {' '.join(map(str, model.scale_sizes))}; {len(dataset)} images of "
         f"{model.config.num_classes} classes; {trainer.state.steps_per_epoch} steps an epoch on {ranks}; "
         f"{str(trainer.dtype).removeprefix('torch.')} on {device.type}; attention {args.attention}; run folder {folder}"
     )
     if not trainer.fit():
         return
-    _say(f"samples: {folder / 'samples'}; checkpoint: {folder / CHECKPOINT_NAME}")
+    distributed.say(f"samples: {folder / 'samples'}; checkpoint: {folder / CHECKPOINT_NAME}")
     if args.dataset == "digits" and model.config.class_cond and distributed.is_main():
         figures = score_digits(trainer.trained.eval(), NUM_SCORED_DIGITS, task.drawing)
         print("drawn digits, by the classifier in pretrained_models/classifiers:")
         print("\n".join(figure_lines(figures.labelled(NUM_SCORED_DIGITS), figures.of_real_images())))
-
-
-def _say(text: str) -> None:
-    if distributed.is_main():
-        print(text, flush=True)

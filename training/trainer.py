@@ -126,8 +126,7 @@ class Trainer:
             path = find_checkpoint(self.args.resume)
         if path.exists():
             self.state.load(path)
-            if distributed.is_main():
-                print(f"going on from {path}: epoch {self.state.epoch}, step {self.state.step}")
+            distributed.say(f"going on from {path}: epoch {self.state.epoch}, step {self.state.step}")
         places = distributed.everyones((self.state.step, self.state.epoch, self.state.step_in_epoch))
         if len(set(places)) > 1:
             raise UserError(
