@@ -209,14 +209,19 @@ class Family:
         config: its ``GeneratorConfig``.
         drawing: its ``Drawing``.
         generator: its model.
+        published: its published layout, a ``PublishedLayout``; None for a family without one.
     """
 
     config: str
     drawing: str
     generator: str
+    published: str | None = None
 
-    def load(self, part: Literal["config", "drawing", "generator"]) -> Any:
-        module, name = getattr(self, part).split(":")
+    def load(self, part: Literal["config", "drawing", "generator", "published"]) -> Any:
+        where = getattr(self, part)
+        if where is None:
+            return None
+        module, name = where.split(":")
         return getattr(import_module(module), name)
 
 
@@ -225,6 +230,7 @@ FAMILIES = {
         config="models.checkerboard.config:CheckerboardConfig",
         drawing="models.checkerboard.config:CheckerboardDrawing",
         generator="models.checkerboard.model:Checkerboard",
+        published="models.loading.checkerboard:LAYOUT",
     )
 }
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from models.checkerboard.config import CheckerboardConfig
 from models.config import AutoencoderPaths
+from models.loading.state import PublishedLayout
 from runtime.errors import UserError
 
 # Parts of our names and of the published ones, replaced in this order.
@@ -28,3 +29,6 @@ def published_section(config: CheckerboardConfig, autoenc: AutoencoderPaths, pat
         raise UserError(f"{path} has scan_order {config.scan_order}, which the published layout cannot say")
     section = asdict(replace(config.canonical(), autoenc=autoenc))
     return {key: value for key, value in section.items() if key not in OUR_SETTINGS}
+
+
+LAYOUT = PublishedLayout(NAMES, published_section)

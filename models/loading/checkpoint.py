@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 
 from models.autoencoder import Autoencoder
-from models.config import AutoencoderConfig, GeneratorConfig, family_of
+from models.config import FAMILIES, AutoencoderConfig, GeneratorConfig, family_of
 from models.family import Generator
-from models.loading import checkerboard
 from models.loading.autoencoder import build_autoencoder, load_autoencoder, resolve
 from models.loading.state import Names, load_exactly, our_names, read_torch_file
 from runtime.config import dataclass_from_dict, read_yaml
@@ -23,7 +22,6 @@ from runtime.errors import UserError
 CHECKPOINT_NAME = "checkpoint-last.pth"
 CONFIG_NAME = "config.yaml"
 AUTOENCODER_PREFIX = "autoenc."
-PUBLISHED: dict[str, Names] = {"checkerboard": checkerboard.NAMES}  # by family; others have our names alone
 
 
 def load_checkpoint(path: str | Path, use_ema: bool = False) -> Generator:
@@ -112,12 +110,13 @@ def random_model(path: Path) -> tuple[Generator, bool]:
 
 def model_class(config: GeneratorConfig) -> type[Generator]:
     """The family that a configuration is of."""
-    return family_of({"architecture": config.architecture}).load("generator")
+    return FAMILIES[config.architecture].load("generator")
 
 
 def names_of(config: GeneratorConfig) -> Names:
     """Our names of weights and the published ones."""
-    return PUBLISHED.get(config.architecture, ())
+    layout = FAMILIES[config.architecture].load("published")
+    return () if layout is None else layout.names
 
 
 def model_states(

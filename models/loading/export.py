@@ -8,9 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.config import AutoencoderPaths
+from models.config import FAMILIES, AutoencoderPaths
 from models.family import Generator
-from models.loading import checkerboard
 from models.loading.autoencoder import AUTOENCODER_CONFIG_NAME, AUTOENCODER_NAMES, export_autoencoder
 from models.loading.checkpoint import (
     AUTOENCODER_PREFIX,
@@ -27,7 +26,6 @@ from runtime.config import write_yaml
 from runtime.errors import UserError
 
 AUTOENCODER_PATHS = AutoencoderPaths(f"autoenc/{AUTOENCODER_CONFIG_NAME}", f"autoenc/{AUTOENCODER_NAMES[0]}")
-SECTIONS = {"checkerboard": checkerboard.published_section}  # by family
 
 
 def export_published(path: str | Path, folder: str | Path) -> None:
@@ -40,9 +38,10 @@ def export_published(path: str | Path, folder: str | Path) -> None:
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder} is not empty; name a new folder to export to")
     config = read_model_config(path)
-    if config.architecture not in SECTIONS:
+    layout = FAMILIES[config.architecture].load("published")
+    if layout is None:
         raise UserError(f"{path} is a model of {config.architecture}, which has no published layout")
-    section = SECTIONS[config.architecture](config, AUTOENCODER_PATHS, path)
+    section = layout.section(config, AUTOENCODER_PATHS, path)
     checkpoint = read_torch_file(path)
     states = model_states(checkpoint, config, path)
     models = {key: build_model(state, config, path) for key, state in states.items() if state is not None}

@@ -3,13 +3,15 @@
 import argparse
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from models.config import AutoencoderPaths
 from runtime.errors import UserError
 
 Names = tuple[tuple[str, str], ...]  # parts of our names and of the published ones, replaced in this order
@@ -20,6 +22,20 @@ _WRAPPERS = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.co
 _REFUSED = re.compile(
     r"(?:unsupported global: global|unsupported global|trying to instantiate a class) ([\w.]+)", flags=re.IGNORECASE
 )
+
+
+@dataclass(frozen=True)
+class PublishedLayout:
+    """How a family's weights were published.
+
+    Attributes:
+        names: parts of our names and of the published ones.
+        section: the ``model:`` section in the published schema, of a configuration, its autoencoder's files, and the
+            checkpoint's path for messages; a UserError says what the schema cannot.
+    """
+
+    names: Names
+    section: Callable[[Any, AutoencoderPaths, Path], dict[str, Any]]
 
 
 def load_exactly(module: nn.Module, state: Mapping[str, Tensor], path: Path, names: Names = ()) -> None:
