@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from models.loading.checkpoint import load_checkpoint
-    from models.sample import sample
+    from models.sampling import sample
 
 __all__ = ["load_checkpoint", "sample"]
 
@@ -14,7 +14,7 @@ def __getattr__(name: str) -> Any:
     if name == "load_checkpoint":
         from models.loading.checkpoint import load_checkpoint as found
     elif name == "sample":
-        from models.sample import sample as found
+        from models.sampling import sample as found
     else:
         raise AttributeError(f"module {__name__} has no attribute {name}")
     return found

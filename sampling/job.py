@@ -12,7 +12,7 @@ import torch
 
 from models.family import Generator
 from models.loading.checkpoint import find_checkpoint, load_checkpoint, random_model
-from models.sample import checked_drawing
+from models.sampling import checked_drawing
 from runtime import distributed
 from runtime.device import describe_size, pick_device, pick_dtype
 from runtime.lock import lock_folder
