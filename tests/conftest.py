@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from tests.factory import Reference, load_reference
+from runtime.device import pick_device
+from tests.factory import CPU, Reference, load_reference
 
 
 def pytest_configure() -> None:
@@ -18,6 +19,16 @@ def pytest_configure() -> None:
 def reference(request: pytest.FixtureRequest) -> Reference:
     """Both reference checkpoints in turn; its models are shared, so a test must leave their weights alone."""
     return load_reference(request.param)
+
+
+@pytest.fixture(params=["cpu", "accelerator"])
+def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> torch.device:
+    """The CPU, then the GPU or MPS of this machine, if it has one, in full float32."""
+    found = CPU if request.param == "cpu" else pick_device()
+    if request.param != found.type and found == CPU:
+        pytest.skip("this machine has no accelerator")
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    return found
 
 
 @pytest.fixture(autouse=True)

@@ -15,11 +15,13 @@ from torch import Tensor, nn
 
 from models import load_checkpoint
 from models.autoencoder import Autoencoder
-from models.checkerboard.config import CheckerboardConfig, TransformerConfig
+from models.checkerboard.config import CheckerboardConfig
 from models.checkerboard.model import Checkerboard
-from models.config import AutoencoderConfig
+from models.config import AutoencoderConfig, TransformerConfig
+from models.family import Generator
 
 FIXTURES = Path(__file__).parent / "fixtures"
+CPU = torch.device("cpu")
 TINY_TRANSFORMER = TransformerConfig(hidden_size=32, intermediate_size=64, num_attention_heads=2, num_hidden_layers=2)
 
 
@@ -54,11 +56,18 @@ def randomize(module: nn.Module, std: float = 0.2) -> None:
         parameter.add_(std * torch.randn_like(parameter))
 
 
-def random_codes(model: Checkerboard, batch: int, seed: int = 0) -> list[Tensor]:
-    """Uniformly random codes (B, S, S) of each scale."""
+def random_codes(model: Generator, batch: int, seed: int = 0) -> list[Tensor]:
+    """Uniformly random codes (B, S, S) of each scale, the same on every device."""
     generator = torch.Generator().manual_seed(seed)
     num_codes = model.autoencoder.config.n_embed
-    return [torch.randint(num_codes, (batch, side, side), generator=generator) for side in model.scale_sizes]
+    drawn = (torch.randint(num_codes, (batch, side, side), generator=generator) for side in model.scale_sizes)
+    return [codes.to(model.device) for codes in drawn]
+
+
+def assert_near(ours: Tensor, expected: Tensor, atol: float) -> None:
+    """Equal but for rounding; devices that add up in another order than the CPU may be off by ten times as much."""
+    atol *= 1 if ours.device.type == "cpu" else 10
+    torch.testing.assert_close(ours.detach().cpu(), expected.detach().cpu().to(ours.dtype), atol=atol, rtol=0)
 
 
 @dataclass(frozen=True)
@@ -69,14 +78,17 @@ class Reference:
     settings: dict[str, Any]
     expected: dict[str, Tensor]
 
-    def model(self, use_ema: bool = False) -> Checkerboard:
-        return _load_once(self.folder, use_ema)
+    def model(self, use_ema: bool = False, device: torch.device = CPU) -> Checkerboard:
+        return _load_once(self.folder, use_ema, device)
 
     def __getitem__(self, key: str) -> Tensor:
         return self.expected[key]
 
-    def codes(self) -> list[Tensor]:
-        return [self[f"codes_{side}"] for side in self["scale_sizes"].tolist()]
+    def codes(self, device: torch.device = CPU) -> list[Tensor]:
+        return [self[f"codes_{side}"].to(device) for side in self["scale_sizes"].tolist()]
+
+    def labels(self, device: torch.device = CPU) -> Tensor:
+        return self["labels"].to(device)
 
 
 @cache
@@ -89,5 +101,5 @@ def load_reference(name: str) -> Reference:
 
 
 @cache
-def _load_once(folder: Path, use_ema: bool) -> Checkerboard:
-    return load_checkpoint(folder, use_ema)
+def _load_once(folder: Path, use_ema: bool, device: torch.device) -> Checkerboard:
+    return load_checkpoint(folder, use_ema).to(device)

@@ -1,5 +1,6 @@
 """Every configuration builds at its true size and takes a training step made small."""
 
+import math
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -9,18 +10,18 @@ import torch
 import yaml
 
 from models.autoencoder import Autoencoder
-from models.checkerboard.config import CheckerboardConfig, TransformerConfig
+from models.checkerboard.config import CheckerboardConfig, CheckerboardDrawing
 from models.checkerboard.model import Checkerboard
-from models.checkerboard.order import sampling_blocks
-from models.config import AutoencoderConfig
-from models.family import StepContext
+from models.config import AutoencoderConfig, TransformerConfig
 from runtime.config import parse_config
-from tests.command_factory import ROOT
+from tests.factory import CPU
 from training.generator import GeneratorTask
 from training.options import TrainArgs
+from training.task import step_context
 
+pytestmark = pytest.mark.quick
+ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
-CPU = torch.device("cpu")
 # Millions of parameters, trained (method.md Sec. 4): S and L are the paper's sizes.
 SIZES = {"config_256_S": 57.7, "config_256_L": 367.6}
 NUM_STEPS = {  # steps of an image with the configuration's steps per scale
@@ -31,11 +32,10 @@ NUM_STEPS = {  # steps of an image with the configuration's steps per scale
 }
 
 
-def read(path: Path) -> tuple[CheckerboardConfig, TrainArgs, str]:
-    settings, name = parse_config(
-        ["--config", str(path)], "main.py", "", {"model": CheckerboardConfig, "args": TrainArgs}
-    )
-    return settings["model"], settings["args"], name
+def read(path: Path) -> tuple[CheckerboardConfig, TrainArgs, CheckerboardDrawing]:
+    sections = {"model": CheckerboardConfig, "args": (TrainArgs, CheckerboardDrawing)}
+    settings, _ = parse_config(["--config", str(path)], "main.py", "", sections)
+    return settings["model"], *settings["args"]
 
 
 def autoencoder_of(config: CheckerboardConfig) -> AutoencoderConfig:
@@ -50,29 +50,26 @@ def autoencoder_of(config: CheckerboardConfig) -> AutoencoderConfig:
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_it_builds_and_takes_a_step(path: Path) -> None:
-    config, args, name = read(path)
+    config, args, drawing = read(path)
     autoencoder = autoencoder_of(config)
     with torch.device("meta"):
         model = Checkerboard(config, Autoencoder(autoencoder))
-    if name in SIZES:
-        assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(SIZES[name], abs=0.05)
-    if name in NUM_STEPS:
-        blocks = sampling_blocks(model.scale_sizes, args.steps_per_scale)
-        assert sum(map(len, blocks)) == NUM_STEPS[name]
+    if path.stem in SIZES:
+        assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(SIZES[path.stem], abs=0.05)
+    if path.stem in NUM_STEPS:
+        assert model.num_steps(drawing) == NUM_STEPS[path.stem]
 
     mixing = config.num_mixing_layers
     narrow = TransformerConfig(32, 256, 2, max(2, mixing) if isinstance(mixing, int) else 2)
     model = Checkerboard(replace(config, llama_config=narrow), Autoencoder(autoencoder)).train()
-    task = GeneratorTask(model, replace(args, device="cpu"))
+    task = GeneratorTask(model, replace(args, device="cpu"), drawing)
     codes = [torch.randint(autoencoder.n_embed, (2, side, side)) for side in model.scale_sizes]
     labels = torch.randint(config.num_classes, (2,))
-    loss, statistics = task.loss([codes, labels], StepContext(0, 0, 0, CPU))
-    assert loss.item() == pytest.approx(
-        torch.tensor(float(autoencoder.n_embed)).log().item(), rel=1e-3
-    )  # head starts at 0
-    loss.backward()
+    loss = task.loss([codes, labels], step_context(0, 0, 0, CPU))
+    assert loss.value.item() == pytest.approx(math.log(autoencoder.n_embed), rel=1e-3)  # head starts at 0
+    loss.value.backward()
     assert model.lm_head.weight.grad.abs().max() > 0
-    assert {f"accuracy_scale_{side}" for side in model.scale_sizes} <= statistics().keys()
+    assert {f"accuracy_scale_{side}" for side in model.scale_sizes} <= loss.metrics().keys()
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

@@ -337,13 +337,13 @@ def test_every_encoder_weight_is_in_the_hash() -> None:
 
 
 def test_a_manifest_describes_the_images() -> None:
-    images, autoencoder = NumberedImages(3, set()), tiny_autoencoder()
-    manifest = describe(images, 32, "ten", (1, 2), autoencoder)
+    images, rest = NumberedImages(3, set()), (32, "ten", (1, 2), 64, "a" * 64)
+    manifest = describe(images, *rest)
     assert manifest.shape == (3, 10, 5)
     assert json.loads(json.dumps(asdict(manifest))) == asdict(manifest)
-    assert describe(NumberedImages(3, {1}), 32, "ten", (1, 2), autoencoder) == manifest
+    assert describe(NumberedImages(3, {1}), *rest) == manifest
     images.labels[1] = 2
-    relabelled = describe(images, 32, "ten", (1, 2), autoencoder)
+    relabelled = describe(images, *rest)
     images.labels[1], images.keys[1] = 1, "other"
-    renamed = describe(images, 32, "ten", (1, 2), autoencoder)
+    renamed = describe(images, *rest)
     assert len({manifest.images_sha256, relabelled.images_sha256, renamed.images_sha256}) == 3

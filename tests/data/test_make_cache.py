@@ -28,6 +28,7 @@ from data.cache import (
 from data.images import CroppedImages, LabelledImages, open_dataset
 from data.make_cache import PAPER_SCALE_SIZES, CacheMaker
 from models.autoencoder import Autoencoder
+from models.loading.autoencoder import autoencoder_hash
 from runtime.errors import UserError
 from tests.factory import tiny_autoencoder
 from tests.pictures import NumberedImages, damage, picture, write_pictures
@@ -74,7 +75,8 @@ def images_of(pets: Path) -> LabelledImages:
 
 def make(images: LabelledImages, autoencoder: Autoencoder, crop: str = "ten", **overrides: object) -> CacheMaker:
     """A maker of two images of ten crops at once."""
-    manifest = describe(images, SIZE, crop, overrides.pop("scale_sizes", SCALES), autoencoder)
+    scale_sizes, num_codes = overrides.pop("scale_sizes", SCALES), autoencoder.config.n_embed
+    manifest = describe(images, SIZE, crop, scale_sizes, num_codes, autoencoder_hash(autoencoder))
     settings = {"batch_size": 20, "num_workers": 0, "device": CPU} | overrides
     return CacheMaker(images, autoencoder, manifest, **settings)
 
@@ -148,9 +150,9 @@ def test_paper_scales_make_850_codes() -> None:
 
 
 def test_codes_that_do_not_fit_two_bytes_are_refused(pets: Path) -> None:
-    describe(images_of(pets), SIZE, "ten", SCALES, tiny_autoencoder(n_embed=65536))
+    describe(images_of(pets), SIZE, "ten", SCALES, 65536, "a hash")
     with pytest.raises(UserError, match="65537"):
-        describe(images_of(pets), SIZE, "ten", SCALES, tiny_autoencoder(n_embed=65537))
+        describe(images_of(pets), SIZE, "ten", SCALES, 65537, "a hash")
 
 
 # Killed and continued.

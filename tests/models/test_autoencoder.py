@@ -14,35 +14,37 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from models.autoencoder import QUANTIZE_CHUNK, Autoencoder, Quantizer, quantizer_loss, resize_image, upsample_latents
 from models.config import AutoencoderConfig
 from runtime.errors import UserError
-from tests.factory import Reference, load_reference, tiny_autoencoder
+from tests.factory import Reference, assert_near, load_reference, tiny_autoencoder
+
+pytestmark = pytest.mark.quick
 
 # Against the published code
 
 
-def test_codes_of_every_scale(reference: Reference) -> None:
-    model = reference.model()
+def test_codes_of_every_scale(reference: Reference, device: torch.device) -> None:
+    model = reference.model(device=device)
     assert model.scale_sizes == reference["scale_sizes"].tolist()
-    for codes, expected in zip(model.tokenize(reference["images"]), reference.codes(), strict=True):
-        assert torch.equal(codes, expected)
+    for codes, expected in zip(model.tokenize(reference["images"].to(device)), reference.codes(), strict=True):
+        different = int((codes.cpu() != expected).sum())
+        assert different <= (0 if device.type == "cpu" else expected.numel() // 100)  # rounding may decide the odd code
 
 
 @torch.no_grad()
-def test_encoded_latents(reference: Reference) -> None:
-    encoded = reference.model().autoencoder.encode(reference["images"])
-    torch.testing.assert_close(encoded, reference["encoded"], atol=1e-4, rtol=0)
+def test_encoded_latents(reference: Reference, device: torch.device) -> None:
+    encoded = reference.model(device=device).autoencoder.encode(reference["images"].to(device))
+    assert_near(encoded, reference["encoded"], atol=1e-4)
     torch.testing.assert_close(encoded.norm(dim=1), torch.ones_like(encoded[:, 0]))
 
 
-def test_decoded_images(reference: Reference) -> None:
-    decoded = reference.model().decode(reference.codes()[-1])
-    torch.testing.assert_close(decoded, reference["decoded"], atol=2e-4, rtol=0)
+def test_decoded_images(reference: Reference, device: torch.device) -> None:
+    assert_near(reference.model(device=device).decode(reference.codes(device)[-1]), reference["decoded"], atol=2e-4)
 
 
-def test_upsampled_latents(reference: Reference) -> None:
+def test_upsampled_latents(reference: Reference, device: torch.device) -> None:
     sides = reference["scale_sizes"].tolist()
-    for side, codes in zip(sides, reference.codes(), strict=True):
-        upsampled = upsample_latents(reference.model().autoencoder.lookup(codes), min(2 * side, sides[-1]))
-        torch.testing.assert_close(upsampled, reference[f"upsampled_{side}"], atol=1e-6, rtol=0)
+    for side, codes in zip(sides, reference.codes(device), strict=True):
+        latents = reference.model(device=device).autoencoder.lookup(codes)
+        assert_near(upsample_latents(latents, min(2 * side, sides[-1])), reference[f"upsampled_{side}"], atol=1e-6)
 
 
 def test_quantizer_loss_and_its_gradient(reference: Reference) -> None:

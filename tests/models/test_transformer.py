@@ -17,6 +17,7 @@ from models.transformer import Attention, FeedForward, KVCache, Modulation, RMSN
 from runtime.errors import UserError
 from tests.factory import randomize
 
+pytestmark = pytest.mark.quick
 CONFIG = TransformerConfig(hidden_size=32, intermediate_size=64, num_attention_heads=2, num_hidden_layers=2)
 
 

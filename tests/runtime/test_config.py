@@ -3,17 +3,29 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
 import yaml
 
 from models.autoencoder import Autoencoder
-from models.checkerboard.config import CheckerboardConfig, TransformerConfig
+from models.checkerboard.config import CheckerboardConfig, CheckerboardDrawing
 from models.checkerboard.model import Checkerboard
-from models.config import AutoencoderConfig, AutoencoderPaths
-from runtime.config import parse_config, parse_flags, plain, to_yaml
+from models.config import AutoencoderConfig, AutoencoderPaths, TransformerConfig
+from runtime.config import (
+    Kinds,
+    config_path,
+    dataclass_from_dict,
+    options_of,
+    parse_config,
+    parse_flags,
+    parse_open_flags,
+    plain,
+    read_yaml,
+    to_yaml,
+    typed,
+)
 from runtime.device import describe_size
 from runtime.errors import UserError
 from tests.factory import FIXTURES
@@ -21,12 +33,14 @@ from train_ae_codebook.requantize import RequantizeArgs
 from train_ae_codebook.vqvae import AutoencoderArgs
 from training.options import LoopArgs, TrainArgs
 
+pytestmark = pytest.mark.quick
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 SECTIONS = {"model": CheckerboardConfig, "args": TrainArgs}
+OF_MAIN = {"model": CheckerboardConfig, "args": (TrainArgs, CheckerboardDrawing)}
 
 
-def parse(*argv: str, kinds: dict[str, type] = SECTIONS) -> dict[str, Any]:
+def parse(*argv: str, kinds: dict[str, Kinds] = SECTIONS) -> dict[str, Any]:
     return parse_config(argv, "main.py", "", kinds)[0]
 
 
@@ -58,6 +72,8 @@ def test_nested_settings_merge_one_by_one(config: str) -> None:
     assert model.llama_config == TransformerConfig(hidden_size=64, num_attention_heads=4, num_hidden_layers=2)
     assert model.autoenc == AutoencoderPaths("a.yaml", "weights.pth")
     assert model.img_size == 32
+    model = parse("--config", config, "--llama_config", "{num_hidden_layers: 3}", *flags[:2])["model"]
+    assert model.llama_config == TransformerConfig(hidden_size=64, num_attention_heads=4, num_hidden_layers=2)
 
 
 def test_a_flag_alone_means_true(config: str) -> None:
@@ -93,6 +109,28 @@ def test_the_name_of_a_configuration_is_its_files(config: str) -> None:
     assert parse_config([], "main.py", "", SECTIONS)[1] == "default"
 
 
+def test_the_path_of_a_configuration_is_known_before_its_sections(config: str) -> None:
+    assert config_path(["--epochs", "3", "--config", config]) == config_path([f"--config={config}"]) == config
+    assert config_path(["--epochs", "3"]) is None
+    assert config_path(["--config"]) is None
+
+
+# Two dataclasses in one section
+
+
+def test_a_section_of_two_kinds_shares_out_its_keys(tmp_path: Path) -> None:
+    path = tmp_path / "both.yaml"
+    path.write_text("args: {epochs: 3, cfg: 2, temperature: [1, 0.5]}\n")
+    args, drawing = parse("--config", str(path), "--steps_per_scale", "8", "--lr", "1", kinds=OF_MAIN)["args"]
+    assert args == TrainArgs(epochs=3, lr=1.0)
+    assert drawing == CheckerboardDrawing(cfg=2.0, temperature=(1.0, 0.5), steps_per_scale=8)
+    path.write_text(to_yaml({"args": (args, drawing)}))
+    assert parse("--config", str(path), kinds=OF_MAIN)["args"] == (args, drawing)
+    path.write_text("args: {steps_per_scal: 3}\n")
+    with pytest.raises(UserError, match="did you mean steps_per_scale"):
+        parse("--config", str(path), kinds=OF_MAIN)
+
+
 @dataclass(frozen=True)
 class Pair:
     """Two words and a switch.
@@ -122,6 +160,16 @@ def test_words_by_position_stand_anywhere_among_flags(line: str) -> None:
 def test_a_word_too_many_is_an_error() -> None:
     with pytest.raises(UserError, match="unknown option c"):
         parse_flags(["a", "b", "c"], "x", "", Pair, positional=("first", "second"))
+
+
+def test_options_that_the_dataclass_lacks_are_given_back_by_name() -> None:
+    more = {"how each image is drawn": options_of(CheckerboardDrawing)}
+    found = parse_open_flags(["a", "--cfg", "[1, 2]", "--on"], "x", "", Pair, more, positional=("first",))
+    assert found == (Pair("a", on=True), {"cfg": (1.0, 2.0)})  # those that were given alone
+    with pytest.raises(UserError, match="steps_per_scale is many; it must be a whole number"):
+        parse_open_flags(["--steps_per_scale", "many"], "x", "", Pair, more)
+    with pytest.raises(UserError, match="did you mean --steps_per_scale"):
+        parse_open_flags(["--steps_per_scal", "3"], "x", "", Pair, more)
 
 
 def test_a_command_without_a_yaml() -> None:
@@ -222,7 +270,8 @@ def test_a_value_of_the_wrong_type_is_refused(tmp_path: Path, name: str, value: 
         (("--label_drop", "1.5"), "label_drop is a probability"),
         (("--llama_config.hidden_size", "63"), "hidden_size 63 must be a multiple"),
         (("--llama_config.num_hidden_layers", "0"), "at least 1"),
-        (("--lr_drops", "{a: 5}"), "lr_drops is {'a': 5.0}"),
+        (("--lr_drops", "{a: 5}"), "lr_drops is a; it must be a number"),
+        (("--lr_drops", "{5: 1, 5: 2}"), "lr_drops is {5: 1, 5: 2}; it must be a mapping"),
         (("--epochs",), "--epochs: expected one argument"),
         (("--config",), "--config: expected one argument"),
         (("--config", "nowhere.yaml"), "no such file: nowhere.yaml"),
@@ -232,12 +281,68 @@ def test_impossible_values_are_refused(flags: Sequence[str], answer: str) -> Non
     assert answer in refusal(*flags)
 
 
+# Types
+
+
+@pytest.mark.parametrize(
+    ("value", "hint", "found"),
+    [
+        (3, float, 3.0),
+        ("1e-3", float, 0.001),  # YAML takes it for text
+        ([1, 2], tuple[float, ...], (1.0, 2.0)),
+        ([], tuple[int, ...], ()),
+        ((1, "a"), tuple[int, str], (1, "a")),
+        ({1: 2}, dict[float, float], {1.0: 2.0}),
+        (None, int | None, None),
+        ("all", int | Literal["all"] | None, "all"),
+        ([1, 2], float | tuple[float, ...], (1.0, 2.0)),
+        ("anything", Any, "anything"),
+    ],
+)
+def test_values_become_what_their_type_wants(value: Any, hint: Any, found: Any) -> None:
+    ours = typed(value, hint, "it")
+    assert ours == found
+    assert type(ours) is type(found)
+
+
+@pytest.mark.parametrize(
+    ("value", "hint"),
+    [
+        (True, int),
+        (1, bool),
+        (True, float),
+        (2.0, int),
+        ("3", int),
+        (3, str),
+        ([1, "a"], tuple[int, ...]),
+        ([1], tuple[int, int]),
+        ({"a": 1}, dict[int, int]),
+        (None, int),
+        ("none", int | Literal["all"] | None),
+    ],
+)
+def test_other_types_are_refused(value: Any, hint: Any) -> None:
+    with pytest.raises(UserError, match="it is "):
+        typed(value, hint, "it")
+
+
+def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "twice.yaml").write_text("args:\n  lr: 1\n  epochs: 2\n  lr: 3\n")
+    with pytest.raises(UserError, match="key lr stands there twice"):
+        read_yaml(tmp_path / "twice.yaml")
+
+
+def test_a_dataclass_survives_plain_containers() -> None:
+    model = CheckerboardConfig(llama_config=TransformerConfig(hidden_size=64), num_mixing_layers="all")
+    assert dataclass_from_dict(CheckerboardConfig, plain(model), "here") == model
+
+
 # --print_config and --help
 
 
-def printed(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+def printed(capsys: pytest.CaptureFixture[str], *argv: str, kinds: dict[str, Kinds] = SECTIONS) -> str:
     with pytest.raises(SystemExit) as end:
-        parse(*argv)
+        parse(*argv, kinds=kinds)
     assert end.value.code == 0
     return capsys.readouterr().out
 
@@ -260,8 +365,8 @@ def test_settings_survive_yaml(tmp_path: Path, config: str) -> None:
 
 
 def test_help_explains_every_option(capsys: pytest.CaptureFixture[str]) -> None:
-    text = " ".join(printed(capsys, "--help").split())
-    for kind in (*SECTIONS.values(), TransformerConfig, AutoencoderPaths):
+    text = " ".join(printed(capsys, "--help", kinds=OF_MAIN).split())
+    for kind in (CheckerboardConfig, TrainArgs, CheckerboardDrawing, TransformerConfig, AutoencoderPaths):
         for name in kind.__dataclass_fields__:
             assert name in text
     assert "None of" not in text
@@ -275,9 +380,9 @@ def test_help_explains_every_option(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize("path", CONFIGS, ids=[path.stem for path in CONFIGS])
 def test_a_configuration_parses_and_prints_back(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    settings = parse("--config", str(path))
-    (tmp_path / "again.yaml").write_text(printed(capsys, "--config", str(path), "--print_config"))
-    assert parse("--config", str(tmp_path / "again.yaml")) == settings
+    settings = parse("--config", str(path), kinds=OF_MAIN)
+    (tmp_path / "again.yaml").write_text(printed(capsys, "--config", str(path), "--print_config", kinds=OF_MAIN))
+    assert parse("--config", str(tmp_path / "again.yaml"), kinds=OF_MAIN) == settings
     assert path.read_text().startswith("# ")
     assert f"python main.py --config configs/{path.name}" in path.read_text()
 
@@ -316,8 +421,8 @@ PUBLISHED_SIZES = {
 
 @pytest.mark.parametrize("name", PUBLISHED_TRAINING)
 def test_published_training_settings(name: str) -> None:
-    settings = parse("--config", str(ROOT / "configs" / f"{name}.yaml"))
-    model, args = settings["model"], settings["args"]
+    settings = parse("--config", str(ROOT / "configs" / f"{name}.yaml"), kinds=OF_MAIN)
+    model, (args, _) = settings["model"], settings["args"]
     for key, value in PUBLISHED_TRAINING[name].items():
         assert getattr(args, key) == value, key
     assert (args.betas, args.weight_decay, args.warmup_epochs) == ((0.9, 0.95), 0.01, 1)

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-from models.family import StepContext
 from models.loading.state import read_torch_file
 from runtime import distributed
 from tests.training_factory import (
@@ -29,6 +28,7 @@ from tests.training_factory import (
     without_noise,
 )
 from training.generator import GeneratorTask
+from training.task import step_context
 
 NO_NOISE = {"label_drop": 0.0, "random_replace": 0.0}
 LAST = "checkpoint-last.pth"
@@ -127,15 +127,15 @@ def gather(folder: Path) -> None:
     distributed.set_up(torch.device("cpu"))
     rank = distributed.rank()
     distributed.barrier()
-    randomness = StepContext(0, 5, 0, torch.device("cpu"))
+    context = step_context(0, 5, 0, torch.device("cpu"))
     results = {
         "num_ranks": distributed.num_ranks(),
         "is_main": distributed.is_main(),
         "from_main": distributed.from_main({"from": rank}),
         "everyones": distributed.everyones(rank * 10),
         "add_up": distributed.add_up(torch.tensor([1.0, float(rank)])).tolist(),
-        "shared": randomness.shared.random(),
-        "own": torch.rand((), generator=randomness.own).item(),
+        "step_rng": context.step_rng.random(),
+        "rank_rng": torch.rand((), generator=context.rank_rng).item(),
     }
     distributed.tear_down()
     (folder / f"results{rank}.json").write_text(json.dumps(results))
@@ -149,8 +149,8 @@ def test_collectives_and_randomness(tmp_path: Path) -> None:
         assert result["from_main"] == {"from": 0}
         assert result["everyones"] == [0, 10, 20]
         assert result["add_up"] == [3.0, 3.0]
-    assert len({result["shared"] for result in results}) == 1  # block sizes
-    assert len({result["own"] for result in results}) == 3  # dropped labels, replaced codes
+    assert len({result["step_rng"] for result in results}) == 1  # block sizes
+    assert len({result["rank_rng"] for result in results}) == 3  # dropped labels, replaced codes
 
 
 def test_collectives_of_one_process() -> None:

@@ -9,7 +9,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from data.crops import to_floats, to_uint8
-from models.checkerboard.config import CheckerboardDrawing as Drawing
+from models.checkerboard.config import CheckerboardDrawing
 from models.checkerboard.model import Checkerboard
 from runtime.errors import UserError
 from sampling.bulk import Request, draw_many
@@ -73,10 +73,10 @@ def test_an_image_and_its_mask(files: tuple[str, str], model: Checkerboard) -> N
     expected[4:27, 9:18] = True
     assert torch.equal(edit.mask, expected)
     codes = model.tokenize(to_floats(edit.image).unsqueeze(0))
-    assert all(torch.equal(ours, theirs[0]) for ours, theirs in zip(edit.kept.codes, codes, strict=True))
+    assert all(torch.equal(ours, theirs[0]) for ours, theirs in zip(edit.constraint.codes, codes, strict=True))
     kept = [~touched_locations(expected, side) for side in (1, 2, 4, 8)]
-    assert all(torch.equal(ours, theirs) for ours, theirs in zip(edit.kept.mask, kept, strict=True))
-    assert [int(scale.sum()) for scale in edit.kept.mask] == [0, 0, 8, 46]
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(edit.constraint.mask, kept, strict=True))
+    assert [int(scale.sum()) for scale in edit.constraint.mask] == [0, 0, 8, 46]
 
 
 def test_larger_images_are_cropped_with_their_masks(tmp_path: Path, model: Checkerboard) -> None:
@@ -99,9 +99,9 @@ def test_masks_of_all_kinds(mode: str, files: tuple[str, str], tmp_path: Path, m
 
 def test_drawing_leaves_kept_codes_and_pixels_alone(files: tuple[str, str], model: Checkerboard) -> None:
     edit = load_edit(*files, model)
-    request = Request([3, 7, 3, 1, 0], Drawing(), batch_size=2, kept=edit.kept)
+    request = Request([3, 7, 3, 1, 0], CheckerboardDrawing(), batch_size=2, constraint=edit.constraint)
     for _, out in draw_many(model, request):
-        for kept, expected, codes in zip(edit.kept.mask, edit.kept.codes, out.codes, strict=True):
+        for kept, expected, codes in zip(edit.constraint.mask, edit.constraint.codes, out.codes, strict=True):
             assert (codes[:, kept] == expected[kept]).all()
         drawn = to_uint8(out.images)
         pasted = edit.paste_back(drawn)

@@ -9,11 +9,12 @@ from PIL import Image, ImageSequence
 from torchvision.utils import make_grid
 
 from data.crops import to_uint8
+from models import sample
 from models.autoencoder import Autoencoder, upsample_latents
-from models.checkerboard.config import CheckerboardConfig, TransformerConfig
+from models.checkerboard.config import CheckerboardConfig
 from models.checkerboard.model import Checkerboard
-from models.checkerboard.sampler import Samples, sample
-from models.config import AutoencoderConfig
+from models.config import AutoencoderConfig, TransformerConfig
+from models.family import Samples
 from sampling.maps import (
     UNDRAWN_CONTRAST,
     entropy_by_step,
@@ -107,8 +108,8 @@ def test_animation_has_one_frame_a_step_and_holds_the_final_images(
     drawn: tuple[Checkerboard, Samples], tmp_path: Path
 ) -> None:
     model, samples = drawn
-    save_animation(samples, model, tmp_path / "new" / "steps.gif")
-    frames, durations = read_frames(tmp_path / "new" / "steps.gif")
+    save_animation(samples, model, tmp_path / "steps.gif")
+    frames, durations = read_frames(tmp_path / "steps.gif")
     assert len(frames) == num_steps(samples)
     side = 3 * 32 + 2  # small images are shown with larger pixels
     assert {frame.shape for frame in frames} == {(2 * side + 2, 2 * side + 2, 3)}
@@ -118,7 +119,7 @@ def test_animation_has_one_frame_a_step_and_holds_the_final_images(
         large = images.repeat_interleave(3, 2).repeat_interleave(3, 3)
         expected = make_grid(large, nrow=2, padding=2, pad_value=255).permute(1, 2, 0).numpy()
         assert np.abs(frame.astype(int) - expected).mean() < 6  # 256 colours a frame
-    assert [path.name for path in (tmp_path / "new").iterdir()] == ["steps.gif"]
+    assert [path.name for path in tmp_path.iterdir()] == ["steps.gif"]
 
 
 def test_animation_shows_the_first_16_images(tmp_path: Path) -> None:

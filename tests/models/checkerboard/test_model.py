@@ -6,7 +6,7 @@ Letters: B batch, L locations of all scales, D width, V codes, C code dimension.
 import copy
 import math
 import random
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 from unittest.mock import patch
 
@@ -18,15 +18,27 @@ from torch.nn.attention.flex_attention import flex_attention
 
 from models import transformer
 from models.autoencoder import upsample_latents
-from models.checkerboard.config import CheckerboardConfig, TransformerConfig
+from models.checkerboard.config import CheckerboardConfig
 from models.checkerboard.layout import Layout, make_layout
 from models.checkerboard.model import Checkerboard, in_scan_order, scale_metrics
 from models.checkerboard.order import training_blocks
 from models.checkerboard.rope import initial_angles
+from models.config import TransformerConfig
+from models.family import join_scales, scale_slices, split_scales
 from models.transformer import Modulation, RMSNorm
+from runtime.config import dataclass_from_dict
 from runtime.errors import UserError
-from tests.factory import TINY_TRANSFORMER, Reference, random_codes, randomize, tiny_autoencoder, tiny_model
+from tests.factory import (
+    TINY_TRANSFORMER,
+    Reference,
+    assert_near,
+    random_codes,
+    randomize,
+    tiny_autoencoder,
+    tiny_model,
+)
 
+pytestmark = pytest.mark.quick
 VARIANTS = {
     "plain": {},
     "ratio_3": {"scale_ratio": 3.0},
@@ -52,32 +64,31 @@ def steps_of(reference: Reference) -> list[int]:
 
 
 @torch.no_grad()
-def test_losses_and_logits_for_every_number_of_steps(reference: Reference) -> None:
+def test_losses_and_logits_for_every_number_of_steps(reference: Reference, device: torch.device) -> None:
     assert len(steps_of(reference)) >= 2
+    model, codes, labels = reference.model(device=device), reference.codes(device), reference.labels(device)
     compared = 0
     for steps in steps_of(reference):
-        logits, loss = reference.model()(reference.codes(), reference["labels"], steps_per_scale=steps)
-        torch.testing.assert_close(loss.double(), reference[f"loss_P{steps}"], atol=2e-5, rtol=0)
+        logits, loss = model(codes, labels, steps_per_scale=steps)
+        assert_near(loss, reference[f"loss_P{steps}"], atol=2e-5)
         if f"logits_P{steps}" in reference.expected:
-            torch.testing.assert_close(logits, reference[f"logits_P{steps}"], atol=1e-4, rtol=0)
+            assert_near(logits, reference[f"logits_P{steps}"], atol=1e-4)
             compared += 1
     assert compared
 
 
 @torch.no_grad()
-def test_statistics_of_each_scale(reference: Reference) -> None:
-    model, codes = reference.model(), reference.codes()
+def test_metrics_of_each_scale(reference: Reference, device: torch.device) -> None:
+    model, codes = reference.model(device=device), reference.codes(device)
     for steps in steps_of(reference):
-        logits, loss = model(codes, reference["labels"], steps_per_scale=steps)
-        stats = scale_metrics(logits, codes, model.layout(steps))
-        assert len(stats) == 2 * len(model.scale_sizes)
+        logits, loss = model(codes, reference.labels(device), steps_per_scale=steps)
+        metrics = scale_metrics(logits, codes, model.layout(steps))
+        assert len(metrics) == 2 * len(model.scale_sizes)
         for side in model.scale_sizes:
             published = f"stat_P{steps}_{{}}_scale_size{side}"
-            expected = reference[published.format("loss")]
-            torch.testing.assert_close(stats[f"loss_scale_{side}"].double(), expected, atol=2e-5, rtol=0)
-            expected = reference[published.format("top1_acc")]
-            torch.testing.assert_close(stats[f"accuracy_scale_{side}"].double(), expected, atol=1e-7, rtol=0)
-        total = sum(stats[f"loss_scale_{side}"] * side * side for side in model.scale_sizes) / model.num_locations
+            assert_near(metrics[f"loss_scale_{side}"], reference[published.format("loss")], atol=2e-5)
+            assert_near(metrics[f"accuracy_scale_{side}"], reference[published.format("top1_acc")], atol=1e-7)
+        total = sum(metrics[f"loss_scale_{side}"] * side * side for side in model.scale_sizes) / model.num_locations
         torch.testing.assert_close(loss, total)
 
 
@@ -129,7 +140,7 @@ def test_targets_are_read_at_each_tokens_own_place() -> None:
     model = tiny_model()
     codes, layout = random_codes(model, batch=2), model.layout(4)
     logits, loss = model(codes, torch.tensor([1, 2]), layout=layout)
-    sequence = torch.cat([scale.flatten(1) for scale in codes], dim=1)
+    sequence = join_scales(codes)
     losses = [
         -logits[image, token].log_softmax(-1)[sequence[image, layout.positions[0, token]]]
         for image in range(2)
@@ -177,27 +188,21 @@ def test_no_code_reaches_its_own_block_or_an_earlier_one(variant: str, steps: in
     L = model.num_locations
     order = model.draw_order(1, None)  # one random order for all, so that images compare
     layout = model.layout(steps, remainder, order)
-    sequence = torch.cat([scale.flatten(1) for scale in random_codes(model, batch=1)], dim=1).repeat(L, 1)
+    sequence = join_scales(random_codes(model, batch=1)).repeat(L, 1)
     changed = sequence + torch.eye(L, dtype=torch.long)
     changed %= model.autoencoder.config.n_embed
     labels = torch.full((L,), 3)
-    before, after = (model(split_scales(model, s), labels, layout=layout)[0] for s in (sequence, changed))
+    before, after = (model(split_scales(s, model.scale_sizes), labels, layout=layout)[0] for s in (sequence, changed))
     differs = (before != after).any(-1)  # (changed location, token)
     steps_of_location = torch.empty_like(layout.steps).index_copy(0, layout.positions[0], layout.steps)
     later = layout.steps[None] > steps_of_location[:, None]
     assert not (differs & ~later).any()
 
     # The change must arrive where it should: at the block that is told of it, and at the next scale.
-    last = layout.scale_slices()[-1]
+    last = scale_slices(model.scale_sizes)[-1]
     told = torch.isin(torch.arange(L), layout.prev_positions)
     told[: last.start] = True
     assert torch.equal(differs.any(1), told)
-
-
-def split_scales(model: Checkerboard, sequence: Tensor) -> list[Tensor]:
-    """(B, L) -> (B, S, S) of each scale."""
-    parts = sequence.split([side * side for side in model.scale_sizes], dim=1)
-    return [part.unflatten(1, (side, side)) for part, side in zip(parts, model.scale_sizes, strict=True)]
 
 
 # Gradients
@@ -408,7 +413,7 @@ def test_random_replacement_touches_the_right_inputs_at_its_rate(replace_sampled
     distances = torch.cdist(replacements, model.autoencoder.quantize.codebook())
     assert distances.min(-1).values.max() < 1e-3  # codebook vectors
     assert distances.argmin(-1).unique().numel() == 64
-    targets = in_scan_order(torch.cat([scale.flatten(1) for scale in codes], dim=1), model.layout(4))
+    targets = in_scan_order(join_scales(codes), model.layout(4))
     torch.testing.assert_close(loss, F.cross_entropy(logits.flatten(0, 1), targets.flatten()))  # never targets
 
 
@@ -442,16 +447,16 @@ def test_training_layouts_run() -> None:
     [
         ({"random_replace": 1.5}, "random_replace is a probability"),
         ({"label_drop": -0.1}, "label_drop is a probability"),
-        ({"scan_order": "spiral"}, "scan_order 'spiral' is unknown"),
+        ({"scan_order": "spiral"}, "scan_order is spiral; it must be one of checkerboard, raster, random"),
         ({"num_classes": 0}, "num_classes is 0"),
-        ({"num_mixing_layers": "most"}, "num_mixing_layers 'most'"),
+        ({"num_mixing_layers": "most"}, "num_mixing_layers is most"),
         ({"num_mixing_layers": 3}, "num_mixing_layers 3"),
         ({"num_mixing_layers": -1}, "num_mixing_layers -1"),
     ],
 )
 def test_impossible_settings_are_refused(setting: dict[str, Any], named: str) -> None:
     with pytest.raises(UserError, match=named):
-        CheckerboardConfig(**setting, llama_config=TINY_TRANSFORMER)
+        dataclass_from_dict(CheckerboardConfig, setting | {"llama_config": asdict(TINY_TRANSFORMER)}, "a YAML")
 
 
 def test_mixing_layers_are_counted() -> None:

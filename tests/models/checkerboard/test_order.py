@@ -17,7 +17,6 @@ from models.checkerboard.layout import (
     fixed_positions,
     make_layout,
     random_positions,
-    scale_slices,
 )
 from models.checkerboard.order import (
     compute_scale_sizes,
@@ -27,10 +26,13 @@ from models.checkerboard.order import (
     split_blocks,
     training_blocks,
 )
+from models.family import scale_slices
 from runtime.errors import UserError
 
+pytestmark = pytest.mark.quick
 REMAINDERS = ("separate", "fold")
 POWERS_OF_TWO = (1, 2, 4, 8, 16, 32)
+STRIDE = 16  # pixels per code
 
 
 # Scales
@@ -48,15 +50,15 @@ POWERS_OF_TWO = (1, 2, 4, 8, 16, 32)
     ],
 )
 def test_scales_of_the_published_table(img_size: int, ratio: float, scales: tuple[int, ...]) -> None:
-    assert compute_scale_sizes(img_size, 5, ratio) == scales
+    assert compute_scale_sizes(img_size, STRIDE, ratio) == scales
 
 
 def test_scales_with_a_minimum_or_a_single_one() -> None:
-    assert compute_scale_sizes(256, 5, 2, scale_min_size=4) == (4, 8, 16)
-    assert compute_scale_sizes(256, 5, 3, scale_min_size=2) == (2, 5, 16)
-    assert compute_scale_sizes(256, 5, 2, scale_min_size=16) == (16,)
-    assert compute_scale_sizes(256, 5, 2, single_scale=True) == (16,)
-    assert compute_scale_sizes(16, 5, 2) == (1,)
+    assert compute_scale_sizes(256, STRIDE, 2, scale_min_size=4) == (4, 8, 16)
+    assert compute_scale_sizes(256, STRIDE, 3, scale_min_size=2) == (2, 5, 16)
+    assert compute_scale_sizes(256, STRIDE, 2, scale_min_size=16) == (16,)
+    assert compute_scale_sizes(256, STRIDE, 2, single_scale=True) == (16,)
+    assert compute_scale_sizes(16, STRIDE, 2) == (1,)
 
 
 @pytest.mark.parametrize(
@@ -72,7 +74,7 @@ def test_scales_with_a_minimum_or_a_single_one() -> None:
 )
 def test_impossible_scales_are_refused(img_size: int, ratio: float, min_size: int, named: str) -> None:
     with pytest.raises(UserError, match=named):
-        compute_scale_sizes(img_size, 5, ratio, min_size)
+        compute_scale_sizes(img_size, STRIDE, ratio, min_size)
 
 
 # Scan order
@@ -261,8 +263,6 @@ def test_a_folded_remainder_takes_the_empty_inputs() -> None:
 
 def test_slices_cover_the_sequence() -> None:
     assert scale_slices([1, 2, 4]) == [slice(0, 1), slice(1, 5), slice(5, 21)]
-    layout = make_layout([1, 2, 4], sampling_blocks([1, 2, 4], 4))
-    assert layout.scale_slices() == scale_slices([1, 2, 4])
 
 
 def test_layout_moves_between_devices() -> None:

@@ -8,9 +8,11 @@ import torch
 
 from models.checkerboard.layout import make_layout
 from models.checkerboard.order import sampling_blocks
-from models.checkerboard.rope import Pair, Rotary, RotaryEmbedding, initial_angles, rotate, turn_of
+from models.checkerboard.rope import Rotary, RotaryEmbedding, initial_angles
+from models.transformer import CosSin, rotate, signed
 from tests.factory import randomize
 
+pytestmark = pytest.mark.quick
 SCALES = (1, 3, 8)
 CLASS_ROW, EMPTY_ROW = 74, 75  # after 1 + 9 + 64 locations
 
@@ -58,13 +60,13 @@ def make_rope(num_mixing_layers: int) -> RotaryEmbedding:
     return rope
 
 
-def keys_of(rotary: Rotary, layer: int) -> Pair:
-    real, imaginary = turn_of(rotary.for_both(layer))  # which undoes itself
+def keys_of(rotary: Rotary, layer: int) -> CosSin:
+    real, imaginary = signed(rotary.of_layer(layer))  # which undoes itself
     return real[:, -1], imaginary[:, -1]
 
 
-def queries_of(rotary: Rotary, layer: int = 0) -> Pair:
-    real, imaginary = turn_of(rotary.for_both(layer))
+def queries_of(rotary: Rotary, layer: int = 0) -> CosSin:
+    real, imaginary = signed(rotary.of_layer(layer))
     return real[:, 0], imaginary[:, 0]
 
 
@@ -96,14 +98,14 @@ def test_queries_take_the_position_and_keys_mix_in_the_previous_one(remainder: s
 def test_layers_beyond_the_mixing_ones_turn_keys_like_queries() -> None:
     layout = make_layout(SCALES, sampling_blocks(SCALES, 4))
     rotary = make_rope(1)(layout.positions, layout.prev_positions)
-    assert len(rotary.turns) == 2
+    assert len(rotary.cos_sin) == 2
     assert not torch.equal(keys_of(rotary, 0)[0], queries_of(rotary, 0)[0])
     assert torch.equal(keys_of(rotary, 1)[0], queries_of(rotary, 0)[0][:, :1])
-    assert rotary.for_both(1) is rotary.for_both(2)
+    assert rotary.of_layer(1) is rotary.of_layer(2)
     plain = make_rope(0)
     assert plain.mixing_coeffs is None
     rotary = plain(layout.positions, layout.prev_positions)
-    assert len(rotary.turns) == 1
+    assert len(rotary.cos_sin) == 1
 
 
 def test_only_the_direction_of_a_stored_number_matters() -> None:
@@ -129,7 +131,7 @@ def test_slice_keeps_a_run_of_tokens() -> None:
 def test_rotate_turns_pairs_half_a_head_apart() -> None:
     """Each dimension has its own number: q' = q Re + rotate_half(q) Im, rotate_half = (-second half, first half)."""
     q, real, imaginary = torch.randn(3, 2, 2, 5, 8).unbind(0)
-    turned = rotate(q, turn_of((real, imaginary)))
+    turned = rotate(q, signed((real, imaginary)))
     for j in range(8):
         partner = -q[..., j + 4] if j < 4 else q[..., j - 4]
         torch.testing.assert_close(turned[..., j], q[..., j] * real[..., j] + partner * imaginary[..., j])

@@ -3,11 +3,11 @@
 Letters: B images, l tokens, L of all scales, V codes, S side of a scale.
 """
 
+import importlib
 import math
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 from unittest.mock import patch
 
@@ -15,61 +15,66 @@ import pytest
 import torch
 from torch import Tensor
 
+import models
 from benchmarks.measure import CountKernels
-from models import sample, sampling
+from models import sample
 from models.autoencoder import Autoencoder
-from models.checkerboard.config import CheckerboardConfig, Drawing, TransformerConfig
+from models.checkerboard import sampler
+from models.checkerboard.config import CheckerboardConfig, CheckerboardDrawing
 from models.checkerboard.layout import Layout
 from models.checkerboard.model import Checkerboard, in_scan_order
 from models.checkerboard.order import sampling_blocks
-from models.checkerboard.sampler import NUM_SEEDS, Samples
-from models.config import AutoencoderConfig
+from models.config import NUM_SEEDS, AutoencoderConfig
 from models.draw import draw, draw_uniforms, guide, noise_of, truncate
+from models.family import Samples, join_scales
+from models.sampling import checked_drawing
 from runtime.config import dataclass_from_dict, read_yaml
 from runtime.errors import UserError
 from tests.command_factory import ROOT
-from tests.factory import tiny_autoencoder, tiny_model
+from tests.factory import FIXTURES, assert_near, load_reference, tiny_autoencoder, tiny_model
 
-LABELS = [3, 7]
+pytestmark = pytest.mark.quick
+LABELS, SEEDS = [3, 7], [5, 6]
 LAST_UNIFORM = 1 - 2.0**-24  # the largest number that torch.rand gives
 
 
 # Cached sampling equals teacher forcing
 
 
-@dataclass
-class Record:
-    """What a call of ``sample`` used: its layout, and the (B, l, V) guided logits of every block."""
+@dataclass(frozen=True)
+class Drawn:
+    """Samples, the layout that they were drawn by, and the (B, L, V) guided logits, in scan order."""
 
-    layout: Layout | None = None
-    blocks: list[Tensor] = field(default_factory=list)
-
-    def logits(self) -> Tensor:
-        """(B, L, V) in scan order."""
-        return torch.cat(self.blocks, dim=1)
+    samples: Samples
+    layout: Layout
+    logits: Tensor
 
 
-@contextmanager
-def recorded(model: Checkerboard) -> Iterator[Record]:
-    record, make_layout = Record(), model.layout
+def draw_recorded(
+    model: Checkerboard,
+    keep: Sequence[Tensor] | None = None,
+    keep_codes: Sequence[Tensor] | None = None,
+    **settings: Any,
+) -> Drawn:
+    """Draw images of ``LABELS``; ``settings`` are those of a drawing."""
+    blocks: list[Tensor] = []
 
-    def spy_layout(*args: Any) -> Layout:
-        record.layout = make_layout(*args)
-        return record.layout
-
-    def spy_draw(logits: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
-        record.blocks.append(logits)
+    def spy(logits: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
+        blocks.append(logits)
         return draw(logits, *args)
 
-    with patch.object(sampling, "draw", spy_draw), patch.object(model, "layout", spy_layout):
-        yield record
+    run = model.sampler(len(LABELS), checked_drawing(model, settings))
+    with patch.object(sampler, "draw", spy):
+        samples = run(torch.tensor(LABELS), SEEDS, keep, keep_codes)
+    return Drawn(samples, run.layout, torch.cat(blocks, dim=1))
 
 
 @torch.no_grad()
-def teacher_forced(model: Checkerboard, out: Samples, layout: Layout, cfg: float, cfg_start_step: int) -> Tensor:
+def teacher_forced(model: Checkerboard, drawn: Drawn, cfg: float, cfg_start_step: int) -> Tensor:
     """(B, L, V) guided logits of the drawn codes, from one conditional and one unconditional pass."""
-    cond, _ = model(out.codes, torch.tensor(LABELS), layout=layout)
-    uncond, _ = model(out.codes, torch.full((len(LABELS),), model.unconditional_label), layout=layout)
+    codes, layout, labels = drawn.samples.codes, drawn.layout, torch.tensor(LABELS, device=model.device)
+    cond, _ = model(codes, labels, layout=layout)
+    uncond, _ = model(codes, torch.full_like(labels, model.unconditional_label), layout=layout)
     guided = (layout.steps >= cfg_start_step)[:, None]
     return torch.where(guided, cond + cfg * (cond - uncond), cond)
 
@@ -77,14 +82,13 @@ def teacher_forced(model: Checkerboard, out: Samples, layout: Layout, cfg: float
 def assert_matches_teacher_forcing(
     model: Checkerboard, steps_per_scale: int, cfg: float = 1.5, cfg_start_step: int = 3, **settings: Any
 ) -> None:
-    with recorded(model) as record:
-        out = sample(model, LABELS, steps_per_scale, cfg, cfg_start_step, seeds=[5, 6], **settings)
-    expected_blocks = sampling_blocks(model.scale_sizes, steps_per_scale, settings.get("remainder", "separate"))
-    assert record.layout.blocks == expected_blocks
-    assert [block.shape[1] for block in record.blocks] == [length for lengths in expected_blocks for length in lengths]
-    expected = teacher_forced(model, out, record.layout, cfg, cfg_start_step)
+    settings |= {"steps_per_scale": steps_per_scale, "cfg": cfg, "cfg_start_step": cfg_start_step}
+    drawn = draw_recorded(model, **settings)
+    blocks = sampling_blocks(model.scale_sizes, steps_per_scale, settings.get("remainder", "separate"))
+    assert drawn.layout.blocks == blocks
+    assert model.num_steps(checked_drawing(model, settings)) == drawn.layout.num_steps == sum(map(len, blocks))
     tolerance = 1e-5 * (1 + 2 * cfg)  # guidance multiplies the rounding of its two halves
-    torch.testing.assert_close(record.logits(), expected, atol=tolerance, rtol=0)
+    assert_near(drawn.logits, teacher_forced(model, drawn, cfg, cfg_start_step), atol=tolerance)
 
 
 @pytest.mark.parametrize(
@@ -105,8 +109,8 @@ def assert_matches_teacher_forcing(
     ids=lambda variant: "-".join(map(str, *variant.items())),
 )
 @pytest.mark.filterwarnings("ignore:cfg has no effect")
-def test_cached_sampling_equals_teacher_forcing(variant: dict[str, Any]) -> None:
-    assert_matches_teacher_forcing(tiny_model(**variant), steps_per_scale=4)
+def test_cached_sampling_equals_teacher_forcing(variant: dict[str, Any], device: torch.device) -> None:
+    assert_matches_teacher_forcing(tiny_model(**variant).to(device), steps_per_scale=4)
 
 
 @pytest.mark.parametrize(
@@ -121,8 +125,10 @@ def test_cached_sampling_equals_teacher_forcing(variant: dict[str, Any]) -> None
     ],
 )
 def test_guidance_that_never_begins(cfg: float | tuple[float, ...], steps: int, start: int, lost: list[int]) -> None:
-    drawing = Drawing(steps_per_scale=steps, cfg=cfg, cfg_start_step=start)
-    assert drawing.unguided_scales((1, 2, 4, 8)) == lost
+    drawing = CheckerboardDrawing(steps_per_scale=steps, cfg=cfg, cfg_start_step=start)
+    said = drawing.warnings((1, 2, 4, 8))
+    assert len(said) == bool(lost)
+    assert all(f"no effect at the scales {', '.join(map(str, lost))}, " in text for text in said)
 
 
 @pytest.mark.parametrize("remainder", ["separate", "fold"])
@@ -159,12 +165,11 @@ def test_sampling_ignores_training_mode() -> None:
 def test_maps_agree_with_the_recorded_distributions() -> None:
     """Entropy and probability are those of the distribution drawn from: guided, tempered and truncated."""
     model, temperature, top_k, top_p = tiny_model(), 0.8, 20, 0.9
-    with recorded(model) as record:
-        out = sample(model, LABELS, temperature=temperature, top_k=top_k, top_p=top_p, seeds=[1, 2])
-    probs = truncate(record.logits() / temperature, top_k, top_p).softmax(-1).double()
+    drawn = draw_recorded(model, temperature=temperature, top_k=top_k, top_p=top_p)
+    probs = truncate(drawn.logits / temperature, top_k, top_p).softmax(-1).double()
     codes, entropy, probability = (
-        in_scan_order(torch.cat([scale.flatten(1) for scale in maps], dim=1), record.layout)
-        for maps in (out.codes, out.entropy, out.probability)
+        in_scan_order(join_scales(maps), drawn.layout)
+        for maps in (drawn.samples.codes, drawn.samples.entropy, drawn.samples.probability)
     )
     chosen = probs.gather(-1, codes[..., None]).squeeze(-1)
     torch.testing.assert_close(probability.double(), chosen, atol=1e-6, rtol=0)
@@ -177,12 +182,11 @@ def test_maps_agree_with_the_recorded_distributions() -> None:
 @pytest.mark.parametrize("scan_order", ["checkerboard", "raster", "random"])
 def test_steps_are_mapped_to_their_locations(scan_order: str) -> None:
     model = tiny_model(scale_ratio=3.0, scan_order=scan_order)
-    with recorded(model) as record:
-        out = sample(model, LABELS, steps_per_scale=4, remainder="fold", seeds=[1, 2])
-    flat = torch.cat([scale.flatten(1) for scale in out.step], dim=1)
-    for image, positions in enumerate(record.layout.positions.expand(2, -1).tolist()):
-        drawn = dict(zip(positions, record.layout.steps.tolist(), strict=True))
-        assert flat[image].tolist() == [drawn[location] for location in range(model.num_locations)]
+    drawn = draw_recorded(model, steps_per_scale=4, remainder="fold")
+    flat = join_scales(drawn.samples.step)
+    for image, positions in enumerate(drawn.layout.positions.expand(2, -1).tolist()):
+        step_of = dict(zip(positions, drawn.layout.steps.tolist(), strict=True))
+        assert flat[image].tolist() == [step_of[location] for location in range(model.num_locations)]
 
 
 def test_shapes_types_and_image() -> None:
@@ -204,17 +208,24 @@ def test_samples_can_be_trained_on() -> None:
     assert model.lm_head.weight.grad.abs().max() > 0
 
 
+def test_the_public_name_is_the_function_whatever_was_imported_before() -> None:
+    importlib.import_module("models.sampling")
+    assert models.sample is sample
+    assert models.load_checkpoint(FIXTURES / "tiny-4x").scale_sizes == load_reference("tiny-4x").model().scale_sizes
+
+
 # Seeds
 
 
 @pytest.mark.parametrize("scan_order", ["checkerboard", "random"])
-def test_an_image_does_not_depend_on_its_batch(scan_order: str) -> None:
+def test_an_image_depends_neither_on_its_batch_nor_on_the_device(scan_order: str, device: torch.device) -> None:
     model, labels, seeds = tiny_model(scan_order=scan_order), [3, 7, 3], [11, 12, 13]
     together = sample(model, labels, seeds=seeds)
+    model.to(device)
     for image in range(3):
         alone = sample(model, labels[image : image + 1], seeds=seeds[image : image + 1])
         for scale, expected in zip((*alone.codes, *alone.step), (*together.codes, *together.step), strict=True):
-            assert torch.equal(scale[0], expected[image])
+            assert torch.equal(scale[0].cpu(), expected[image])
     assert not torch.equal(together.codes[-1][0], together.codes[-1][2])  # same label, other seed
 
 
@@ -265,8 +276,8 @@ def test_batch_sizes_change_no_code_of_a_large_codebook() -> None:
     labels, seeds = [i % 10 for i in range(48)], list(range(48))
     whole = sample(model, labels, seeds=seeds)
     assert whole.entropy[-1].mean() > 2
-    for size in (1, 5):
-        for first in range(0, 48, size):
+    for size, count in ((1, 16), (5, 48)):
+        for first in range(0, count, size):
             part = sample(model, labels[first : first + size], seeds=seeds[first : first + size])
             for codes, expected in zip(part.codes, whole.codes, strict=True):
                 assert torch.equal(codes, expected[first : first + size])
@@ -333,12 +344,11 @@ def test_each_scale_has_its_temperature_and_guidance() -> None:
         assert torch.equal(mixed.codes[scale], likeliest.codes[scale])
         assert (mixed.entropy[scale] == 0).all()
     assert (mixed.entropy[2] > 0).all()
-    with recorded(model) as record:
-        out = sample(model, LABELS, cfg=[0.0, 0.0, 3.0, 3.0], cfg_start_step=0, seeds=seeds)
+    drawn = draw_recorded(model, cfg=[0.0, 0.0, 3.0, 3.0], cfg_start_step=0)
     guided = torch.cat([torch.full((side * side,), side > 2) for side in model.scale_sizes])
-    plain, extrapolated = (teacher_forced(model, out, record.layout, cfg, 0) for cfg in (0.0, 3.0))
+    plain, extrapolated = (teacher_forced(model, drawn, cfg, 0) for cfg in (0.0, 3.0))
     expected = torch.where(guided[:, None], extrapolated, plain)
-    torch.testing.assert_close(record.logits(), expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(drawn.logits, expected, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("setting", ["temperature", "cfg"])
@@ -362,11 +372,10 @@ def kept_half(model: Checkerboard) -> tuple[list[Tensor], list[Tensor]]:
 
 
 def test_kept_codes_stay_and_the_rest_is_drawn_given_them() -> None:
-    model, seeds = tiny_model(), [1, 2]
+    model = tiny_model()
     keep, codes = kept_half(model)
-    with recorded(model) as record:
-        out = sample(model, LABELS, cfg=0.0, seeds=seeds, keep=keep, keep_codes=codes)
-    free = sample(model, LABELS, cfg=0.0, seeds=seeds)
+    edited = draw_recorded(model, keep, codes, cfg=0.0)
+    out, free = edited.samples, sample(model, LABELS, cfg=0.0, seeds=SEEDS)
     for mask, kept, drawn in zip(keep, codes, out.codes, strict=True):
         assert torch.equal(drawn[mask], kept[mask])
     assert torch.equal(out.codes[0], free.codes[0])
@@ -376,8 +385,8 @@ def test_kept_codes_stay_and_the_rest_is_drawn_given_them() -> None:
     )
     for mask, probability in zip(keep, out.probability, strict=True):
         assert torch.equal(probability.isnan(), mask)
-    expected = teacher_forced(model, out, record.layout, cfg=0.0, cfg_start_step=0)  # of what stands there
-    torch.testing.assert_close(record.logits(), expected, atol=1e-5, rtol=0)
+    expected = teacher_forced(model, edited, cfg=0.0, cfg_start_step=0)  # of what stands there
+    torch.testing.assert_close(edited.logits, expected, atol=1e-5, rtol=0)
 
 
 def test_keeping_all_gives_the_image_of_the_codes() -> None:
@@ -412,23 +421,6 @@ def test_an_image_of_the_large_model_launches_few_kernels() -> None:
     assert 5000 < kernels.count <= 7500
 
 
-def test_compiled_and_eager_agree() -> None:
-    """One graph for each block length, none broken; guided from the second step on."""
-    model = tiny_model(llama_config=TransformerConfig(32, 64, 2, 1))
-    settings = {"cfg": 1.5, "cfg_start_step": 1, "seeds": [3, 4], "steps_per_scale": 4}
-    eager = sample(model, LABELS, **settings)
-    torch._dynamo.reset()
-    torch._dynamo.utils.counters.clear()
-    compiled = sample(model, LABELS, **settings, compiled=True)
-    for scale in range(4):
-        assert torch.equal(eager.codes[scale], compiled.codes[scale])
-        torch.testing.assert_close(eager.entropy[scale], compiled.entropy[scale], atol=1e-4, rtol=0)
-        torch.testing.assert_close(eager.probability[scale], compiled.probability[scale], atol=1e-4, rtol=0)
-    counters = torch._dynamo.utils.counters
-    assert not counters["graph_break"]
-    assert counters["stats"]["unique_graphs"] == 4  # blocks of 2 (with the class token), 1, 4 and 16
-
-
 # Draws
 
 
@@ -443,12 +435,12 @@ def test_temperature_0_takes_the_likeliest_code_whatever_the_seed() -> None:
         assert (first.probability[scale] == 1).all()
 
 
-def waits(*shape: int) -> Tensor:
+def noise(*shape: int) -> Tensor:
     return noise_of(torch.rand(shape, generator=torch.Generator().manual_seed(7)))
 
 
-def test_waits_are_exponential_and_never_0_or_infinite() -> None:
-    drawn = waits(1000, 1000)
+def test_noise_is_exponential_and_never_0_or_infinite() -> None:
+    drawn = noise(1000, 1000)
     for time in (0.01, 0.5, 1.0, 3.0, 8.0):
         share = math.exp(-time)
         assert abs((drawn > time).double().mean() - share) < 5 * math.sqrt(share * (1 - share) / 1e6)
@@ -461,7 +453,7 @@ def test_waits_are_exponential_and_never_0_or_infinite() -> None:
 @pytest.mark.parametrize(("top_k", "top_p"), [(0, 1.0), (7, 1.0), (0, 0.8), (9, 0.8)])
 def test_draws_follow_the_distribution(temperature: float, top_k: int, top_p: float) -> None:
     logits, count = 2 * torch.randn(32), 40_000
-    codes, _, _ = draw(logits.expand(1, count, -1), waits(1, count, 32), temperature, top_k, top_p)
+    codes, _, _ = draw(logits.expand(1, count, -1), noise(1, count, 32), temperature, top_k, top_p)
     counts = torch.bincount(codes.flatten(), minlength=32)
     probs = truncate(logits[None] / temperature, top_k, top_p).softmax(-1)[0]
     assert counts[probs == 0].sum() == 0
@@ -474,7 +466,7 @@ def test_draws_follow_the_distribution(temperature: float, top_k: int, top_p: fl
 
 def test_draws_of_neighbouring_tokens_are_independent() -> None:
     logits = torch.tensor([0.5, 0.3, 0.2]).log()
-    codes, _, _ = draw(logits.expand(1, 60_000, 3), waits(1, 60_000, 3), 1.0, 0, 1.0)
+    codes, _, _ = draw(logits.expand(1, 60_000, 3), noise(1, 60_000, 3), 1.0, 0, 1.0)
     pairs = torch.bincount(3 * codes[0, 0::2] + codes[0, 1::2], minlength=9) / 30_000
     expected = torch.outer(logits.exp(), logits.exp()).flatten()
     assert (pairs - expected).abs().max() < 5 * math.sqrt(0.25 / 30_000)
@@ -484,7 +476,7 @@ def test_a_code_of_probability_0_is_never_drawn() -> None:
     """At the first and at the last number of the generator too."""
     logits = torch.full((1, 200, 4096), -torch.inf)
     logits[..., 1000:3000:7] = torch.randn(286)
-    for numbers in (waits(1, 200, 4096), *(noise_of(torch.full((1, 200, 4096), u)) for u in (0.0, LAST_UNIFORM))):
+    for numbers in (noise(1, 200, 4096), *(noise_of(torch.full((1, 200, 4096), u)) for u in (0.0, LAST_UNIFORM))):
         codes, probability, entropy = draw(logits, numbers, 1.0, 0, 1.0)
         assert logits[0, 0, codes.flatten()].isfinite().all()
         assert probability.min() > 0
