@@ -7,6 +7,7 @@ import pytest
 
 from data.batches import EpochBatches, mix_seed
 
+pytestmark = pytest.mark.quick
 Pair = tuple[int, int]
 
 

@@ -32,6 +32,7 @@ from runtime.errors import UserError
 from tests.factory import randomize, tiny_autoencoder
 from tests.pictures import NumberedImages
 
+pytestmark = pytest.mark.quick
 NUM_CODES = 16384  # of LlamaGen's tokenizer, the largest that we read
 PETS = Manifest(
     version=2,

@@ -12,6 +12,7 @@ from data.crops import center_crop, crop_image, to_bytes, to_floats
 from data.options import NUM_CROPS
 from tests.pictures import picture
 
+pytestmark = pytest.mark.quick
 Kernel = Callable[[np.ndarray], np.ndarray]
 
 

@@ -16,6 +16,8 @@ from data.images import CroppedImages, check_num_classes, human_names, imagenet_
 from runtime.errors import UserError
 from tests.pictures import NumberedImages, damage, picture, write_pictures
 
+pytestmark = pytest.mark.quick
+
 
 def test_class_folders(tmp_path: Path) -> None:
     write_pictures(tmp_path / "pets", {"dog": 2, "Zebra": 1, "ant": 3})

@@ -179,6 +179,7 @@ def kill_before_the_last_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(PartialCache, "finish", lambda self: die())
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(
     ("moment", "done"),
     [
@@ -228,6 +229,7 @@ def record_reads(images: LabelledImages) -> list[int]:
     return numbers
 
 
+@pytest.mark.processes
 def test_kills_in_full_work(tmp_path: Path, pets: Path, autoencoder: Autoencoder) -> None:
     """Three lives on one folder, killed from outside as soon as some more groups are written."""
     maker = make(images_of(pets), autoencoder, batch_size=10)  # one image a group
@@ -284,6 +286,7 @@ def test_another_autoencoders_cache_is_not_overwritten(tmp_path: Path, pets: Pat
     assert np.array_equal(codes_of(folder), before)
 
 
+@pytest.mark.processes
 def test_a_half_made_cache_of_more_scales_is_finished_as_begun(
     tmp_path: Path, pets: Path, autoencoder: Autoencoder, undisturbed: np.ndarray
 ) -> None:
@@ -299,6 +302,7 @@ def test_a_half_made_cache_of_more_scales_is_finished_as_begun(
     assert np.array_equal(codes_of(folder), undisturbed)
 
 
+@pytest.mark.processes
 def test_a_half_made_cache_of_fewer_scales_is_refused(tmp_path: Path, pets: Path, autoencoder: Autoencoder) -> None:
     maker = make(images_of(pets), autoencoder, scale_sizes=(2, 8))
 

@@ -11,6 +11,8 @@ from runtime.command import INTERRUPTED, USER_ERROR, Stopped, run
 from runtime.errors import UserError
 from tests.command_factory import Outcome, call
 
+pytestmark = pytest.mark.quick
+
 
 def fails(error: BaseException) -> Callable[[Sequence[str]], None]:
     """A ``main`` that ends in an error."""

@@ -9,6 +9,7 @@ from runtime.device import autocast, describe_size, pick_device, pick_dtype
 from runtime.errors import UserError
 from tests.factory import tiny_model
 
+pytestmark = pytest.mark.quick
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 

@@ -48,6 +48,7 @@ def errors(folder: Path) -> list[list[str]]:
     return [[line for line in text.splitlines() if re.match(r"error:|Traceback|stopped", line)] for text in texts]
 
 
+@pytest.mark.ranks
 def test_two_ranks_follow_one_of_twice_the_batch(tmp_path: Path) -> None:
     one = tiny_trainer(tmp_path / "one", without_noise(), BlocksTask)
     one.fit()
@@ -68,6 +69,7 @@ def test_two_ranks_follow_one_of_twice_the_batch(tmp_path: Path) -> None:
     assert blocks[0] == blocks[1] == json.loads(json.dumps(one.task.blocks))
 
 
+@pytest.mark.ranks
 def test_accumulation_on_two_ranks(tmp_path: Path) -> None:
     """Gradients are averaged over ranks with the last batch of a step alone."""
     tiny_trainer(tmp_path / "one", without_noise(), epochs=1, batch_size=8).fit()
@@ -76,6 +78,7 @@ def test_accumulation_on_two_ranks(tmp_path: Path) -> None:
     np.testing.assert_allclose(losses(tmp_path / "two"), losses(tmp_path / "one"), rtol=1e-4)
 
 
+@pytest.mark.ranks
 def test_a_signal_to_one_rank_stops_both_and_both_go_on(tmp_path: Path) -> None:
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     noisy = {"ema": True, "epochs": 4, "log_freq": 3}
@@ -89,6 +92,7 @@ def test_a_signal_to_one_rank_stops_both_and_both_go_on(tmp_path: Path) -> None:
     assert read_log(stopped) == {step: pytest.approx(figures, rel=1e-6) for step, figures in expected.items()}
 
 
+@pytest.mark.ranks
 @pytest.mark.parametrize("log_freq", [1, 10])
 def test_a_loss_that_is_not_finite_on_one_rank_stops_both(log_freq: int, tmp_path: Path) -> None:
     """By step 8 the averaged gradients have spoilt rank 0 as well; the first bad step is named all the same."""
@@ -101,6 +105,7 @@ def test_a_loss_that_is_not_finite_on_one_rank_stops_both(log_freq: int, tmp_pat
     assert all(value.isfinite().all() for value in saved["model"].values())
 
 
+@pytest.mark.ranks
 def test_the_command_on_two_ranks_shares_one_run_folder(tmp_path: Path) -> None:
     """From making the cache to the samples; then once more, to go on with another epoch."""
     folder = tmp_path / "run"
@@ -141,6 +146,7 @@ def gather(folder: Path) -> None:
     (folder / f"results{rank}.json").write_text(json.dumps(results))
 
 
+@pytest.mark.ranks
 def test_collectives_and_randomness(tmp_path: Path) -> None:
     assert exit_codes(start_ranks(tmp_path, 3, gather, tmp_path)) == [0, 0, 0]
     results = [json.loads((tmp_path / f"results{rank}.json").read_text()) for rank in range(3)]

@@ -17,6 +17,7 @@ from sampling.editing import load_edit, touched_locations
 from tests.factory import tiny_model
 from tests.pictures import damage, picture
 
+pytestmark = pytest.mark.quick
 BOX = (9, 4, 17, 26)  # left, top, right and bottom pixel drawn anew
 
 

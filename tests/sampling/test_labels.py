@@ -7,6 +7,7 @@ from runtime.errors import UserError
 from sampling.labels import SHOWN_IMAGENET_CLASSES, class_names, parse_labels, shown_labels
 from tests.factory import tiny_model
 
+pytestmark = pytest.mark.quick
 NAMES = ["tench, Tinca tinca", "tabby cat", "volcano", "crane", "Crane", "chair, crane", "fox", "lamp", "car", "bus"]
 
 

@@ -11,6 +11,8 @@ from torch import Tensor
 from data.crops import to_uint8
 from sampling.pictures import save_grid, save_png
 
+pytestmark = pytest.mark.quick
+
 
 def as_images(values: list[float] | Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """(1, 3, 1, n), the same values in each channel."""
