@@ -235,13 +235,14 @@ FAMILIES = {
 }
 
 
-def family_of(model_section: Mapping[str, Any]) -> Family:
-    """The family that a ``model:`` section names; without a name the checkerboard.
+def family_of(model_section: Any) -> Family:
+    """The family that a ``model:`` section names; without a name, or if it is no section at all, the checkerboard.
 
     Raises:
         UserError: it is unknown.
     """
-    name = model_section.get("architecture", DEFAULT_FAMILY)
-    if name not in FAMILIES:
+    named = isinstance(model_section, Mapping) and "architecture" in model_section
+    name = model_section["architecture"] if named else DEFAULT_FAMILY
+    if name not in list(FAMILIES):
         raise UserError(f"architecture {name} is unknown; known are {', '.join(FAMILIES)}")
     return FAMILIES[name]

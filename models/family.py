@@ -149,7 +149,10 @@ class Generator(nn.Module, ABC):
 
     @classmethod
     def from_state(cls, config: GeneratorConfig, autoencoder: Autoencoder, state: dict[str, Tensor]) -> Self:
-        """A model that weights under our names fit; keys without meaning are removed from ``state``."""
+        """A model that weights under our names fit; keys without meaning are removed from ``state``.
+
+        It is made on the meta device, so it may hold no tensors but parameters and buffers that are saved.
+        """
         return cls(config, autoencoder)
 
     def initialize_from(self, saved: Mapping[str, Tensor], source: str) -> list[str]:

@@ -42,7 +42,8 @@ def check_same(folder: Path, config: GeneratorConfig, autoencoder_sha256: str) -
     ours, theirs = (asdict(replace(c, autoenc=AUTOENCODER_PATHS).canonical()) for c in (config, saved))
     other = [key for key in ours if ours[key] != theirs.get(key)]
     if other:
-        key = max(other, key=lambda name: isinstance(ours[name], dict))  # a change of size explains the others
+        # A change of family explains all others, one of size most.
+        key = max(other, key=lambda name: (name == "architecture", isinstance(ours[name], dict)))
         raise UserError(
             f"{folder} holds a run with {key} {theirs.get(key)}, not {ours[key]}; "
             "go on with the same model, or name another output_dir"
