@@ -28,7 +28,14 @@ from tests.command_factory import Outcome, call
 from tests.factory import CPU, FIXTURES, random_codes, randomize, tiny_autoencoder
 from tests.pictures import picture
 from tests.tiny_family import DIRECTIONS, FAMILY, NEIGHBOURS, Direction, Tiny, TinyConfig
-from tests.training_factory import assert_same_training, exit_codes, read_events, read_log, start_ranks
+from tests.training_factory import (
+    assert_same_training,
+    exit_codes,
+    read_events,
+    read_log,
+    start_process,
+    start_ranks,
+)
 from training import export
 from training.task import step_context
 
@@ -107,6 +114,7 @@ def tiny(**overrides: Any) -> Tiny:
 # The contract
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("direction", DIRECTIONS)
 @torch.no_grad()
 def test_sampling_equals_teacher_forcing(direction: Direction) -> None:
@@ -123,6 +131,7 @@ def test_sampling_equals_teacher_forcing(direction: Direction) -> None:
     assert model.num_steps(checked_drawing(model, {})) == EDGE * EDGE
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("direction", DIRECTIONS)
 @torch.no_grad()
 def test_a_code_reaches_the_neighbours_after_it_alone(direction: Direction) -> None:
@@ -140,6 +149,7 @@ def test_a_code_reaches_the_neighbours_after_it_alone(direction: Direction) -> N
             assert differs[other, token] == (told in NEIGHBOURS)
 
 
+@pytest.mark.quick
 def test_the_steps_randomness_decides_the_loss() -> None:
     model = tiny(label_drop=0.5).train()
     codes, labels = random_codes(model, batch=8), torch.arange(8)
@@ -188,15 +198,18 @@ def test_it_stops_at_a_signal_and_goes_on_bit_by_bit(
 @pytest.mark.processes
 def test_it_is_killed_and_goes_on_bit_by_bit(root: Path, run: Path, tmp_path: Path) -> None:
     """In the second epoch, whose steps are done again."""
-    pid = os.fork()
-    if pid == 0:
-        at_step(STEPS + 5, pytest.MonkeyPatch(), lambda: os.kill(os.getpid(), signal.SIGKILL))
-        train(root, tmp_path / "killed")
-        os._exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+    process = start_process(tmp_path / "output.txt", train_until_killed, root, tmp_path / "killed")
+    assert exit_codes([process]) == [-signal.SIGKILL], (tmp_path / "output.txt").read_text()
     assert train(root, tmp_path / "killed").code == 0
     assert_same_training(run, tmp_path / "killed")
     assert read_log(tmp_path / "killed") == read_log(run)  # those that were logged twice were the same, too
+
+
+def train_until_killed(root: Path, folder: Path) -> None:
+    """For ``start_process``."""
+    FAMILIES["tiny"] = FAMILY
+    at_step(STEPS + 5, pytest.MonkeyPatch(), lambda: os.kill(os.getpid(), signal.SIGKILL))
+    train(root, folder)
 
 
 def at_step(step: int, patch: pytest.MonkeyPatch, act: Any) -> None:

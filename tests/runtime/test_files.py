@@ -4,6 +4,7 @@ import os
 import signal
 import socket
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -18,8 +19,8 @@ pytestmark = pytest.mark.quick
 OLD, NEW = "what was there before\n", "new\n" * 1000
 
 
-def in_child(action: Callable[[], object]) -> int:
-    """Run in a process of its own, whose end is waited for; its status as ``os.waitstatus_to_exitcode`` gives it."""
+def fork(action: Callable[[], object]) -> int:
+    """Run in a process of its own; its id."""
     pid = os.fork()
     if pid == 0:
         try:
@@ -27,6 +28,10 @@ def in_child(action: Callable[[], object]) -> int:
             os._exit(0)
         finally:
             os._exit(1)
+    return pid
+
+
+def exit_code(pid: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
@@ -82,7 +87,7 @@ def test_an_error_on_the_way_leaves_what_was_there(tmp_path: Path, error: BaseEx
 def test_a_kill_in_the_middle_leaves_what_was_there_and_the_next_writer_tidies_up(tmp_path: Path) -> None:
     path = tmp_path / "state.pth"
     path.write_text(OLD)
-    assert in_child(lambda: die_writing(path)) == -signal.SIGKILL
+    assert exit_code(fork(lambda: die_writing(path))) == -signal.SIGKILL
     assert path.read_text() == OLD
     assert len(others(path)) == 1
     write_text(tmp_path / "other.pth", NEW)  # of another file it is none of its business
@@ -99,7 +104,7 @@ def test_what_a_running_process_or_another_machine_writes_is_left_alone(tmp_path
     theirs.write_text("half")
     with whole(path) as temporary:
         temporary.write_text(NEW)
-        assert in_child(lambda: write_text(path, OLD)) == 0  # a second writer, meanwhile
+        assert exit_code(fork(lambda: write_text(path, OLD))) == 0  # a second writer, meanwhile
         assert str(parent) in temporary.name
         assert temporary.read_text() == NEW
         assert path.read_text() == OLD
@@ -111,19 +116,17 @@ def test_what_a_running_process_or_another_machine_writes_is_left_alone(tmp_path
 def test_several_processes_at_once_leave_one_whole_file(tmp_path: Path) -> None:
     path, texts = tmp_path / "state.txt", [letter * 200_000 for letter in "abcd"]
     start, go = os.pipe()
-    pids = []
-    for text in texts:
-        pids.append(os.fork())
-        if pids[-1] == 0:
-            os.close(go)
-            os.read(start, 1)  # all begin together, when the pipe is closed
-            for _ in range(20):
-                write_text(path, text)
-                if path.read_text() not in texts:
-                    os._exit(1)
-            os._exit(0)
+
+    def write_often(text: str) -> None:
+        os.close(go)
+        os.read(start, 1)  # all begin together, when the pipe is closed
+        for _ in range(20):
+            write_text(path, text)
+            assert path.read_text() in texts
+
+    pids = [fork(partial(write_often, text)) for text in texts]
     os.close(go)
-    assert [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids] == [0] * 4
+    assert [exit_code(pid) for pid in pids] == [0] * 4
     os.close(start)
     assert path.read_text() in texts
     assert others(path) == []

@@ -486,13 +486,13 @@ def test_a_code_of_probability_0_is_never_drawn() -> None:
 
 def test_probability_and_entropy_of_a_draw() -> None:
     logits = torch.tensor([0.5, 0.3, 0.2]).log().view(1, 1, 3).expand(1, 3, 3)
-    soon = 1 - 0.999 * torch.eye(3)[None]  # token i waits shortest for code i
-    codes, probability, entropy = draw(logits, soon, 1.0, 0, 1.0)
+    noise = 1 - 0.999 * torch.eye(3)[None]  # least for code i at token i
+    codes, probability, entropy = draw(logits, noise, 1.0, 0, 1.0)
     assert codes.tolist() == [[0, 1, 2]]
     torch.testing.assert_close(probability, torch.tensor([[0.5, 0.3, 0.2]]))
     direct = -sum(p * math.log(p) for p in (0.5, 0.3, 0.2))
     torch.testing.assert_close(entropy, torch.full((1, 3), direct))
-    codes, probability, entropy = draw(logits, soon, 0.5, 2, 1.0)
+    codes, probability, entropy = draw(logits, noise, 0.5, 2, 1.0)
     first, second = 0.25 / 0.34, 0.09 / 0.34  # squares of the two kept
     assert codes.tolist() == [[0, 1, 0]]
     torch.testing.assert_close(probability, torch.tensor([[first, second, first]]))
