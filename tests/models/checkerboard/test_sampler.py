@@ -435,12 +435,12 @@ def test_temperature_0_takes_the_likeliest_code_whatever_the_seed() -> None:
         assert (first.probability[scale] == 1).all()
 
 
-def noise(*shape: int) -> Tensor:
+def random_noise(*shape: int) -> Tensor:
     return noise_of(torch.rand(shape, generator=torch.Generator().manual_seed(7)))
 
 
 def test_noise_is_exponential_and_never_0_or_infinite() -> None:
-    drawn = noise(1000, 1000)
+    drawn = random_noise(1000, 1000)
     for time in (0.01, 0.5, 1.0, 3.0, 8.0):
         share = math.exp(-time)
         assert abs((drawn > time).double().mean() - share) < 5 * math.sqrt(share * (1 - share) / 1e6)
@@ -453,7 +453,7 @@ def test_noise_is_exponential_and_never_0_or_infinite() -> None:
 @pytest.mark.parametrize(("top_k", "top_p"), [(0, 1.0), (7, 1.0), (0, 0.8), (9, 0.8)])
 def test_draws_follow_the_distribution(temperature: float, top_k: int, top_p: float) -> None:
     logits, count = 2 * torch.randn(32), 40_000
-    codes, _, _ = draw(logits.expand(1, count, -1), noise(1, count, 32), temperature, top_k, top_p)
+    codes, _, _ = draw(logits.expand(1, count, -1), random_noise(1, count, 32), temperature, top_k, top_p)
     counts = torch.bincount(codes.flatten(), minlength=32)
     probs = truncate(logits[None] / temperature, top_k, top_p).softmax(-1)[0]
     assert counts[probs == 0].sum() == 0
@@ -466,7 +466,7 @@ def test_draws_follow_the_distribution(temperature: float, top_k: int, top_p: fl
 
 def test_draws_of_neighbouring_tokens_are_independent() -> None:
     logits = torch.tensor([0.5, 0.3, 0.2]).log()
-    codes, _, _ = draw(logits.expand(1, 60_000, 3), noise(1, 60_000, 3), 1.0, 0, 1.0)
+    codes, _, _ = draw(logits.expand(1, 60_000, 3), random_noise(1, 60_000, 3), 1.0, 0, 1.0)
     pairs = torch.bincount(3 * codes[0, 0::2] + codes[0, 1::2], minlength=9) / 30_000
     expected = torch.outer(logits.exp(), logits.exp()).flatten()
     assert (pairs - expected).abs().max() < 5 * math.sqrt(0.25 / 30_000)
@@ -476,7 +476,10 @@ def test_a_code_of_probability_0_is_never_drawn() -> None:
     """At the first and at the last number of the generator too."""
     logits = torch.full((1, 200, 4096), -torch.inf)
     logits[..., 1000:3000:7] = torch.randn(286)
-    for numbers in (noise(1, 200, 4096), *(noise_of(torch.full((1, 200, 4096), u)) for u in (0.0, LAST_UNIFORM))):
+    for numbers in (
+        random_noise(1, 200, 4096),
+        *(noise_of(torch.full((1, 200, 4096), u)) for u in (0.0, LAST_UNIFORM)),
+    ):
         codes, probability, entropy = draw(logits, numbers, 1.0, 0, 1.0)
         assert logits[0, 0, codes.flatten()].isfinite().all()
         assert probability.min() > 0
