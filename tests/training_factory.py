@@ -86,6 +86,13 @@ class DigitCodes(Dataset):
 PREVIEW = CheckerboardDrawing(steps_per_scale=1)
 
 
+class QuietTask(GeneratorTask):
+    """Draws no grid of samples, which would take longer than the steps of a tiny run; measures if asked to."""
+
+    def show(self, module: Checkerboard, folder: Path, name: str) -> dict[str, float]:
+        return super().show(module, folder, name) if self.args.eval_samples else {}
+
+
 def fresh_model(**overrides: Any) -> Checkerboard:
     """A model as a run begins with it, scales 1 2 4; ``overrides`` are fields of CheckerboardConfig."""
     tiny = {"img_size": 16, "num_classes": 10, "llama_config": TINY_TRANSFORMER}
@@ -118,7 +125,7 @@ def tiny_args(**overrides: Any) -> TrainArgs:
 def tiny_trainer(
     folder: Path,
     model: Checkerboard | None = None,
-    task: Callable[..., GeneratorTask] = GeneratorTask,
+    task: Callable[..., GeneratorTask] = QuietTask,
     num_images: int = 80,
     **args: Any,
 ) -> Trainer:
@@ -169,13 +176,13 @@ def golden_run(folder: Path) -> dict[str, float]:
     args, drawing = settings["args"]
     torch.manual_seed(args.seed)
     model = Checkerboard(settings["model"], tiny_autoencoder())
-    data, task = DigitCodes(750, model.scale_sizes), GeneratorTask(model, args, drawing)
+    data, task = DigitCodes(750, model.scale_sizes), QuietTask(model, args, drawing)
     folder.mkdir(parents=True, exist_ok=True)
     Trainer(task, data, args, folder, torch.device("cpu"), {}).fit()
-    return {str(step): figures["loss"] for step, figures in read_log(folder).items()}
+    return {str(step): metrics["loss"] for step, metrics in read_log(folder).items()}
 
 
-class BlocksTask(GeneratorTask):
+class BlocksTask(QuietTask):
     """Keeps the block lengths of every step in ``blocks``."""
 
     def __init__(self, module: Checkerboard, args: TrainArgs, drawing: CheckerboardDrawing) -> None:
@@ -189,11 +196,8 @@ class BlocksTask(GeneratorTask):
 
         module.layout_of_blocks = layout_of_blocks
 
-    def show(self, module: Checkerboard, folder: Path, name: str) -> dict[str, float]:
-        return {}  # drawing samples makes layouts too
 
-
-class NaNTask(GeneratorTask):
+class NaNTask(QuietTask):
     """The loss of step 7 is not a number, on the last rank."""
 
     def loss(self, batch: list[Any], context: StepContext) -> Loss:
@@ -202,7 +206,7 @@ class NaNTask(GeneratorTask):
         return Loss(loss.value * torch.nan if bad else loss.value, loss.metrics)
 
 
-class SignalTask(GeneratorTask):
+class SignalTask(QuietTask):
     """The last rank gets SIGTERM within step 13."""
 
     sent = False
@@ -219,18 +223,18 @@ def read_events(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
-def read_log(folder: Path, *keys: str) -> dict[int, dict[str, float]]:
-    """A run's figures by step, all but the time, or ``keys`` alone; a step done twice must have logged the same."""
+def read_log(folder: Path) -> dict[int, dict[str, float]]:
+    """A run's metrics by step, all but the time; a step done twice must have logged the same."""
     by_step: dict[int, dict[str, float]] = {}
     for entry in read_events(folder):
         if "loss" in entry:
-            figures = {key: value for key, value in entry.items() if key != "time" and (not keys or key in keys)}
-            assert by_step.setdefault(entry["step"], figures) == figures
+            metrics = {key: value for key, value in entry.items() if key != "time"}
+            assert by_step.setdefault(entry["step"], metrics) == metrics
     return by_step
 
 
 def losses(folder: Path) -> list[float]:
-    return [figures["loss"] for figures in read_log(folder).values()]
+    return [metrics["loss"] for metrics in read_log(folder).values()]
 
 
 def assert_same_state(one: Any, other: Any, where: str = "checkpoint") -> None:

@@ -25,25 +25,26 @@ from runtime.errors import UserError
 from sampling.pictures import save_grid
 from tests.command_factory import save_run
 from tests.factory import FIXTURES, TINY_TRANSFORMER, load_reference, random_codes, tiny_autoencoder, tiny_model
-from tests.training_factory import BlocksTask, fresh_model, losses, tiny_args, tiny_trainer, without_noise
+from tests.training_factory import PREVIEW, BlocksTask, fresh_model, losses, tiny_args, tiny_trainer, without_noise
 from training.generator import GeneratorTask
+from training.task import step_context
 
 CPU = torch.device("cpu")
 slow = pytest.mark.skipif("RUN_SLOW" not in os.environ, reason="compiles C++ for up to a minute; set RUN_SLOW=1")
 
 
-def randomness(step: int, seed: int = 0, batch: int = 0) -> StepContext:
-    return StepContext(seed, step, batch, CPU)
+def context(step: int, seed: int = 0, batch: int = 0) -> StepContext:
+    return step_context(seed, step, batch, CPU)
 
 
 # The layout of a step
 
 
 def drawn_blocks(model: Checkerboard, seed: int, steps: range) -> list[tuple[tuple[int, ...], ...]]:
-    task = BlocksTask(model, tiny_args())
+    task = BlocksTask(model, tiny_args(), PREVIEW)
     with torch.no_grad():
         for step in steps:
-            task.loss((random_codes(model, batch=1), torch.tensor([1])), randomness(step, seed))
+            task.loss((random_codes(model, batch=1), torch.tensor([1])), context(step, seed))
     return task.blocks
 
 
@@ -77,9 +78,9 @@ def test_fixed_block_sizes_are_eight_steps_a_scale() -> None:
 def test_the_loss_is_the_models_and_so_are_its_figures() -> None:
     """In evaluation mode, under the same layout; statistics are those of the very logits."""
     model = tiny_model(scale_ratio=3.0)
-    task, codes, labels = BlocksTask(model, tiny_args()), random_codes(model, batch=3), torch.tensor([1, 2, 3])
+    task, codes, labels = BlocksTask(model, tiny_args(), PREVIEW), random_codes(model, batch=3), torch.tensor([1, 2, 3])
     with torch.no_grad():
-        loss, statistics = task.loss((codes, labels), randomness(4))
+        loss, statistics = task.loss((codes, labels), context(4))
         layout = model.layout_of_blocks(task.blocks[0])
         logits, expected = model(codes, labels, layout=layout)
     assert torch.equal(loss, expected)
@@ -91,11 +92,11 @@ def test_the_loss_is_the_models_and_so_are_its_figures() -> None:
 
 def test_noise_follows_from_seed_step_and_batch() -> None:
     model = tiny_model(label_drop=0.5, random_replace=0.5).train()
-    task, batch = GeneratorTask(model, tiny_args()), (random_codes(model, batch=4), torch.arange(4))
+    task, batch = GeneratorTask(model, tiny_args(), PREVIEW), (random_codes(model, batch=4), torch.arange(4))
     with torch.no_grad():
         first, again, other, third = (
             task.loss(batch, which)[0]
-            for which in (randomness(3), randomness(3), randomness(3, batch=1), randomness(4))
+            for which in (context(3), context(3), context(3, batch=1), context(4))
         )
     assert torch.equal(first, again)
     assert len({first.item(), other.item(), third.item()}) == 3
@@ -107,9 +108,9 @@ def test_images_train_as_their_cached_codes_do(dtype: torch.dtype) -> None:
     model = tiny_model()
     images, labels = torch.rand(4, 3, 32, 32) * 2 - 1, torch.arange(4)
     codes = model.tokenize(images)
-    task = GeneratorTask(model, tiny_args())
+    task = GeneratorTask(model, tiny_args(), PREVIEW)
     with torch.no_grad(), torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-        live, cached = (task.loss((inputs, labels), randomness(0))[0] for inputs in (images, codes))
+        live, cached = (task.loss((inputs, labels), context(0))[0] for inputs in (images, codes))
     assert torch.equal(live, cached)
 
 
@@ -168,18 +169,18 @@ def test_averaging_takes_a_compiled_model(tmp_path: Path) -> None:
 def flex_losses(attention: Callable[..., Tensor]) -> list[float]:
     """Of training layouts, under FlexAttention; on a CPU it has no gradients."""
     model = tiny_model(scale_ratio=3.0)
-    task = GeneratorTask(model, tiny_args())
+    task = GeneratorTask(model, tiny_args(), PREVIEW)
     model.use_flex_attention = True
     batch = (random_codes(model, batch=2), torch.tensor([1, 2]))
     with torch.no_grad(), patch.object(transformer, "compiled_flex_attention", lambda: attention):
-        return [task.loss(batch, randomness(step))[0].item() for step in range(8)]
+        return [task.loss(batch, context(step))[0].item() for step in range(8)]
 
 
 def dense_losses() -> list[float]:
     model = tiny_model(scale_ratio=3.0)
-    task, batch = GeneratorTask(model, tiny_args()), (random_codes(model, batch=2), torch.tensor([1, 2]))
+    task, batch = GeneratorTask(model, tiny_args(), PREVIEW), (random_codes(model, batch=2), torch.tensor([1, 2]))
     with torch.no_grad():
-        return [task.loss(batch, randomness(step))[0].item() for step in range(8)]
+        return [task.loss(batch, context(step))[0].item() for step in range(8)]
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
@@ -195,13 +196,13 @@ def test_compiled_flex_attention_changes_no_loss() -> None:
 def test_the_settings_reach_the_model() -> None:
     for attention in ("sdpa", "flex"):
         cuda = torch.device("cuda")
-        model = GeneratorTask(fresh_model(), tiny_args(attention=attention), device=cuda).module
+        model = GeneratorTask(fresh_model(), tiny_args(attention=attention), PREVIEW, device=cuda).module
         assert model.use_flex_attention == (attention == "flex")
 
 
 def test_flex_attention_is_refused_where_it_has_no_gradients() -> None:
     with pytest.raises(UserError, match="attention flex trains on CUDA alone"):
-        GeneratorTask(fresh_model(), tiny_args(attention="flex", device="cpu"))
+        GeneratorTask(fresh_model(), tiny_args(attention="flex", device="cpu"), PREVIEW)
 
 
 # Scan orders
