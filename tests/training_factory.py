@@ -46,7 +46,7 @@ GOLDEN_FLAGS = (
 )
 PATIENCE = 300  # seconds that a process may take before it counts as hanging
 _PROCESSES = multiprocessing.get_context("forkserver")
-_PROCESSES.set_forkserver_preload(["tests.training_factory"])  # imported once, so that a process starts quickly
+_PROCESSES.set_forkserver_preload(["tests.training_factory", "training.job"])  # once, so that a process starts quickly
 
 
 class DigitCodes(Dataset):

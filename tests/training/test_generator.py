@@ -1,4 +1,4 @@
-"""The autoregressive model as a task: a step's layout, ways of computing that change nothing, weights to start from."""
+"""A generator as a task: a step's blocks, ways of computing that change nothing, grids, weights to start from."""
 
 import os
 from collections.abc import Callable
@@ -17,6 +17,7 @@ from torch.nn.attention.flex_attention import flex_attention
 
 from data.crops import to_uint8
 from models import sample, transformer
+from models.checkerboard.config import CheckerboardDrawing
 from models.checkerboard.model import Checkerboard, scale_metrics
 from models.checkerboard.order import sampling_blocks
 from models.family import StepContext
@@ -37,7 +38,7 @@ def context(step: int, seed: int = 0, batch: int = 0) -> StepContext:
     return step_context(seed, step, batch, CPU)
 
 
-# The layout of a step
+# The blocks of a step
 
 
 def drawn_blocks(model: Checkerboard, seed: int, steps: range) -> list[tuple[tuple[int, ...], ...]]:
@@ -75,18 +76,17 @@ def test_fixed_block_sizes_are_eight_steps_a_scale() -> None:
 # The loss
 
 
-def test_the_loss_is_the_models_and_so_are_its_figures() -> None:
-    """In evaluation mode, under the same layout; statistics are those of the very logits."""
+def test_the_loss_is_the_models_and_so_are_its_metrics() -> None:
+    """In evaluation mode, under the same layout; metrics are those of the very logits."""
     model = tiny_model(scale_ratio=3.0)
     task, codes, labels = BlocksTask(model, tiny_args(), PREVIEW), random_codes(model, batch=3), torch.tensor([1, 2, 3])
     with torch.no_grad():
-        loss, statistics = task.loss((codes, labels), context(4))
+        loss = task.loss((codes, labels), context(4))
         layout = model.layout_of_blocks(task.blocks[0])
         logits, expected = model(codes, labels, layout=layout)
-    assert torch.equal(loss, expected)
-    expected_figures = scale_metrics(logits, codes, layout)
-    assert {name: value.item() for name, value in statistics().items()} == pytest.approx(
-        {name: value.item() for name, value in expected_figures.items()}
+    assert torch.equal(loss.value, expected)
+    assert {name: value.item() for name, value in loss.metrics().items()} == pytest.approx(
+        {name: value.item() for name, value in scale_metrics(logits, codes, layout).items()}
     )
 
 
@@ -95,8 +95,7 @@ def test_noise_follows_from_seed_step_and_batch() -> None:
     task, batch = GeneratorTask(model, tiny_args(), PREVIEW), (random_codes(model, batch=4), torch.arange(4))
     with torch.no_grad():
         first, again, other, third = (
-            task.loss(batch, which)[0]
-            for which in (context(3), context(3), context(3, batch=1), context(4))
+            task.loss(batch, which).value for which in (context(3), context(3), context(3, batch=1), context(4))
         )
     assert torch.equal(first, again)
     assert len({first.item(), other.item(), third.item()}) == 3
@@ -110,7 +109,7 @@ def test_images_train_as_their_cached_codes_do(dtype: torch.dtype) -> None:
     codes = model.tokenize(images)
     task = GeneratorTask(model, tiny_args(), PREVIEW)
     with torch.no_grad(), torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-        live, cached = (task.loss((inputs, labels), context(0))[0] for inputs in (images, codes))
+        live, cached = (task.loss((inputs, labels), context(0)).value for inputs in (images, codes))
     assert torch.equal(live, cached)
 
 
@@ -124,8 +123,8 @@ def train(folder: Path, model: Checkerboard | None = None, **args: Any) -> tuple
     return losses(folder), trainer.trained.state_dict()
 
 
-def assert_trains_alike(folder: Path, **args: Any) -> None:
-    plain, other = train(folder / "plain"), train(folder / "other", **args)
+def assert_trains_alike(folder: Path, model: Checkerboard | None = None, **args: Any) -> None:
+    plain, other = train(folder / "plain"), train(folder / "other", model, **args)
     np.testing.assert_allclose(other[0], plain[0], rtol=1e-4)
     assert other[1].keys() == plain[1].keys()
     for key, weight in plain[1].items():
@@ -133,17 +132,17 @@ def assert_trains_alike(folder: Path, **args: Any) -> None:
 
 
 def test_activation_checkpointing_changes_no_loss(tmp_path: Path) -> None:
-    recomputed = 0
+    """Every layer runs once forward, and once more for its gradients."""
+    model, runs = without_noise(), 0
 
-    def counted(*args: Any, **kwargs: Any) -> Any:
-        nonlocal recomputed
-        recomputed += 1
-        return checkpoint(*args, **kwargs)
+    def count(*args: Any) -> None:
+        nonlocal runs
+        runs += 1
 
-    checkpoint = transformer.checkpoint
-    with patch.object(transformer, "checkpoint", counted):
-        assert_trains_alike(tmp_path, activation_checkpointing=True)
-    assert recomputed == 5 * TINY_TRANSFORMER.num_hidden_layers
+    for layer in model.transformer.layers:
+        layer.register_forward_hook(count)
+    assert_trains_alike(tmp_path, model, activation_checkpointing=True)
+    assert runs == 2 * 5 * TINY_TRANSFORMER.num_hidden_layers
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -166,38 +165,41 @@ def test_averaging_takes_a_compiled_model(tmp_path: Path) -> None:
         torch.testing.assert_close(compiled[1][key], weight, rtol=0, atol=1e-4)
 
 
-def flex_losses(attention: Callable[..., Tensor]) -> list[float]:
-    """Of training layouts, under FlexAttention; on a CPU it has no gradients."""
-    model = tiny_model(scale_ratio=3.0)
-    task = GeneratorTask(model, tiny_args(), PREVIEW)
-    model.use_flex_attention = True
-    batch = (random_codes(model, batch=2), torch.tensor([1, 2]))
-    with torch.no_grad(), patch.object(transformer, "compiled_flex_attention", lambda: attention):
-        return [task.loss(batch, context(step))[0].item() for step in range(8)]
-
-
-def dense_losses() -> list[float]:
+def assert_flex_gives_the_same_losses(attention: Callable[..., Tensor]) -> None:
+    """Of drawn blocks; on a CPU, FlexAttention has no gradients."""
     model = tiny_model(scale_ratio=3.0)
     task, batch = GeneratorTask(model, tiny_args(), PREVIEW), (random_codes(model, batch=2), torch.tensor([1, 2]))
-    with torch.no_grad():
-        return [task.loss(batch, context(step))[0].item() for step in range(8)]
+    losses = {}
+    with torch.no_grad(), patch.object(transformer, "compiled_flex_attention", lambda: attention):
+        for flex in (False, True):
+            model.use_flex_attention = flex
+            losses[flex] = [task.loss(batch, context(step)).value.item() for step in range(4)]
+    np.testing.assert_allclose(losses[True], losses[False], rtol=1e-4)
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 def test_flex_attention_changes_no_loss() -> None:
-    np.testing.assert_allclose(flex_losses(flex_attention), dense_losses(), rtol=1e-4)
+    assert_flex_gives_the_same_losses(flex_attention)
 
 
 @slow
 def test_compiled_flex_attention_changes_no_loss() -> None:
-    np.testing.assert_allclose(flex_losses(torch.compile(flex_attention)), dense_losses(), rtol=1e-4)
+    assert_flex_gives_the_same_losses(torch.compile(flex_attention))
 
 
-def test_the_settings_reach_the_model() -> None:
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="FlexAttention trains on CUDA alone")
+def test_flex_attention_trains_alike_on_cuda() -> None:
+    """To the same gradients."""
+    gradients = {}
     for attention in ("sdpa", "flex"):
-        cuda = torch.device("cuda")
-        model = GeneratorTask(fresh_model(), tiny_args(attention=attention), PREVIEW, device=cuda).module
+        model, cuda = tiny_model(scale_ratio=3.0), torch.device("cuda")
+        task = GeneratorTask(model, tiny_args(attention=attention), PREVIEW, device=cuda)
         assert model.use_flex_attention == (attention == "flex")
+        batch = ([codes.cuda() for codes in random_codes(model, batch=2)], torch.tensor([1, 2], device=cuda))
+        task.loss(batch, step_context(0, 0, 0, cuda)).value.backward()
+        gradients[attention] = [parameter.grad for parameter in model.parameters()]
+    for one, other in zip(*gradients.values(), strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-2, atol=1e-5)
 
 
 def test_flex_attention_is_refused_where_it_has_no_gradients() -> None:
@@ -210,7 +212,7 @@ def test_flex_attention_is_refused_where_it_has_no_gradients() -> None:
 
 @pytest.mark.parametrize("scan_order", ["raster", "random"])
 def test_other_scan_orders_train_and_sample(scan_order: str, tmp_path: Path) -> None:
-    trainer = tiny_trainer(tmp_path, fresh_model(scan_order=scan_order), epochs=2)
+    trainer = tiny_trainer(tmp_path, fresh_model(scan_order=scan_order), GeneratorTask, epochs=2)
     trainer.fit()
     found = losses(tmp_path)
     assert found[-1] < 0.75 * found[0]
@@ -234,8 +236,8 @@ def test_other_scan_orders_train_and_sample(scan_order: str, tmp_path: Path) -> 
 )
 def test_a_grid_has_a_row_a_class(config: dict[str, Any], labels: list[int], tmp_path: Path) -> None:
     model = tiny_model(img_size=16, **config)
-    args = tiny_args(cfg=1.0, cfg_start_step=2, steps_per_scale=2)
-    GeneratorTask(model, args).show(model, tmp_path, "grid")
+    drawing = CheckerboardDrawing(cfg=1.0, cfg_start_step=2, steps_per_scale=2)
+    GeneratorTask(model, tiny_args(), drawing).show(model, tmp_path, "grid")
     cfg = 1.0 if model.config.class_cond else 0.0
     rows = [label for label in labels for _ in range(8)]
     out = sample(model, rows, steps_per_scale=2, cfg=cfg, cfg_start_step=2, seeds=range(len(rows)))

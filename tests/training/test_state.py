@@ -61,10 +61,10 @@ def test_weight_decay_and_betas_follow_the_command_line_when_going_on(stopped: P
 
 
 class BallastTask(QuietTask):
-    """Makes checkpoints of 40 MB, which take a while to write; every number says at which step."""
+    """Makes checkpoints of 8 MB, which take a while to write; every number says at which step."""
 
     def state(self) -> dict[str, Any]:
-        return {"ballast": torch.full((10_000_000,), float(self.step))}
+        return {"ballast": torch.full((2_000_000,), float(self.step))}
 
 
 def save_on_and_on(folder: Path) -> None:
@@ -79,7 +79,7 @@ def save_on_and_on(folder: Path) -> None:
 def test_a_kill_at_any_moment_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
     """Killed until it happened three times that a file was half written; what stays there is no harm."""
     path, output, half_written = tmp_path / LAST, tmp_path / "output.txt", 0
-    for delay in np.random.default_rng(0).uniform(0, 0.1, 30):
+    for delay in np.random.default_rng(0).uniform(0, 0.05, 30):
         process = start_process(output, save_on_and_on, tmp_path)
         while not path.exists():
             process.join(0.001)

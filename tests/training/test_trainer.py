@@ -22,7 +22,6 @@ from models.loading.state import read_torch_file
 from runtime.command import Stopped
 from runtime.config import parse_config
 from runtime.errors import UserError
-from tests.factory import FIXTURES
 from tests.training_factory import (
     GOLDEN,
     GOLDEN_FLAGS,
@@ -66,7 +65,9 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def trainer_of(name: str, folder: Path) -> Trainer:
     """A trainer with the schedule of one of our configurations, 16 steps an epoch."""
     argv = ["--config", str(ROOT / "configs" / f"{name}.yaml")]
-    args = parse_config(argv, "", "", {"model": CheckerboardConfig, "args": (TrainArgs, CheckerboardDrawing)})[0]["args"][0]
+    args = parse_config(argv, "", "", {"model": CheckerboardConfig, "args": (TrainArgs, CheckerboardDrawing)})[0][
+        "args"
+    ][0]
     schedule = {key: getattr(args, key) for key in ("lr", "lr_drops", "warmup_epochs", "epochs")}
     return tiny_trainer(folder, num_images=16 * 8, **schedule)
 
@@ -331,10 +332,10 @@ def test_random_orders_go_on_too(tmp_path: Path) -> None:
 
 
 def test_a_finished_run_stays_as_it_is(plain: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    before = {path.name: path.read_bytes() for path in plain.iterdir()}
+    before = {path: path.read_bytes() for path in plain.rglob("*") if path.is_file()}
     again = tiny_trainer(plain, epochs=4)
     assert not again.fit()
-    assert {path.name: path.read_bytes() for path in plain.iterdir()} == before
+    assert {path: path.read_bytes() for path in plain.rglob("*") if path.is_file()} == before
     assert again.state.step == 40
     assert f"going on from {plain / LAST}: epoch 4, step 40" in capsys.readouterr().out
 
@@ -390,7 +391,10 @@ def test_a_run_may_go_on_in_another_precision(plain: Path, tmp_path: Path) -> No
     """Every change to and from float16, which alone saves a scale of the loss."""
     for epochs, dtype in enumerate(("float32", "float16", "float32", "bfloat16"), start=1):
         tiny_trainer(tmp_path, epochs=epochs, dtype=dtype).fit()
-    assert [event["dtype"] for event in read_events(tmp_path) if "event" in event][1::2] == ["torch.float16", "torch.bfloat16"]
+    assert [event["dtype"] for event in read_events(tmp_path) if "event" in event][1::2] == [
+        "torch.float16",
+        "torch.bfloat16",
+    ]
     np.testing.assert_allclose(losses(tmp_path), losses(plain), rtol=0.03)
 
 
