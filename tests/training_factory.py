@@ -7,7 +7,6 @@ import json
 import multiprocessing
 import os
 import signal
-import socket
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -20,6 +19,7 @@ import numpy as np
 import torch
 from sklearn.datasets import load_digits
 from torch import Tensor
+from torch.distributed import TCPStore
 from torch.utils.data import Dataset
 
 import main
@@ -32,6 +32,7 @@ from runtime import distributed
 from runtime.command import run
 from runtime.config import parse_config, plain
 from tests.factory import TINY_TRANSFORMER, tiny_autoencoder
+from training import job
 from training.generator import GeneratorTask
 from training.options import TrainArgs
 from training.run_folder import run_settings
@@ -44,9 +45,10 @@ GOLDEN_FLAGS = (
     *("--batch_size", "25", "--epochs", "2", "--lr_drops", "{1: 0.3162278}", "--log_freq", "5", "--eval_freq", "0"),
     *("--device", "cpu", "--dtype", "float32"),
 )
+FEW_DIGITS = 10
 PATIENCE = 300  # seconds that a process may take before it counts as hanging
 _PROCESSES = multiprocessing.get_context("forkserver")
-_PROCESSES.set_forkserver_preload(["tests.training_factory", "training.job"])  # once, so that a process starts quickly
+_PROCESSES.set_forkserver_preload(["tests.training_factory"])  # imported once, so that a process starts quickly
 
 
 class DigitCodes(Dataset):
@@ -271,14 +273,15 @@ def start_process(output: Path, work: Callable[..., None], *args: Any, **environ
 
 def start_ranks(folder: Path, count: int, work: Callable[..., None], *args: Any) -> list[BaseProcess]:
     """Run ``work(*args)`` on ``count`` ranks as torchrun would; output goes to ``rank0.txt ...`` in ``folder``."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    where = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    return [
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # where they meet: at any free port
+    where = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
+    where["TORCHELASTIC_USE_AGENT_STORE"] = "True"
+    processes = [
         start_process(folder / f"rank{rank}.txt", work, *args, RANK=str(rank), LOCAL_RANK=str(rank), **where)
         for rank in range(count)
     ]
+    processes[0].store = store  # lives as long as they do
+    return processes
 
 
 def exit_codes(processes: Sequence[BaseProcess]) -> list[int | None]:
@@ -292,7 +295,8 @@ def exit_codes(processes: Sequence[BaseProcess]) -> list[int | None]:
 
 
 def main_command(argv: Sequence[str]) -> None:
-    """``python main.py ARGV``, for ``start_process``."""
+    """``python main.py ARGV``, which scores few digits, for ``start_process``."""
+    job.NUM_SCORED_DIGITS = FEW_DIGITS
     sys.argv = ["main.py", *argv]
     run(main.main)
 

@@ -132,7 +132,7 @@ def assert_trains_alike(folder: Path, model: Checkerboard | None = None, **args:
 
 
 def test_activation_checkpointing_changes_no_loss(tmp_path: Path) -> None:
-    """Every layer runs once forward, and once more for its gradients."""
+    """Every layer is begun once forward, and once more for its gradients."""
     model, runs = without_noise(), 0
 
     def count(*args: Any) -> None:
@@ -140,7 +140,7 @@ def test_activation_checkpointing_changes_no_loss(tmp_path: Path) -> None:
         runs += 1
 
     for layer in model.transformer.layers:
-        layer.register_forward_hook(count)
+        layer.register_forward_pre_hook(count)
     assert_trains_alike(tmp_path, model, activation_checkpointing=True)
     assert runs == 2 * 5 * TINY_TRANSFORMER.num_hidden_layers
 
