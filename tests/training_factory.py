@@ -320,6 +320,7 @@ def _process(output: Path, environment: dict[str, str], work: Callable[..., None
         os.dup2(file.fileno(), sys.stdout.fileno())
         os.dup2(file.fileno(), sys.stderr.fileno())
     os.environ.update(environment)
+    multiprocessing.set_start_method(None, force=True)  # a loader's workers start as they do for users
     torch.set_num_threads(1)
     work(*args)
 
