@@ -31,6 +31,7 @@ from training.generator import GeneratorTask
 from training.task import step_context
 
 CPU = torch.device("cpu")
+pytestmark = pytest.mark.quick
 slow = pytest.mark.skipif("RUN_SLOW" not in os.environ, reason="compiles C++ for up to a minute; set RUN_SLOW=1")
 
 
