@@ -117,19 +117,18 @@ def test_images_train_as_their_cached_codes_do(dtype: torch.dtype) -> None:
 # Ways of computing that change nothing
 
 
-def train(folder: Path, model: Checkerboard | None = None, **args: Any) -> tuple[list[float], dict[str, Tensor]]:
-    """Losses and last weights of 5 steps."""
-    trainer = tiny_trainer(folder, model or without_noise(), BlocksTask, num_images=40, epochs=1, **args)
+def train(folder: Path, model: Checkerboard | None = None, **args: Any) -> tuple[list[float], list[Tensor]]:
+    """Losses of 5 steps; the last weights and their averages."""
+    trainer = tiny_trainer(folder, model or without_noise(), num_images=40, epochs=1, ema=True, **args)
     trainer.fit()
-    return losses(folder), trainer.trained.state_dict()
+    return losses(folder), [*trainer.state.module.parameters(), *trainer.state.ema.module.parameters()]
 
 
 def assert_trains_alike(folder: Path, model: Checkerboard | None = None, **args: Any) -> None:
     plain, other = train(folder / "plain"), train(folder / "other", model, **args)
     np.testing.assert_allclose(other[0], plain[0], rtol=1e-4)
-    assert other[1].keys() == plain[1].keys()
-    for key, weight in plain[1].items():
-        torch.testing.assert_close(other[1][key], weight, rtol=0, atol=1e-4)
+    for one, weight in zip(other[1], plain[1], strict=True):
+        torch.testing.assert_close(one, weight, rtol=0, atol=1e-4)
 
 
 def test_activation_checkpointing_changes_no_loss(tmp_path: Path) -> None:
@@ -156,14 +155,7 @@ def test_compiling_changes_no_loss(checkpointing: bool, tmp_path: Path) -> None:
 
 @slow
 def test_compiling_to_the_end_changes_no_loss(tmp_path: Path) -> None:
-    assert_trains_alike(tmp_path, compile=True, ema=False)
-
-
-def test_averaging_takes_a_compiled_model(tmp_path: Path) -> None:
-    with patch("torch.compile", partial(torch.compile, backend="aot_eager")):
-        compiled, plain = (train(tmp_path / str(on), ema=True, compile=on) for on in (True, False))
-    for key, weight in plain[1].items():
-        torch.testing.assert_close(compiled[1][key], weight, rtol=0, atol=1e-4)
+    assert_trains_alike(tmp_path, compile=True)
 
 
 def assert_flex_gives_the_same_losses(attention: Callable[..., Tensor]) -> None:
@@ -190,17 +182,16 @@ def test_compiled_flex_attention_changes_no_loss() -> None:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="FlexAttention trains on CUDA alone")
 def test_flex_attention_trains_alike_on_cuda() -> None:
-    """To the same gradients."""
-    gradients = {}
+    """To the same gradients, but for rounding."""
+    cuda, gradients = torch.device("cuda"), []
     for attention in ("sdpa", "flex"):
-        model, cuda = tiny_model(scale_ratio=3.0), torch.device("cuda")
+        model = tiny_model(scale_ratio=3.0)
         task = GeneratorTask(model, tiny_args(attention=attention), PREVIEW, device=cuda)
         assert model.use_flex_attention == (attention == "flex")
-        batch = ([codes.cuda() for codes in random_codes(model, batch=2)], torch.tensor([1, 2], device=cuda))
+        batch = (random_codes(model, batch=2), torch.tensor([1, 2], device=cuda))
         task.loss(batch, step_context(0, 0, 0, cuda)).value.backward()
-        gradients[attention] = [parameter.grad for parameter in model.parameters()]
-    for one, other in zip(*gradients.values(), strict=True):
-        torch.testing.assert_close(other, one, rtol=1e-2, atol=1e-5)
+        gradients.append(torch.cat([parameter.grad.flatten() for parameter in model.parameters()]))
+    assert (gradients[1] - gradients[0]).norm() < 0.01 * gradients[0].norm()
 
 
 def test_flex_attention_is_refused_where_it_has_no_gradients() -> None:
