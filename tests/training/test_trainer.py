@@ -65,9 +65,9 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def trainer_of(name: str, folder: Path) -> Trainer:
     """A trainer with the schedule of one of our configurations, 16 steps an epoch."""
     argv = ["--config", str(ROOT / "configs" / f"{name}.yaml")]
-    args = parse_config(argv, "", "", {"model": CheckerboardConfig, "args": (TrainArgs, CheckerboardDrawing)})[0][
-        "args"
-    ][0]
+    sections = {"model": CheckerboardConfig, "args": (TrainArgs, CheckerboardDrawing)}
+    settings, _ = parse_config(argv, "", "", sections)
+    args, _ = settings["args"]
     schedule = {key: getattr(args, key) for key in ("lr", "lr_drops", "warmup_epochs", "epochs")}
     return tiny_trainer(folder, num_images=16 * 8, **schedule)
 
@@ -391,10 +391,8 @@ def test_a_run_may_go_on_in_another_precision(plain: Path, tmp_path: Path) -> No
     """Every change to and from float16, which alone saves a scale of the loss."""
     for epochs, dtype in enumerate(("float32", "float16", "float32", "bfloat16"), start=1):
         tiny_trainer(tmp_path, epochs=epochs, dtype=dtype).fit()
-    assert [event["dtype"] for event in read_events(tmp_path) if "event" in event][1::2] == [
-        "torch.float16",
-        "torch.bfloat16",
-    ]
+    dtypes = [event["dtype"] for event in read_events(tmp_path) if "event" in event]
+    assert dtypes[1::2] == ["torch.float16", "torch.bfloat16"]
     np.testing.assert_allclose(losses(tmp_path), losses(plain), rtol=0.03)
 
 
