@@ -8,13 +8,11 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from pathlib import Path
-from textwrap import dedent
 from typing import Any
 
 import numpy as np
@@ -28,13 +26,16 @@ import main as training
 from data.batches import EpochBatches
 from data.cache import DONE, TODO
 from data.images import CroppedImages, open_dataset
+from models.checkerboard.model import Checkerboard
 from models.loading.autoencoder import save_autoencoder
-from tests.command_factory import ROOT, Outcome, call, start
+from runtime.errors import UserError
+from tests.command_factory import Outcome, call
 from tests.factory import tiny_autoencoder
 from tests.pictures import damage, picture, write_pictures
+from tests.training_factory import exit_codes, main_command, start_process, start_ranks
 
 NAME = "pets-32-ten"
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+KEPT: list[UserError] = []  # until the process ends
 
 
 @dataclass(frozen=True)
@@ -59,16 +60,10 @@ class Work:
     def manifest(self, cached: str = "cached") -> dict[str, Any]:
         return json.loads((self.folder / cached / NAME / "manifest.json").read_text())
 
-    @contextmanager
-    def process(self, *flags: str, launcher: Sequence[str] = (sys.executable,)) -> Iterator[subprocess.Popen[str]]:
-        """main.py in a process of its own, which has ended afterwards."""
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        words = [*launcher, "main.py", *self.flags(*flags)]
-        with subprocess.Popen(words, cwd=ROOT, env=environment, text=True, stderr=subprocess.PIPE) as process:
-            try:
-                yield process
-            finally:
-                process.kill()
+    @property
+    def output(self) -> Path:
+        """What a process of its own printed."""
+        return self.folder / "output.txt"
 
     def write_config(self) -> None:
         weights = {"checkpoint_path": str(self.folder / "autoencoder" / "autoencoder.safetensors")}
@@ -104,27 +99,28 @@ def blocked(path: Path) -> Iterator[None]:
     path.write_bytes(content)
 
 
-def wait_at(pipe: Path, process: subprocess.Popen[str]) -> int:
+def wait_at(pipe: Path, process: BaseProcess) -> int:
     """Return, as soon as a process waits for the picture in ``pipe``, the writing end, which keeps it waiting."""
     while True:
         try:
             return os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
         except OSError as error:
             assert error.errno == errno.ENXIO  # nobody reads yet
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=0.02)
-            pytest.fail(f"main.py ended too early: {process.stderr.read()}")
+        process.join(0.02)
+        assert process.is_alive(), "main.py ended too early"
 
 
+@pytest.mark.processes
 def test_creation_survives_kills(work: Work) -> None:
     flags = ("--create_cache", "--batch_size", "20")  # two images of ten crops at once
     assert command(work.flags(*flags, cached="undisturbed")).code == 0
     for number, done in ((4, 4), (9, 8)):
         path = work.pictures[number]
-        with blocked(path), work.process(*flags) as process:
+        with blocked(path):
+            process = start_process(work.output, main_command, work.flags(*flags))
             pipe = wait_at(path, process)
             process.kill()
-            assert process.wait() == -signal.SIGKILL
+            assert exit_codes([process]) == [-signal.SIGKILL]
             os.close(pipe)
         assert work.status() == [DONE] * done + [TODO] * (12 - done)
         assert not (work.folder / "cached" / NAME).exists()
@@ -137,14 +133,17 @@ def test_creation_survives_kills(work: Work) -> None:
     assert [path.name for path in (work.folder / "cached").iterdir()] == [NAME]
 
 
+@pytest.mark.ranks
 def test_two_ranks_killed_half_way_and_continued_by_one(work: Work) -> None:
     flags = ("--create_cache", "--batch_size", "20")
     assert command(work.flags(*flags, cached="undisturbed")).code == 0
-    first, second = work.pictures[4:6]  # in the second group of either rank
-    with blocked(first), blocked(second), work.process(*flags, launcher=TORCHRUN) as process:
-        pipes = [wait_at(path, process) for path in (first, second)]
-        process.terminate()  # torchrun passes it on, as when a job's time is up
-        process.communicate()
+    paths = work.pictures[4:6]  # in the second group of either rank
+    with blocked(paths[0]), blocked(paths[1]):
+        ranks = start_ranks(work.folder, 2, main_command, work.flags(*flags))
+        pipes = [wait_at(path, rank) for path, rank in zip(paths, ranks, strict=True)]
+        for rank in ranks:
+            rank.terminate()  # as torchrun passes it on when a job's time is up
+        assert exit_codes(ranks) == [-signal.SIGTERM] * 2
         for pipe in pipes:
             os.close(pipe)
     assert work.status() == [DONE] * 4 + [TODO] * 8
@@ -182,14 +181,14 @@ def test_cached_scales(work: Work, scales: str, expected: list[int]) -> None:
 def record_batches(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[Tensor], Tensor]]:
     """A list that the codes and labels of every training step are put in."""
     seen = []
-    forward = training.Checkerboard.forward
+    forward = Checkerboard.forward
 
-    def noting(self: training.Checkerboard, codes: list[Tensor], labels: Tensor, **more: Any) -> Any:
+    def noting(self: Checkerboard, codes: list[Tensor], labels: Tensor, **more: Any) -> Any:
         if self.training:
             seen.append((codes, labels))
         return forward(self, codes, labels, **more)
 
-    monkeypatch.setattr(training.Checkerboard, "forward", noting)
+    monkeypatch.setattr(Checkerboard, "forward", noting)
     return seen
 
 
@@ -270,7 +269,8 @@ def test_a_cache_that_another_process_makes_is_left_to_it(work: Work) -> None:
     with FileLock(work.folder / "cached" / f"{NAME}.lock"):
         said = command(work.flags("--create_cache")).error()
     assert said.startswith("another process is making the cache ")
-    assert command(work.flags("--create_cache")).code == 0
+    assert list((work.folder / "cached").glob("*.partial")) == []
+    assert command(work.flags("--create_cache", "--batch_size", "20")).code == 0
     assert [path.name for path in (work.folder / "cached").iterdir()] == [NAME]
 
 
@@ -283,42 +283,40 @@ def test_a_full_disk(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "No space left on device; free some space and run the same command again" in said
 
 
-@pytest.mark.parametrize(
-    ("flag", "num_workers"),
-    [
-        ("--create_cache", 0),
-        ("--create_cache", 1),
-        ("--epochs=1", 0),
-        ("--epochs=1", 1),
-    ],
-)
+@pytest.mark.parametrize("flag", ["--create_cache", "--epochs=1"])
+@pytest.mark.parametrize("num_workers", [0, pytest.param(1, marks=pytest.mark.processes)])
 def test_too_many_unreadable_images(work: Work, flag: str, num_workers: int) -> None:
     broken = [work.pictures[number] for number in (1, 4, 7)]
     for path in broken:
         damage(path, "truncated")
-    outcome = command(work.flags(flag, f"--num_workers={num_workers}"))
-    lines = [line for line in re.split(r"[\r\n]+", outcome.err) if line.strip()]
-    lines = [line for line in lines if "%|" not in line]  # progress
-    skipped = [line for line in lines if line.startswith("skipped: ")]
-    if flag == "--create_cache":  # a loader's workers write to a stderr of their own
-        assert len(skipped) == 2
-    assert all(any(str(path) in line for path in broken) for line in skipped)
-    said = Outcome(outcome.code, outcome.out, "\n".join(line for line in lines if line not in skipped)).error()
-    assert said == "2 unreadable images, over 1 % of the data; mend it (--check_data lists them)"
+    flags = work.flags(flag, f"--num_workers={num_workers}")
+    if num_workers:
+        (code,) = exit_codes([start_process(work.output, main_command, flags)])
+        outcome = Outcome(code, "", work.output.read_text())
+    else:
+        outcome = command(flags)
+    skipped = re.findall(r"skipped: (\S+)", outcome.err)
+    assert len(skipped) == 2
+    assert set(skipped) < set(map(str, broken))
+    assert outcome.code == 2
+    error = "error: 2 unreadable images, over 1 % of the data; mend it (--check_data lists them)\n"
+    assert outcome.err.endswith(error)
 
 
+def train_and_keep_the_error(argv: Sequence[str]) -> None:
+    """For ``start_process``."""
+    try:
+        training.main(argv)
+    except UserError as error:
+        KEPT.append(error)
+        print(type(error).__name__, flush=True)
+
+
+@pytest.mark.processes
 def test_workers_end_with_a_program_that_keeps_the_error(work: Work) -> None:
-    """A kept traceback keeps the loader alive; the interpreter must not wait forever for workers that ignore it."""
+    """A kept traceback keeps the loader alive; the program must not wait forever for workers that ignore signals."""
     for number in (1, 4, 7):
         damage(work.pictures[number], "truncated")
-    script = """
-        import sys
-        import main as training
-        try:
-            training.main(sys.argv[1:])
-        except ValueError as error:
-            kept = error
-            print(type(kept).__name__)
-    """
-    done = start(sys.executable, "-c", dedent(script), *work.flags("--epochs=1", "--num_workers=1"))
-    assert done.out.endswith("UserError\n")
+    process = start_process(work.output, train_and_keep_the_error, work.flags("--epochs=1", "--num_workers=1"))
+    assert exit_codes([process]) == [0]
+    assert work.output.read_text().endswith("UserError\n")

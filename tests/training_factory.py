@@ -7,7 +7,6 @@ import json
 import multiprocessing
 import os
 import signal
-import socket
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -20,6 +19,7 @@ import numpy as np
 import torch
 from sklearn.datasets import load_digits
 from torch import Tensor
+from torch.distributed import TCPStore
 from torch.utils.data import Dataset
 
 import main
@@ -32,6 +32,7 @@ from runtime import distributed
 from runtime.command import run
 from runtime.config import parse_config, plain
 from tests.factory import TINY_TRANSFORMER, tiny_autoencoder
+from training import job
 from training.generator import GeneratorTask
 from training.options import TrainArgs
 from training.run_folder import run_settings
@@ -44,6 +45,7 @@ GOLDEN_FLAGS = (
     *("--batch_size", "25", "--epochs", "2", "--lr_drops", "{1: 0.3162278}", "--log_freq", "5", "--eval_freq", "0"),
     *("--device", "cpu", "--dtype", "float32"),
 )
+FEW_DIGITS = 10
 PATIENCE = 300  # seconds that a process may take before it counts as hanging
 _PROCESSES = multiprocessing.get_context("forkserver")
 _PROCESSES.set_forkserver_preload(["tests.training_factory"])  # imported once, so that a process starts quickly
@@ -86,6 +88,13 @@ class DigitCodes(Dataset):
 PREVIEW = CheckerboardDrawing(steps_per_scale=1)
 
 
+class QuietTask(GeneratorTask):
+    """Draws no grid of samples, which would take longer than the steps of a tiny run; measures if asked to."""
+
+    def show(self, module: Checkerboard, folder: Path, name: str) -> dict[str, float]:
+        return super().show(module, folder, name) if self.args.eval_samples else {}
+
+
 def fresh_model(**overrides: Any) -> Checkerboard:
     """A model as a run begins with it, scales 1 2 4; ``overrides`` are fields of CheckerboardConfig."""
     tiny = {"img_size": 16, "num_classes": 10, "llama_config": TINY_TRANSFORMER}
@@ -118,7 +127,7 @@ def tiny_args(**overrides: Any) -> TrainArgs:
 def tiny_trainer(
     folder: Path,
     model: Checkerboard | None = None,
-    task: Callable[..., GeneratorTask] = GeneratorTask,
+    task: Callable[..., GeneratorTask] = QuietTask,
     num_images: int = 80,
     **args: Any,
 ) -> Trainer:
@@ -169,13 +178,13 @@ def golden_run(folder: Path) -> dict[str, float]:
     args, drawing = settings["args"]
     torch.manual_seed(args.seed)
     model = Checkerboard(settings["model"], tiny_autoencoder())
-    data, task = DigitCodes(750, model.scale_sizes), GeneratorTask(model, args, drawing)
+    data, task = DigitCodes(750, model.scale_sizes), QuietTask(model, args, drawing)
     folder.mkdir(parents=True, exist_ok=True)
     Trainer(task, data, args, folder, torch.device("cpu"), {}).fit()
-    return {str(step): figures["loss"] for step, figures in read_log(folder).items()}
+    return {str(step): metrics["loss"] for step, metrics in read_log(folder).items()}
 
 
-class BlocksTask(GeneratorTask):
+class BlocksTask(QuietTask):
     """Keeps the block lengths of every step in ``blocks``."""
 
     def __init__(self, module: Checkerboard, args: TrainArgs, drawing: CheckerboardDrawing) -> None:
@@ -189,11 +198,8 @@ class BlocksTask(GeneratorTask):
 
         module.layout_of_blocks = layout_of_blocks
 
-    def show(self, module: Checkerboard, folder: Path, name: str) -> dict[str, float]:
-        return {}  # drawing samples makes layouts too
 
-
-class NaNTask(GeneratorTask):
+class NaNTask(QuietTask):
     """The loss of step 7 is not a number, on the last rank."""
 
     def loss(self, batch: list[Any], context: StepContext) -> Loss:
@@ -202,7 +208,7 @@ class NaNTask(GeneratorTask):
         return Loss(loss.value * torch.nan if bad else loss.value, loss.metrics)
 
 
-class SignalTask(GeneratorTask):
+class SignalTask(QuietTask):
     """The last rank gets SIGTERM within step 13."""
 
     sent = False
@@ -219,18 +225,18 @@ def read_events(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
-def read_log(folder: Path, *keys: str) -> dict[int, dict[str, float]]:
-    """A run's figures by step, all but the time, or ``keys`` alone; a step done twice must have logged the same."""
+def read_log(folder: Path) -> dict[int, dict[str, float]]:
+    """A run's metrics by step, all but the time; a step done twice must have logged the same."""
     by_step: dict[int, dict[str, float]] = {}
     for entry in read_events(folder):
         if "loss" in entry:
-            figures = {key: value for key, value in entry.items() if key != "time" and (not keys or key in keys)}
-            assert by_step.setdefault(entry["step"], figures) == figures
+            metrics = {key: value for key, value in entry.items() if key != "time"}
+            assert by_step.setdefault(entry["step"], metrics) == metrics
     return by_step
 
 
 def losses(folder: Path) -> list[float]:
-    return [figures["loss"] for figures in read_log(folder).values()]
+    return [metrics["loss"] for metrics in read_log(folder).values()]
 
 
 def assert_same_state(one: Any, other: Any, where: str = "checkpoint") -> None:
@@ -267,14 +273,15 @@ def start_process(output: Path, work: Callable[..., None], *args: Any, **environ
 
 def start_ranks(folder: Path, count: int, work: Callable[..., None], *args: Any) -> list[BaseProcess]:
     """Run ``work(*args)`` on ``count`` ranks as torchrun would; output goes to ``rank0.txt ...`` in ``folder``."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    where = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    return [
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # where they meet: at any free port
+    where = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
+    where["TORCHELASTIC_USE_AGENT_STORE"] = "True"
+    processes = [
         start_process(folder / f"rank{rank}.txt", work, *args, RANK=str(rank), LOCAL_RANK=str(rank), **where)
         for rank in range(count)
     ]
+    processes[0].store = store  # lives as long as they do
+    return processes
 
 
 def exit_codes(processes: Sequence[BaseProcess]) -> list[int | None]:
@@ -288,7 +295,8 @@ def exit_codes(processes: Sequence[BaseProcess]) -> list[int | None]:
 
 
 def main_command(argv: Sequence[str]) -> None:
-    """``python main.py ARGV``, for ``start_process``."""
+    """``python main.py ARGV``, which scores few digits, for ``start_process``."""
+    job.NUM_SCORED_DIGITS = FEW_DIGITS
     sys.argv = ["main.py", *argv]
     run(main.main)
 
@@ -312,6 +320,7 @@ def _process(output: Path, environment: dict[str, str], work: Callable[..., None
         os.dup2(file.fileno(), sys.stdout.fileno())
         os.dup2(file.fileno(), sys.stderr.fileno())
     os.environ.update(environment)
+    multiprocessing.set_start_method(None, force=True)  # a loader's workers start as they do for users
     torch.set_num_threads(1)
     work(*args)
 

@@ -1,4 +1,4 @@
-"""The autoregressive model as a task: a step's layout, ways of computing that change nothing, weights to start from."""
+"""A generator as a task: a step's blocks, ways of computing that change nothing, grids, weights to start from."""
 
 import os
 from collections.abc import Callable
@@ -17,6 +17,7 @@ from torch.nn.attention.flex_attention import flex_attention
 
 from data.crops import to_uint8
 from models import sample, transformer
+from models.checkerboard.config import CheckerboardDrawing
 from models.checkerboard.model import Checkerboard, scale_metrics
 from models.checkerboard.order import sampling_blocks
 from models.family import StepContext
@@ -25,25 +26,27 @@ from runtime.errors import UserError
 from sampling.pictures import save_grid
 from tests.command_factory import save_run
 from tests.factory import FIXTURES, TINY_TRANSFORMER, load_reference, random_codes, tiny_autoencoder, tiny_model
-from tests.training_factory import BlocksTask, fresh_model, losses, tiny_args, tiny_trainer, without_noise
+from tests.training_factory import PREVIEW, BlocksTask, fresh_model, losses, tiny_args, tiny_trainer, without_noise
 from training.generator import GeneratorTask
+from training.task import step_context
 
 CPU = torch.device("cpu")
+pytestmark = pytest.mark.quick
 slow = pytest.mark.skipif("RUN_SLOW" not in os.environ, reason="compiles C++ for up to a minute; set RUN_SLOW=1")
 
 
-def randomness(step: int, seed: int = 0, batch: int = 0) -> StepContext:
-    return StepContext(seed, step, batch, CPU)
+def context(step: int, seed: int = 0, batch: int = 0) -> StepContext:
+    return step_context(seed, step, batch, CPU)
 
 
-# The layout of a step
+# The blocks of a step
 
 
 def drawn_blocks(model: Checkerboard, seed: int, steps: range) -> list[tuple[tuple[int, ...], ...]]:
-    task = BlocksTask(model, tiny_args())
+    task = BlocksTask(model, tiny_args(), PREVIEW)
     with torch.no_grad():
         for step in steps:
-            task.loss((random_codes(model, batch=1), torch.tensor([1])), randomness(step, seed))
+            task.loss((random_codes(model, batch=1), torch.tensor([1])), context(step, seed))
     return task.blocks
 
 
@@ -74,28 +77,26 @@ def test_fixed_block_sizes_are_eight_steps_a_scale() -> None:
 # The loss
 
 
-def test_the_loss_is_the_models_and_so_are_its_figures() -> None:
-    """In evaluation mode, under the same layout; statistics are those of the very logits."""
+def test_the_loss_is_the_models_and_so_are_its_metrics() -> None:
+    """In evaluation mode, under the same layout; metrics are those of the very logits."""
     model = tiny_model(scale_ratio=3.0)
-    task, codes, labels = BlocksTask(model, tiny_args()), random_codes(model, batch=3), torch.tensor([1, 2, 3])
+    task, codes, labels = BlocksTask(model, tiny_args(), PREVIEW), random_codes(model, batch=3), torch.tensor([1, 2, 3])
     with torch.no_grad():
-        loss, statistics = task.loss((codes, labels), randomness(4))
+        loss = task.loss((codes, labels), context(4))
         layout = model.layout_of_blocks(task.blocks[0])
         logits, expected = model(codes, labels, layout=layout)
-    assert torch.equal(loss, expected)
-    expected_figures = scale_metrics(logits, codes, layout)
-    assert {name: value.item() for name, value in statistics().items()} == pytest.approx(
-        {name: value.item() for name, value in expected_figures.items()}
+    assert torch.equal(loss.value, expected)
+    assert {name: value.item() for name, value in loss.metrics().items()} == pytest.approx(
+        {name: value.item() for name, value in scale_metrics(logits, codes, layout).items()}
     )
 
 
 def test_noise_follows_from_seed_step_and_batch() -> None:
     model = tiny_model(label_drop=0.5, random_replace=0.5).train()
-    task, batch = GeneratorTask(model, tiny_args()), (random_codes(model, batch=4), torch.arange(4))
+    task, batch = GeneratorTask(model, tiny_args(), PREVIEW), (random_codes(model, batch=4), torch.arange(4))
     with torch.no_grad():
         first, again, other, third = (
-            task.loss(batch, which)[0]
-            for which in (randomness(3), randomness(3), randomness(3, batch=1), randomness(4))
+            task.loss(batch, which).value for which in (context(3), context(3), context(3, batch=1), context(4))
         )
     assert torch.equal(first, again)
     assert len({first.item(), other.item(), third.item()}) == 3
@@ -107,42 +108,41 @@ def test_images_train_as_their_cached_codes_do(dtype: torch.dtype) -> None:
     model = tiny_model()
     images, labels = torch.rand(4, 3, 32, 32) * 2 - 1, torch.arange(4)
     codes = model.tokenize(images)
-    task = GeneratorTask(model, tiny_args())
+    task = GeneratorTask(model, tiny_args(), PREVIEW)
     with torch.no_grad(), torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-        live, cached = (task.loss((inputs, labels), randomness(0))[0] for inputs in (images, codes))
+        live, cached = (task.loss((inputs, labels), context(0)).value for inputs in (images, codes))
     assert torch.equal(live, cached)
 
 
 # Ways of computing that change nothing
 
 
-def train(folder: Path, model: Checkerboard | None = None, **args: Any) -> tuple[list[float], dict[str, Tensor]]:
-    """Losses and last weights of 5 steps."""
-    trainer = tiny_trainer(folder, model or without_noise(), BlocksTask, num_images=40, epochs=1, **args)
+def train(folder: Path, model: Checkerboard | None = None, **args: Any) -> tuple[list[float], list[Tensor]]:
+    """Losses of 5 steps; the last weights and their averages."""
+    trainer = tiny_trainer(folder, model or without_noise(), num_images=40, epochs=1, ema=True, **args)
     trainer.fit()
-    return losses(folder), trainer.trained.state_dict()
+    return losses(folder), [*trainer.state.module.parameters(), *trainer.state.ema.module.parameters()]
 
 
-def assert_trains_alike(folder: Path, **args: Any) -> None:
-    plain, other = train(folder / "plain"), train(folder / "other", **args)
+def assert_trains_alike(folder: Path, model: Checkerboard | None = None, **args: Any) -> None:
+    plain, other = train(folder / "plain"), train(folder / "other", model, **args)
     np.testing.assert_allclose(other[0], plain[0], rtol=1e-4)
-    assert other[1].keys() == plain[1].keys()
-    for key, weight in plain[1].items():
-        torch.testing.assert_close(other[1][key], weight, rtol=0, atol=1e-4)
+    for one, weight in zip(other[1], plain[1], strict=True):
+        torch.testing.assert_close(one, weight, rtol=0, atol=1e-4)
 
 
 def test_activation_checkpointing_changes_no_loss(tmp_path: Path) -> None:
-    recomputed = 0
+    """Every layer is begun once forward, and once more for its gradients."""
+    model, runs = without_noise(), 0
 
-    def counted(*args: Any, **kwargs: Any) -> Any:
-        nonlocal recomputed
-        recomputed += 1
-        return checkpoint(*args, **kwargs)
+    def count(*args: Any) -> None:
+        nonlocal runs
+        runs += 1
 
-    checkpoint = transformer.checkpoint
-    with patch.object(transformer, "checkpoint", counted):
-        assert_trains_alike(tmp_path, activation_checkpointing=True)
-    assert recomputed == 5 * TINY_TRANSFORMER.num_hidden_layers
+    for layer in model.transformer.layers:
+        layer.register_forward_pre_hook(count)
+    assert_trains_alike(tmp_path, model, activation_checkpointing=True)
+    assert runs == 2 * 5 * TINY_TRANSFORMER.num_hidden_layers
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -155,53 +155,48 @@ def test_compiling_changes_no_loss(checkpointing: bool, tmp_path: Path) -> None:
 
 @slow
 def test_compiling_to_the_end_changes_no_loss(tmp_path: Path) -> None:
-    assert_trains_alike(tmp_path, compile=True, ema=False)
+    assert_trains_alike(tmp_path, compile=True)
 
 
-def test_averaging_takes_a_compiled_model(tmp_path: Path) -> None:
-    with patch("torch.compile", partial(torch.compile, backend="aot_eager")):
-        compiled, plain = (train(tmp_path / str(on), ema=True, compile=on) for on in (True, False))
-    for key, weight in plain[1].items():
-        torch.testing.assert_close(compiled[1][key], weight, rtol=0, atol=1e-4)
-
-
-def flex_losses(attention: Callable[..., Tensor]) -> list[float]:
-    """Of training layouts, under FlexAttention; on a CPU it has no gradients."""
+def assert_flex_gives_the_same_losses(attention: Callable[..., Tensor]) -> None:
+    """Of drawn blocks; on a CPU, FlexAttention has no gradients."""
     model = tiny_model(scale_ratio=3.0)
-    task = GeneratorTask(model, tiny_args())
-    model.use_flex_attention = True
-    batch = (random_codes(model, batch=2), torch.tensor([1, 2]))
+    task, batch = GeneratorTask(model, tiny_args(), PREVIEW), (random_codes(model, batch=2), torch.tensor([1, 2]))
+    losses = {}
     with torch.no_grad(), patch.object(transformer, "compiled_flex_attention", lambda: attention):
-        return [task.loss(batch, randomness(step))[0].item() for step in range(8)]
-
-
-def dense_losses() -> list[float]:
-    model = tiny_model(scale_ratio=3.0)
-    task, batch = GeneratorTask(model, tiny_args()), (random_codes(model, batch=2), torch.tensor([1, 2]))
-    with torch.no_grad():
-        return [task.loss(batch, randomness(step))[0].item() for step in range(8)]
+        for flex in (False, True):
+            model.use_flex_attention = flex
+            losses[flex] = [task.loss(batch, context(step)).value.item() for step in range(4)]
+    np.testing.assert_allclose(losses[True], losses[False], rtol=1e-4)
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 def test_flex_attention_changes_no_loss() -> None:
-    np.testing.assert_allclose(flex_losses(flex_attention), dense_losses(), rtol=1e-4)
+    assert_flex_gives_the_same_losses(flex_attention)
 
 
 @slow
 def test_compiled_flex_attention_changes_no_loss() -> None:
-    np.testing.assert_allclose(flex_losses(torch.compile(flex_attention)), dense_losses(), rtol=1e-4)
+    assert_flex_gives_the_same_losses(torch.compile(flex_attention))
 
 
-def test_the_settings_reach_the_model() -> None:
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="FlexAttention trains on CUDA alone")
+def test_flex_attention_trains_alike_on_cuda() -> None:
+    """To the same gradients, but for rounding."""
+    cuda, gradients = torch.device("cuda"), []
     for attention in ("sdpa", "flex"):
-        cuda = torch.device("cuda")
-        model = GeneratorTask(fresh_model(), tiny_args(attention=attention), device=cuda).module
+        model = tiny_model(scale_ratio=3.0)
+        task = GeneratorTask(model, tiny_args(attention=attention), PREVIEW, device=cuda)
         assert model.use_flex_attention == (attention == "flex")
+        batch = (random_codes(model, batch=2), torch.tensor([1, 2], device=cuda))
+        task.loss(batch, step_context(0, 0, 0, cuda)).value.backward()
+        gradients.append(torch.cat([parameter.grad.flatten() for parameter in model.parameters()]))
+    assert (gradients[1] - gradients[0]).norm() < 0.01 * gradients[0].norm()
 
 
 def test_flex_attention_is_refused_where_it_has_no_gradients() -> None:
     with pytest.raises(UserError, match="attention flex trains on CUDA alone"):
-        GeneratorTask(fresh_model(), tiny_args(attention="flex", device="cpu"))
+        GeneratorTask(fresh_model(), tiny_args(attention="flex", device="cpu"), PREVIEW)
 
 
 # Scan orders
@@ -209,7 +204,7 @@ def test_flex_attention_is_refused_where_it_has_no_gradients() -> None:
 
 @pytest.mark.parametrize("scan_order", ["raster", "random"])
 def test_other_scan_orders_train_and_sample(scan_order: str, tmp_path: Path) -> None:
-    trainer = tiny_trainer(tmp_path, fresh_model(scan_order=scan_order), epochs=2)
+    trainer = tiny_trainer(tmp_path, fresh_model(scan_order=scan_order), GeneratorTask, epochs=2)
     trainer.fit()
     found = losses(tmp_path)
     assert found[-1] < 0.75 * found[0]
@@ -233,8 +228,8 @@ def test_other_scan_orders_train_and_sample(scan_order: str, tmp_path: Path) -> 
 )
 def test_a_grid_has_a_row_a_class(config: dict[str, Any], labels: list[int], tmp_path: Path) -> None:
     model = tiny_model(img_size=16, **config)
-    args = tiny_args(cfg=1.0, cfg_start_step=2, steps_per_scale=2)
-    GeneratorTask(model, args).show(model, tmp_path, "grid")
+    drawing = CheckerboardDrawing(cfg=1.0, cfg_start_step=2, steps_per_scale=2)
+    GeneratorTask(model, tiny_args(), drawing).show(model, tmp_path, "grid")
     cfg = 1.0 if model.config.class_cond else 0.0
     rows = [label for label in labels for _ in range(8)]
     out = sample(model, rows, steps_per_scale=2, cfg=cfg, cfg_start_step=2, seeds=range(len(rows)))

@@ -12,24 +12,30 @@ from safetensors.torch import load_file
 from models import load_checkpoint
 from models.checkerboard.model import Checkerboard
 from models.config import AutoencoderPaths
-from models.loading.autoencoder import load_autoencoder, save_autoencoder
+from models.loading.autoencoder import autoencoder_hash, load_autoencoder, save_autoencoder
 from models.loading.checkpoint import read_model_config
 from runtime.config import read_yaml
 from runtime.errors import UserError
+from tests.command_factory import save_run
 from tests.factory import TINY_TRANSFORMER, random_codes, tiny_autoencoder
 from tests.training_factory import fresh_model, tiny_args, tiny_trainer
-from training.run_folder import AUTOENCODER_PATHS, open_run_folder
+from training.run_folder import AUTOENCODER_PATHS, begin_run, check_same
+
+pytestmark = pytest.mark.quick
 
 
-def open_folder(folder: Path, model: Checkerboard, **args: Any) -> None:
-    open_run_folder(folder, model.config, tiny_args(**args), model.autoencoder)
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a fresh model's run; tests leave it as it is."""
+    return save_run(tmp_path_factory.mktemp("run") / "tiny", fresh_model())
 
 
 def test_a_folder_holds_what_loading_needs(tmp_path: Path) -> None:
     model, folder = fresh_model(autoenc=AutoencoderPaths("elsewhere.yaml", "elsewhere.pth")), tmp_path / "new" / "run"
-    open_folder(folder, model, epochs=3)
+    save_run(folder, model, epochs=3)
     files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
-    assert files == ["autoenc/autoencoder.safetensors", "autoenc/autoencoder_config.yaml", "config.yaml"]
+    autoencoder = ["autoenc/autoencoder.safetensors", "autoenc/autoencoder_config.yaml"]
+    assert files == [*autoencoder, "checkpoint-last.pth", "config.yaml"]
     assert read_model_config(folder / "checkpoint-last.pth") == replace(model.config, autoenc=AUTOENCODER_PATHS)
     assert read_yaml(folder / "config.yaml")["args"]["epochs"] == 3
     loaded = load_autoencoder(AUTOENCODER_PATHS, folder)
@@ -43,9 +49,8 @@ def test_half_precision_keeps_the_file_small_and_loads_as_float32(tmp_path: Path
     save_autoencoder(autoencoder, tmp_path, torch.float16)
     saved = load_file(tmp_path / "autoencoder.safetensors")
     assert {value.dtype for value in saved.values()} == {torch.float16, torch.bool}
-    loaded = load_autoencoder(
-        AutoencoderPaths("autoencoder_config.yaml", "autoencoder.safetensors"), tmp_path
-    ).state_dict()
+    paths = AutoencoderPaths("autoencoder_config.yaml", "autoencoder.safetensors")
+    loaded = load_autoencoder(paths, tmp_path).state_dict()
     for key, value in autoencoder.state_dict().items():
         expected = value.half().float() if value.is_floating_point() else value
         assert torch.equal(loaded[key], expected), key
@@ -54,7 +59,7 @@ def test_half_precision_keeps_the_file_small_and_loads_as_float32(tmp_path: Path
 def test_a_moved_folder_loads_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     old, new, elsewhere = tmp_path / "old", tmp_path / "far" / "new", tmp_path / "elsewhere"
     trainer = tiny_trainer(old, epochs=1, ema=True)
-    open_folder(old, trainer.state.module)
+    begin_run(old, trainer.state.module.autoencoder)
     trainer.fit()
     new.parent.mkdir()
     shutil.move(old, new)
@@ -71,9 +76,12 @@ def test_a_moved_folder_loads_and_goes_on(tmp_path: Path, monkeypatch: pytest.Mo
         assert torch.equal(loaded.decode(codes[-1]), images)
 
     again = tiny_trainer(new, epochs=2, ema=True)
-    open_folder(new, again.module)
     again.fit()
-    assert again.step == 2 * trainer.state.step
+    assert again.state.step == 2 * trainer.state.step
+
+
+def check(folder: Path, model: Checkerboard) -> None:
+    check_same(folder, model.config, autoencoder_hash(model.autoencoder))
 
 
 @pytest.mark.parametrize(
@@ -85,35 +93,34 @@ def test_a_moved_folder_loads_and_goes_on(tmp_path: Path, monkeypatch: pytest.Mo
         ({"llama_config": replace(TINY_TRANSFORMER, num_hidden_layers=1)}, "llama_config"),
     ],
 )
-def test_another_model_is_refused(tmp_path: Path, other: dict[str, Any], named: str) -> None:
-    open_folder(tmp_path, fresh_model())
-    tiny_trainer(tmp_path).save()
-    before = (tmp_path / "config.yaml").read_bytes()
-    with pytest.raises(UserError, match=named) as refused:
-        open_folder(tmp_path, fresh_model(**other))
-    assert "name another output_dir" in str(refused.value)
+def test_another_model_is_refused(run: Path, other: dict[str, Any], named: str) -> None:
+    with pytest.raises(UserError, match=rf"{named}.*name another output_dir") as refused:
+        check(run, fresh_model(**other))
     assert "\n" not in str(refused.value)
-    assert (tmp_path / "config.yaml").read_bytes() == before
 
 
-def test_another_autoencoder_is_refused(tmp_path: Path) -> None:
+def test_another_autoencoder_is_refused(run: Path) -> None:
     model = fresh_model()
-    open_folder(tmp_path, model)
-    tiny_trainer(tmp_path).save()
-    before = (tmp_path / "autoenc" / "autoencoder.safetensors").read_bytes()
     with pytest.raises(UserError, match=r"another autoencoder.*name another output_dir") as refused:
-        open_run_folder(tmp_path, model.config, tiny_args(), tiny_autoencoder(seed=1))
+        check_same(run, model.config, autoencoder_hash(tiny_autoencoder(seed=1)))
     assert "\n" not in str(refused.value)
-    assert (tmp_path / "autoenc" / "autoencoder.safetensors").read_bytes() == before
 
 
-def test_other_ways_of_training_are_no_other_model(tmp_path: Path) -> None:
-    model = fresh_model()
-    open_folder(tmp_path, model, epochs=1)
-    tiny_trainer(tmp_path, model, epochs=1).fit()
-    open_folder(tmp_path, model, epochs=5, lr=1.0)
-    assert read_yaml(tmp_path / "config.yaml")["args"]["epochs"] == 1  # until steps are taken with other settings
-    tiny_trainer(tmp_path, model, epochs=2, lr=1.0).fit()
+def test_the_autoencoder_of_a_run_stays(run: Path) -> None:
+    before = (run / "autoenc" / "autoencoder.safetensors").read_bytes()
+    begin_run(run, tiny_autoencoder(seed=1))
+    assert (run / "autoenc" / "autoencoder.safetensors").read_bytes() == before
+
+
+def test_the_same_model_by_other_names_is_no_other(run: Path) -> None:
+    check(run, fresh_model())
+    check(run, fresh_model(autoenc=AutoencoderPaths("now/from.yaml", "now/from.pth")))
+    check(run, fresh_model(num_mixing_layers="all"))
+
+
+def test_the_configuration_is_that_of_the_last_steps(tmp_path: Path) -> None:
+    tiny_trainer(tmp_path, epochs=1).fit()
+    tiny_trainer(tmp_path, epochs=1, lr=1.0).fit()
+    assert read_yaml(tmp_path / "config.yaml")["args"]["lr"] == tiny_args().lr  # no step was taken
+    tiny_trainer(tmp_path, epochs=2, lr=1.0).fit()
     assert read_yaml(tmp_path / "config.yaml")["args"]["lr"] == 1.0
-    same = replace(model.config, autoenc=AutoencoderPaths("now/from.yaml", "now/from.pth"))
-    open_run_folder(tmp_path, same, tiny_args(), model.autoencoder)

@@ -1,154 +1,169 @@
-"""Checkpoints that are always whole: failures while writing, kills, copies, random states."""
+"""The file that a run goes on from: whole after a kill or on a full disk, and refused by a run that is another."""
 
-import errno
-import os
-import random
-import resource
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 import pytest
 import torch
 
+from models.checkerboard.model import Checkerboard
 from models.loading.state import read_torch_file
+from runtime.command import Stopped
 from runtime.errors import UserError
-from tests.training_factory import assert_same_state, start_process
-from training.state import keep_copy, random_states, restore_random_states, save_whole
-
-NUM_WEIGHTS = 2_000_000
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    """A checkpoint of step 1."""
-    path = tmp_path / "checkpoint-last.pth"
-    save_whole(content(1), path)
-    return path
-
-
-def content(step: int, size: int = 1000) -> dict[str, Any]:
-    return {"step": step, "weights": torch.full((size,), float(step))}
-
-
-def assert_holds(path: Path, step: int) -> None:
-    """The whole checkpoint of a step and no other file beside it."""
-    assert_same_state(read_torch_file(path), content(step))
-    assert [file.name for file in path.parent.iterdir()] == [path.name]
-
-
-def test_the_new_checkpoint_takes_the_place_of_the_old(path: Path) -> None:
-    assert_holds(path, 1)
-    save_whole(content(2), path)
-    assert_holds(path, 2)
-
-
-def write_half(saved: Any, file: Any) -> None:
-    file.write(b"PK" * 1000)
-    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
-def fail(error: Exception) -> Callable[..., None]:
-    def raise_error(*args: Any, **kwargs: Any) -> None:
-        raise error
-
-    return raise_error
-
-
-@pytest.mark.parametrize(
-    ("function", "failing"),
-    [
-        ("torch.save", write_half),
-        ("torch.save", fail(OSError(errno.ENOSPC, "No space left on device"))),
-        ("torch.save", fail(RuntimeError("PytorchStreamWriter failed writing file"))),
-        ("os.fsync", fail(OSError(errno.EIO, "Input/output error"))),
-        ("pathlib.Path.replace", fail(OSError(errno.EXDEV, "Invalid cross-device link"))),
-    ],
+from tests.factory import FIXTURES
+from tests.limits import largest_file
+from tests.training_factory import (
+    QuietTask,
+    SignalTask,
+    assert_same_state,
+    assert_same_training,
+    fresh_model,
+    start_process,
+    tiny_trainer,
 )
-def test_a_failure_while_writing_keeps_the_old_checkpoint(
-    path: Path, function: str, failing: Callable[..., None]
-) -> None:
-    before = path.read_bytes()
-    with (
-        patch(function, failing),
-        pytest.raises(UserError, match=f"could not write {path} .*the one before is untouched"),
-    ):
-        save_whole(content(2), path)
-    assert path.read_bytes() == before
-    assert_holds(path, 1)
+
+LAST = "checkpoint-last.pth"
 
 
-def test_a_file_system_that_takes_no_more_bytes_keeps_the_old_checkpoint(path: Path) -> None:
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
-    try:
-        with pytest.raises(UserError, match="could not write"):
-            save_whole(content(2, NUM_WEIGHTS), path)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert_holds(path, 1)
-    save_whole(content(3), path)
-    assert_holds(path, 3)
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run stopped within its second epoch; tests leave it as it is."""
+    folder = tmp_path_factory.mktemp("stopped")
+    with pytest.raises(Stopped):
+        tiny_trainer(folder, task=SignalTask).fit()
+    return folder
 
 
-def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"could not write .*nowhere"):
-        save_whole(content(1), tmp_path / "nowhere" / "checkpoint-last.pth")
+# What a file holds
 
 
-def save_on_and_on(path: Path) -> None:
-    for step in range(1, 500):
-        save_whole(content(step, NUM_WEIGHTS), path)
+@pytest.mark.quick
+def test_a_state_survives_a_file(stopped: Path, tmp_path: Path) -> None:
+    """Loaded and saved again, everything is the same to the last bit."""
+    trainer = tiny_trainer(tmp_path)
+    trainer.state.load(stopped / LAST)
+    assert (trainer.state.step, trainer.state.epoch, trainer.state.step_in_epoch) == (14, 1, 4)
+    trainer.save()
+    assert_same_state(*(read_torch_file(folder / LAST) for folder in (tmp_path, stopped)))
 
 
+@pytest.mark.quick
+def test_weight_decay_and_betas_follow_the_command_line_when_going_on(stopped: Path, tmp_path: Path) -> None:
+    state = tiny_trainer(tmp_path, weight_decay=0.3, betas=(0.5, 0.6)).state
+    state.load(stopped / LAST)
+    assert {group["weight_decay"] for group in state.optimizer.param_groups} == {0.0, 0.3}
+    assert {tuple(group["betas"]) for group in state.optimizer.param_groups} == {(0.5, 0.6)}
+    assert state.optimizer.state_dict()["state"][0]["step"] == 14
+
+
+# Kills and full disks
+
+
+class BallastTask(QuietTask):
+    """Makes checkpoints of 8 MB, which take a while to write; every number says at which step."""
+
+    def state(self) -> dict[str, Any]:
+        return {"ballast": torch.full((2_000_000,), float(self.step))}
+
+
+def save_on_and_on(folder: Path) -> None:
+    """For ``start_process``."""
+    trainer = tiny_trainer(folder, task=BallastTask)
+    for step in range(1, 10_000):
+        trainer.task.step = trainer.state.step = step
+        trainer.save()
+
+
+@pytest.mark.processes
 def test_a_kill_at_any_moment_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
-    """Killed until it happened three times that a temporary file was half written; what stays there is no harm."""
-    path, temporary = tmp_path / "checkpoint-last.pth", tmp_path / "checkpoint-last.pth.tmp"
-    half_written = 0
-    for delay in np.random.default_rng(0).uniform(0, 0.02, 20):
-        process = start_process(tmp_path / "output.txt", save_on_and_on, path)
-        while not (path.exists() and temporary.exists()):
+    """Killed until it happened three times that a file was half written; what stays there is no harm."""
+    path, output, half_written = tmp_path / LAST, tmp_path / "output.txt", 0
+    for delay in np.random.default_rng(0).uniform(0, 0.05, 30):
+        process = start_process(output, save_on_and_on, tmp_path)
+        while not path.exists():
             process.join(0.001)
-            assert process.is_alive(), (tmp_path / "output.txt").read_text()
+            assert process.is_alive(), output.read_text()
         process.join(delay)
         process.kill()
         process.join()
         saved = read_torch_file(path)
-        assert_same_state(saved, content(saved["step"], NUM_WEIGHTS))
-        half_written += temporary.exists() and temporary.stat().st_size < path.stat().st_size
+        assert saved["step"] > 0
+        assert (saved["task"]["ballast"] == saved["step"]).all()
+        half_written += any(left.stat().st_size < path.stat().st_size for left in tmp_path.glob(".*.pth"))
         path.unlink()
         if half_written == 3:
             break
     assert half_written == 3
-    (tmp_path / "output.txt").unlink()
-    save_whole(content(2), path)
-    assert_holds(path, 2)
+    output.unlink()
+    tiny_trainer(tmp_path).save()
+    assert [file.name for file in tmp_path.iterdir()] == [LAST]
 
 
-@pytest.mark.parametrize("links", [True, False])
-def test_a_kept_copy_outlives_the_next_checkpoint(path: Path, links: bool) -> None:
-    copy = path.with_name("checkpoint-0001.pth")
-    copy.with_name(copy.name + ".tmp").write_bytes(b"left by a kill")
-    with patch("pathlib.Path.hardlink_to", Path.hardlink_to if links else fail(OSError("no links here"))):
-        keep_copy(path, copy)
-    save_whole(content(2), path)
-    assert_same_state(read_torch_file(copy), content(1))
-    keep_copy(path, copy)
-    assert_same_state(read_torch_file(copy), content(2))
-    assert sorted(file.name for file in path.parent.iterdir()) == [copy.name, path.name]
+@pytest.mark.quick
+def test_a_full_disk_stops_the_run_with_the_old_checkpoint(tmp_path: Path) -> None:
+    whole, full = tmp_path / "whole", tmp_path / "full"
+    tiny_trainer(full, epochs=1).fit()
+    before = (full / LAST).read_bytes()
+    with largest_file(len(before) // 2), pytest.raises(UserError, match=f"could not write {full / LAST} "):
+        tiny_trainer(full).fit()
+    assert (full / LAST).read_bytes() == before
+    assert [path.name for path in full.glob(".*")] == []
+    for folder in (full, whole):
+        tiny_trainer(folder).fit()
+    assert_same_training(whole, full)
 
 
-def draws() -> list[float]:
-    """A number of every global generator; numpy's and Python's have a normal one in store."""
-    return [torch.rand(()).item(), np.random.rand(), np.random.randn(), random.random(), random.gauss(0, 1)]
+# Refusals
 
 
-def test_random_states_survive_a_file(path: Path) -> None:
-    draws()
-    save_whole({"states": random_states()}, path)
-    expected = draws() + draws()
-    restore_random_states(read_torch_file(path)["states"])
-    assert draws() + draws() == expected
-    assert draws() != expected[:5]
+@pytest.mark.quick
+@pytest.mark.parametrize(
+    ("args", "answer"),
+    [
+        ({"batch_size": 4}, "stopped inside an epoch with"),
+        ({"accum_steps": 2}, "stopped inside an epoch with"),
+        ({"num_images": 96}, "stopped inside an epoch with"),
+        ({"seed": 5}, "stopped inside an epoch with"),
+        ({"ema": True}, "was trained without ema; keep it so"),
+        ({"model": {"num_classes": 11}}, "is of no run of this model; name one, or start from its weights"),
+        ({"model": {"scale_ratio": 4.0}}, "is of no run of this model"),
+        ({"class_keys": ["ant", "bee"]}, "was trained on other classes than the data's"),
+    ],
+)
+def test_what_cannot_go_on_is_refused(args: dict[str, Any], answer: str, stopped: Path) -> None:
+    def task(model: Checkerboard, *settings: Any) -> QuietTask:
+        return QuietTask(model, *settings, class_keys)
+
+    model, class_keys = fresh_model(**args.pop("model", {})), args.pop("class_keys", None)
+    before = (stopped / LAST).read_bytes()
+    with pytest.raises(UserError, match=answer) as refused:
+        tiny_trainer(stopped, model, task, **args).fit()
+    assert str(stopped / LAST) in str(refused.value)
+    assert (stopped / LAST).read_bytes() == before
+
+
+@pytest.mark.quick
+def test_averages_are_not_dropped(tmp_path: Path) -> None:
+    tiny_trainer(tmp_path, ema=True).save()
+    with pytest.raises(UserError, match="was trained with ema; keep it so"):
+        tiny_trainer(tmp_path).fit()
+
+
+@pytest.mark.quick
+def test_a_new_run_goes_on_from_a_run_alone(tmp_path: Path) -> None:
+    """A published checkpoint holds weights and no more."""
+    for path, answer in (
+        (FIXTURES / "tiny-2x", "is of no run of this model; name one, or start from its weights by weights_init"),
+        ("nowhere", "no checkpoint at nowhere"),
+    ):
+        with pytest.raises(UserError, match=answer):
+            tiny_trainer(tmp_path, resume=str(path)).fit()
+
+
+@pytest.mark.quick
+def test_a_damaged_checkpoint_is_named(stopped: Path, tmp_path: Path) -> None:
+    content = (stopped / LAST).read_bytes()
+    (tmp_path / LAST).write_bytes(content[: len(content) // 2])
+    with pytest.raises(UserError, match=r"checkpoint-last\.pth is truncated"):
+        tiny_trainer(tmp_path).fit()
