@@ -6,33 +6,25 @@ Two caches are made in a temporary folder and removed again. One has the size of
 the paper's 256 px configurations, but is sparse: its codes were never written, so it takes no disk and reads as zeros.
 It shows what opening costs, and reading without a disk. The other is smaller and holds random codes: they are read from
 the disk, as far as this system can be made to forget its copy in memory, and then from memory.
-
-Letters as in data/token_cache.py: N images, K crops, L codes of all cached scales.
 """
 
-import json
 import os
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
-from torch.utils.data import DataLoader
 
-from data.batches import EpochBatches
-from data.cache import DONE, MANIFEST, VERSION, Manifest, TokenCache
-from data.images import human_names, imagenet_keys
-from data.make_cache import PAPER_SCALE_SIZES
 from runtime.command import run
 from runtime.config import parse_flags
-from runtime.device import describe_machine, pick_device
+from runtime.errors import check_at_least
+from runtime.files import write_json
 
 NUM_CODES = 4096
 READ_SCALES = (1, 2, 4, 8, 16)  # of the paper's models at scale ratio 2
-CHUNK = 1000  # images written at once
 ROW = "{:<20}" + "{:>10}" * 7
 
 
@@ -54,48 +46,45 @@ class BenchmarkArgs:
     batch_size: int = 128
     folder: str | None = None
 
+    def __post_init__(self) -> None:
+        check_at_least(1, self, "images", "stored_images", "batches", "batch_size")
+
 
 def main(argv: Sequence[str]) -> None:
     args = parse_flags(argv, "benchmarks.cache", __doc__, BenchmarkArgs)
+    from runtime.device import describe_machine, pick_device  # takes seconds to import
+
     print(f"{describe_machine(pick_device('cpu'))}; one process, batches of {args.batch_size}, scales {READ_SCALES}")
     print(ROW.format("cache", "images", "file GB", "disk GB", "open s", "open MB", "read MB", "images/s"))
     with tempfile.TemporaryDirectory(dir=args.folder) as root:
-        folder, manifest = _make_cache(Path(root) / "sparse", args.images, stored=False)
-        _measure("sparse, all zeros", folder, manifest, args)
-        folder, manifest = _make_cache(Path(root) / "stored", args.stored_images, stored=True)
-        if _forget(folder / "codes.npy"):
-            _measure("stored, from disk", folder, manifest, args)
-        _measure("stored, from memory", folder, manifest, args)
+        sparse, stored = Path(root) / "sparse", Path(root) / "stored"
+        _make_cache(sparse, args.images, is_stored=False)
+        _measure("sparse, all zeros", sparse, args)
+        _make_cache(stored, args.stored_images, is_stored=True)
+        if _forget(stored / "codes.npy"):
+            _measure("stored, from disk", stored, args)
+        _measure("stored, from memory", stored, args)
     print("MB: memory of this process alone, added by opening and by reading; mapped codes are shared and not in it.")
 
 
-def _make_cache(folder: Path, num_images: int, stored: bool) -> tuple[Path, Manifest]:
+def _make_cache(folder: Path, num_images: int, is_stored: bool) -> None:
     """A cache of random codes, or of none but with files of their size."""
-    keys = imagenet_keys()
-    manifest = Manifest(
-        version=VERSION,
-        dataset="synthetic",
-        num_images=num_images,
-        img_size=256,
-        crop="ten",
-        scale_sizes=list(PAPER_SCALE_SIZES),
-        num_codes=NUM_CODES,
-        autoencoder_sha256="",
-        images_sha256="",
-        class_keys=keys,
-        class_names=human_names(keys),
-    )
-    rng = np.random.default_rng(0)
+    from data.cache import DONE, MANIFEST, describe
+    from data.images import LabelledImages, imagenet_keys
+    from data.make_cache import PAPER_SCALE_SIZES
+
+    rng, no_images = np.random.default_rng(0), LabelledImages("synthetic", [], [], imagenet_keys())
+    manifest = describe(no_images, 256, "ten", PAPER_SCALE_SIZES, NUM_CODES, autoencoder_sha256="")
+    manifest = replace(manifest, num_images=num_images)
     folder.mkdir()
     codes = np.lib.format.open_memmap(folder / "codes.npy", "w+", np.uint16, manifest.shape)
-    for start in range(0, num_images if stored else 0, CHUNK):
-        part = codes[start : start + CHUNK]
-        part[:] = rng.integers(NUM_CODES, size=part.shape, dtype=np.uint16)
+    for row in codes if is_stored else ():
+        row[:] = rng.integers(NUM_CODES, size=row.shape, dtype=np.uint16)
     codes.flush()
-    np.save(folder / "labels.npy", rng.integers(len(keys), size=num_images))
+    np.save(folder / "labels.npy", rng.integers(len(manifest.class_keys), size=num_images))
     np.save(folder / "status.npy", np.full(num_images, DONE, dtype=np.uint8))
-    (folder / MANIFEST).write_text(json.dumps(asdict(manifest)))
-    return folder, manifest
+    np.save(folder / "checksums.npy", np.zeros(num_images, dtype=np.uint32))
+    write_json(folder / MANIFEST, asdict(manifest))
 
 
 def _forget(path: Path) -> bool:
@@ -108,27 +97,26 @@ def _forget(path: Path) -> bool:
     return True
 
 
-def _measure(name: str, folder: Path, manifest: Manifest, args: BenchmarkArgs) -> None:
+def _measure(name: str, folder: Path, args: BenchmarkArgs) -> None:
     """Open a cache, read batches in random order as training does, and print a row."""
-    memory, start = _own_memory(), time.perf_counter()
+    from torch.utils.data import DataLoader
+
+    from benchmarks.measure import process_memory
+    from data.batches import EpochBatches
+    from data.cache import TokenCache, read_manifest
+
+    manifest, memory, start = read_manifest(folder), process_memory("RssAnon"), time.perf_counter()
     cache = TokenCache(folder, manifest, READ_SCALES)
-    open_seconds, open_memory = time.perf_counter() - start, _own_memory() - memory
+    open_seconds, open_memory = time.perf_counter() - start, process_memory("RssAnon") - memory
     sampler = EpochBatches(len(cache), cache.num_crops, args.batch_size, seed=0, epoch=0)
     batches = iter(DataLoader(cache, batch_sampler=sampler, collate_fn=cache.collate))
-    memory, start = _own_memory(), time.perf_counter()
+    memory, start = process_memory("RssAnon"), time.perf_counter()
     num_read = sum(len(labels) for _, labels in islice(batches, args.batches))
-    seconds, read_memory = time.perf_counter() - start, _own_memory() - memory
+    seconds, read_memory = time.perf_counter() - start, process_memory("RssAnon") - memory
     file = (folder / "codes.npy").stat()
     cells = (f"{file.st_size / 1e9:.2f}", f"{file.st_blocks * 512 / 1e9:.2f}", f"{open_seconds:.3f}")
     memories = (f"{open_memory / 1e6:.0f}", f"{read_memory / 1e6:.0f}")
     print(ROW.format(name, len(cache), *cells, *memories, f"{num_read / seconds:.0f}"), flush=True)
-
-
-def _own_memory() -> float:
-    """Bytes that this process alone holds in memory; not a number where the system does not say."""
-    status = Path("/proc/self/status")
-    lines = status.read_text().splitlines() if status.exists() else []
-    return next((1024.0 * int(line.split()[1]) for line in lines if line.startswith("RssAnon")), float("nan"))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """What benchmarks share: a clock that waits for the device, products noted for replay, kernels counted, memory."""
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,41 +28,36 @@ class Clock:
         return elapsed
 
 
-@dataclass(frozen=True)
-class Product:
-    """One call of a linear layer or a convolution."""
-
-    run: Callable[..., Tensor]
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-
-    def __call__(self) -> Tensor:
-        return self.run(*self.args, **self.kwargs)
-
-
 class RecordProducts(TorchFunctionMode):
-    """Notes every linear layer and convolution that runs, with its inputs."""
+    """Notes every linear layer and convolution that runs, with its inputs, as calls that can be made again."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.products: list[Product] = []
+        self.products: list[partial[Tensor]] = []
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
         if func in (F.linear, F.conv2d):
-            detached = tuple(value.detach() if isinstance(value, Tensor) else value for value in args)
-            self.products.append(Product(func, detached, kwargs))
+            detached = (value.detach() if isinstance(value, Tensor) else value for value in args)
+            self.products.append(partial(func, *detached, **kwargs))
         return func(*args, **kwargs)
 
 
-def time_products(products: list[Product], device: torch.device) -> float:
+def time_products(products: Sequence[Callable[[], Tensor]], device: torch.device) -> float:
     """Seconds that the products alone take, one after the other."""
     clock = Clock(device)
     for product in products:
         product()
     return clock.lap()
+
+
+def products_of_linear(x: Tensor, weight: Tensor) -> list[partial[Tensor]]:
+    """The forward product and both backward products of a linear layer."""
+    rows = x.reshape(-1, x.shape[-1])
+    grad = torch.ones(len(rows), weight.shape[0], device=x.device)
+    return [partial(torch.mm, *pair) for pair in ((rows, weight.T), (grad, weight), (grad.T, rows))]
 
 
 class CountKernels(TorchDispatchMode):
@@ -89,18 +84,17 @@ def forget_peak(device: torch.device) -> None:
 
 
 def peak_memory(device: torch.device) -> float:
-    """Bytes held at most since ``forget_peak``, of the GPU or of this process; NaN if the system does not say."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return _status("VmHWM")
+    """Bytes held at most since ``forget_peak``, of the GPU or of this process."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else process_memory("VmHWM")
 
 
 def held_memory(device: torch.device) -> float:
     """Bytes held now, as ``peak_memory``."""
-    return torch.cuda.memory_allocated(device) if device.type == "cuda" else _status("VmRSS")
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else process_memory("VmRSS")
 
 
-def _status(name: str) -> float:
+def process_memory(kind: str) -> float:
+    """Bytes of this process: VmRSS, VmHWM (peak) or RssAnon (its own alone); NaN where the system does not say."""
     path = Path("/proc/self/status")
     lines = path.read_text().splitlines() if path.exists() else []
-    return next((1024.0 * int(line.split()[1]) for line in lines if line.startswith(name)), float("nan"))
+    return next((1024.0 * int(line.split()[1]) for line in lines if line.startswith(kind)), float("nan"))

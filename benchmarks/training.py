@@ -6,22 +6,17 @@ The products' own time is that of every linear layer, forward and both backward 
 same run. What is left is attention, norms, rotations, the loss and Python.
 """
 
-import random
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
-from benchmarks.measure import Clock, RecordProducts
-from models.family import StepContext
-from models.loading.checkpoint import random_model
 from runtime.command import run
 from runtime.config import parse_flags
-from runtime.device import describe_machine, describe_size, pick_device
+from runtime.errors import check_at_least
+
+WARM_UP = 2  # steps
 
 
 @dataclass(frozen=True)
@@ -40,56 +35,45 @@ class BenchmarkArgs:
     steps: int = 5
     device: str = "auto"
 
+    def __post_init__(self) -> None:
+        check_at_least(1, self, "batch_size", "steps")
+
 
 def main(argv: Sequence[str]) -> None:
     args = parse_flags(argv, "benchmarks.training", __doc__, BenchmarkArgs)
+    import torch  # takes seconds, and so do the rest
+
+    from benchmarks.measure import Clock, RecordProducts, products_of_linear, time_products
+    from models.loading.checkpoint import random_model
+    from runtime.device import describe_machine, describe_size, pick_device
+    from training.task import step_context
+
     device = pick_device(args.device)
     model = random_model(Path(args.config))[0].to(device).train()
     num_codes = model.autoencoder.config.n_embed
     codes = [torch.randint(num_codes, (args.batch_size, side, side), device=device) for side in model.scale_sizes]
     labels = torch.randint(model.config.num_classes, (args.batch_size,), device=device)
     optimizer = torch.optim.AdamW(model.parameters())
-    parts: dict[str, list[float]] = {"forward": [], "backward": [], "optimizer": []}
+    laps: list[tuple[float, float, float]] = []
     record = RecordProducts()
-    for step in range(args.steps + 2):
+    for step in range(WARM_UP + args.steps):
         clock = Clock(device)
         with record if step == 0 else nullcontext():
-            context = StepContext(step, 0.0, 0, random.Random(step), torch.Generator(device).manual_seed(step))
-            loss = model.training_loss(codes, labels, context).value
+            loss = model.training_loss(codes, labels, step_context(0, step, 0, device)).value
         forward = clock.lap()
         loss.backward()
         backward = clock.lap()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        if step >= 2:
-            for name, seconds in zip(parts, (forward, backward, clock.lap()), strict=True):
-                parts[name].append(seconds)
-    medians = {name: statistics.median(seconds) for name, seconds in parts.items()}
-    total = sum(medians.values())
-    linears = [product.args[:2] for product in record.products]
-    products = statistics.median(_time_linears(linears, device) for _ in range(args.steps))
+        laps.append((forward, backward, clock.lap()))
+    medians = [statistics.median(part) for part in zip(*laps[WARM_UP:], strict=True)]
+    total = sum(medians)
+    products = [product for call in record.products for product in products_of_linear(*call.args[:2])]
+    seconds = statistics.median(time_products(products, device) for _ in range(args.steps))
     print(f"{args.config}, batch {args.batch_size}, float32, {describe_size(model)}; {describe_machine(device)}")
-    for name, seconds in [*medians.items(), ("step", total)]:
-        print(f"{name:>16}: {seconds:7.3f} s, {seconds / total:6.1%}")
-    print(f"{'matrix products':>16}: {products:7.3f} s, {products / total:6.1%} of the step")
-
-
-def _time_linears(calls: list[tuple[Tensor, Tensor]], device: torch.device) -> float:
-    """Seconds of the forward product and both backward products of each layer."""
-    seconds = 0.0
-    for x, weight in calls:
-        rows = x.reshape(-1, x.shape[-1])
-        grad = torch.ones(len(rows), weight.shape[0], device=device)
-        products: tuple[Callable[[], Tensor], ...] = (
-            lambda rows=rows, weight=weight: rows @ weight.T,
-            lambda grad=grad, weight=weight: grad @ weight,
-            lambda grad=grad, rows=rows: grad.T @ rows,
-        )
-        clock = Clock(device)
-        for product in products:
-            product()
-        seconds += clock.lap()
-    return seconds
+    for name, value in zip(("forward", "backward", "optimizer", "step"), (*medians, total), strict=True):
+        print(f"{name:>16}: {value:7.3f} s, {value / total:6.1%}")
+    print(f"{'matrix products':>16}: {seconds:7.3f} s, {seconds / total:6.1%} of the step")
 
 
 if __name__ == "__main__":

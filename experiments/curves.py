@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from matplotlib.figure import Figure
-from PIL import Image
 
 from runtime.command import run
 from runtime.config import parse_flags
@@ -43,12 +41,13 @@ class CurvesArgs:
 def main(argv: Sequence[str]) -> None:
     args = parse_flags(argv, "experiments.curves", __doc__, CurvesArgs)
     folder = Path(args.run)
-    draw_curves(read_scalars(folder), last_grid(folder), args.smoothing).savefig(args.output, dpi=110)
+    grid = max((folder / "samples").glob("epoch_*.png"), default=None)
+    save_curves(read_steps(folder), grid, args.smoothing, args.output)
     print(args.output)
 
 
-def read_scalars(folder: Path) -> list[dict[str, float]]:
-    """The log entries of a run that hold the figures of a step, in order; of a step logged twice the later one."""
+def read_steps(folder: Path) -> list[dict[str, float]]:
+    """What a run logged of its steps, in order; of a step logged twice the later entry."""
     path = folder / "log.jsonl"
     if not path.is_file():
         raise UserError(f"no such file: {path}; name the folder of a run of main.py")
@@ -58,18 +57,15 @@ def read_scalars(folder: Path) -> list[dict[str, float]]:
             entries.append(json.loads(line))
     by_step = {entry["step"]: entry for entry in entries if "lr" in entry}
     if not by_step:
-        raise UserError(f"{path} holds no figures; train longer, or with a lower --log_freq")
+        raise UserError(f"{path} holds no metrics; train longer, or with a lower --log_freq")
     return [by_step[step] for step in sorted(by_step)]
 
 
-def last_grid(folder: Path) -> Image.Image | None:
-    """The samples drawn last, if any were."""
-    grids = sorted((folder / "samples").glob("epoch_*.png"))
-    return Image.open(grids[-1]) if grids else None
+def save_curves(entries: Sequence[dict[str, float]], grid: Path | None, smoothing: int, path: str) -> None:
+    """A picture: a panel each for loss and accuracy, with a line a scale; beside them the grid, if there is one."""
+    from matplotlib.figure import Figure
+    from matplotlib.image import imread
 
-
-def draw_curves(entries: Sequence[dict[str, float]], grid: Image.Image | None, smoothing: int) -> Figure:
-    """One panel each for loss and accuracy, a line a scale; the grid beside them."""
     figure = Figure(figsize=(12 if grid else 8, 4), layout="constrained")
     panels = figure.subplots(1, 3 if grid else 2)
     epochs = smooth([entry["epoch"] for entry in entries], smoothing)
@@ -82,9 +78,9 @@ def draw_curves(entries: Sequence[dict[str, float]], grid: Image.Image | None, s
         axes.grid(alpha=0.3)
     panels[0].legend(title="scale", fontsize=8)
     if grid:
-        panels[2].imshow(np.asarray(grid))
+        panels[2].imshow(imread(grid))
         panels[2].axis("off")
-    return figure
+    figure.savefig(path, dpi=110)
 
 
 def smooth(values: Sequence[float], count: int) -> np.ndarray:

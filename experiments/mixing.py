@@ -7,12 +7,10 @@ A coefficient above 0 favours the location that a token predicts, one below 0 th
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
-from torch import Tensor
+import numpy as np
 
-from models.loading.checkpoint import load_checkpoint
 from runtime.command import run
 from runtime.config import parse_flags
 from runtime.errors import UserError
@@ -39,28 +37,35 @@ class MixingArgs:
 
 def main(argv: Sequence[str]) -> None:
     args = parse_flags(argv, "experiments.mixing", __doc__, MixingArgs)
-    coeffs = load_checkpoint(args.checkpoint, use_ema=args.use_ema).rope.mixing_coeffs
+    from models.checkerboard.model import Checkerboard  # takes seconds to import
+    from models.loading.checkpoint import load_checkpoint
+
+    model = load_checkpoint(args.checkpoint, use_ema=args.use_ema)
+    coeffs = model.rope.mixing_coeffs if isinstance(model, Checkerboard) else None
     if coeffs is None:
         raise UserError(f"{args.checkpoint} mixes no rotations (num_mixing_layers 0); there is nothing to draw")
     for layer, values in enumerate(coeffs):
         share = values.sigmoid().mean()
         print(f"layer {layer}: {share:.1%} of the location that a token predicts, mean over {len(values)} heads")
-    draw_mixing(coeffs.detach()).savefig(args.output, dpi=110)
+    save_mixing(coeffs.detach().float().numpy(), Path(args.output))
     print(args.output)
 
 
-def draw_mixing(coeffs: Tensor) -> Figure:
-    """A map of coefficients (layers, heads), before the sigmoid; blue below 0, red above."""
+def save_mixing(coeffs: np.ndarray, path: Path) -> None:
+    """A picture of coefficients (layers, heads), before the sigmoid; blue below 0, red above."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
     layers, heads = coeffs.shape
     figure = Figure(figsize=(2 + 0.25 * heads, 1.5 + 0.25 * layers), layout="constrained")
     axes = figure.add_subplot()
-    limit = float(coeffs.abs().max()) or 1.0
-    shown = axes.imshow(coeffs.float().numpy(), cmap="bwr", vmin=-limit, vmax=limit)
+    limit = float(np.abs(coeffs).max()) or 1.0
+    shown = axes.imshow(coeffs, cmap="bwr", vmin=-limit, vmax=limit)
     axes.set(xlabel="head", ylabel="layer")
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(integer=True))
     figure.colorbar(shown, ax=axes, label="coefficient before the sigmoid")
-    return figure
+    figure.savefig(path, dpi=110)
 
 
 if __name__ == "__main__":

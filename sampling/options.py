@@ -5,7 +5,7 @@ from typing import Literal
 
 from models.config import FAMILIES, NUM_SEEDS
 from runtime.config import Option, options_of
-from runtime.errors import UserError
+from runtime.errors import UserError, check_at_least
 
 Format = Literal["png", "npz"]
 
@@ -31,8 +31,7 @@ class SamplingArgs:
     device: str = "auto"
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise UserError(f"batch_size is {self.batch_size}; it must be at least 1")
+        check_at_least(1, self, "batch_size")
         if not 0 <= self.seed < NUM_SEEDS // 2:  # image i has seed + i
             raise UserError(f"seed is {self.seed}; it must lie between 0 and 2**31 - 1")
 
@@ -79,8 +78,7 @@ class SampleArgs(SamplingArgs):
             raise UserError("--use_ema means nothing with the random weights of --config; leave it out")
         if self.labels is not None and self.label_file is not None:
             raise UserError("give --labels or --label_file, not both")
-        if self.num_samples is not None and self.num_samples < 1:
-            raise UserError(f"num_samples is {self.num_samples}; it must be at least 1")
+        check_at_least(1, self, "num_samples")
         if (self.edit is None) != (self.mask is None):
             raise UserError("give both an image to --edit and its --mask, white where it is drawn anew")
 

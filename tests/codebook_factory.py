@@ -12,12 +12,14 @@ from models.family import StepContext
 from runtime import distributed
 from runtime.command import run
 from tests.factory import randomize, tiny_autoencoder
-from train_ae_codebook.requantize import RequantizeArgs, RequantizeTask
-from train_ae_codebook.vqvae import AutoencoderArgs, VQVAETask
+from train_ae_codebook.options import AutoencoderArgs, RequantizeArgs
+from train_ae_codebook.requantize import RequantizeTask
+from train_ae_codebook.vqvae import VQVAETask
 from training.task import step_context
 from training.trainer import Trainer
 
 CPU = torch.device("cpu")
+ADVERSARIAL = {"discriminator": 0.5, "discriminator_start": 2, "discriminator_lr": 1e-3, "revive_freq": 0}
 
 
 @cache

@@ -13,7 +13,6 @@ from torch.func import functional_call
 from models.autoencoder import GroupNorm
 from runtime import distributed
 
-SMALLEST = 8  # pixels of an image
 BETAS = (0.5, 0.9)
 
 

@@ -31,7 +31,7 @@ from runtime.config import parse_flags
 from runtime.device import pick_device
 from runtime.errors import UserError
 from runtime.files import write_json
-from train_ae_codebook.measure import BATCH, SHOWN_IMAGES, ScaleFigures, held_out_batches, measure_scales, save_pyramid
+from train_ae_codebook.measure import BATCH, SHOWN_IMAGES, ScaleMetrics, held_out_batches, measure_scales, save_pyramid
 from train_ae_codebook.rfid import measure_rfid
 
 FORMATS = {"psnr": "{:.2f}", "ssim": "{:.4f}", "l1": "{:.4f}", "usage": "{:.1%}", "perplexity": "{:.1f}"}
@@ -130,9 +130,9 @@ def _rfid(autoencoder: Autoencoder, data: CroppedImages, count: int, inception: 
     return {name: value, "inception_sha256": inception.sha256, "versions": inception.versions}
 
 
-def table(by_side: Mapping[int, ScaleFigures]) -> str:
+def table(by_side: Mapping[int, ScaleMetrics]) -> str:
     """Figures of each side of a code map, a line each, as Markdown."""
-    names = [field.name for field in fields(ScaleFigures)]
+    names = [field.name for field in fields(ScaleMetrics)]
     rows = [["scale", *names], ["---"] * (1 + len(names))]
     for side, figures in by_side.items():
         values = [(name, getattr(figures, name)) for name in names]

@@ -3,7 +3,7 @@
 Letters: B batch, C code dimension, S side of a code map, V codes.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +26,7 @@ SMALLEST_ERROR = 1e-10  # mean square, so that an exact reconstruction has 100 d
 
 
 @dataclass(frozen=True)
-class ScaleFigures:
+class ScaleMetrics:
     """What one scale of the pyramid keeps of the images, resized to its own number of pixels.
 
     Attributes:
@@ -46,49 +46,52 @@ class ScaleFigures:
     perplexity: float
 
 
-class ScaleMeter:
-    """Gathers the figures of one scale over batches.
+@torch.no_grad()
+def measure_scales(
+    autoencoder: Autoencoder, batches: Iterable[Tensor], sides: Sequence[int], with_ssim: bool = False
+) -> tuple[dict[int, ScaleMetrics], int]:
+    """Metrics of each scale, and how many codes occur at any of them.
 
     Args:
-        autoencoder: what is judged.
-        side: of the code map.
+        autoencoder: what is judged; computes on its device.
+        batches: images (B, 3, H, W) in [-1, 1], one at least.
+        sides: of the scales' code maps.
         with_ssim: measure SSIM too, which is slow.
     """
+    device, num_codes = autoencoder.quantize.embedding.device, autoencoder.config.n_embed
+    counts = {side: torch.zeros(num_codes, dtype=torch.long) for side in sides}
+    values: dict[int, dict[str, list[float]]] = {side: {} for side in sides}  # of each image
+    for images in batches:
+        for side in sides:
+            small = resize_image(images.to(device), side * autoencoder.config.stride)
+            codes, measured = _measure(autoencoder, small, with_ssim)
+            counts[side] += torch.bincount(codes.flatten(), minlength=num_codes).cpu()
+            for name, more in measured.items():
+                values[side].setdefault(name, []).extend(more)
+    metrics = {}
+    for side, count in counts.items():
+        means = {"ssim": None} | {name: sum(found) / len(found) for name, found in values[side].items()}
+        used, diversity = (count > 0).float().mean().item(), perplexity(count.double()).item()
+        metrics[side] = ScaleMetrics(**means, usage=used, perplexity=diversity)
+    return metrics, int((sum(counts.values()) > 0).sum())
 
-    def __init__(self, autoencoder: Autoencoder, side: int, with_ssim: bool = False) -> None:
-        self.autoencoder, self.side = autoencoder, side
-        self.size = side * autoencoder.config.stride
-        self.with_ssim = with_ssim and self.size >= SSIM_WINDOW
-        self.counts = torch.zeros(autoencoder.config.n_embed, dtype=torch.long)
-        self.psnr, self.ssim, self.l1, self.error = [], [], [], []  # of each image
 
-    @torch.no_grad()
-    def update(self, images: Tensor) -> None:
-        """Take in images (B, 3, H, W) in [-1, 1]."""
-        small = resize_image(images, self.size)
-        latents = self.autoencoder.encode(small)  # (B, C, S, S)
-        codes = self.autoencoder.quantize_latents(latents)
-        difference = self.autoencoder.lookup(codes) - latents
-        rebuilt = self.autoencoder.decode(codes).clamp(-1, 1)
-        self.counts += torch.bincount(codes.flatten(), minlength=len(self.counts)).cpu()
-        mse = ((rebuilt - small) / 2).square().mean((1, 2, 3)).clamp_min(SMALLEST_ERROR)  # of pixels in [0, 1]
-        self.psnr += (-10 * mse.log10()).tolist()
-        self.l1 += (rebuilt - small).abs().mean((1, 2, 3)).tolist()
-        self.error += difference.square().mean((1, 2, 3)).tolist()
-        if self.with_ssim:
-            pairs = zip(small.cpu().numpy(), rebuilt.cpu().numpy(), strict=True)
-            self.ssim += [float(structural_similarity(*pair, channel_axis=0, data_range=2.0)) for pair in pairs]
-
-    def figures(self) -> ScaleFigures:
-        """Of the images so far, at least one."""
-        return ScaleFigures(
-            psnr=_mean(self.psnr),
-            ssim=_mean(self.ssim) if self.with_ssim else None,
-            l1=_mean(self.l1),
-            quantization_error=_mean(self.error),
-            usage=(self.counts > 0).float().mean().item(),
-            perplexity=perplexity(self.counts.double()).item(),
-        )
+def _measure(autoencoder: Autoencoder, images: Tensor, with_ssim: bool) -> tuple[Tensor, dict[str, list[float]]]:
+    """Codes (B, S, S) of images (B, 3, H, W), and metrics of each image."""
+    latents = autoencoder.encode(images)  # (B, C, S, S)
+    codes = autoencoder.quantize_latents(latents)
+    difference = autoencoder.lookup(codes) - latents
+    rebuilt = autoencoder.decode(codes).clamp(-1, 1)
+    mse = ((rebuilt - images) / 2).square().mean((1, 2, 3)).clamp_min(SMALLEST_ERROR)  # of pixels in [0, 1]
+    metrics = {
+        "psnr": (-10 * mse.log10()).tolist(),
+        "l1": (rebuilt - images).abs().mean((1, 2, 3)).tolist(),
+        "quantization_error": difference.square().mean((1, 2, 3)).tolist(),
+    }
+    if with_ssim and images.shape[-1] >= SSIM_WINDOW:
+        pairs = zip(images.cpu().numpy(), rebuilt.cpu().numpy(), strict=True)
+        metrics["ssim"] = [float(structural_similarity(*pair, channel_axis=0, data_range=2.0)) for pair in pairs]
+    return codes, metrics
 
 
 def held_out_batches(images: Dataset, most: int = MAX_HELD_OUT, size: int = BATCH) -> Iterator[Tensor]:
@@ -97,19 +100,6 @@ def held_out_batches(images: Dataset, most: int = MAX_HELD_OUT, size: int = BATC
     spread = [i * len(images) // count for i in range(count)]
     for start in range(0, count, size):
         yield torch.stack([images[(i, 0)][0] for i in spread[start : start + size]])
-
-
-def measure_scales(
-    autoencoder: Autoencoder, batches: Iterator[Tensor], sides: Sequence[int], with_ssim: bool = False
-) -> tuple[dict[int, ScaleFigures], int]:
-    """Figures of each side of a code map, on the autoencoder's device, and how many codes occur at any of them."""
-    meters = [ScaleMeter(autoencoder, side, with_ssim) for side in sides]
-    device = autoencoder.quantize.embedding.device
-    for images in batches:
-        for meter in meters:
-            meter.update(images.to(device))
-    used = sum(meter.counts for meter in meters) > 0
-    return {meter.side: meter.figures() for meter in meters}, int(used.sum())
 
 
 @torch.no_grad()
@@ -125,12 +115,8 @@ def save_pyramid(autoencoder: Autoencoder, images: Tensor, sides: Sequence[int],
 
 def show_held_out(
     autoencoder: Autoencoder, images: Dataset, sides: Sequence[int], path: Path
-) -> dict[int, ScaleFigures]:
-    """Write a grid of some held-out images; return the figures of more."""
+) -> dict[int, ScaleMetrics]:
+    """Write a grid of some held-out images; return the metrics of more."""
     shown = torch.cat(list(held_out_batches(images, SHOWN_IMAGES))).to(autoencoder.quantize.embedding.device)
     save_pyramid(autoencoder, shown, sides, path)
     return measure_scales(autoencoder, held_out_batches(images), sides)[0]
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)

@@ -4,9 +4,9 @@ Letters: B batch, C code dimension, V codes, n latents of a batch. Every batch i
 that small images are represented too.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,53 +20,12 @@ from runtime import distributed
 from runtime.config import plain
 from runtime.device import DTYPES
 from runtime.errors import UserError
-from train_ae_codebook.codebook import USAGE_RATE, PyramidArgs, code_frequencies, dead_codes, perplexity
-from train_ae_codebook.discriminator import SMALLEST, Adversary
+from train_ae_codebook.codebook import USAGE_RATE, code_frequencies, dead_codes, perplexity
+from train_ae_codebook.discriminator import Adversary
 from train_ae_codebook.measure import show_held_out
+from train_ae_codebook.options import AutoencoderArgs
 from train_ae_codebook.perceptual import PerceptualDistance
 from training.task import Task
-
-
-@dataclass(frozen=True)
-class AutoencoderArgs(PyramidArgs):
-    """The ``args:`` section of a configuration of train_ae_codebook/main.py.
-
-    Attributes:
-        start: autoencoder whose weights a new run starts from: LlamaGen's vq_ds16_c2i.pt, or a folder; its codes too
-            if it has n_embed of them.
-        perceptual: weight of the distance of EfficientNet-Lite0's features, which takes two packages more; 0 has none.
-        discriminator: weight of the wish that a patch discriminator, trained beside, take reconstructions of the full
-            size for real; 0 has none.
-        discriminator_start: steps that the autoencoder trains without it.
-        discriminator_lr: its learning rate, of Adam.
-        export_dtype: precision of the finished autoencoder's file; it is computed with in float32 all the same.
-    """
-
-    start: str | None = None
-    perceptual: float = 0.0
-    discriminator: float = 0.0
-    discriminator_start: int = 1000
-    discriminator_lr: float = 1e-4
-    export_dtype: Literal["float32", "float16"] = "float32"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("perceptual", "discriminator", "discriminator_start", "discriminator_lr"):
-            if getattr(self, name) < 0:
-                raise UserError(f"{name} is {getattr(self, name)}; it must not be negative")
-        for name in ("discriminator_start", "discriminator_lr"):
-            if not self.discriminator and getattr(self, name) != getattr(AutoencoderArgs, name):
-                raise UserError(f"{name} means nothing without a discriminator; give discriminator a weight above 0")
-        if self.discriminator and self.img_size < SMALLEST:
-            raise UserError(f"the discriminator takes images of at least {SMALLEST} pixels, not {self.img_size}")
-
-    def check_steps(self, total: int) -> None:
-        """Refuse a run of ``total`` steps that ends before its discriminator begins."""
-        if self.discriminator and total <= self.discriminator_start:
-            raise UserError(
-                f"the run has {total} steps, and the discriminator begins after {self.discriminator_start}; lower "
-                "discriminator_start, or raise epochs"
-            )
 
 
 def start_from(module: Autoencoder, path: str) -> None:
@@ -76,11 +35,10 @@ def start_from(module: Autoencoder, path: str) -> None:
         UserError: it cannot be read, or is of another architecture.
     """
     start = open_autoencoder(path)
-    ours, theirs = asdict(module.config), asdict(start.config)
-    other = [key for key in ours if key != "n_embed" and ours[key] != theirs[key]]
-    if other:
-        key = other[0]
-        raise UserError(f"{path} has {key} {theirs[key]}, not {ours[key]}; put that into the configuration's model:")
+    theirs = asdict(start.config)
+    for key, ours in asdict(module.config).items():
+        if key != "n_embed" and ours != theirs[key]:
+            raise UserError(f"{path} has {key} {theirs[key]}, not {ours}; put that into the configuration's model:")
     state = start.state_dict()
     if start.config.n_embed != module.config.n_embed:
         state = {key: value for key, value in state.items() if not key.startswith(("quantize", "cluster_usage"))}
@@ -104,6 +62,7 @@ class VQVAETask(Task):
         self.adversary = Adversary(args.discriminator_lr, args.accum_steps, device) if args.discriminator else None
 
     def loss(self, batch: list[Tensor], context: StepContext) -> Loss:
+        """Of images (B, 3, H, W) at one size: reconstruction, codebook, commitment, and the terms asked for."""
         images = self._at_random_size(batch[0], context)
         z = self.module.encode(images)  # (B, C, S, S)
         codes = self.module.quantize_latents(z)
@@ -117,16 +76,12 @@ class VQVAETask(Task):
         rebuilt = self.module.decode_latents(passed).float()
         error = rebuilt - images
         reconstruction = error.abs().mean() + error.square().mean()
-        realism, figures = self._realism(images, rebuilt, context)
+        realism, terms = self._realism(images, rebuilt, context)
         loss = reconstruction + quantizer_loss(z, quantized, self.args.commitment) + realism
 
         def metrics() -> dict[str, Tensor]:
-            return {
-                "l1": error.abs().mean(),
-                "dead_codes": self._dead().float().mean(),
-                "perplexity": perplexity(usage),
-                **figures,
-            }
+            dead = self._dead().float().mean()
+            return {"l1": error.abs().mean(), "dead_codes": dead, "perplexity": perplexity(usage), **terms}
 
         return Loss(loss, metrics)
 
@@ -134,16 +89,16 @@ class VQVAETask(Task):
         self, images: Tensor, rebuilt: Tensor, context: StepContext
     ) -> tuple[Tensor | float, dict[str, Tensor]]:
         """The terms that were asked for, weighted and added, and each of them."""
-        total, figures = 0.0, {}
+        total, terms = 0.0, {}
         if self.perceptual is not None:
-            figures["perceptual"] = self.perceptual(rebuilt, images)
-            total = total + self.args.perceptual * figures["perceptual"]
+            terms["perceptual"] = self.perceptual(rebuilt, images)
+            total = total + self.args.perceptual * terms["perceptual"]
         whole = images.shape[-1] == self.args.img_size
         if self.adversary is not None and whole and context.step >= self.args.discriminator_start:
-            figures["fooled"] = self.adversary.fooled(rebuilt)
-            figures["discriminator"] = self.adversary.learn(images, rebuilt, context.batch)
-            total = total + self.args.discriminator * figures["fooled"]
-        return total, figures
+            terms["fooled"] = self.adversary.fooled(rebuilt)
+            terms["discriminator"] = self.adversary.learn(images, rebuilt, context.batch)
+            total = total + self.args.discriminator * terms["fooled"]
+        return total, terms
 
     def precision(self) -> torch.dtype:
         return torch.float32
@@ -152,12 +107,10 @@ class VQVAETask(Task):
         """Write originals over reconstructions at every scale; return PSNR (dB) and usage on held-out images."""
         if not distributed.is_main():
             return {}
-        figures = show_held_out(module, self.validation, self.args.scale_sizes, folder / f"{name}.png")
-        full_size = figures[max(self.args.scale_sizes)]
-        tqdm.write(
-            f"{name}: PSNR {full_size.psnr:.2f} dB, {full_size.usage:.1%} of the codes used, full size, held out"
-        )
-        return {"psnr": full_size.psnr, "used_codes": full_size.usage}
+        by_side = show_held_out(module, self.validation, self.args.scale_sizes, folder / f"{name}.png")
+        full = by_side[max(self.args.scale_sizes)]
+        tqdm.write(f"{name}: PSNR {full.psnr:.2f} dB, {full.usage:.1%} of the codes used, full size, held out")
+        return {"psnr": full.psnr, "used_codes": full.usage}
 
     def describe(self) -> dict[str, Any]:
         return {"config": plain(self.module.config), "args": plain(self.args)}
@@ -186,11 +139,11 @@ class VQVAETask(Task):
         return dead_codes(self.module.cluster_usage_train, self.args.dead_below)
 
     @torch.no_grad()
-    def _revive(self, latents: Tensor, generator: torch.Generator) -> None:
+    def _revive(self, latents: Tensor, rng: torch.Generator) -> None:
         """Move dead codes onto latents of this batch, drawn at random, and call them used as the average one is."""
         dead = self._dead().nonzero().squeeze(1)
         candidates = latents.permute(0, 2, 3, 1).flatten(0, 2)  # (n, C)
-        chosen = torch.randint(len(candidates), (len(dead),), device=dead.device, generator=generator)
+        chosen = torch.randint(len(candidates), (len(dead),), device=dead.device, generator=rng)
         revived = distributed.from_main(candidates[chosen].cpu()).to(dead.device)
         self.module.quantize.embedding[dead] = revived
         self.module.cluster_usage_train[dead] = 1 / self.module.config.n_embed

@@ -6,7 +6,6 @@ python -m training.export --checkpoint output/quickstart --output_dir output/qui
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from models.loading.export import export_published
 from runtime.command import run
 from runtime.config import parse_flags
 from runtime.errors import UserError
@@ -31,6 +30,8 @@ class ExportArgs:
 
 def main(argv: Sequence[str]) -> None:
     args = parse_flags(argv, "training.export", __doc__, ExportArgs)
+    from models.loading.export import export_published  # takes seconds to import
+
     export_published(args.checkpoint, args.output_dir)
     print(f"exported to {args.output_dir}")
 

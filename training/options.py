@@ -6,7 +6,7 @@ from typing import Literal
 
 from data.options import CropRecipe, DatasetName
 from evaluation.neighbours import NEIGHBOURS
-from runtime.errors import UserError
+from runtime.errors import UserError, check_at_least
 
 
 @dataclass(frozen=True)
@@ -66,12 +66,8 @@ class LoopArgs:
     keep_freq: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "accum_steps", "log_freq"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("lr", "weight_decay", "warmup_epochs", "clip_grad", "num_workers", "seed"):
-            if getattr(self, name) < 0:
-                raise UserError(f"{name} is {getattr(self, name)}; it must not be negative")
+        check_at_least(1, self, "epochs", "batch_size", "accum_steps", "log_freq")
+        check_at_least(0, self, "lr", "weight_decay", "warmup_epochs", "clip_grad", "num_workers", "seed")
         if not all(0 <= beta < 1 for beta in self.betas) or not 0 <= self.ema_decay < 1:
             raise UserError(f"betas {list(self.betas)} and ema_decay {self.ema_decay} must lie in 0..1, 1 excluded")
         if any(factor <= 0 for factor in self.lr_drops.values()):

@@ -19,38 +19,18 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from data.crops import to_floats
-from evaluation.features.shipped import FOLDER, SIDE, ClassifierName, Split, statistics_file, weights_file
+from evaluation.features.shipped import (
+    FOLDER,
+    SIDE,
+    ClassifierConfig,
+    ClassifierName,
+    Split,
+    statistics_file,
+    weights_file,
+)
 from evaluation.metrics import Statistics, statistics_of
 from runtime.errors import UserError
 from runtime.files import hash_file, whole
-
-
-@dataclass(frozen=True)
-class ClassifierSize:
-    """The ``model:`` section of a configuration.
-
-    Attributes:
-        name: what ``--features`` calls it.
-        widths: channels after the stem and after the convolutions at 16, 8 and 4 px; the last are the features.
-    """
-
-    name: ClassifierName = "digits"
-    widths: tuple[int, int, int, int] = (32, 48, 96, 192)
-
-    def __post_init__(self) -> None:
-        if min(self.widths) < 1:
-            raise UserError(f"widths is {list(self.widths)}; every one must be at least 1")
-
-
-@dataclass(frozen=True)
-class ClassifierConfig(ClassifierSize):
-    """What a classifier is.
-
-    Attributes:
-        class_keys: name of each class, in order.
-    """
-
-    class_keys: tuple[str, ...] = ()
 
 
 class ClassifierNetwork(nn.Module):

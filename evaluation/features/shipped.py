@@ -1,12 +1,43 @@
-"""Where the classifiers that ship with the project are."""
+"""What the classifiers are that ship with the project, and where."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+
+from runtime.errors import UserError
 
 ClassifierName = Literal["digits", "cifar10"]
 FOLDER = Path(__file__).resolve().parents[2] / "pretrained_models/classifiers"
 SIDE = 32  # pixels of the images that it reads
 Split = Literal["train", "test"]
+
+
+@dataclass(frozen=True)
+class ClassifierSize:
+    """The ``model:`` section of a configuration.
+
+    Attributes:
+        name: what ``--features`` calls it.
+        widths: channels after the stem and after the convolutions at 16, 8 and 4 px; the last are the features.
+    """
+
+    name: ClassifierName = "digits"
+    widths: tuple[int, int, int, int] = (32, 48, 96, 192)
+
+    def __post_init__(self) -> None:
+        if min(self.widths) < 1:
+            raise UserError(f"widths is {list(self.widths)}; every one must be at least 1")
+
+
+@dataclass(frozen=True)
+class ClassifierConfig(ClassifierSize):
+    """What a classifier is.
+
+    Attributes:
+        class_keys: name of each class, in order.
+    """
+
+    class_keys: tuple[str, ...] = ()
 
 
 def weights_file(name: ClassifierName, folder: Path = FOLDER) -> Path:

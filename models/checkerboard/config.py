@@ -6,7 +6,7 @@ from typing import Literal, Self
 
 from models.checkerboard.order import Remainder, ScanOrder, compute_scale_sizes, sampling_blocks
 from models.config import Drawing, GeneratorConfig, TransformerConfig, at_scale
-from runtime.errors import UserError
+from runtime.errors import UserError, check_probabilities
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,7 @@ class CheckerboardConfig(GeneratorConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("random_replace", "label_drop"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"{name} is a probability; {getattr(self, name)} does not lie between 0 and 1")
+        check_probabilities(self, "random_replace", "label_drop")
         layers = self.num_mixing_layers
         if isinstance(layers, int) and not 0 <= layers <= self.llama_config.num_hidden_layers:
             raise UserError(f"num_mixing_layers {layers} must lie between 0 and the number of layers")

@@ -11,6 +11,8 @@ from data.report import check_data, data_report
 from runtime.command import run
 from tests.pictures import damage, write_pictures
 
+pytestmark = pytest.mark.quick
+
 
 def labelled(class_keys: list[str], labels: list[int] | None = None) -> LabelledImages:
     labels = list(range(len(class_keys))) if labels is None else labels

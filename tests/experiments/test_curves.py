@@ -8,9 +8,11 @@ import pytest
 from PIL import Image
 
 from experiments import curves
-from experiments.curves import read_scalars, smooth
+from experiments.curves import read_steps, smooth
 from runtime.errors import UserError
 from tests.command_factory import call
+
+pytestmark = pytest.mark.quick
 
 
 def write_run(folder: Path, steps: list[int]) -> None:
@@ -25,7 +27,7 @@ def write_run(folder: Path, steps: list[int]) -> None:
 
 def test_steps_come_in_order_and_a_step_logged_twice_once(tmp_path: Path) -> None:
     write_run(tmp_path, [5, 10, 15, 10, 15, 20])
-    assert [entry["step"] for entry in read_scalars(tmp_path)] == [5, 10, 15, 20]
+    assert [entry["step"] for entry in read_steps(tmp_path)] == [5, 10, 15, 20]
 
 
 def test_smoothing_takes_means() -> None:
@@ -46,8 +48,8 @@ def test_the_command_writes_a_picture(with_grid: bool, tmp_path: Path) -> None:
     assert (red > 0.05) == with_grid
 
 
-def test_a_folder_without_figures_is_refused(tmp_path: Path) -> None:
+def test_a_folder_without_metrics_is_refused(tmp_path: Path) -> None:
     assert "no such file" in call(curves.main, "--run", str(tmp_path)).error()
     write_run(tmp_path, [])
-    with pytest.raises(UserError, match="holds no figures; train longer"):
-        read_scalars(tmp_path)
+    with pytest.raises(UserError, match="holds no metrics; train longer"):
+        read_steps(tmp_path)

@@ -8,7 +8,8 @@ import torch
 
 from evaluation.features.classifier import Classifier
 from experiments import train_classifier
-from experiments.train_classifier import ClassifierArgs, augment
+from experiments.train_classifier import ClassifierArgs
+from experiments.train_classifier_job import augment
 from runtime.errors import UserError
 from tests.command_factory import ROOT, Outcome, call
 
@@ -22,18 +23,21 @@ def shown(count: int = 400, **args: object) -> torch.Tensor:
     return augment(images, ClassifierArgs(**args), torch.Generator().manual_seed(0))[:, 0]
 
 
+@pytest.mark.quick
 def test_images_move_each_way_by_up_to_the_shift() -> None:
     places = shown(shift=2).nonzero()  # (N, 3): image, row, column
     assert places[:, 0].tolist() == list(range(400))
     assert set(map(tuple, places[:, 1:].tolist())) == {(row, c) for row in range(14, 19) for c in range(8, 13)}
 
 
+@pytest.mark.quick
 def test_half_of_the_images_are_mirrored() -> None:
     columns = shown(shift=0, mirror=True).nonzero()[:, 2]
     assert set(columns.tolist()) == {10, 21}
     assert 150 < int((columns == 21).sum()) < 250
 
 
+@pytest.mark.quick
 def test_noise_has_its_deviation() -> None:
     assert float(shown(shift=0, noise=0.1)[:, :8].std()) == pytest.approx(0.1, rel=0.02)
     assert torch.equal(shown(shift=0), shown(shift=0, noise=0.0))

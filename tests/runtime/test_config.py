@@ -29,8 +29,7 @@ from runtime.config import (
 from runtime.device import describe_size
 from runtime.errors import UserError
 from tests.factory import FIXTURES
-from train_ae_codebook.requantize import RequantizeArgs
-from train_ae_codebook.vqvae import AutoencoderArgs
+from train_ae_codebook.options import AutoencoderArgs, RequantizeArgs
 from training.options import LoopArgs, TrainArgs
 
 pytestmark = pytest.mark.quick

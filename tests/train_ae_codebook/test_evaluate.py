@@ -25,7 +25,7 @@ from tests.command_factory import ROOT, call
 from tests.evaluation.fake_inception import FakeInception
 from tests.factory import randomize, tiny_autoencoder
 from train_ae_codebook.evaluate import main, table
-from train_ae_codebook.measure import ScaleFigures, held_out_batches, measure_scales
+from train_ae_codebook.measure import ScaleMetrics, held_out_batches, measure_scales
 from train_ae_codebook.rfid import measure_rfid
 
 
@@ -94,7 +94,7 @@ def test_held_out_images_are_spread_evenly() -> None:
 
 
 def test_the_table_has_a_line_a_scale() -> None:
-    figures = ScaleFigures(psnr=20.123, ssim=None, l1=0.1, quantization_error=0.012345, usage=0.5, perplexity=7.0)
+    figures = ScaleMetrics(psnr=20.123, ssim=None, l1=0.1, quantization_error=0.012345, usage=0.5, perplexity=7.0)
     assert table({1: figures}).splitlines() == [
         "| scale | psnr | ssim | l1 | quantization_error | usage | perplexity |",
         "| --- | --- | --- | --- | --- | --- | --- |",
@@ -111,7 +111,7 @@ def test_the_command_prints_and_writes(autoencoder: Autoencoder, tmp_path: Path)
     written = json.loads((tmp_path / "new" / "figures.json").read_text())
     assert list(written["scales"]) == ["1", "2", "4"]
     assert (written["images"], written["n_embed"], written["settings"]["split"]) == (20, 64, "val")
-    by_side = {int(side): ScaleFigures(**figures) for side, figures in written["scales"].items()}
+    by_side = {int(side): ScaleMetrics(**figures) for side, figures in written["scales"].items()}
     *lines, last = outcome.out.splitlines()[1:]
     assert lines == table(by_side).splitlines()
     assert last == f"{written['used_codes']} of 64 codes occur at some scale"

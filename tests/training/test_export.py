@@ -10,7 +10,7 @@ from models import load_checkpoint, sample
 from models.checkerboard.model import Checkerboard
 from models.loading.checkpoint import CHECKPOINT_NAME, CONFIG_NAME
 from models.loading.export import published_state
-from tests.command_factory import call, save_run, start_python
+from tests.command_factory import call, save_run
 from tests.factory import load_reference, tiny_model
 from training import export
 
@@ -25,9 +25,9 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def exported(run_folder: Path) -> Path:
-    """It, exported by a process of its own."""
+    """It, exported."""
     folder = run_folder.with_name("published")
-    outcome = start_python("-m", "training.export", "--checkpoint", str(run_folder), "--output_dir", str(folder))
+    outcome = call(export.main, "--checkpoint", str(run_folder), "--output_dir", str(folder))
     assert (outcome.code, outcome.out) == (0, f"exported to {folder}\n"), outcome.err
     return folder
 
@@ -71,7 +71,7 @@ def test_the_layout_is_the_published_one(exported: Path) -> None:
 
 def test_the_run_is_left_as_it_was(run_folder: Path, exported: Path) -> None:
     assert load_checkpoint(run_folder).class_names == ["fox", "lamp", "car"]
-    assert {"optimizer", "random_states"} <= torch.load(run_folder / CHECKPOINT_NAME, weights_only=True).keys()
+    assert {"optimizer", "data_order"} <= torch.load(run_folder / CHECKPOINT_NAME, weights_only=True).keys()
 
 
 # Mistakes

@@ -1,0 +1,115 @@
+"""What train_classifier.py does once its arguments are understood.
+
+Letters: B images, H, W their sides in pixels.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+from data.crops import crop_image
+from data.images import CroppedImages, LabelledImages, open_dataset
+from evaluation.features.classifier import Classifier, ClassifierNetwork, RealData, save_network
+from evaluation.features.shipped import SIDE, ClassifierConfig, ClassifierSize, Split
+from experiments.train_classifier import ClassifierArgs
+from models.family import Loss, StepContext
+from runtime import distributed
+from runtime.config import plain
+from runtime.device import pick_device
+from runtime.lock import lock_folder
+from training.task import Task
+from training.trainer import Trainer
+
+BATCH_SIZE = 500  # images measured at once
+
+
+class ClassifierTask(Task):
+    """Trains a network to name the class of an image; ``held_out`` are images to measure on, centre crops."""
+
+    def __init__(self, module: ClassifierNetwork, args: ClassifierArgs, held_out: CroppedImages) -> None:
+        self.module, self.args, self.held_out = module, args, held_out
+
+    def loss(self, batch: list[Tensor], context: StepContext) -> Loss:
+        """Mean cross-entropy in nats of (images, labels)."""
+        images, labels = batch
+        logits = self.module(augment(images, self.args, context.rank_rng))
+        return Loss(F.cross_entropy(logits, labels), lambda: {"accuracy": (logits.argmax(1) == labels).float().mean()})
+
+    def precision(self) -> torch.dtype | None:
+        return torch.float32
+
+    def show(self, module: ClassifierNetwork, folder: Path, name: str) -> dict[str, float]:
+        """Accuracy on held-out images, 0..1."""
+        device, right, count = module.head.weight.device, 0, len(self.held_out)
+        for indices in torch.arange(count).split(BATCH_SIZE):
+            images, labels = self.held_out.collate([self.held_out[int(i), 0] for i in indices])
+            right += int((module(images.to(device)).argmax(1).cpu() == labels).sum())
+        if distributed.is_main():
+            tqdm.write(f"{name}: {right / count:.2%} of {count} held-out images recognised")
+        return {"held_out_accuracy": right / count}
+
+    def describe(self) -> dict[str, Any]:
+        return {"config": asdict(self.module.config), "class_keys": list(self.module.config.class_keys)}
+
+
+def augment(images: Tensor, args: ClassifierArgs, rng: torch.Generator) -> Tensor:
+    """Images (B, 3, H, W), each moved, mirrored and made noisy at random; their edges are repeated outwards."""
+    batch, _, height, width = images.shape
+    device, span = images.device, 2 * args.shift + 1
+    padded = F.pad(images, (args.shift,) * 4, mode="replicate")
+    rows, columns = (
+        torch.randint(span, (batch, 1), generator=rng, device=device) + torch.arange(side, device=device)
+        for side in (height, width)
+    )
+    if args.mirror:
+        mirrored = torch.rand(batch, 1, generator=rng, device=device) < 0.5
+        columns = torch.where(mirrored, columns.flip(1), columns)
+    first = torch.arange(batch, device=device)[:, None, None]
+    moved = padded.permute(0, 2, 3, 1)[first, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    if args.noise:
+        moved = moved + args.noise * torch.randn(moved.shape, generator=rng, device=device)
+    return moved
+
+
+def train_classifier(size: ClassifierSize, args: ClassifierArgs, name: str) -> None:
+    """Train, and export the classifier with what it makes of real images; ``name`` is the configuration's."""
+    data = [open_dataset(args.dataset, args.data_path, SIDE, split) for split in ("train", "val")]
+    device = distributed.set_up(pick_device(args.device))
+    torch.manual_seed(args.seed)
+    network = ClassifierNetwork(ClassifierConfig(size.name, size.widths, tuple(data[0].class_keys)))
+    folder = Path(args.output_dir or f"output/classifiers/{name}")
+    distributed.say(f"{sum(p.numel() for p in network.parameters()):,} parameters; run folder {folder}")
+    task = ClassifierTask(network, args, CroppedImages(data[1], SIDE, "center"))
+    settings = {"model": plain(size), "args": plain(args)}
+    trainer = Trainer(task, CroppedImages(data[0], SIDE, args.crop), args, folder, device, settings)
+    with lock_folder(folder):
+        trainer.fit()
+        if distributed.is_main():
+            export(trainer.trained, data, Path(args.export_dir or folder / "classifier"), device)
+    distributed.tear_down()
+
+
+def export(network: ClassifierNetwork, data: Sequence[LabelledImages], folder: Path, device: torch.device) -> None:
+    """Write the classifier, and what it makes of the training images and of held-out ones."""
+    path = save_network(network, folder)
+    classifier = Classifier(network.config.name, device, folder)
+    for split, images in zip(("train", "test"), data, strict=True):
+        real = measure(classifier, images, split)
+        print(f"{split}: {real.accuracy:.2%} of {real.num_images} images recognised")
+    print(f"classifier: {path}, {path.stat().st_size / 1e6:.2f} MB")
+
+
+def measure(classifier: Classifier, images: LabelledImages, split: Split) -> RealData:
+    """Features of all images, centre crops, read as evaluator.py reads them; written beside the classifier."""
+    features = []
+    for indices in tqdm(torch.arange(len(images)).split(BATCH_SIZE), desc=f"features, {split}"):
+        pixels = torch.stack([crop_image(images.read(int(i)), SIDE, "center", 0) for i in indices])
+        features += classifier(pixels.permute(0, 2, 3, 1).numpy())
+    return classifier.save_real_data(split, np.concatenate(features), np.array(images.labels))

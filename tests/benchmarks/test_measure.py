@@ -1,0 +1,51 @@
+"""What benchmarks measure with: products that can be replayed, operations, memory."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from benchmarks.measure import CountKernels, RecordProducts, process_memory, products_of_linear, time_products
+
+pytestmark = pytest.mark.quick
+CPU = torch.device("cpu")
+
+
+def test_products_can_be_replayed() -> None:
+    """Of linear layers and convolutions alone, with their own inputs."""
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 5), nn.Softmax(-1))
+    images = torch.randn(2, 3, 4, 4)
+    with RecordProducts() as record:
+        probabilities = network(images)
+    convolution, linear = (product() for product in record.products)
+    torch.testing.assert_close(convolution, F.conv2d(images, network[0].weight, network[0].bias))
+    torch.testing.assert_close(linear.softmax(-1), probabilities)
+    assert time_products(record.products, CPU) > 0
+
+
+def test_the_three_products_of_a_linear_layer_are_its_output_and_its_gradients() -> None:
+    x, weight = torch.randn(2, 3, 4, requires_grad=True), torch.randn(5, 4, requires_grad=True)
+    output = F.linear(x, weight)
+    output.sum().backward()
+    products = [product() for product in products_of_linear(x.detach(), weight.detach())]
+    for product, expected in zip(products, (output.flatten(0, 1), x.grad.flatten(0, 1), weight.grad), strict=True):
+        torch.testing.assert_close(product, expected)
+
+
+def test_operations_that_only_look_are_not_counted() -> None:
+    x = torch.ones(4, 4)
+    with CountKernels() as kernels:
+        y = x.view(16).unsqueeze(0) + 1
+        y.mul_(2)
+    assert kernels.count == 2
+
+
+def test_memory_of_this_process() -> None:
+    before = process_memory("RssAnon")
+    held = np.ones(8_000_000)
+    added = process_memory("RssAnon") - before
+    assert math.isnan(added) or added > 0.9 * held.nbytes
+    assert math.isnan(process_memory("Nothing"))

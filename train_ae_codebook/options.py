@@ -1,0 +1,142 @@
+"""Settings of autoencoders' training; no torch, so that --help answers at once."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from runtime.errors import UserError, check_at_least, check_probabilities
+from training.options import LoopArgs
+
+MIN_DISCRIMINATED = 8  # pixels of an image
+
+
+@dataclass(frozen=True)
+class PyramidArgs(LoopArgs):
+    """Settings of a training over the sizes of a pyramid.
+
+    Attributes:
+        img_size: side of the full images, in pixels.
+        scale_sizes: sides of the code maps of the pyramid to represent.
+        full_size_share: probability of the full size outright; otherwise a step's size is drawn evenly, from scratch
+            among the smaller ones, for a new codebook among all.
+        commitment: weight of the pull of latents towards their codes.
+        revive_freq: steps between revivals of dead codes; 0 never revives.
+        dead_below: a code is dead if used less than this share of an equal one.
+        export_dir: folder that gets the finished autoencoder; default the run folder's autoencoder/.
+    """
+
+    img_size: int = 32
+    scale_sizes: tuple[int, ...] = (1, 2, 4, 8)
+    full_size_share: float = 0.5
+    commitment: float = 0.25
+    revive_freq: int = 50
+    dead_below: float = 0.03
+    export_dir: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.dtype not in ("auto", "float32"):
+            raise UserError(f"dtype is {self.dtype}; an autoencoder is trained in float32")
+        check_probabilities(self, "full_size_share")
+        check_at_least(0, self, "commitment", "revive_freq", "dead_below")
+        if not self.scale_sizes or min(self.scale_sizes) < 1:
+            raise UserError(f"scale_sizes is {list(self.scale_sizes)}; name at least one side, each at least 1")
+
+    def check_stride(self, stride: int) -> None:
+        """Refuse a pyramid whose largest scale is not the image; ``stride`` is the autoencoder's, in pixels."""
+        largest = max(self.scale_sizes) * stride
+        if largest != self.img_size:
+            raise UserError(f"the largest of scale_sizes is one of {largest} pixels, but img_size is {self.img_size}")
+
+    def draw_side(self, others: Sequence[int], rng: random.Random) -> int:
+        """Side of the code maps of one step: the largest with probability ``full_size_share``, else of ``others``."""
+        whole = not others or rng.random() < self.full_size_share
+        return max(self.scale_sizes) if whole else rng.choice(others)
+
+
+@dataclass(frozen=True)
+class AutoencoderArgs(PyramidArgs):
+    """The ``args:`` section of a configuration of train_ae_codebook/main.py.
+
+    Attributes:
+        start: autoencoder whose weights a new run starts from: LlamaGen's vq_ds16_c2i.pt, or a folder; its codes too
+            if it has n_embed of them.
+        perceptual: weight of the distance of EfficientNet-Lite0's features, which takes two packages more; 0 has none.
+        discriminator: weight of the wish that a patch discriminator, trained beside, take reconstructions of the full
+            size for real; 0 has none.
+        discriminator_start: steps that the autoencoder trains without it.
+        discriminator_lr: its learning rate, of Adam.
+        export_dtype: precision of the finished autoencoder's file; it is computed with in float32 all the same.
+    """
+
+    start: str | None = None
+    perceptual: float = 0.0
+    discriminator: float = 0.0
+    discriminator_start: int = 1000
+    discriminator_lr: float = 1e-4
+    export_dtype: Literal["float32", "float16"] = "float32"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_at_least(0, self, "perceptual", "discriminator", "discriminator_start", "discriminator_lr")
+        for name in ("discriminator_start", "discriminator_lr"):
+            if not self.discriminator and getattr(self, name) != getattr(AutoencoderArgs, name):
+                raise UserError(f"{name} means nothing without a discriminator; give discriminator a weight above 0")
+        if self.discriminator and self.img_size < MIN_DISCRIMINATED:
+            raise UserError(
+                f"the discriminator takes images of at least {MIN_DISCRIMINATED} pixels, not {self.img_size}"
+            )
+
+    def check_steps(self, total: int) -> None:
+        """Refuse a run of ``total`` steps that ends before its discriminator begins."""
+        if self.discriminator and total <= self.discriminator_start:
+            raise UserError(
+                f"the run has {total} steps, and the discriminator begins after {self.discriminator_start}; lower "
+                "discriminator_start, or raise epochs"
+            )
+
+
+@dataclass(frozen=True)
+class RequantizeArgs(PyramidArgs):
+    """The ``requantize:`` section of a configuration; the defaults are the paper's.
+
+    Attributes:
+        start: autoencoder to keep but for its codebook: LlamaGen's vq_ds16_c2i.pt, or a folder.
+        n_embed: number of new codes.
+        moment_steps: first steps, which only gather what the codebook starts from.
+        revive_after: step after which dead codes are revived.
+        codebook_start: gaussian (random, with the moments of each scale) or kmeans (centres of latents of those steps).
+        codebook_update: gradient (of the loss) or ema (moving averages of each code's latents).
+    """
+
+    img_size: int = 256
+    scale_sizes: tuple[int, ...] = (1, 2, 4, 8, 16)
+    full_size_share: float = 0.1
+    commitment: float = 0.001
+    revive_freq: int = 1000
+    dead_below: float = 1e-4
+    epochs: int = 1
+    batch_size: int = 32
+    lr: float = 1e-4
+    betas: tuple[float, float] = (0.5, 0.9)
+    weight_decay: float = 0.0
+    warmup_epochs: float = 0.0
+    start: str = "pretrained_models/llamagen/vq_ds16_c2i.pt"
+    n_embed: int = 4096
+    moment_steps: int = 1000
+    revive_after: int = 2000
+    codebook_start: Literal["gaussian", "kmeans"] = "gaussian"
+    codebook_update: Literal["gradient", "ema"] = "gradient"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_at_least(1, self, "n_embed", "moment_steps")
+
+    def check_steps(self, total: int) -> None:
+        """Refuse a run of ``total`` steps that ends before it has a codebook."""
+        if total <= self.moment_steps:
+            raise UserError(
+                f"the run has {total} steps, and the first {self.moment_steps} only gather moments; lower moment_steps "
+                "or batch_size, or raise epochs"
+            )
