@@ -1,4 +1,4 @@
-"""Which class each image of a side should be: of samples.json, of arr_1 in an npz, or of class folders.
+"""Which class each image of a set should be: of samples.json, of arr_1 in an npz, or of class folders.
 
 Letters: N images.
 """

@@ -3,8 +3,10 @@
 Letters: N images, B of a batch, H, W their sides in pixels, D features. Images are read a batch at a time.
 """
 
+import math
 import zipfile
 import zlib
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +14,6 @@ from contextlib import contextmanager
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from PIL import Image
@@ -28,27 +29,32 @@ READERS = 4  # threads
 DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError)
 
 
-class Images(Protocol):
+class Images(ABC):
     """Images of one size.
 
     Attributes:
         path: where they are.
         shape: (N, H, W).
-        sha256: of all of them.
     """
 
     path: Path
     shape: tuple[int, int, int]
-    sha256: str
 
+    @cached_property
+    def sha256(self) -> str:
+        """Of all of them."""
+        return hash_file(self.path)
+
+    @abstractmethod
     def batches(self, size: int) -> Iterator[np.ndarray]:
         """The images in order, (B, H, W, 3) uint8, so many at once; the last batch may have fewer."""
 
     def warnings(self) -> list[str]:
         """What is doubtful about the files, after they have been read."""
+        return []
 
 
-class NpzImages:
+class NpzImages(Images):
     """``arr_0`` of an npz, uint8 (N, H, W, 3), compressed or not, never held whole."""
 
     def __init__(self, path: Path) -> None:
@@ -65,23 +71,21 @@ class NpzImages:
         if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or fortran or not shape[0]:
             raise UserError(f"{path} holds {dtype} {shape} as {IMAGES}; it must be uint8 (N, H, W, 3) in C order")
         self.shape = shape[:3]
-        self.sha256 = hash_file(path)
 
     def batches(self, size: int) -> Iterator[np.ndarray]:
         num_images, *sides = self.shape
         with _open_member(self.path, IMAGES) as file:
             _read_header(file)
             for first in range(0, num_images, size):
-                batch = np.empty((min(size, num_images - first), *sides, 3), dtype=np.uint8)
-                _read_into(file, memoryview(batch).cast("B"))
-                yield batch
+                shape = (min(size, num_images - first), *sides, 3)
+                pixels = bytearray(file.read(math.prod(shape)))
+                if len(pixels) < math.prod(shape):
+                    raise EOFError(f"it ends {math.prod(shape) - len(pixels)} bytes too early")
+                yield np.frombuffer(pixels, np.uint8).reshape(shape)
             file.read(1)  # past the end: only then is the checksum compared
 
-    def warnings(self) -> list[str]:
-        return []
 
-
-class FolderImages:
+class FolderImages(Images):
     """PNG and JPEG files of a folder, at any depth, in the order of their paths.
 
     In a folder that main_sample.py wrote, its images alone: no grid and no maps.
@@ -174,27 +178,24 @@ def labels_of_npz(path: Path) -> list[int]:
     """Class indices that an npz holds beside its images, as ADM's tools write them; none if it has none."""
     if LABELS not in member_names(path):
         return []
-    with _open_member(path, LABELS) as file:
-        labels = np.lib.format.read_array(file)
+    labels = _read_member(path, LABELS)
     return labels.tolist() if labels.ndim == 1 else []
 
 
-def stored_statistics(path: Path, mean: str, covariance: str) -> Statistics | None:
-    """Statistics that an npz holds under these names; None if it has none.
+def stored_statistics(path: Path, suffix: str) -> Statistics | None:
+    """Statistics that an npz holds under ``mu`` and ``sigma`` with this suffix; None if it has none.
 
     Raises:
         UserError: they are damaged or of the wrong shape.
     """
     path = resolve(path)
-    if path.is_dir() or not {mean, covariance} <= member_names(path):
+    if path.is_dir() or not {f"mu{suffix}", f"sigma{suffix}"} <= member_names(path):
         return None
-    arrays = []
-    for name in (mean, covariance):
-        with _open_member(path, name) as file:
-            arrays.append(np.lib.format.read_array(file).astype(np.float64))
-    if arrays[0].ndim != 1 or arrays[1].shape != 2 * arrays[0].shape or not all(np.isfinite(a).all() for a in arrays):
-        raise UserError(f"{path}: {mean} {arrays[0].shape} and {covariance} {arrays[1].shape} are no statistics")
-    return Statistics(*arrays)
+    mean, covariance = (_read_member(path, f"{name}{suffix}").astype(np.float64) for name in ("mu", "sigma"))
+    finite = np.isfinite(mean).all() and np.isfinite(covariance).all()
+    if mean.ndim != 1 or covariance.shape != 2 * mean.shape or not finite:
+        raise UserError(f"{path}: mu{suffix} {mean.shape} and sigma{suffix} {covariance.shape} are no statistics")
+    return Statistics(mean, covariance)
 
 
 def member_names(path: Path) -> set[str]:
@@ -241,17 +242,13 @@ def _open_member(path: Path, name: str) -> Iterator[zipfile.ZipExtFile]:
         yield file
 
 
+def _read_member(path: Path, name: str) -> np.ndarray:
+    with _open_member(path, name) as file:
+        return np.lib.format.read_array(file)
+
+
 def _read_header(file: zipfile.ZipExtFile) -> tuple[tuple[int, ...], bool, np.dtype]:
     """Shape, whether in Fortran order, and type."""
     version = np.lib.format.read_magic(file)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     return read(file)
-
-
-def _read_into(file: zipfile.ZipExtFile, target: memoryview) -> None:
-    filled = 0
-    while filled < len(target):
-        count = file.readinto(target[filled:])
-        if not count:
-            raise EOFError(f"it ends {len(target) - filled} bytes too early")
-        filled += count

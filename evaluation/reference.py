@@ -13,7 +13,7 @@ import numpy as np
 from data.crops import center_crop
 from evaluation.features.network import Network
 from evaluation.image_files import IMAGES, FolderImages, open_image
-from evaluation.image_sets import compute_features, doubts_of
+from evaluation.image_sets import compute_features, warnings_of
 from evaluation.neighbours import NEIGHBOURS
 from runtime.errors import UserError
 from runtime.files import whole
@@ -45,10 +45,10 @@ def make_reference(folder: Path, target: Path, size: int, network: Network, batc
             if len(crops.files) <= NEIGHBOURS:
                 raise UserError(f"{folder} holds {len(crops.files)} images; give at least {NEIGHBOURS + 1}")
             arrays = compute_features(crops, network, batch_size)
-        for name in (f"{kind}{end}" for end in network.ends for kind in ("mu", "sigma")):
+        for name in (f"{kind}{suffix}" for suffix in network.key_suffixes for kind in ("mu", "sigma")):
             with archive.open(f"{name}.npy", "w") as file:
                 np.lib.format.write_array(file, arrays[name])
-    return doubts_of(folder, crops, arrays, network, stored=False)
+    return warnings_of(crops, arrays, network)
 
 
 class CroppedImages(FolderImages):

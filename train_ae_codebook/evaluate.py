@@ -7,34 +7,17 @@ of scales that have the 7 pixels of its window. With Inception's weights it meas
 """
 
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
-
-import torch
-from torch import Tensor
-from tqdm import tqdm
+from typing import Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, the project is not on the path
 
-from data.images import CroppedImages, open_dataset
 from data.options import DatasetName
-from evaluation.features.choose import load_network
-from evaluation.features.network import Network
-from evaluation.options import NetworkArgs
-from models.autoencoder import Autoencoder
-from models.checkerboard.order import compute_scale_sizes
-from models.loading.autoencoder import open_autoencoder
 from runtime.command import run
 from runtime.config import parse_flags
-from runtime.device import pick_device
 from runtime.errors import UserError
-from runtime.files import write_json
-from train_ae_codebook.measure import BATCH, SHOWN_IMAGES, ScaleFigures, held_out_batches, measure_scales, save_pyramid
-from train_ae_codebook.rfid import measure_rfid
-
-FORMATS = {"psnr": "{:.2f}", "ssim": "{:.4f}", "l1": "{:.4f}", "usage": "{:.1%}", "perplexity": "{:.1f}"}
 
 
 @dataclass(frozen=True)
@@ -86,63 +69,9 @@ class EvaluateArgs:
 
 def main(argv: Sequence[str]) -> None:
     args = parse_flags(argv, "train_ae_codebook/evaluate.py", __doc__, EvaluateArgs)
-    device = pick_device(args.device)
-    autoencoder = open_autoencoder(args.autoencoder).to(device)
-    data = CroppedImages(open_dataset(args.dataset, args.data_path, args.img_size, args.split), args.img_size, "center")
-    levels = len(autoencoder.config.ch_mult)
-    if args.img_size % autoencoder.config.stride:
-        raise UserError(f"img_size {args.img_size} is no multiple of the autoencoder's {autoencoder.config.stride}")
-    inception = load_inception(args, device)
-    sides = args.scale_sizes or compute_scale_sizes(args.img_size, levels, 2)
-    count = min(args.num_images or len(data), len(data))
-    batches = _with_progress(held_out_batches(data, count), count)
-    by_side, num_used = measure_scales(autoencoder, batches, sides, with_ssim=True)
-    print(f"{args.autoencoder} on {count} images ({args.split}) of {data.images.name}")
-    print(table(by_side))
-    print(f"{num_used} of {autoencoder.config.n_embed} codes occur at some scale")
-    distance = {} if inception is None else _rfid(autoencoder, data, count, inception)
-    if args.grid is not None:
-        Path(args.grid).parent.mkdir(parents=True, exist_ok=True)
-        shown = torch.cat(list(held_out_batches(data, min(count, SHOWN_IMAGES))))
-        save_pyramid(autoencoder, shown.to(device), sides, Path(args.grid))
-    if args.output_file is not None:
-        scales = {str(side): asdict(figures) for side, figures in by_side.items()}
-        Path(args.output_file).parent.mkdir(parents=True, exist_ok=True)
-        content = {"settings": asdict(args), "images": count, "n_embed": autoencoder.config.n_embed}
-        write_json(Path(args.output_file), content | {"used_codes": num_used, "scales": scales} | distance)
+    from train_ae_codebook.evaluate_job import evaluate  # takes seconds to import
 
-
-def load_inception(args: EvaluateArgs, device: torch.device) -> Network | None:
-    """The network whose weights are named, if any."""
-    if args.inception_weights is not None:
-        return load_network(NetworkArgs(backend="torch", inception_weights=args.inception_weights), device)
-    if args.inception_graph is not None:
-        return load_network(NetworkArgs(inception_graph=args.inception_graph), device)
-    return None
-
-
-def _rfid(autoencoder: Autoencoder, data: CroppedImages, count: int, inception: Network) -> dict[str, Any]:
-    """Print the distance; return what the output file holds of it."""
-    name, value, doubts = measure_rfid(autoencoder, data, count, inception)
-    for doubt in doubts:
-        print(f"warning: {doubt}", file=sys.stderr)
-    print(f"{name}: {value:.6g}")
-    return {name: value, "inception_sha256": inception.sha256, "versions": inception.versions}
-
-
-def table(by_side: Mapping[int, ScaleFigures]) -> str:
-    """Figures of each side of a code map, a line each, as Markdown."""
-    names = [field.name for field in fields(ScaleFigures)]
-    rows = [["scale", *names], ["---"] * (1 + len(names))]
-    for side, figures in by_side.items():
-        values = [(name, getattr(figures, name)) for name in names]
-        cells = ["-" if value is None else FORMATS.get(name, "{:.5f}").format(value) for name, value in values]
-        rows.append([str(side), *cells])
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
-
-
-def _with_progress(batches: Iterable[Tensor], num_images: int) -> Iterator[Tensor]:
-    yield from tqdm(batches, total=-(-num_images // BATCH), unit="batch")
+    evaluate(args)
 
 
 if __name__ == "__main__":

@@ -1,25 +1,11 @@
 """The choice of what computes features."""
 
-from pathlib import Path
-
 import torch
 
 from evaluation.features.classifier import Classifier
-from evaluation.features.inception_tf import TensorFlowInception, default_graph
 from evaluation.features.network import Network
-from evaluation.features.shipped import weights_file
 from evaluation.options import NetworkArgs
-
-
-def network_file(args: NetworkArgs) -> Path:
-    """The file of weights that ``args`` name, fetched if need be; nothing is loaded."""
-    if args.features != "inception":
-        return weights_file(args.features)
-    if args.backend == "torch":
-        from engine.metrics.inception_torch import default_weights
-
-        return default_weights() if args.inception_weights is None else Path(args.inception_weights)
-    return default_graph() if args.inception_graph is None else Path(args.inception_graph)
+from runtime import distributed
 
 
 def load_network(args: NetworkArgs, device: torch.device) -> Network:
@@ -27,7 +13,19 @@ def load_network(args: NetworkArgs, device: torch.device) -> Network:
     if args.features != "inception":
         return Classifier(args.features, device)
     if args.backend == "torch":
-        from engine.metrics.inception_torch import TorchInception
+        from evaluation.features.inception_torch import TorchInception
 
-        return TorchInception(None if args.inception_weights is None else Path(args.inception_weights), device)
-    return TensorFlowInception(None if args.inception_graph is None else Path(args.inception_graph))
+        return TorchInception(args.inception_weights, device)
+    from evaluation.features.inception_tf import TensorFlowInception
+
+    return TensorFlowInception(args.inception_graph)
+
+
+def load_on_all_ranks(args: NetworkArgs, device: torch.device) -> Network | None:
+    """As ``load_network``: on rank 0, and where torch computes on the others too, once nothing is left to download.
+
+    TensorFlow takes all GPUs that it finds, so one process has it.
+    """
+    network = load_network(args, device) if distributed.is_main() else None
+    distributed.barrier()
+    return load_network(args, device) if network is None and args.in_torch else network
