@@ -46,7 +46,7 @@ def check_inputs(args: RunArgs) -> None:
     open_images(Path(args.reference))
 
 
-def sample_and_evaluate(args: RunArgs, given: Mapping[str, Any]) -> None:
+def sample_and_evaluate(args: RunArgs, given: dict[str, Any]) -> None:
     """What run_evaluator.sh does, on all ranks: sample and evaluate, unless the result is there, and print the metrics.
 
     Args:
@@ -55,8 +55,9 @@ def sample_and_evaluate(args: RunArgs, given: Mapping[str, Any]) -> None:
     """
     device = distributed.set_up(pick_device(args.device))
     model = load_checkpoint(args.checkpoint, use_ema=args.use_ema)
-    presets = PRESETS[args.preset].drawing if args.preset else {} if model.config.class_cond else {"cfg": 0.0}
-    drawing = checked_drawing(model, {**presets, **given})
+    preset = PRESETS[args.preset] if args.preset else None
+    open_ones = {} if model.config.class_cond else {"cfg": 0.0}
+    drawing = checked_drawing(model, open_ones | (preset.drawing if preset else {}) | given)
     model.to(device=device, dtype=pick_dtype(args.dtype, device))
     results = CheckpointResults(args, model, device)
     folder = Path(args.output_dir or default_folder(args, drawing))
@@ -64,14 +65,14 @@ def sample_and_evaluate(args: RunArgs, given: Mapping[str, Any]) -> None:
         result = results.find(folder, drawing) if distributed.is_main() else None
         is_new = distributed.from_main(result is None)
         if is_new:
-            result = results.make(folder, drawing)
+            result = results.make(folder, drawing, paper=preset.paper if preset else None)
         elif args.delete_samples and distributed.is_main() and (folder / SAMPLES_NAME).is_dir():
             remove_samples(folder / SAMPLES_NAME)
     if distributed.is_main():
         if is_new:
             print_report(result)
-        if args.preset is not None:
-            print("\n".join(paper_lines(result, args.preset, checked_drawing(model, presets))))
+        if preset is not None:
+            print("\n".join(paper_lines(result, args.preset, checked_drawing(model, preset.drawing))))
         elif not is_new:
             print("\n".join(metric_lines(result)))
         print(f"everything measured and set: {folder / RESULT_NAME}")

@@ -140,8 +140,17 @@ class CheckpointResults:
         """The result in a folder, if it is there and of the same settings; on rank 0."""
         return find_result(folder / RESULT_NAME, self.settings(drawing))
 
-    def make(self, folder: Path, drawing: Drawing) -> dict[str, Any]:
-        """Draw and measure into a folder, going on with what is drawn already; the result, on rank 0."""
+    def make(self, folder: Path, drawing: Drawing, **more: Any) -> dict[str, Any]:
+        """Draw and measure into a folder, going on with what is drawn already.
+
+        Args:
+            folder: of the samples and the result.
+            drawing: checked settings.
+            more: entries of the result.
+
+        Returns:
+            The result, on rank 0; nothing on the others.
+        """
         args, samples = self.args, folder / SAMPLES_NAME
         self._warn(drawing.warnings(self.model.scale_sizes))
         request = Request(self.labels, drawing, args.seed, args.batch_size, args.compile)
@@ -151,7 +160,7 @@ class CheckpointResults:
         result = self.measurement.draw_and_measure(self.model, request, samples, origin)
         if distributed.is_main():
             self._warn(result["warnings"])
-            result |= {"run": plain(args) | self.settings(drawing), "steps": self.model.num_steps(drawing)}
+            result |= {"run": plain(args) | self.settings(drawing), "steps": self.model.num_steps(drawing)} | more
             write_result(folder / RESULT_NAME, result)
             if args.delete_samples:
                 remove_samples(samples)

@@ -39,7 +39,7 @@ def main(argv: Sequence[str]) -> None:
     check_inputs(args)
     if args.nproc > 1 and RANK not in os.environ:
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={args.nproc}"]
-        os.execv(sys.executable, [*torchrun, "-m", "evaluation.run", *argv])
+        os.execv(sys.executable, [*torchrun, "-m", "--", "evaluation.run", *argv])
     sample_and_evaluate(args, drawing)
 
 

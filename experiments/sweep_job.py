@@ -149,7 +149,8 @@ def draw_figure(rows: Sequence[Row]) -> Figure:
         xs, ys = ([_number(row[name]) for row in curve] for name in (score, distance))
         panels["curves"].plot(xs, ys, marker="o", markersize=4, label=label)
         for row, x, y in zip(curve, xs, ys, strict=True):
-            panels["curves"].annotate(f"{row['cfg']}", (x, y), fontsize=7, xytext=(3, 3), textcoords="offset points")
+            cfg = f"{row['cfg']:g}" if isinstance(row["cfg"], float) else str(row["cfg"])
+            panels["curves"].annotate(cfg, (x, y), fontsize=7, xytext=(3, 3), textcoords="offset points")
     panels["curves"].set(xlabel=score, ylabel=distance, title="each point a cfg")
     if others:
         panels["curves"].legend(title=", ".join(others).replace("_", " "), fontsize=8)

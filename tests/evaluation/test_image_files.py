@@ -188,9 +188,9 @@ def test_stored_statistics(tmp_path: Path) -> None:
     path = tmp_path / "a.npz"
     np.savez(path, mu=np.arange(3.0, dtype=np.float32), sigma=np.eye(3), mu_s=np.zeros(2), sigma_s=np.eye(3))
     assert open_images(path) is None
-    found = stored_statistics(path, "mu", "sigma")
+    found = stored_statistics(path, "")
     assert found.mean.tolist() == [0, 1, 2]
     assert found.mean.dtype == np.float64
-    assert stored_statistics(path, "mu_t", "sigma_t") is None
+    assert stored_statistics(path, "_t") is None
     with pytest.raises(UserError, match=r"mu_s \(2,\) and sigma_s \(3, 3\) are no statistics"):
-        stored_statistics(path, "mu_s", "sigma_s")
+        stored_statistics(path, "_s")
