@@ -95,12 +95,12 @@ def test_its_gradient_reaches_the_decoder_and_not_the_network(images: Tensor) ->
     plain_task, task = ae_task(full_size_share=1.0), ae_task(full_size_share=1.0, perceptual=2.0)
     gradients = []
     for each in (plain_task, task):
-        loss, statistics = each.loss([images, None], step(0))
-        loss.backward()
+        loss = each.loss([images, None], step(0))
+        loss.value.backward()
         gradients.append(each.module.decoder.conv_in.weight.grad)
-    extra = 2 * statistics()["perceptual"]
+    extra = 2 * loss.metrics()["perceptual"]
     assert extra > 0.1
-    torch.testing.assert_close(loss - extra, plain_task.loss([images, None], step(0))[0])
+    torch.testing.assert_close(loss.value - extra, plain_task.loss([images, None], step(0)).value)
     assert not torch.allclose(*gradients, rtol=0.1)
     assert all(p.grad is None for p in task.perceptual.parameters())
     assert not any(key.startswith("perceptual") for key in task.module.state_dict())
@@ -149,11 +149,11 @@ def test_its_update_is_that_of_the_hinge_loss_and_changes_it_alone(images: Tenso
     with torch.no_grad():
         rebuilt = task.module.decode(task.module.quantize_latents(task.module.encode(images)))
         fooled = -twin.network(rebuilt).mean()
-    loss, statistics = task.loss([images, None], step(2))
-    figures = statistics()
-    torch.testing.assert_close(figures["fooled"], fooled, rtol=1e-4, atol=1e-6)
+    loss = task.loss([images, None], step(2))
+    metrics = loss.metrics()
+    torch.testing.assert_close(metrics["fooled"], fooled, rtol=1e-4, atol=1e-6)
     expected = ((1 - twin.network(images)).clamp_min(0).mean() + (1 + twin.network(rebuilt)).clamp_min(0).mean()) / 2
-    torch.testing.assert_close(figures["discriminator"], expected.detach(), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(metrics["discriminator"], expected.detach(), rtol=1e-4, atol=1e-6)
     expected.backward()
     twin.optimizer.step()
     assert_same_update(task.adversary, twin)
@@ -164,7 +164,7 @@ def test_its_update_is_that_of_the_hinge_loss_and_changes_it_alone(images: Tenso
     )
     assert all(p.grad is None for p in task.module.parameters())
     moved = {key: value.clone() for key, value in task.adversary.network.state_dict().items()}
-    loss.backward()  # through the weights before the update
+    loss.value.backward()  # through the weights before the update
     assert task.module.decoder.conv_in.weight.grad.abs().max() > 0
     assert all(p.grad is None for p in task.adversary.network.parameters())
     assert_same_state(moved, dict(task.adversary.network.state_dict()))
@@ -177,7 +177,7 @@ def test_the_autoencoder_s_gradient_is_of_its_wish_to_fool(images: Tensor) -> No
         if task.adversary is not None:
             network = PatchDiscriminator()
             network.load_state_dict(task.adversary.network.state_dict())
-        task.loss([images, None], step(2))[0].backward()
+        task.loss([images, None], step(2)).value.backward()
         gradients.append(task.module.decoder.conv_out.weight.grad)
     module = ae_task().module
     z = module.encode(images)
@@ -191,10 +191,10 @@ def test_it_begins_at_its_step_and_sees_the_full_size_alone(images: Tensor) -> N
     task = ae_task(full_size_share=0.5, **ADVERSARIAL)
     seen = []
     for number in range(12):
-        _, statistics = task.loss([images, None], step(number))
+        metrics = task.loss([images, None], step(number)).metrics()
         whole = task._at_random_size(images, step(number)).shape[-1] == 8
         seen.append(whole)
-        assert ("discriminator" in statistics()) == (whole and number >= 2)
+        assert ("discriminator" in metrics) == (whole and number >= 2)
     assert len(set(seen[2:])) == 2
 
 
@@ -221,9 +221,9 @@ def test_two_ranks_follow_one_of_twice_the_batch(tmp_path: Path) -> None:
     assert exit_codes(ranks) == [0, 0], (tmp_path / "two" / "rank0.txt").read_text()
     single, double = read_log(tmp_path / "one"), read_log(tmp_path / "two")
     assert single.keys() == double.keys()
-    assert any("discriminator" in figures for figures in single.values())
-    for number, figures in single.items():
-        assert double[number] | {"grad_norm": 0} == pytest.approx(figures | {"grad_norm": 0}, rel=1e-2, abs=1e-3)
+    assert any("discriminator" in entry for entry in single.values())
+    for number, entry in single.items():
+        assert double[number] | {"grad_norm": 0} == pytest.approx(entry | {"grad_norm": 0}, rel=1e-2, abs=1e-3)
 
 
 def kill_within(folder: Path, saved_steps: int, settings: dict[str, Any]) -> None:
