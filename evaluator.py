@@ -14,17 +14,35 @@ accuracy, real test images beside them:
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from evaluation.options import EvaluatorArgs
 from runtime.command import run
 from runtime.config import parse_flags
+from runtime.errors import UserError
+from runtime.files import write_json
 
 
 def main(argv: Sequence[str]) -> None:
     args = parse_flags(argv, "evaluator.py", __doc__, EvaluatorArgs, positional=("reference", "samples"))
-    from evaluation.job import evaluate  # takes seconds to import
+    if args.output_file is not None and not Path(args.output_file).absolute().parent.is_dir():
+        raise UserError(f"{args.output_file} cannot be written: its folder does not exist")
+    from evaluation.compare import print_report, warn  # takes seconds to import
+    from evaluation.features.network import load_network
+    from evaluation.measure import Measurement
+    from evaluation.reference import make_reference
+    from runtime.device import pick_device
 
-    evaluate(args)
+    network, reference = load_network(args, pick_device(args.device)), Path(args.reference)
+    if args.make_reference is not None:
+        warn(make_reference(Path(args.make_reference), reference, args.image_size, network, args.batch_size))
+        print(f"wrote {reference}")
+        return
+    result = Measurement(network, reference, not args.no_prec_recall, args.batch_size).measure(Path(args.samples))
+    warn(result["warnings"])
+    print_report(result)
+    if args.output_file is not None:
+        write_json(Path(args.output_file), result)
 
 
 if __name__ == "__main__":

@@ -13,10 +13,10 @@ import numpy as np
 from tqdm import tqdm
 
 from evaluation.features.classifier import Classifier
-from evaluation.features.network import Inception
+from evaluation.features.network import Inception, Network
 from evaluation.image_files import LABELS
 from evaluation.image_sets import ImageSet
-from evaluation.metrics import Statistics, frechet_distance, inception_score
+from evaluation.metrics import frechet_distance, inception_score
 from evaluation.neighbours import precision_recall
 from runtime.errors import UserError
 
@@ -37,23 +37,18 @@ def compare(
     Raises:
         UserError: their statistics are of different features.
     """
-    distance, count = _distance(reference, samples, reference.statistics, samples.statistics), samples.num_images
+    count, features, distance = samples.num_images, samples.features, _distance(reference, samples)
     if isinstance(network, Classifier):
-        known = samples.features is not None and samples.labels is not None
-        accuracy = network.accuracy(samples.features, samples.labels) if known else None
+        known = features is not None and samples.labels is not None
+        accuracy = network.accuracy(features, samples.labels) if known else None
         return {with_count(f"FD-{network.name}", count): distance, "Class accuracy": accuracy}
     precision = recall = None
-    if with_prec_recall and reference.features is not None and samples.features is not None:
-        precision, recall = precision_recall(reference.features, samples.features, network.squared_distances)
-    has_spatial = reference.spatial is not None and samples.spatial is not None
+    if with_prec_recall and reference.features is not None and features is not None:
+        precision, recall = precision_recall(reference.features, features, network.squared_distances)
     return {
-        "Inception Score": None
-        if samples.features is None
-        else inception_score(samples.features, network.class_weights),
+        "Inception Score": None if features is None else inception_score(features, network.class_weights),
         with_count("FID", count): distance,
-        with_count("sFID", count): _distance(reference, samples, reference.spatial, samples.spatial)
-        if has_spatial
-        else None,
+        with_count("sFID", count): _distance(reference, samples, kind=1),
         "Precision": precision,
         "Recall": recall,
     }
@@ -64,11 +59,15 @@ def of_real_images(reference: ImageSet, network: Inception | Classifier) -> Metr
     if not isinstance(network, Classifier):
         return {}
     real = network.real_data("test")
-    distance = frechet_distance(reference.statistics, real.statistics)
+    distance = frechet_distance(reference.statistics[0], real.statistics)
     return {with_count(f"FD-{network.name}", real.num_images): distance, "Class accuracy": real.accuracy}
 
 
-def _distance(reference: ImageSet, samples: ImageSet, first: Statistics, second: Statistics) -> float:
+def _distance(reference: ImageSet, samples: ImageSet, kind: int = 0) -> float | None:
+    """Of one kind of features, if both have statistics of it."""
+    first, second = reference.statistics[kind], samples.statistics[kind]
+    if first is None or second is None:
+        return None
     if first.mean.shape != second.mean.shape:
         raise UserError(
             f"{reference.path} has statistics of {len(first.mean)} features, {samples.path} of {len(second.mean)}; "
@@ -77,7 +76,7 @@ def _distance(reference: ImageSet, samples: ImageSet, first: Statistics, second:
     return frechet_distance(first, second)
 
 
-def warnings_of_pair(reference: ImageSet, samples: ImageSet, network: Inception | Classifier) -> list[str]:
+def warnings_of_pair(reference: ImageSet, samples: ImageSet, network: Network) -> list[str]:
     """All warnings: of each set, and of the pair."""
     found = [*reference.warnings, *samples.warnings]
     if reference.shape and samples.shape and reference.shape[1:] != samples.shape[1:]:
@@ -101,6 +100,7 @@ def report(
 ) -> dict[str, Any]:
     """Metrics, and everything that decides them, as JSON takes it; ``metrics`` names which entries are metrics."""
     metrics = compare(reference, samples, network, with_prec_recall)
+    libraries = {name: version(name) for name in ("numpy", "pillow", "torch")} | network.versions
     return {
         **metrics,
         "metrics": list(metrics),
@@ -111,11 +111,7 @@ def report(
         "reference": _describe(reference),
         f"{network.kind.lower()}_sha256": network.sha256,
         "warnings": warnings_of_pair(reference, samples, network),
-        "versions": {
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("numpy", "pillow", "torch")},
-            **network.versions,
-        },
+        "versions": {"python": platform.python_version(), **libraries},
         "sampling": samples.settings,
     }
 
@@ -124,7 +120,7 @@ def _describe(images: ImageSet) -> dict[str, Any]:
     return {
         "path": str(images.path),
         "sha256": images.sha256,
-        "resolution": None if images.shape is None else list(images.shape[1:]),
+        "resolution": images.shape and list(images.shape[1:]),
         "statistics": "stored" if images.stored else "computed",
     }
 
@@ -145,9 +141,8 @@ def print_report(result: Mapping[str, Any]) -> None:
         images, count = result[name], result[f"num_{name}"] or "unknown"
         kind = "stored statistics" if images["statistics"] == "stored" else "images"
         print(f"{name}: {images['path']}, N = {count}, {kind}, SHA-256 {images['sha256']}")
-    for kind in ("Inception", "classifier"):
-        if f"{kind.lower()}_sha256" in result:
-            print(f"{kind}: SHA-256 {result[f'{kind.lower()}_sha256']}")
+    kind = "Inception" if "inception_sha256" in result else "classifier"
+    print(f"{kind}: SHA-256 {result[f'{kind.lower()}_sha256']}")
     print("versions: " + ", ".join(f"{name} {number}" for name, number in result["versions"].items()))
 
 

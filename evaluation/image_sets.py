@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from evaluation.class_labels import read_labels
 from evaluation.features.network import Network
-from evaluation.image_files import DAMAGE, Images, hash_of, open_images, resolve, stored_statistics
+from evaluation.image_files import DAMAGE, Images, open_images
 from evaluation.metrics import Statistics, statistics_of
 from evaluation.neighbours import NEIGHBOURS
 from runtime import distributed
@@ -35,10 +35,9 @@ class ImageSet:
     Attributes:
         path: of the images or statistics.
         sha256: of the file, or of all files of the folder and their names.
-        shape: (N, H, W) of the images; None without.
+        shape: (N, H, W) of the images; None if none were read.
         features: (N, D) float32; None without images.
-        statistics: of the features.
-        spatial: of the spatial features; None for a statistics file or a network without them.
+        statistics: of each kind of features; None of those that a file of statistics lacks.
         stored: the statistics are from the file, not from its images.
         digests: (N,) uint64, a hash of each image; None without images.
         labels: (N,) class of each image as the network counts them; None if they are not known.
@@ -51,8 +50,7 @@ class ImageSet:
     sha256: str
     shape: tuple[int, int, int] | None
     features: np.ndarray | None
-    statistics: Statistics
-    spatial: Statistics | None
+    statistics: list[Statistics | None]
     stored: bool
     digests: np.ndarray | None
     labels: np.ndarray | None
@@ -86,54 +84,43 @@ def load_image_set(
     Raises:
         UserError: there is nothing of the sort, or too few images.
     """
-    statistics = [stored_statistics(path, suffix) for suffix in network.key_suffixes]
+    images = open_images(path)
+    statistics = [images.statistics(suffix) for suffix in network.key_suffixes]
     stored = statistics[0] is not None
-    images = open_images(path) if need_features or not stored else None
-    if images is None and not stored:
+    if images.shape is None and not stored:
         raise UserError(f"{path} holds statistics of another network's features, and no images to compute them from")
-    path, arrays = resolve(path), {}
-    if images is not None:
+    shape = images.shape if need_features or not stored else None
+    arrays: Arrays = {}
+    if shape is not None:
         _check_count(images)
-        arrays = (
-            _cached_features(images, network, batch_size)
-            if use_cache
-            else compute_features(images, network, batch_size, all_ranks)
-        )
+        arrays = _cached_features(images, network, batch_size) if use_cache else {}
+        arrays = arrays or compute_features(images, network, batch_size, all_ranks)
     if not stored:
         statistics = [Statistics.of_names(arrays, suffix) for suffix in network.key_suffixes]
-    record = _record(path)
+    record = _record(images.path)
     drawn = record.pop("images", [])
-    labels, label_warnings = (None, []) if images is None else read_labels(images, drawn, network.class_names)
+    labels, label_warnings = (None, []) if shape is None else read_labels(images, drawn, network.class_names)
     return ImageSet(
-        path=path,
-        sha256=hash_of(path, images),
-        shape=None if images is None else images.shape,
+        path=images.path,
+        sha256=images.sha256,
+        shape=shape,
         features=arrays.get("features"),
-        statistics=statistics[0],
-        spatial=statistics[1] if len(statistics) > 1 else None,
+        statistics=statistics,
         stored=stored,
         digests=arrays.get("digests"),
         labels=labels,
-        warnings=[] if images is None else warnings_of(images, arrays, network, stored),
+        warnings=[] if shape is None else warnings_of(images, arrays, network, stored),
         label_warnings=label_warnings,
         settings=record or None,
     )
 
 
 def check_reference(path: Path, suffix: str) -> None:
-    """Refuse what cannot be a reference, before anything is spent on samples.
-
-    Args:
-        path: npz, folder of images, or statistics file.
-        suffix: of the keys of mean and covariance, as ``network.key_suffixes`` has it.
-
-    Raises:
-        UserError: it has neither images nor these statistics, or too few images.
-    """
+    """Refuse what has neither images nor statistics whose keys end so, before anything is spent on samples."""
     images = open_images(path)
-    if images is not None:
+    if images.shape is not None:
         _check_count(images)
-    elif stored_statistics(path, suffix) is None:
+    elif images.statistics(suffix) is None:
         raise UserError(f"{path} holds neither images nor statistics of the features that are to be compared")
 
 

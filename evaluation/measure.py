@@ -9,17 +9,17 @@ from typing import Any
 import torch
 
 from evaluation.compare import report, warn
-from evaluation.features.choose import load_on_all_ranks
-from evaluation.features.network import Inception, Network
-from evaluation.image_files import hash_of, open_images
+from evaluation.features.network import Inception, Network, load_on_all_ranks
+from evaluation.image_files import open_images
 from evaluation.image_sets import ImageSet, check_reference, compute_features, load_image_set
 from evaluation.neighbours import check_order
 from evaluation.options import CheckpointArgs
 from models.config import Drawing
 from models.family import Generator
-from models.loading.checkpoint import find_checkpoint
+from models.loading.checkpoint import find_checkpoint, load_checkpoint
 from runtime import distributed
 from runtime.config import plain
+from runtime.device import pick_device, pick_dtype
 from runtime.files import hash_file, move_aside, same_settings, write_json
 from sampling.bulk import Request, draw_into
 from sampling.folder import prepare_folder, remove_samples
@@ -57,12 +57,6 @@ class Measurement:
         return load_image_set(
             self.reference_path, self.network, self.batch_size, use_cache=True, need_features=self.by_neighbours
         )
-
-    @cached_property
-    def hashes(self) -> dict[str, str]:
-        """SHA-256 of what decides the metrics beside the samples; on rank 0."""
-        reference = hash_of(self.reference_path, open_images(self.reference_path))
-        return {"reference_sha256": reference, f"{self.network.kind.lower()}_sha256": self.network.sha256}
 
     def measure(self, samples: Path) -> dict[str, Any]:
         """The ``report`` on images in files, on rank 0; nothing on the others.
@@ -108,37 +102,41 @@ class CheckpointResults:
     """Results of a checkpoint, one for each drawing, each in a folder of its own; made and used on all ranks.
 
     Args:
-        args: what to draw and to compare.
-        model: of the checkpoint.
-        device: of the network that computes features, if it is in torch.
+        args: what to draw and to compare, the reference named.
 
     Raises:
-        UserError: the network or the reference cannot be had.
+        UserError: the checkpoint, the network or the reference cannot be had.
     """
 
-    def __init__(self, args: CheckpointArgs, model: Generator, device: torch.device) -> None:
-        self.args, self.model = args, model
-        self.labels, self.warned = balanced_labels(model, args.num_samples), set[str]()
+    def __init__(self, args: CheckpointArgs) -> None:
+        device = distributed.set_up(pick_device(args.device))
+        self.args, self.checkpoint = args, find_checkpoint(args.checkpoint)
+        model = load_checkpoint(self.checkpoint, use_ema=args.use_ema)
+        self.model = model.to(device=device, dtype=pick_dtype(args.dtype, device))
+        self.warned: set[str] = set()
         network, reference = load_on_all_ranks(args, device), Path(args.reference)
         self.measurement = Measurement(network, reference, not args.no_prec_recall)
+        self.hashes: dict[str, str] = {}  # of all files that decide the results
         if distributed.is_main():
             check_reference(reference, network.key_suffixes[0])
-            self.checkpoint_sha256 = hash_file(find_checkpoint(args.checkpoint))
+            self.hashes = {
+                "checkpoint_sha256": hash_file(self.checkpoint),
+                "reference_sha256": open_images(reference).sha256,
+                f"{network.kind.lower()}_sha256": network.sha256,
+            }
+        self.hashes = distributed.from_main(self.hashes)
 
     def settings(self, drawing: Drawing) -> dict[str, Any]:
-        """All that decides a result; on rank 0."""
+        """All that decides a result."""
         names = ["num_samples", "seed", "use_ema", "features"]
         names += ["backend", "no_prec_recall"] if self.args.features == "inception" else []
-        return (
-            plain(drawing)
-            | {name: getattr(self.args, name) for name in names}
-            | {"dtype": str(self.model.dtype).removeprefix("torch."), "checkpoint_sha256": self.checkpoint_sha256}
-            | self.measurement.hashes
-        )
+        chosen = {name: getattr(self.args, name) for name in names}
+        return plain(drawing) | chosen | {"dtype": str(self.model.dtype).removeprefix("torch.")} | self.hashes
 
     def find(self, folder: Path, drawing: Drawing) -> dict[str, Any] | None:
-        """The result in a folder, if it is there and of the same settings; on rank 0."""
-        return find_result(folder / RESULT_NAME, self.settings(drawing))
+        """The result in a folder, if it is there and of the same settings."""
+        wanted = self.settings(drawing)
+        return distributed.from_main(find_result(folder / RESULT_NAME, wanted) if distributed.is_main() else None)
 
     def make(self, folder: Path, drawing: Drawing, **more: Any) -> dict[str, Any]:
         """Draw and measure into a folder, going on with what is drawn already.
@@ -147,16 +145,13 @@ class CheckpointResults:
             folder: of the samples and the result.
             drawing: checked settings.
             more: entries of the result.
-
-        Returns:
-            The result, on rank 0; nothing on the others.
         """
         args, samples = self.args, folder / SAMPLES_NAME
         self._warn(drawing.warnings(self.model.scale_sizes))
-        request = Request(self.labels, drawing, args.seed, args.batch_size, args.compile)
+        labels = balanced_labels(self.model, args.num_samples)
+        request = Request(labels, drawing, args.seed, args.batch_size, args.compile)
         origin = {"checkpoint": args.checkpoint, "use_ema": args.use_ema}
-        if distributed.is_main():
-            origin["checkpoint_sha256"] = self.checkpoint_sha256
+        origin["checkpoint_sha256"] = self.hashes["checkpoint_sha256"]
         result = self.measurement.draw_and_measure(self.model, request, samples, origin)
         if distributed.is_main():
             self._warn(result["warnings"])
@@ -167,7 +162,7 @@ class CheckpointResults:
             else:
                 first = torch.from_numpy(next(open_images(samples).batches(IN_GRID)))
                 save_grid(first.permute(0, 3, 1, 2), samples / "grid.png", COLUMNS)
-        return result
+        return distributed.from_main(result)
 
     def _warn(self, texts: Sequence[str]) -> None:
         """Each once, however many drawings it is true of."""

@@ -105,12 +105,14 @@ class CheckpointArgs(NetworkArgs, SamplingArgs):
             the training images of the classifier.
         num_samples: number of images, the classes in turn.
         compile: compile the steps of sampling.
+        output_dir: folder of samples/ and result.json; default output/evaluation/ and the settings.
         delete_samples: remove the samples when they are measured.
     """
 
     reference: str | None = None
     num_samples: int = 50_000
     compile: bool = False
+    output_dir: str | None = None
     delete_samples: bool = False
 
     def __post_init__(self) -> None:
@@ -159,12 +161,10 @@ class RunArgs(CheckpointArgs):
         reference: npz or folder of the reference; default OpenAI's of ImageNet at 256 px, in data/, or with --features
             the training images of the classifier.
         nproc: processes that sample, one a GPU.
-        output_dir: folder of samples/ and result.json; default output/evaluation/ and the settings.
     """
 
     preset: PresetName | None = None
     nproc: int = 1
-    output_dir: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -15,12 +15,16 @@ import ctypes
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from pathlib import Path
+from typing import Any
 
-from evaluation.options import RunArgs
+from evaluation.options import PRESETS, REFERENCE, REFERENCE_URL, PresetName, RunArgs
+from models.config import Drawing
 from runtime.command import run
-from runtime.config import parse_open_flags
+from runtime.config import parse_open_flags, plain
+from runtime.errors import UserError
 from sampling.options import drawing_options
 
 RANK = "RANK"  # variable that torchrun sets
@@ -31,15 +35,14 @@ def main(argv: Sequence[str]) -> None:
     names = [f.name for f in fields(RunArgs)] + [option.name for group in options.values() for option in group]
     variables = [f"--{name}={value}" for name in names if (value := os.environ.get(name.upper()))]
     args, drawing = parse_open_flags([*variables, *argv], "run_evaluator.sh", __doc__, RunArgs, options)
+    args = args.completed()
     if RANK in os.environ:
         _end_with_parent()
-    from evaluation.job import check_inputs, sample_and_evaluate  # takes seconds to import
-
-    args = args.completed()
-    check_inputs(args)
-    if args.nproc > 1 and RANK not in os.environ:
+    elif args.nproc > 1:
+        check_inputs(args)  # a mistake is found now, by one process
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={args.nproc}"]
         os.execv(sys.executable, [*torchrun, "-m", "--", "evaluation.run", *argv])
+    check_inputs(args)
     sample_and_evaluate(args, drawing)
 
 
@@ -48,6 +51,77 @@ def _end_with_parent() -> None:
     if sys.platform == "linux":
         PR_SET_PDEATHSIG = 1
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def check_inputs(args: RunArgs) -> None:
+    """Find what is missing before anything is started."""
+    from evaluation.image_files import open_images
+    from models.loading.checkpoint import find_checkpoint
+
+    find_checkpoint(args.checkpoint)
+    if args.reference == str(REFERENCE) and not REFERENCE.exists():
+        raise UserError(f"there is no reference; fetch {REFERENCE_URL} to {REFERENCE}, or name yours with --reference")
+    open_images(Path(args.reference))
+
+
+def sample_and_evaluate(args: RunArgs, given: dict[str, Any]) -> None:
+    """On all ranks: sample and evaluate, unless the result is there, and print the metrics.
+
+    Args:
+        args: completed.
+        given: settings of the drawing that were given.
+    """
+    from evaluation.compare import metric_lines, print_report  # takes seconds to import
+    from evaluation.measure import RESULT_NAME, SAMPLES_NAME, CheckpointResults
+    from models.sample import checked_drawing
+    from runtime import distributed
+    from runtime.lock import lock_folder
+    from sampling.folder import remove_samples
+
+    results = CheckpointResults(args)
+    preset = PRESETS[args.preset] if args.preset else None
+    open_ones = {} if results.model.config.class_cond else {"cfg": 0.0}
+    drawing = checked_drawing(results.model, open_ones | (preset.drawing if preset else {}) | given)
+    folder = Path(args.output_dir or default_folder(args, drawing))
+    with lock_folder(folder):
+        known = results.find(folder, drawing)
+        result = known or results.make(folder, drawing, paper=preset.paper if preset else None)
+        if args.delete_samples and distributed.is_main() and (folder / SAMPLES_NAME).is_dir():
+            remove_samples(folder / SAMPLES_NAME)
+    if distributed.is_main():
+        if known is None:
+            print_report(result)
+        if preset is not None:
+            print("\n".join(paper_lines(result, args.preset, checked_drawing(results.model, preset.drawing))))
+        elif known is not None:
+            print("\n".join(metric_lines(result)))
+        print(f"everything measured and set: {folder / RESULT_NAME}")
+    distributed.tear_down()
+
+
+def default_folder(args: RunArgs, drawing: Drawing) -> str:
+    name = args.preset or Path(args.checkpoint).resolve().name
+    features = "" if args.features == RunArgs.features else f"-{args.features}"
+    return f"output/evaluation/{name}-{drawing.label}-{args.num_samples}-seed{args.seed}{features}"
+
+
+def paper_lines(result: Mapping[str, Any], preset: PresetName, drawing: Drawing) -> list[str]:
+    """The metrics of a result with those of a preset beside them, and what was not set as in the paper.
+
+    Args:
+        result: of a run.
+        preset: whose metrics the paper gives.
+        drawing: the preset's.
+    """
+    lines = [f"{'':<16} {'measured':>10} {'paper':>10}"]
+    for name in result["metrics"]:
+        measured = "-" if result[name] is None else f"{result[name]:.4g}"
+        published = PRESETS[preset].paper.get(name.removesuffix(f"-{result['num_samples']}"), "-")
+        lines.append(f"{name:<16} {measured:>10} {published:>10}")
+    expected = plain(RunArgs(preset=preset).completed()) | plain(drawing)
+    names = ("checkpoint", "use_ema", "reference", "num_samples", "backend", *plain(drawing))
+    changed = [f"{name} {result['run'][name]}" for name in names if result["run"][name] != expected[name]]
+    return [*lines, f"not the paper's settings: {', '.join(changed)}"] if changed else lines
 
 
 if __name__ == "__main__":

@@ -7,22 +7,34 @@ each combination to sweep.csv, and sweep.png. The same command again goes on whe
 finished are not done again. Several GPUs: torchrun --nproc_per_node=N -m experiments.sweep ...
 """
 
+import csv
+import io
 import math
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import yaml
+from tqdm import tqdm
 
 from evaluation.options import CheckpointArgs
+from models.config import at_scale
 from runtime.command import run
 from runtime.config import parse_open_flags, typed
 from runtime.errors import UserError
+from runtime.files import move_aside, write_text
 from sampling.options import drawing_options
 
-TABLE_NAME = "sweep.csv"
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+TABLE_NAME, FIGURE_NAME = "sweep.csv", "sweep.png"
 DEFAULTS = {"steps_per_scale": "2,4,8", "cfg": "1.0:2.0:0.1"}  # of a family that has them
+Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -35,8 +47,6 @@ class SweepArgs(CheckpointArgs):
         delete_samples: remove the samples of a combination when it is measured.
     """
 
-    output_dir: str | None = None
-
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.checkpoint is None:
@@ -46,17 +56,15 @@ class SweepArgs(CheckpointArgs):
 
 
 def main(argv: Sequence[str]) -> None:
-    found = drawing_options()
+    typed_options = drawing_options()
     options = {
         heading: [replace(option, hint=str, default=DEFAULTS.get(option.name, option.default)) for option in group]
-        for heading, group in found.items()
+        for heading, group in typed_options.items()
     }
     args, texts = parse_open_flags(argv, "experiments.sweep", __doc__, SweepArgs, options)
-    hints = {option.name: option.hint for group in found.values() for option in group}
+    hints = {option.name: option.hint for group in typed_options.values() for option in group}
     values = {name: parse_values(name, text, hints[name]) for name, text in (DEFAULTS | texts).items()}
-    from experiments.sweep_job import run_sweep  # takes seconds to import
-
-    run_sweep(replace(args, reference=args.reference or args.shipped_reference), values, given=list(texts))
+    sweep(replace(args, reference=args.reference or args.shipped_reference), values, given=list(texts))
 
 
 def parse_values(name: str, text: str, hint: Any) -> list[Any]:
@@ -85,10 +93,116 @@ def _range_of(name: str, text: str) -> list[float]:
     return [int(number) if number.is_integer() else number for number in numbers]
 
 
+def sweep(args: SweepArgs, values: Mapping[str, Sequence[Any]], given: Collection[str]) -> None:
+    """Draw and measure every combination of the values of each setting, those of cfg changing first.
+
+    Args:
+        args: settings, the reference named.
+        values: of settings of the drawing, by name.
+        given: names of those that the user gave; others are for families that have them.
+    """
+    from evaluation.measure import CheckpointResults  # takes seconds to import
+    from models.sample import checked_drawing
+    from runtime import distributed
+    from runtime.lock import lock_folder
+
+    results = CheckpointResults(args)
+    known = {f.name for f in fields(results.model.Drawing)}
+    swept = {name: found for name, found in values.items() if name in given or name in known}
+    swept["cfg"] = swept.pop("cfg")
+    choices = [dict(zip(swept, chosen, strict=True)) for chosen in product(*swept.values())]
+    drawings = [checked_drawing(results.model, choice) for choice in choices]
+    columns = ["cfg", *(name for name in swept if name != "cfg" and (name in DEFAULTS or len(swept[name]) > 1))]
+    folder = Path(args.output_dir or f"output/sweep/{results.checkpoint.resolve().parent.name}")
+    num_steps, is_main = results.model.num_steps, distributed.is_main()
+    with lock_folder(folder):
+        found = {drawing: results.find(folder / drawing.label, drawing) for drawing in drawings}
+        missing = [drawing for drawing, result in found.items() if result is None]
+        rows = [_row(result, columns, results.settings(drawing)) for drawing, result in found.items() if result]
+        if is_main:
+            _keep_earlier(folder, rows)
+        distributed.say(f"{len(drawings)} combinations of {args.num_samples} images, {len(missing)} to do; {folder}")
+        total = sum(map(num_steps, missing))  # an image's time is proportional to it, nearly
+        with tqdm(total=total, desc="sweep", unit="step", disable=not is_main) as bar:
+            for drawing in missing:
+                bar.set_description(drawing.label)
+                found[drawing] = results.make(folder / drawing.label, drawing)
+                bar.update(num_steps(drawing))
+                rows = [_row(result, columns, results.settings(drawing)) for drawing, result in found.items() if result]
+                if is_main:
+                    write_text(folder / TABLE_NAME, table_of(rows))
+        if is_main:
+            write_text(folder / TABLE_NAME, table_of(rows))
+            draw_figure(rows).savefig(folder / FIGURE_NAME, dpi=110)
+            print(f"{folder / TABLE_NAME}, {folder / FIGURE_NAME}")
+    distributed.tear_down()
+
+
+def _row(result: Mapping[str, Any], columns: Sequence[str], settings: dict[str, Any]) -> Row:
+    """The columns, steps, metrics, and all else that decides them."""
+    return (
+        {name: settings[name] for name in columns}
+        | {"steps": result["steps"]}
+        | {name: result[name] for name in result["metrics"]}
+        | {f"{name} of real test images": value for name, value in result["real_images"].items()}
+        | {name: value for name, value in settings.items() if name not in columns}
+    )
+
+
+def _keep_earlier(folder: Path, rows: Sequence[Row]) -> None:
+    """Move a table and its figure aside if it holds other rows than these."""
+    table = folder / TABLE_NAME
+    if table.exists() and not set(table.read_text().splitlines()) <= set(table_of(rows).splitlines()):
+        move_aside(table)
+        move_aside(folder / FIGURE_NAME)
+
+
+def table_of(rows: Sequence[Row]) -> str:
+    """Rows as CSV; no text for none."""
+    text = io.StringIO()
+    if rows:
+        writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    return text.getvalue()
+
+
 def metric_names(rows: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
     """What the rows of a table call the distance of the samples and their score."""
     distance = next(name for name in rows[0] if name.startswith(("FID", "FD-")))
     return distance, next(name for name in ("Inception Score", "Class accuracy") if name in rows[0])
+
+
+def draw_figure(rows: Sequence[Row]) -> "Figure":
+    """Distance against score, a curve over cfg for each choice of all else (Fig. 4a); the best by steps (Fig. 5)."""
+    from matplotlib.figure import Figure  # takes a second to import
+
+    distance, score = metric_names(rows)
+    others = [name for name in list(rows[0])[: list(rows[0]).index("steps")] if name != "cfg"]
+    figure = Figure(figsize=(10, 4.5), layout="constrained")
+    panels = figure.subplot_mosaic([["curves", "distance"], ["curves", "score"]])
+    curves: dict[str, list[Row]] = {}
+    for row in rows:
+        curves.setdefault(", ".join(str(row[name]) for name in others), []).append(row)
+    for label, curve in curves.items():
+        curve.sort(key=lambda row: at_scale(row["cfg"], -1))
+        xs, ys = (np.array([row[name] for row in curve], float) for name in (score, distance))  # None leaves a gap
+        panels["curves"].plot(xs, ys, marker="o", markersize=4, label=label)
+        for row, x, y in zip(curve, xs, ys, strict=True):
+            cfg = f"{at_scale(row['cfg'], -1):g}"
+            panels["curves"].annotate(cfg, (x, y), fontsize=7, xytext=(3, 3), textcoords="offset points")
+    panels["curves"].set(xlabel=score, ylabel=distance, title="each point a cfg")
+    if others:
+        panels["curves"].legend(title=", ".join(others).replace("_", " "), fontsize=8)
+    best = sorted((min(c, key=lambda row: row[distance]) for c in curves.values()), key=lambda row: row["steps"])
+    for name, key in (("distance", distance), ("score", score)):
+        panels[name].plot([row["steps"] for row in best], [row[key] for row in best], marker="o")
+        panels[name].set(xlabel="steps in all", ylabel=key)
+    panels["distance"].set_title(f"at the cfg of the lowest {distance}")
+    for panel in panels.values():
+        panel.grid(alpha=0.3)
+        panel.locator_params(nbins=6)
+    return figure
 
 
 if __name__ == "__main__":

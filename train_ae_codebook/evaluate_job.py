@@ -16,8 +16,7 @@ from tqdm import tqdm
 from data.crops import to_uint8
 from data.images import CroppedImages, open_dataset
 from evaluation.compare import warn, with_count
-from evaluation.features.choose import load_network
-from evaluation.features.network import Network
+from evaluation.features.network import Network, load_network
 from evaluation.image_files import Images
 from evaluation.image_sets import compute_features, warnings_of
 from evaluation.metrics import Statistics, frechet_distance

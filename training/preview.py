@@ -7,8 +7,7 @@ from typing import Any
 import torch
 
 from evaluation.compare import metric_lines, warn
-from evaluation.features.choose import load_on_all_ranks
-from evaluation.features.network import Inception
+from evaluation.features.network import Inception, load_on_all_ranks
 from evaluation.image_sets import check_reference
 from evaluation.measure import Measurement
 from evaluation.options import NetworkArgs
@@ -38,8 +37,15 @@ class Evaluation:
 
     def __init__(self, reference: str, weights: str | None, device: torch.device) -> None:
         check_reference(Path(reference), Inception.key_suffixes[0])
-        network = load_inception(weights, device)
-        self.measurement = None if network is None else Measurement(network, Path(reference))
+        self.measurement: Measurement | None = None
+        try:
+            network = load_on_all_ranks(NetworkArgs(backend="torch", inception_weights=weights), device)
+            self.measurement = Measurement(network, Path(reference))
+        except UserError as error:
+            if weights is not None:
+                raise
+            if distributed.is_main():
+                warn([f"no FID during training: {error}"])
 
     def measure(self, model: Generator, request: Request, folder: Path) -> dict[str, float]:
         """Metrics of the request's images by name, on rank 0, which prints them; ``folder`` is for ``measure_new``."""
@@ -78,23 +84,3 @@ def measure_new(measurement: Measurement, model: Generator, request: Request, fo
     if distributed.is_main():
         shutil.rmtree(folder)
     return result
-
-
-def load_inception(weights: str | None, device: torch.device) -> Inception | None:
-    """torch-fidelity's Inception on all ranks; None, after a warning, if any of them can neither find nor fetch it."""
-    from evaluation.features.inception_torch import default_weights
-
-    def failure() -> str | None:
-        try:
-            default_weights()
-        except UserError as error:
-            return str(error)
-
-    if weights is None:
-        error = distributed.from_main(failure() if distributed.is_main() else None)  # rank 0 first: it may download it
-        errors = [found for found in distributed.everyones(error or failure()) if found]
-        if errors:
-            if distributed.is_main():
-                warn([f"no FID during training: {errors[0]}"])
-            return None
-    return load_on_all_ranks(NetworkArgs(backend="torch", inception_weights=weights), device)

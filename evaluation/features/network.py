@@ -1,4 +1,4 @@
-"""What computes features.
+"""What computes features, and the choice of it.
 
 Letters: B images, H, W their sides in pixels, D features, S spatial ones, K classes, n, m images of a block.
 """
@@ -7,6 +7,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import numpy as np
+import torch
+
+from evaluation.options import NetworkArgs
+from runtime import distributed
+from runtime.errors import UserError
 
 
 class Network(ABC):
@@ -48,3 +53,39 @@ class Inception(Network):
     @abstractmethod
     def squared_distances(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
         """(n, m) float32 of features (n, D), (m, D)."""
+
+
+def load_network(args: NetworkArgs, device: torch.device) -> Network:
+    """What ``args`` name; the libraries of others are not imported."""
+    if args.features != "inception":
+        from evaluation.features.classifier import Classifier
+
+        return Classifier(args.features, device)
+    if args.backend == "torch":
+        from evaluation.features.inception_torch import TorchInception
+
+        return TorchInception(args.inception_weights, device)
+    from evaluation.features.inception_tf import TensorFlowInception
+
+    return TensorFlowInception(args.inception_graph)
+
+
+def load_on_all_ranks(args: NetworkArgs, device: torch.device) -> Network | None:
+    """As ``load_network``: on rank 0, and where torch computes on the others too, once nothing is left to download.
+
+    TensorFlow takes all GPUs that it finds, so one process has it.
+
+    Raises:
+        UserError: on every rank, if one of them lacks anything.
+    """
+    network = error = None
+    for on_main in (True, False):
+        if distributed.is_main() is on_main and (on_main or args.in_torch):
+            try:
+                network = load_network(args, device)
+            except UserError as found:
+                error = str(found)
+        errors = list(filter(None, distributed.everyones(error)))
+        if errors:
+            raise UserError(errors[0])
+    return network

@@ -42,8 +42,8 @@ def test_features_and_statistics_in_batches_are_those_of_all_at_once(tmp_path: P
     images = load(save(tmp_path / "a.npz", arr_0=pictures()))
     features, spatial = FakeInception()(pictures())
     np.testing.assert_allclose(images.features, features, rtol=1e-6)
-    np.testing.assert_allclose(images.statistics.covariance, np.cov(features, rowvar=False), rtol=1e-5)
-    np.testing.assert_allclose(images.spatial.covariance, np.cov(spatial, rowvar=False), rtol=1e-5)
+    np.testing.assert_allclose(images.statistics[0].covariance, np.cov(features, rowvar=False), rtol=1e-5)
+    np.testing.assert_allclose(images.statistics[1].covariance, np.cov(spatial, rowvar=False), rtol=1e-5)
     assert (images.shape, images.stored) == ((30, 8, 8), False)
 
 
@@ -54,7 +54,7 @@ def test_features_are_kept_beside_and_taken_from_there(tmp_path: Path) -> None:
     assert inception.num_seen == 30
     assert len(caches(tmp_path)) == 1
     np.testing.assert_array_equal(first.features, second.features)
-    np.testing.assert_array_equal(first.spatial.covariance, second.spatial.covariance)
+    np.testing.assert_array_equal(first.statistics[1].covariance, second.statistics[1].covariance)
     assert first.warnings == second.warnings
 
 
@@ -112,8 +112,8 @@ def test_stored_statistics_win_and_images_give_the_features(tmp_path: Path) -> N
     path = save(tmp_path / "a.npz", arr_0=pictures(), **stored)
     images = load(path)
     assert images.stored
-    assert images.spatial is None
-    np.testing.assert_array_equal(images.statistics.covariance, stored["sigma"])
+    assert images.statistics[1] is None
+    np.testing.assert_array_equal(images.statistics[0].covariance, stored["sigma"])
     assert images.features.shape == (30, WIDTH)
     assert not any("fewer than" in warning for warning in images.warnings)
 
@@ -203,8 +203,8 @@ def test_a_reference_is_what_its_own_images_give(tmp_path: Path) -> None:
     assert (arrays["arr_0"].dtype, arrays["arr_0"].shape) == (np.uint8, (13, 16, 16, 3))
     assert (arrays["mu"].shape, arrays["sigma_s"].shape) == ((WIDTH,), (SPATIAL_WIDTH, SPATIAL_WIDTH))
     again = load(save(tmp_path / "again.npz", arr_0=arrays["arr_0"]))
-    np.testing.assert_array_equal(again.statistics.covariance, arrays["sigma"])
-    np.testing.assert_array_equal(again.spatial.mean, arrays["mu_s"])
+    np.testing.assert_array_equal(again.statistics[0].covariance, arrays["sigma"])
+    np.testing.assert_array_equal(again.statistics[1].mean, arrays["mu_s"])
     assert any("1 L" in warning for warning in warnings)
 
 

@@ -18,8 +18,8 @@ import evaluator
 import main_sample
 from evaluation import run as program
 from evaluation.features.shipped import statistics_file
-from evaluation.job import default_folder, paper_lines
 from evaluation.options import PRESETS, REFERENCE, REFERENCE_URL, PresetName, RunArgs
+from evaluation.run import default_folder, paper_lines
 from models.config import family_of
 from runtime.config import plain
 from sampling.parts import count_records

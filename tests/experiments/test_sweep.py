@@ -17,8 +17,7 @@ import main_sample
 from evaluation.features.shipped import statistics_file
 from evaluation.measure import find_result, write_result
 from experiments import sweep
-from experiments.sweep import parse_values
-from experiments.sweep_job import draw_figure
+from experiments.sweep import draw_figure, parse_values
 from models.config import Drawing
 from runtime.command import run
 from runtime.errors import UserError

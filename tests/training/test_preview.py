@@ -48,7 +48,7 @@ class PatchMeans(Inception):
 
 @pytest.fixture
 def reference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(preview, "load_inception", lambda weights, device: PatchMeans())
+    monkeypatch.setattr(preview, "load_on_all_ranks", lambda args, device: PatchMeans())
     path = tmp_path / "reference.npz"
     np.savez(path, arr_0=np.random.default_rng(0).integers(256, size=(60, 32, 32, 3), dtype=np.uint8))
     return path
@@ -154,7 +154,7 @@ def measure_on_rank(reference: Path, folder: Path, count: int) -> None:
     """One evaluation, for ``start_ranks``; what rank 0 finds and how many images each rank saw."""
     distributed.set_up(CPU)
     network = PatchMeans()
-    preview.load_inception = lambda weights, device: network
+    preview.load_on_all_ranks = lambda args, device: network
     request = Request([i % 10 for i in range(count)], Drawing(), seed=7)
     metrics = Evaluation(str(reference), None, CPU).measure(tiny_model(), request, folder / "drawn")
     (folder / f"metrics{distributed.rank()}.json").write_text(json.dumps([metrics, network.num_seen]))
