@@ -4,7 +4,7 @@ Letters: N images, H, W their sides in pixels, D features, K classes.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b, sha256
 from pathlib import Path
@@ -14,9 +14,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from evaluation.class_labels import read_labels
 from evaluation.features.network import Network
-from evaluation.image_files import DAMAGE, Images, open_images
+from evaluation.image_files import DAMAGE, FolderImages, Images, open_images
 from evaluation.metrics import Statistics, statistics_of
 from evaluation.neighbours import NEIGHBOURS
 from runtime import distributed
@@ -92,7 +91,7 @@ def load_image_set(
     shape = images.shape if need_features or not stored else None
     arrays: Arrays = {}
     if shape is not None:
-        _check_count(images)
+        check_count(images)
         arrays = _cached_features(images, network, batch_size) if use_cache else {}
         arrays = arrays or compute_features(images, network, batch_size, all_ranks)
     if not stored:
@@ -115,16 +114,47 @@ def load_image_set(
     )
 
 
+def read_labels(
+    images: Images, drawn: Sequence[Mapping[str, Any]], class_names: Sequence[str]
+) -> tuple[np.ndarray | None, list[str]]:
+    """Class (N,) of each image, as its place in ``class_names``; None if the files do not say it, or if none are given.
+
+    Args:
+        images: whose classes are asked for: by name or index, of samples.json, of arr_1 in an npz, or of class folders.
+        drawn: what samples.json says of each image, if there is one.
+        class_names: of the classifier.
+
+    Returns:
+        The labels, and what is wrong with those that the files have.
+    """
+    if not class_names:
+        return None, []
+    try:
+        named = [entry["label"] if entry["class"] is None else entry["class"] for entry in drawn] or images.labels()
+    except (KeyError, TypeError):
+        return None, [f"{images.path}: its samples.json does not say the classes"]
+    index_of = {key: index for index, name in enumerate(class_names) for key in (index, name)}
+    folders = isinstance(images, FolderImages) and not drawn
+    if not named or (folders and not index_of.keys() & set(named)):  # folders that are no classes
+        return None, []
+    strange = next((name for name in named if name not in index_of), None)
+    if strange is not None:
+        return None, [f"{images.path}: class {strange} is none of the classifier's: {', '.join(class_names)}"]
+    if len(named) != images.shape[0]:
+        return None, [f"{images.path}: {len(named)} labels of {images.shape[0]} images are no use"]
+    return np.array([index_of[name] for name in named]), []
+
+
 def check_reference(path: Path, suffix: str) -> None:
     """Refuse what has neither images nor statistics whose keys end so, before anything is spent on samples."""
     images = open_images(path)
     if images.shape is not None:
-        _check_count(images)
+        check_count(images)
     elif images.statistics(suffix) is None:
         raise UserError(f"{path} holds neither images nor statistics of the features that are to be compared")
 
 
-def _check_count(images: Images) -> None:
+def check_count(images: Images) -> None:
     if images.shape[0] <= NEIGHBOURS:
         raise UserError(f"{images.path} holds {images.shape[0]} images; give at least {NEIGHBOURS + 1}, better 50000")
 

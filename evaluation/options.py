@@ -124,13 +124,7 @@ class CheckpointArgs(NetworkArgs, SamplingArgs):
 
 @dataclass(frozen=True)
 class Preset:
-    """A row of the paper's Table 1.
-
-    Attributes:
-        checkpoint: folder of the released model.
-        drawing: settings.
-        paper: what the paper gives for 50,000 samples.
-    """
+    """A row of the paper's Table 1: a released model, settings of the drawing, and metrics of 50,000 samples."""
 
     checkpoint: str
     drawing: dict[str, Any]

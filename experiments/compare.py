@@ -42,19 +42,12 @@ class CompareArgs:
 
 @dataclass(frozen=True)
 class Point:
-    """A model at one number of steps.
-
-    Attributes:
-        steps: of all scales.
-        steps_per_scale: steps of each scale; None of a model that has no such setting.
-        distance: the lowest over guidance.
-        scores: of the guidances that come near it; none where no score was measured.
-    """
+    """A model at one number of steps: the lowest distance over guidance, and the scores of the guidances near it."""
 
     steps: int
-    steps_per_scale: int | None
+    steps_per_scale: int | None  # None of a model that has no such setting
     distance: float
-    scores: tuple[float, ...]
+    scores: tuple[float, ...]  # none where no score was measured
 
     @property
     def score(self) -> float:

@@ -3,14 +3,13 @@
 Letters: N images, B of a batch, H, W their sides in pixels.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from data.crops import to_uint8
@@ -43,12 +42,17 @@ def evaluate(args: EvaluateArgs) -> None:
     inception = load_inception(args, device)
     sides = args.scale_sizes or sorted({round(full / 2**i) for i in range(full.bit_length() + 1)} - {0})
     count = min(args.num_images or len(data), len(data))
-    batches = _with_progress(held_out_batches(data, count), count)
+    batches = iter(tqdm(held_out_batches(data, count), total=-(-count // BATCH), unit="batch"))
     by_side, num_used = measure_scales(autoencoder, batches, sides, with_ssim=True)
     print(f"{args.autoencoder} on {count} images ({args.split}) of {data.images.name}")
     print(table(by_side))
     print(f"{num_used} of {autoencoder.config.n_embed} codes occur at some scale")
-    distance = {} if inception is None else _rfid(autoencoder, data, count, inception)
+    rfid: dict[str, Any] = {}
+    if inception is not None:
+        name, value, warnings = measure_rfid(autoencoder, data, count, inception)
+        warn(warnings)
+        print(f"{name}: {value:.6g}")
+        rfid = {name: value, "inception_sha256": inception.sha256, "versions": inception.versions}
     if args.grid is not None:
         Path(args.grid).parent.mkdir(parents=True, exist_ok=True)
         shown = torch.cat(list(held_out_batches(data, min(count, SHOWN_IMAGES))))
@@ -57,7 +61,7 @@ def evaluate(args: EvaluateArgs) -> None:
         scales = {str(side): asdict(found) for side, found in by_side.items()}
         Path(args.output_file).parent.mkdir(parents=True, exist_ok=True)
         content = {"settings": asdict(args), "images": count, "n_embed": autoencoder.config.n_embed}
-        write_json(Path(args.output_file), content | {"used_codes": num_used, "scales": scales} | distance)
+        write_json(Path(args.output_file), content | {"used_codes": num_used, "scales": scales} | rfid)
 
 
 def load_inception(args: EvaluateArgs, device: torch.device) -> Network | None:
@@ -78,10 +82,6 @@ def table(by_side: Mapping[int, ScaleFigures]) -> str:
         cells = ["-" if value is None else FORMATS.get(name, "{:.5f}").format(value) for name, value in values]
         rows.append([str(side), *cells])
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
-
-
-def _with_progress(batches: Iterable[Tensor], num_images: int) -> Iterator[Tensor]:
-    yield from tqdm(batches, total=-(-num_images // BATCH), unit="batch")
 
 
 # rFID: the Fréchet distance between Inception's features of full-size images and of their reconstructions
@@ -126,11 +126,3 @@ def measure_rfid(
         statistics.append(Statistics.of_names(found, inception.key_suffixes[0]))
         warnings += warnings_of(images, found, inception)
     return with_count("rFID", count), frechet_distance(*statistics), warnings
-
-
-def _rfid(autoencoder: Autoencoder, data: CroppedImages, count: int, inception: Network) -> dict[str, Any]:
-    """Print the distance; return what the output file holds of it."""
-    name, value, warnings = measure_rfid(autoencoder, data, count, inception)
-    warn(warnings)
-    print(f"{name}: {value:.6g}")
-    return {name: value, "inception_sha256": inception.sha256, "versions": inception.versions}

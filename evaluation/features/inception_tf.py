@@ -21,17 +21,13 @@ SPATIAL_CHANNELS = 7
 
 
 class TensorFlowInception(Inception):
-    """The frozen graph, ready to compute.
-
-    Attributes:
-        sha256: of the graph's file.
+    """The frozen graph, ready to compute; by default that of ``default_graph``.
 
     Raises:
         UserError: TensorFlow is missing, or the file is not the graph.
     """
 
     def __init__(self, graph_path: str | Path | None) -> None:
-        """Load a graph, by default the one of ``default_graph``."""
         path = Path(graph_path or default_graph())
         tf = _import_tensorflow()
         definition = _read_definition(tf, path)

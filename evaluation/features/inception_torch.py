@@ -23,17 +23,13 @@ SPATIAL_CHANNELS = 7
 
 
 class TorchInception(Inception):
-    """torch-fidelity's Inception, ready to compute.
-
-    Attributes:
-        sha256: of the weights' file.
+    """torch-fidelity's Inception, ready to compute; by default with the weights of ``default_weights``.
 
     Raises:
         UserError: the file is missing, or not these weights.
     """
 
     def __init__(self, weights_path: str | Path | None, device: torch.device) -> None:
-        """Load weights, by default torch-fidelity's from the user's cache."""
         path = Path(weights_path or default_weights())
         try:
             torch.load(path, weights_only=True)  # torch-fidelity would run whatever code a pickle holds

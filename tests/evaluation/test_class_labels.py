@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from evaluation.class_labels import read_labels
 from evaluation.image_files import open_images
+from evaluation.image_sets import read_labels
 
 CLASSES = ["cat", "dog", "owl"]
 
