@@ -1,25 +1,27 @@
-"""Compare two sides: every figure under an honest name, and all that it depends on.
+"""Compare two sets of images: every metric under an honest name, and all that it depends on.
 
 Letters: N images, H, W their sides in pixels.
 """
 
 import platform
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+import sys
+from collections.abc import Iterable, Mapping
 from importlib.metadata import version
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
-from evaluation.features.classifier import Classifier, RealData
-from evaluation.features.network import InceptionNetwork, Network
+from evaluation.features.classifier import Classifier
+from evaluation.features.network import Inception, Network
 from evaluation.image_files import LABELS
-from evaluation.image_sets import Side
-from evaluation.metrics import Statistics, frechet_distance, inception_score
+from evaluation.image_sets import ImageSet
+from evaluation.metrics import frechet_distance, inception_score
 from evaluation.neighbours import precision_recall
 from runtime.errors import UserError
 
 FULL = 50_000  # samples whose FID needs no N beside its name
+Metrics = dict[str, float | None]  # by name; None for what the sets have no images, statistics or labels for
 
 
 def with_count(distance: str, num_samples: int | None) -> str:
@@ -27,93 +29,45 @@ def with_count(distance: str, num_samples: int | None) -> str:
     return distance if num_samples is not None and num_samples >= FULL else f"{distance}-{num_samples or 'unknown'}"
 
 
-class Figures(Protocol):
-    """What is measured; None for what the sides have no images, statistics or labels for."""
-
-    def labelled(self, num_samples: int | None) -> dict[str, float | None]:
-        """By name; a Fréchet distance of fewer than 50,000 samples carries their number."""
-
-    def of_real_images(self) -> dict[str, float | None]:
-        """The same figures of real images in place of samples, if they are known."""
-
-
-@dataclass(frozen=True)
-class InceptionFigures:
-    """ADM's figures."""
-
-    inception_score: float | None
-    fid: float
-    sfid: float | None
-    precision: float | None
-    recall: float | None
-
-    def labelled(self, num_samples: int | None) -> dict[str, float | None]:
-        return {
-            "Inception Score": self.inception_score,
-            with_count("FID", num_samples): self.fid,
-            with_count("sFID", num_samples): self.sfid,
-            "Precision": self.precision,
-            "Recall": self.recall,
-        }
-
-    def of_real_images(self) -> dict[str, float | None]:
-        return {}
-
-
-@dataclass(frozen=True)
-class ClassFigures:
-    """What a classifier of ours gives: of the samples, and of the real test images that its training set aside."""
-
-    name: str
-    distance: float
-    accuracy: float | None
-    real_distance: float
-    real: RealData
-
-    def labelled(self, num_samples: int | None) -> dict[str, float | None]:
-        return {with_count(f"FD-{self.name}", num_samples): self.distance, "Class accuracy": self.accuracy}
-
-    def of_real_images(self) -> dict[str, float | None]:
-        other = replace(self, distance=self.real_distance, accuracy=self.real.accuracy)
-        return other.labelled(self.real.num_images)
-
-
 def compare(
-    reference: Side, samples: Side, network: InceptionNetwork | Classifier, with_prec_recall: bool = True
-) -> Figures:
-    """All figures that the two sides have the data for.
+    reference: ImageSet, samples: ImageSet, network: Inception | Classifier, with_prec_recall: bool = True
+) -> Metrics:
+    """All metrics that the two sets have the data for.
 
     Raises:
         UserError: their statistics are of different features.
     """
+    count, features, distance = samples.num_images, samples.features, _distance(reference, samples)
     if isinstance(network, Classifier):
-        return _compare_classes(reference, samples, network)
+        known = features is not None and samples.labels is not None
+        accuracy = network.accuracy(features, samples.labels) if known else None
+        return {with_count(f"FD-{network.name}", count): distance, "Class accuracy": accuracy}
     precision = recall = None
-    if with_prec_recall and reference.features is not None and samples.features is not None:
-        precision, recall = precision_recall(reference.features, samples.features, network.squared_distances)
-    has_spatial = reference.spatial is not None and samples.spatial is not None
-    return InceptionFigures(
-        inception_score=None if samples.features is None else inception_score(samples.features, network.class_weights),
-        fid=_distance(reference, samples, reference.statistics, samples.statistics),
-        sfid=_distance(reference, samples, reference.spatial, samples.spatial) if has_spatial else None,
-        precision=precision,
-        recall=recall,
-    )
+    if with_prec_recall and reference.features is not None and features is not None:
+        precision, recall = precision_recall(reference.features, features, network.squared_distances)
+    return {
+        "Inception Score": None if features is None else inception_score(features, network.class_weights),
+        with_count("FID", count): distance,
+        with_count("sFID", count): _distance(reference, samples, kind=1),
+        "Precision": precision,
+        "Recall": recall,
+    }
 
 
-def _compare_classes(reference: Side, samples: Side, classifier: Classifier) -> ClassFigures:
-    known = samples.features is not None and samples.labels is not None
-    real = classifier.real_data("test")
-    return ClassFigures(
-        name=classifier.name,
-        distance=_distance(reference, samples, reference.statistics, samples.statistics),
-        accuracy=classifier.accuracy(samples.features, samples.labels) if known else None,
-        real_distance=frechet_distance(reference.statistics, real.statistics),
-        real=real,
-    )
+def of_real_images(reference: ImageSet, network: Inception | Classifier) -> Metrics:
+    """The metrics of a classifier's real test images in place of samples; Inception has none."""
+    if not isinstance(network, Classifier):
+        return {}
+    real = network.real_data("test")
+    distance = frechet_distance(reference.statistics[0], real.statistics)
+    return {with_count(f"FD-{network.name}", real.num_images): distance, "Class accuracy": real.accuracy}
 
 
-def _distance(reference: Side, samples: Side, first: Statistics, second: Statistics) -> float:
+def _distance(reference: ImageSet, samples: ImageSet, kind: int = 0) -> float | None:
+    """Of one kind of features, if both have statistics of it."""
+    first, second = reference.statistics[kind], samples.statistics[kind]
+    if first is None or second is None:
+        return None
     if first.mean.shape != second.mean.shape:
         raise UserError(
             f"{reference.path} has statistics of {len(first.mean)} features, {samples.path} of {len(second.mean)}; "
@@ -122,13 +76,13 @@ def _distance(reference: Side, samples: Side, first: Statistics, second: Statist
     return frechet_distance(first, second)
 
 
-def doubts(reference: Side, samples: Side, network: Network) -> list[str]:
-    """All warnings: of each side, and of the pair."""
+def warnings_of_pair(reference: ImageSet, samples: ImageSet, network: Network) -> list[str]:
+    """All warnings: of each set, and of the pair."""
     found = [*reference.warnings, *samples.warnings]
     if reference.shape and samples.shape and reference.shape[1:] != samples.shape[1:]:
         (height, width), (other_height, other_width) = reference.shape[1:], samples.shape[1:]
         found.append(
-            f"the reference has {width} x {height} pixels, the samples {other_width} x {other_height}; their figures "
+            f"the reference has {width} x {height} pixels, the samples {other_width} x {other_height}; their metrics "
             "compare with no one's"
         )
     if reference.digests is not None and samples.digests is not None:
@@ -137,44 +91,62 @@ def doubts(reference: Side, samples: Side, network: Network) -> list[str]:
             found.append(f"{copies} of {samples.num_images} samples are exact copies of reference images")
     if network.class_names and samples.labels is None:
         unsaid = f"{samples.path} does not say its classes, by samples.json, {LABELS} or class folders"
-        found += [f"{doubt}; there is no class accuracy" for doubt in samples.label_doubts or [unsaid]]
+        found += [f"{warning}; there is no class accuracy" for warning in samples.label_warnings or [unsaid]]
     return found
 
 
-def report(reference: Side, samples: Side, network: Network, figures: Figures) -> dict[str, Any]:
-    """Figures, and everything that decides them, as JSON takes it; ``figures`` names which entries are figures."""
-    measured = figures.labelled(samples.num_images)
+def report(
+    reference: ImageSet, samples: ImageSet, network: Inception | Classifier, with_prec_recall: bool = True
+) -> dict[str, Any]:
+    """Metrics, and everything that decides them, as JSON takes it; ``metrics`` names which entries are metrics."""
+    metrics = compare(reference, samples, network, with_prec_recall)
+    libraries = {name: version(name) for name in ("numpy", "pillow", "torch")} | network.versions
     return {
-        **measured,
-        "figures": list(measured),
-        "real_images": figures.of_real_images(),
+        **metrics,
+        "metrics": list(metrics),
+        "real_images": of_real_images(reference, network),
         "num_samples": samples.num_images,
         "num_reference": reference.num_images,
         "samples": _describe(samples),
         "reference": _describe(reference),
         f"{network.kind.lower()}_sha256": network.sha256,
-        "warnings": doubts(reference, samples, network),
-        "versions": {
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("numpy", "pillow", "torch")},
-            **network.versions,
-        },
+        "warnings": warnings_of_pair(reference, samples, network),
+        "versions": {"python": platform.python_version(), **libraries},
         "sampling": samples.settings,
     }
 
 
-def figure_lines(measured: Mapping[str, float | None], real: Mapping[str, float | None]) -> list[str]:
-    """A line for each figure, that of real images beside it if there is one; both as ``Figures`` gives them."""
-    lines = [f"{name}: {'not measured' if v is None else format(v, '.6g')}" for name, v in measured.items()]
-    for i, (name, value) in enumerate(real.items()):
+def _describe(images: ImageSet) -> dict[str, Any]:
+    return {
+        "path": str(images.path),
+        "sha256": images.sha256,
+        "resolution": images.shape and list(images.shape[1:]),
+        "statistics": "stored" if images.stored else "computed",
+    }
+
+
+def metric_lines(result: Mapping[str, Any]) -> list[str]:
+    """A line for each metric of a ``report``, that of real images beside it if there is one."""
+    values = [(name, result[name]) for name in result["metrics"]]
+    lines = [f"{name}: {'not measured' if value is None else format(value, '.6g')}" for name, value in values]
+    for i, (name, value) in enumerate(result["real_images"].items()):
         lines[i] += f" (real test images: {name} {value:.6g})"
     return lines
 
 
-def _describe(side: Side) -> dict[str, Any]:
-    return {
-        "path": str(side.path),
-        "sha256": side.sha256,
-        "resolution": None if side.shape is None else list(side.shape[1:]),
-        "statistics": "stored" if side.stored else "computed",
-    }
+def print_report(result: Mapping[str, Any]) -> None:
+    """What of a ``report`` a person wants to see, beside its warnings."""
+    print("\n".join(metric_lines(result)))
+    for name in ("reference", "samples"):
+        images, count = result[name], result[f"num_{name}"] or "unknown"
+        kind = "stored statistics" if images["statistics"] == "stored" else "images"
+        print(f"{name}: {images['path']}, N = {count}, {kind}, SHA-256 {images['sha256']}")
+    kind = "Inception" if "inception_sha256" in result else "classifier"
+    print(f"{kind}: SHA-256 {result[f'{kind.lower()}_sha256']}")
+    print("versions: " + ", ".join(f"{name} {number}" for name, number in result["versions"].items()))
+
+
+def warn(texts: Iterable[str]) -> None:
+    """Print warnings, a line each, to stderr."""
+    for text in texts:
+        tqdm.write(f"warning: {text}", file=sys.stderr)

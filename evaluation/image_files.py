@@ -1,10 +1,12 @@
 """Where images and stored statistics come from: an npz, a folder of images at any depth, a statistics file.
 
-Letters: N images, B of a batch, H, W their sides in pixels, D features. Images are read a batch at a time.
+Letters: N images, B of a batch, H, W their sides in pixels. Images are read a batch at a time.
 """
 
+import math
 import zipfile
 import zlib
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +14,6 @@ from contextlib import contextmanager
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from PIL import Image
@@ -28,28 +29,41 @@ READERS = 4  # threads
 DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError)
 
 
-class Images(Protocol):
+class Images(ABC):
     """Images of one size.
 
     Attributes:
         path: where they are.
-        shape: (N, H, W).
-        sha256: of all of them.
+        shape: (N, H, W); None of a file that holds statistics alone.
     """
 
     path: Path
-    shape: tuple[int, int, int]
-    sha256: str
+    shape: tuple[int, int, int] | None
 
+    @cached_property
+    def sha256(self) -> str:
+        """Of all of them."""
+        return hash_file(self.path)
+
+    @abstractmethod
     def batches(self, size: int) -> Iterator[np.ndarray]:
         """The images in order, (B, H, W, 3) uint8, so many at once; the last batch may have fewer."""
 
     def warnings(self) -> list[str]:
         """What is doubtful about the files, after they have been read."""
+        return []
+
+    def labels(self) -> list[int] | list[str]:
+        """Class of each image, by index or name; none if the files do not say it."""
+        return []
+
+    def statistics(self, suffix: str) -> Statistics | None:
+        """Stored mean and covariance whose keys end so, if there are any."""
+        return None
 
 
-class NpzImages:
-    """``arr_0`` of an npz, uint8 (N, H, W, 3), compressed or not, never held whole."""
+class NpzImages(Images):
+    """``arr_0`` of an npz, uint8 (N, H, W, 3), compressed or not, never held whole; or an npz of statistics alone."""
 
     def __init__(self, path: Path) -> None:
         """Read the header.
@@ -57,31 +71,65 @@ class NpzImages:
         Raises:
             UserError: the file is damaged, or holds something else.
         """
-        self.path = path
-        with _open_member(path, IMAGES) as file:
+        self.path, self.shape = path, None
+        with _damage(path), zipfile.ZipFile(path) as archive:
+            self.names = {name.removesuffix(".npy") for name in archive.namelist()}
+        if IMAGES not in self.names:
+            if not any(name.startswith("mu") for name in self.names):
+                held = ", ".join(sorted(self.names)) or "nothing"
+                raise UserError(f"{path} holds {held}; neither images ({IMAGES}) nor statistics")
+            return
+        with self._open(IMAGES) as file:
             shape, fortran, dtype = _read_header(file)
         if len(shape) == 3 or shape[3:] == (1,):
             raise UserError(f"{path} holds greyscale images {shape}; repeat the channel to (N, H, W, 3)")
         if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or fortran or not shape[0]:
             raise UserError(f"{path} holds {dtype} {shape} as {IMAGES}; it must be uint8 (N, H, W, 3) in C order")
         self.shape = shape[:3]
-        self.sha256 = hash_file(path)
 
     def batches(self, size: int) -> Iterator[np.ndarray]:
         num_images, *sides = self.shape
-        with _open_member(self.path, IMAGES) as file:
+        with self._open(IMAGES) as file:
             _read_header(file)
             for first in range(0, num_images, size):
-                batch = np.empty((min(size, num_images - first), *sides, 3), dtype=np.uint8)
-                _read_into(file, memoryview(batch).cast("B"))
-                yield batch
+                shape = (min(size, num_images - first), *sides, 3)
+                pixels = bytearray(file.read(math.prod(shape)))
+                if len(pixels) < math.prod(shape):
+                    raise EOFError(f"it ends {math.prod(shape) - len(pixels)} bytes too early")
+                yield np.frombuffer(pixels, np.uint8).reshape(shape)
             file.read(1)  # past the end: only then is the checksum compared
 
-    def warnings(self) -> list[str]:
-        return []
+    def labels(self) -> list[int]:
+        """``arr_1``, as ADM's tools write it."""
+        labels = self._read(LABELS) if LABELS in self.names else np.empty(0)
+        return labels.tolist() if labels.ndim == 1 else []
+
+    def statistics(self, suffix: str) -> Statistics | None:
+        """As in the base.
+
+        Raises:
+            UserError: they are damaged or of the wrong shape.
+        """
+        keys = [f"mu{suffix}", f"sigma{suffix}"]
+        if not set(keys) <= self.names:
+            return None
+        mean, covariance = (self._read(key).astype(np.float64) for key in keys)
+        finite = np.isfinite(mean).all() and np.isfinite(covariance).all()
+        if mean.ndim != 1 or covariance.shape != 2 * mean.shape or not finite:
+            raise UserError(f"{self.path}: {keys[0]} {mean.shape} and {keys[1]} {covariance.shape} are no statistics")
+        return Statistics(mean, covariance)
+
+    @contextmanager
+    def _open(self, name: str) -> Iterator[zipfile.ZipExtFile]:
+        with _damage(self.path), zipfile.ZipFile(self.path) as archive, archive.open(f"{name}.npy") as file:
+            yield file
+
+    def _read(self, name: str) -> np.ndarray:
+        with self._open(name) as file:
+            return np.lib.format.read_array(file)
 
 
-class FolderImages:
+class FolderImages(Images):
     """PNG and JPEG files of a folder, at any depth, in the order of their paths.
 
     In a folder that main_sample.py wrote, its images alone: no grid and no maps.
@@ -93,17 +141,20 @@ class FolderImages:
         Raises:
             UserError: there are none, or they are still being drawn.
         """
-        self.path = path
-        self.files = _image_files(path)
+        if (path / PROGRESS_NAME).exists():
+            raise UserError(f"{path} still lacks images; run the main_sample.py command that draws them again")
+        ours = (path / SETTINGS_NAME).is_file()
+        found = path.glob(f"{NUMBER}.png") if ours else path.rglob("*")
+        self.path, self.files = path, sorted(f for f in found if f.suffix.lower() in SUFFIXES and f.is_file())
         if not self.files:
             raise UserError(f"{path} holds no images ({', '.join(SUFFIXES)})")
         with open_image(self.files[0]) as image:
-            width, height = image.size
-        self.shape = (len(self.files), height, width)
+            self.shape = (len(self.files), image.height, image.width)
         self._modes: Counter[str] = Counter()
 
     @cached_property
     def sha256(self) -> str:
+        """Of all files and their names."""
         digest = sha256()
         for file in self.files:
             digest.update(f"{file.relative_to(self.path).as_posix()}\0{hash_file(file)}\n".encode())
@@ -134,81 +185,28 @@ class FolderImages:
         found = []
         num_jpeg = sum(file.suffix.lower() != ".png" for file in self.files)
         if num_jpeg:
-            found.append(f"{num_jpeg} of {len(self.files)} images are JPEG, whose losses change every figure; use PNG")
+            found.append(f"{num_jpeg} of {len(self.files)} images are JPEG, whose losses change every metric; use PNG")
         modes = ", ".join(f"{count} {mode}" for mode, count in self._modes.items() if mode != "RGB")
         if modes:
             found.append(f"files that are not RGB were converted to it: {modes} (L is greyscale)")
         return found
 
+    def labels(self) -> list[str]:
+        """Names of their folders."""
+        return [file.relative_to(self.path).parent.name for file in self.files]
 
-def open_images(path: Path) -> Images | None:
-    """The images of an npz or a folder; None for a statistics file, which has none.
+
+def open_images(path: Path) -> Images:
+    """What a path holds: a folder, an npz, or the samples.npz in a folder that main_sample.py wrote.
 
     Raises:
         UserError: there is nothing of the sort, or it is damaged.
     """
-    path = resolve(path)
-    if path.is_dir():
-        return FolderImages(path)
-    names = member_names(path)
-    if IMAGES in names:
-        return NpzImages(path)
-    if any(name.startswith("mu") for name in names):
-        return None
-    raise UserError(f"{path} holds {', '.join(sorted(names)) or 'nothing'}; neither images ({IMAGES}) nor statistics")
-
-
-def hash_of(path: Path, images: Images | None) -> str:
-    """SHA-256 of the images that ``open_images`` found at a path, or of a file of statistics alone."""
-    return hash_file(path) if images is None else images.sha256
-
-
-def resolve(path: Path) -> Path:
-    """What a path stands for: the samples.npz in a folder that main_sample.py wrote, else the path itself."""
     if not path.exists():
         raise UserError(f"{path} does not exist; name an npz or a folder of images")
-    return path / NPZ_NAME if (path / SETTINGS_NAME).is_file() and (path / NPZ_NAME).is_file() else path
-
-
-def labels_of_npz(path: Path) -> list[int]:
-    """Class indices that an npz holds beside its images, as ADM's tools write them; none if it has none."""
-    if LABELS not in member_names(path):
-        return []
-    with _open_member(path, LABELS) as file:
-        labels = np.lib.format.read_array(file)
-    return labels.tolist() if labels.ndim == 1 else []
-
-
-def stored_statistics(path: Path, mean: str, covariance: str) -> Statistics | None:
-    """Statistics that an npz holds under these names; None if it has none.
-
-    Raises:
-        UserError: they are damaged or of the wrong shape.
-    """
-    path = resolve(path)
-    if path.is_dir() or not {mean, covariance} <= member_names(path):
-        return None
-    arrays = []
-    for name in (mean, covariance):
-        with _open_member(path, name) as file:
-            arrays.append(np.lib.format.read_array(file).astype(np.float64))
-    if arrays[0].ndim != 1 or arrays[1].shape != 2 * arrays[0].shape or not all(np.isfinite(a).all() for a in arrays):
-        raise UserError(f"{path}: {mean} {arrays[0].shape} and {covariance} {arrays[1].shape} are no statistics")
-    return Statistics(*arrays)
-
-
-def member_names(path: Path) -> set[str]:
-    """Names of the arrays of an npz."""
-    with _damage(path), zipfile.ZipFile(path) as archive:
-        return {name.removesuffix(".npy") for name in archive.namelist()}
-
-
-def _image_files(path: Path) -> list[Path]:
-    if (path / PROGRESS_NAME).exists():
-        raise UserError(f"{path} still lacks images; run the main_sample.py command that draws them again")
-    if (path / SETTINGS_NAME).is_file():
-        return sorted(path.glob(f"{NUMBER}.png"))
-    return sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+    if (path / SETTINGS_NAME).is_file() and (path / NPZ_NAME).is_file():
+        path = path / NPZ_NAME
+    return FolderImages(path) if path.is_dir() else NpzImages(path)
 
 
 @contextmanager
@@ -235,23 +233,8 @@ def _damage(path: Path) -> Iterator[None]:
         raise UserError(f"{path} is damaged, still being written, or no npz ({error})") from error
 
 
-@contextmanager
-def _open_member(path: Path, name: str) -> Iterator[zipfile.ZipExtFile]:
-    with _damage(path), zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as file:
-        yield file
-
-
 def _read_header(file: zipfile.ZipExtFile) -> tuple[tuple[int, ...], bool, np.dtype]:
     """Shape, whether in Fortran order, and type."""
     version = np.lib.format.read_magic(file)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     return read(file)
-
-
-def _read_into(file: zipfile.ZipExtFile, target: memoryview) -> None:
-    filled = 0
-    while filled < len(target):
-        count = file.readinto(target[filled:])
-        if not count:
-            raise EOFError(f"it ends {len(target) - filled} bytes too early")
-        filled += count

@@ -3,6 +3,7 @@
 Letters: N images, D features of each, K classes. NumPy alone: every backend shares these.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +19,15 @@ class Statistics:
 
     mean: np.ndarray
     covariance: np.ndarray
+
+    def named(self, suffix: str) -> dict[str, np.ndarray]:
+        """As a file of statistics holds them."""
+        return {f"mu{suffix}": self.mean, f"sigma{suffix}": self.covariance}
+
+    @classmethod
+    def of_names(cls, arrays: Mapping[str, np.ndarray], suffix: str) -> "Statistics":
+        """Of such a file's arrays."""
+        return cls(arrays[f"mu{suffix}"], arrays[f"sigma{suffix}"])
 
 
 def statistics_of(features: np.ndarray) -> Statistics:

@@ -1,10 +1,20 @@
-"""Whose features are compared: options of every program that measures."""
+"""Options of every program that measures, without torch: --help answers before it is loaded."""
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
 
 from evaluation.features.shipped import statistics_file
+from evaluation.neighbours import NEIGHBOURS
 from runtime.errors import UserError
+from sampling.options import SamplingArgs
+
+ROOT = Path(__file__).resolve().parents[1]
+REFERENCE = ROOT / "data/VIRTUAL_imagenet256_labeled.npz"
+REFERENCE_URL = (
+    "https://openaipublic.blob.core.windows.net/diffusion/jul-2021/ref_batches/imagenet/256/"
+    "VIRTUAL_imagenet256_labeled.npz"
+)
 
 
 @dataclass(frozen=True)
@@ -48,3 +58,120 @@ class NetworkArgs:
     def in_torch(self) -> bool:
         """Whether torch computes, on a device of its own choice."""
         return self.features != "inception" or self.backend == "torch"
+
+
+@dataclass(frozen=True)
+class EvaluatorArgs(NetworkArgs):
+    """What to compare, and how.
+
+    Attributes:
+        reference: npz, folder or statistics file of the reference (REF); with --make_reference the npz to write.
+        samples: npz, folder or statistics file of the samples (SAMPLES).
+        output_file: JSON file to write: every metric, N of each set, hashes, settings and versions.
+        device: of what torch computes: auto, cuda, mps or cpu; TensorFlow takes the GPU it finds.
+        batch_size: images whose features are computed at once.
+        make_reference: folder of images, at any depth, to make a reference set of.
+        image_size: side of the centre crops of --make_reference, in pixels.
+    """
+
+    reference: str | None = None
+    samples: str | None = None
+    output_file: str | None = None
+    device: str = "auto"
+    batch_size: int = 64
+    make_reference: str | None = None
+    image_size: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.reference is None or (self.samples is None) == (self.make_reference is None):
+            raise UserError("usage: evaluator.py REF SAMPLES, or evaluator.py --make_reference FOLDER OUT.npz")
+        if (self.image_size is None) != (self.make_reference is None):
+            raise UserError("--make_reference needs the --image_size of its crops, which means nothing without it")
+        if self.make_reference is not None and self.output_file is not None:
+            raise UserError("--output_file is of a comparison; --make_reference FOLDER OUT.npz measures nothing")
+        if not self.in_torch:
+            self.refuse(("device",), f"--backend {self.backend}")
+        if self.batch_size < 1 or (self.image_size is not None and self.image_size < 1):
+            raise UserError("batch_size and image_size must be at least 1")
+
+
+@dataclass(frozen=True)
+class CheckpointArgs(NetworkArgs, SamplingArgs):
+    """What to draw from a checkpoint and to compare.
+
+    Attributes:
+        reference: npz, folder or statistics file of the reference, as evaluator.py takes it; default with --features
+            the training images of the classifier.
+        num_samples: number of images, the classes in turn.
+        compile: compile the steps of sampling.
+        output_dir: folder of samples/ and result.json; default output/evaluation/ and the settings.
+        delete_samples: remove the samples when they are measured.
+    """
+
+    reference: str | None = None
+    num_samples: int = 50_000
+    compile: bool = False
+    output_dir: str | None = None
+    delete_samples: bool = False
+
+    def __post_init__(self) -> None:
+        NetworkArgs.__post_init__(self)
+        SamplingArgs.__post_init__(self)
+        if self.num_samples <= NEIGHBOURS:
+            raise UserError(f"num_samples is {self.num_samples}; it must be at least {NEIGHBOURS + 1}")
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A row of the paper's Table 1: a released model, settings of the drawing, and metrics of 50,000 samples."""
+
+    checkpoint: str
+    drawing: dict[str, Any]
+    paper: dict[str, float]
+
+
+def _released(ratio: str, cfg: float, steps_per_scale: int, *metrics: float) -> Preset:
+    names = ("FID", "Inception Score", "Precision", "Recall")
+    checkpoint = str(ROOT / f"pretrained_models/checkerboard-L-{ratio}")
+    return Preset(checkpoint, {"cfg": cfg, "steps_per_scale": steps_per_scale}, dict(zip(names, metrics, strict=True)))
+
+
+PresetName = Literal["2x-cfg1.4", "2x-cfg1.5", "4x-cfg1.7"]
+PRESETS: dict[PresetName, Preset] = {
+    "2x-cfg1.4": _released("2x", 1.4, 4, 2.72, 302.5, 0.81, 0.56),
+    "2x-cfg1.5": _released("2x", 1.5, 4, 2.83, 318.2, 0.82, 0.57),
+    "4x-cfg1.7": _released("4x", 1.7, 8, 2.79, 311.5, 0.80, 0.57),
+}
+
+
+@dataclass(frozen=True)
+class RunArgs(CheckpointArgs):
+    """What to sample and evaluate. Each is also a variable of the same name in capitals; a flag comes first.
+
+    Attributes:
+        preset: a row of the paper's Table 1: its checkpoint, cfg and steps_per_scale; its metrics are printed beside.
+        checkpoint: checkpoint file or folder; default the preset's, without one that of 2x-cfg1.5.
+        reference: npz or folder of the reference; default OpenAI's of ImageNet at 256 px, in data/, or with --features
+            the training images of the classifier.
+        nproc: processes that sample, one a GPU.
+    """
+
+    preset: PresetName | None = None
+    nproc: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.nproc < 1:
+            raise UserError(f"nproc is {self.nproc}; it must be at least 1")
+        if self.features != "inception":
+            self.refuse(("preset",), f"--features {self.features}")
+            if self.checkpoint is None:
+                raise UserError(f"name the --checkpoint of the {self.features} model that --features measures")
+
+    def completed(self) -> "RunArgs":
+        """With the defaults of what was left open."""
+        checkpoint = self.checkpoint or PRESETS[self.preset or "2x-cfg1.5"].checkpoint
+        return replace(
+            self, checkpoint=checkpoint, reference=self.reference or self.shipped_reference or str(REFERENCE)
+        )

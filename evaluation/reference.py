@@ -13,8 +13,7 @@ import numpy as np
 from data.crops import center_crop
 from evaluation.features.network import Network
 from evaluation.image_files import IMAGES, FolderImages, open_image
-from evaluation.image_sets import compute_features, doubts_of
-from evaluation.neighbours import NEIGHBOURS
+from evaluation.image_sets import check_count, compute_features, warnings_of
 from runtime.errors import UserError
 from runtime.files import whole
 
@@ -42,13 +41,12 @@ def make_reference(folder: Path, target: Path, size: int, network: Network, batc
     with whole(target) as temporary, zipfile.ZipFile(temporary, "w") as archive:
         with archive.open(f"{IMAGES}.npy", "w", force_zip64=True) as file:
             crops = CroppedImages(folder, size, file)
-            if len(crops.files) <= NEIGHBOURS:
-                raise UserError(f"{folder} holds {len(crops.files)} images; give at least {NEIGHBOURS + 1}")
+            check_count(crops)
             arrays = compute_features(crops, network, batch_size)
-        for name in (f"{kind}{end}" for end in network.ends for kind in ("mu", "sigma")):
+        for name in (f"{kind}{suffix}" for suffix in network.key_suffixes for kind in ("mu", "sigma")):
             with archive.open(f"{name}.npy", "w") as file:
                 np.lib.format.write_array(file, arrays[name])
-    return doubts_of(folder, crops, arrays, network, stored=False)
+    return warnings_of(crops, arrays, network)
 
 
 class CroppedImages(FolderImages):
@@ -56,8 +54,7 @@ class CroppedImages(FolderImages):
 
     def __init__(self, path: Path, size: int, file: IO[bytes]) -> None:
         super().__init__(path)
-        self.shape = (len(self.files), size, size)
-        self._file = file
+        self.shape, self._file = (len(self.files), size, size), file
 
     def batches(self, size: int) -> Iterator[np.ndarray]:
         header = {"descr": np.dtype(np.uint8).str, "fortran_order": False, "shape": (*self.shape, 3)}

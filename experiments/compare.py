@@ -1,4 +1,4 @@
-"""Compare models by their sweeps, over steps per scale and over all steps (paper Sec. 4.3, Fig. 5).
+"""Compare models by their sweeps, over all steps and, where all have them, over steps per scale (paper Fig. 5).
 
     python -m experiments.compare --sweeps output/sweep/config_256_S,output/sweep/config_256_S_4x --output compare.png
 
@@ -10,14 +10,15 @@ import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
-
-from experiments.sweep import TABLE_NAME, figure_names
+from experiments.sweep import TABLE_NAME, metric_names
 from runtime.command import run
 from runtime.config import parse_flags
 from runtime.errors import UserError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 NEAR = 1.02  # times the lowest distance
 
@@ -41,19 +42,12 @@ class CompareArgs:
 
 @dataclass(frozen=True)
 class Point:
-    """A model at one number of steps.
+    """A model at one number of steps: the lowest distance over guidance, and the scores of the guidances near it."""
 
-    Attributes:
-        steps_per_scale: steps of each scale.
-        steps: of all scales.
-        distance: the lowest over guidance.
-        scores: of the guidances that come near it; none where no score was measured.
-    """
-
-    steps_per_scale: int
     steps: int
+    steps_per_scale: int | None  # None of a model that has no such setting
     distance: float
-    scores: tuple[float, ...]
+    scores: tuple[float, ...]  # none where no score was measured
 
     @property
     def score(self) -> float:
@@ -64,7 +58,7 @@ class Point:
 def main(argv: Sequence[str]) -> None:
     args = parse_flags(argv, "experiments.compare", __doc__, CompareArgs)
     tables = {str(Path(folder)): read_table(Path(folder)) for folder in args.sweeps.split(",")}
-    names = {figure_names(rows) for rows in tables.values()}
+    names = {metric_names(rows) for rows in tables.values()}
     if len(names) > 1:
         raise UserError(f"the sweeps measured different things, {' and '.join(sorted(d for d, _ in names))}")
     distance, score = names.pop()
@@ -85,7 +79,7 @@ def read_table(folder: Path) -> list[dict[str, str]]:
         rows = list(csv.DictReader(file))
     if not rows:
         raise UserError(f"{path} is empty; run its sweep again")
-    if not {"cfg", "steps_per_scale", "steps"} <= rows[0].keys():
+    if not {"cfg", "steps"} <= rows[0].keys():
         raise UserError(f"{path} is no table of experiments.sweep; run its sweep again")
     return rows
 
@@ -93,21 +87,27 @@ def read_table(folder: Path) -> list[dict[str, str]]:
 def best_points(rows: Sequence[dict[str, str]], distance: str, score: str) -> list[Point]:
     """One for each number of steps, in order."""
     points = []
-    for steps_per_scale in sorted({int(row["steps_per_scale"]) for row in rows}):
-        at_steps = [row for row in rows if int(row["steps_per_scale"]) == steps_per_scale]
+    for steps in sorted({int(row["steps"]) for row in rows}):
+        at_steps = [row for row in rows if int(row["steps"]) == steps]
+        per_scale = at_steps[0].get("steps_per_scale")
         lowest = min(float(row[distance]) for row in at_steps)
         near = [row for row in at_steps if float(row[distance]) <= NEAR * lowest]
         scores = tuple(float(row[score]) for row in near if row[score])
-        points.append(Point(steps_per_scale, int(at_steps[0]["steps"]), lowest, scores))
+        points.append(Point(steps, None if per_scale is None else int(per_scale), lowest, scores))
     return points
 
 
-def draw_comparison(points: dict[str, list[Point]], distance: str, score: str) -> Figure:
+def draw_comparison(points: dict[str, list[Point]], distance: str, score: str) -> "Figure":
     """Distances above scores, over steps per scale at the left and over all steps at the right; a line a model."""
-    figure = Figure(figsize=(9, 6.5), layout="constrained")
-    panels = figure.subplots(2, 2, sharex="col", sharey="row")
-    for column, (key, label) in enumerate((("steps_per_scale", "steps per scale"), ("steps", "steps in all"))):
-        above, below = panels[:, column]
+    from matplotlib.figure import Figure  # takes a second to import
+    from matplotlib.ticker import MaxNLocator
+
+    labels = {"steps_per_scale": "steps per scale", "steps": "steps in all"}
+    if any(point.steps_per_scale is None for line in points.values() for point in line):
+        del labels["steps_per_scale"]
+    figure = Figure(figsize=(4.5 * len(labels), 6.5), layout="constrained")
+    panels = figure.subplots(2, len(labels), sharex="col", sharey="row", squeeze=False)
+    for (above, below), (key, label) in zip(panels.T, labels.items(), strict=True):
         for name, line in points.items():
             xs = [getattr(point, key) for point in line]
             above.plot(xs, [point.distance for point in line], marker="o", label=name)
@@ -116,7 +116,7 @@ def draw_comparison(points: dict[str, list[Point]], distance: str, score: str) -
         below.set_xlabel(label)
     panels[0, 0].set_ylabel(distance)
     panels[1, 0].set_ylabel(score)
-    panels[0, 1].legend(fontsize=8)
+    panels[0, -1].legend(fontsize=8)
     for panel in panels.flat:
         panel.grid(alpha=0.3)
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))

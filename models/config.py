@@ -4,7 +4,7 @@ A family is named by ``architecture`` in a configuration's ``model:`` section; `
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from importlib import import_module
 from math import inf
 from typing import Any, Literal, Self
@@ -192,8 +192,13 @@ class Drawing:
 
     @property
     def label(self) -> str:
-        """Names a folder of results."""
-        return f"cfg{self.cfg:.10g}"
+        """Names a folder of results: guidance, and what else is not as by default."""
+        changed = [f for f in fields(Drawing)[1:] if getattr(self, f.name) != f.default]
+        return "-".join([f"cfg{_short(self.cfg)}", *(f"{f.name}{_short(getattr(self, f.name))}" for f in changed)])
+
+
+def _short(value: Schedule) -> str:
+    return ",".join(map(_short, value)) if isinstance(value, Sequence) else f"{value:.10g}"
 
 
 def at_scale(value: Schedule, scale: int) -> float:

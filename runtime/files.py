@@ -3,7 +3,7 @@
 import json
 import os
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from hashlib import file_digest
 from pathlib import Path
@@ -72,6 +72,12 @@ def move_aside(path: Path) -> None:
 def free_name(path: Path) -> Path:
     """``NAME.1.suffix``, or the next number that is free."""
     return next(p for i in range(1, 10**6) if not (p := path.with_name(f"{path.stem}.{i}{path.suffix}")).exists())
+
+
+def same_settings(found: Mapping[str, Any], wanted: Mapping[str, Any], unimportant: Collection[str] = ()) -> bool:
+    """Whether two records of settings say the same, as JSON has it, but for what is unimportant."""
+    kept = [{name: v for name, v in settings.items() if name not in unimportant} for settings in (found, wanted)]
+    return json.loads(json.dumps(kept[0])) == json.loads(json.dumps(kept[1]))
 
 
 def _flush(path: Path) -> None:

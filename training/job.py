@@ -10,7 +10,6 @@ from data.cache import TokenCache, check_images, describe
 from data.images import CroppedImages, LabelledImages, check_num_classes, open_dataset
 from data.make_cache import PAPER_SCALE_SIZES, CacheMaker
 from data.report import check_data
-from evaluation.compare import figure_lines
 from models.autoencoder import Autoencoder
 from models.config import Drawing, GeneratorConfig
 from models.family import Generator
@@ -20,9 +19,9 @@ from runtime import distributed
 from runtime.device import describe_size, pick_device
 from runtime.errors import UserError
 from runtime.lock import lock_folder
-from training.digits_score import score_digits
 from training.generator import GeneratorTask
 from training.options import TrainArgs
+from training.preview import score_digits
 from training.run_folder import begin_run, check_same, run_settings
 from training.state import count_steps
 from training.trainer import Trainer
@@ -132,7 +131,6 @@ def train(
     if not trainer.fit():
         return
     distributed.say(f"samples: {folder / 'samples'}; checkpoint: {folder / CHECKPOINT_NAME}")
-    if args.dataset == "digits" and model.config.class_cond and distributed.is_main():
-        figures = score_digits(trainer.trained.eval(), NUM_SCORED_DIGITS, task.drawing)
-        print("drawn digits, by the classifier in pretrained_models/classifiers:")
-        print("\n".join(figure_lines(figures.labelled(NUM_SCORED_DIGITS), figures.of_real_images())))
+    if args.dataset == "digits" and model.config.class_cond:
+        lines = score_digits(trainer.trained.eval(), NUM_SCORED_DIGITS, task.drawing, folder / "samples/.digits")
+        distributed.say("\n".join(["drawn digits, by the classifier in pretrained_models/classifiers:", *lines]))

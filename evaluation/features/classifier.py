@@ -19,6 +19,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from data.crops import to_floats
+from evaluation.features.network import Network
 from evaluation.features.shipped import (
     FOLDER,
     SIDE,
@@ -80,16 +81,12 @@ class RealData:
     accuracy: float
 
 
-class Classifier:
-    """A trained classifier, ready to compute; a ``Network``.
+class Classifier(Network):
+    """A trained classifier, ready to compute.
 
     Attributes:
         name: what ``--features`` calls it.
-        class_names: of its classes, in order.
-        class_weights: (D, K) float32, from features to logits.
-        sha256: of the weights' file.
-        versions: of the libraries that compute it.
-        ends: what the names of its mean and covariance in files of statistics end with; another training has others.
+        key_suffixes: another training has others.
 
     Raises:
         UserError: the file is missing, or holds no classifier.
@@ -107,7 +104,7 @@ class Classifier:
         self.few = len(self.class_weights)  # with fewer images than features the covariance is singular
         self.sha256 = hash_file(path)
         self.versions = {"torch": torch.__version__}
-        self.ends = (f"_{name}_{self.sha256[:8]}",)
+        self.key_suffixes = (f"_{name}_{self.sha256[:8]}",)
 
     @torch.inference_mode()
     def __call__(self, images: np.ndarray) -> tuple[np.ndarray]:
@@ -126,8 +123,8 @@ class Classifier:
         path = statistics_file(self.name, split, self._folder)
         try:
             with np.load(path) as file:
-                mean, covariance = (file[f"{name}{self.ends[0]}"] for name in ("mu", "sigma"))
-                return RealData(int(file["num_images"]), Statistics(mean, covariance), float(file["accuracy"]))
+                statistics = Statistics.of_names(file, self.key_suffixes[0])
+                return RealData(int(file["num_images"]), statistics, float(file["accuracy"]))
         except (BadZipFile, KeyError, OSError, EOFError, ValueError) as error:
             raise UserError(
                 f"{path} is damaged, or of another training than {self.name}.safetensors ({error}); get both again"
@@ -136,10 +133,13 @@ class Classifier:
     def save_real_data(self, split: Split, features: np.ndarray, labels: np.ndarray) -> RealData:
         """Write what ``real_data`` reads, a file that is also a reference."""
         real = RealData(len(features), statistics_of(features), self.accuracy(features, labels))
-        arrays = {f"mu{self.ends[0]}": real.statistics.mean, f"sigma{self.ends[0]}": real.statistics.covariance}
-        arrays |= {"num_images": np.array(real.num_images), "accuracy": np.array(real.accuracy)}
         with whole(statistics_file(self.name, split, self._folder)) as temporary:
-            np.savez(temporary, **arrays)
+            np.savez(
+                temporary,
+                **real.statistics.named(self.key_suffixes[0]),
+                num_images=real.num_images,
+                accuracy=real.accuracy,
+            )
         return real
 
 

@@ -2,11 +2,12 @@
 
 import json
 import os
+import shutil
 import urllib.request
 from pathlib import Path
 
 from runtime.errors import UserError
-from runtime.files import hash_file, write_json
+from runtime.files import hash_file, whole, write_json
 
 CACHE_VARIABLE = "XDG_CACHE_HOME"
 TIMEOUT_S = 30
@@ -27,31 +28,24 @@ def fetched(url: str, flag: str) -> Path:
     record = path.with_name(f"{path.name}.json")
     if not path.exists():
         _fetch(url, path, flag)
-        write_json(record, {"url": url, "bytes": path.stat().st_size, "sha256": hash_file(path)})
-    elif record.exists():  # without, it was put there by hand
-        known = json.loads(record.read_text())
-        if known["bytes"] != path.stat().st_size or known["sha256"] != hash_file(path):
-            raise UserError(f"{path} is not the file that was fetched; remove it and {record.name} to fetch it again")
+        write_json(record, {"url": url, "sha256": hash_file(path)})
+    elif record.exists() and json.loads(record.read_text())["sha256"] != hash_file(path):  # none: put there by hand
+        raise UserError(f"{path} is not the file that was fetched; remove it and {record.name} to fetch it again")
     return path
 
 
 def _fetch(url: str, path: Path, flag: str) -> None:
-    """Download to ``path``, which appears only when it is whole."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
     path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with urllib.request.urlopen(url, timeout=TIMEOUT_S) as response, partial.open("wb") as file:
-            expected, received = response.headers["Content-Length"], 0
-            while chunk := response.read(2**20):
-                received += file.write(chunk)
-        if expected is not None and received != int(expected):
-            raise urllib.error.URLError(f"{received} of {expected} bytes arrived")
-        partial.replace(path)
-    except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
-        reason = getattr(error, "reason", error)
-        raise UserError(
-            f"the Inception weights cannot be downloaded ({reason}); fetch {url} (96 MB) by hand and put it at "
-            f"{path}, or name a copy with {flag}"
-        ) from error
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole(path) as temporary:
+        try:
+            with urllib.request.urlopen(url, timeout=TIMEOUT_S) as response, temporary.open("wb") as file:
+                shutil.copyfileobj(response, file)
+                expected = response.headers["Content-Length"]
+                if expected is not None and file.tell() != int(expected):
+                    raise urllib.error.URLError(f"{file.tell()} of {expected} bytes arrived")
+        except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+            reason = getattr(error, "reason", error)
+            raise UserError(
+                f"the Inception weights cannot be downloaded ({reason}); fetch {url} (96 MB) by hand and put it at "
+                f"{path}, or name a copy with {flag}"
+            ) from error

@@ -11,7 +11,7 @@ import numpy as np
 from google.protobuf.message import DecodeError
 
 from evaluation.features.download import fetched
-from evaluation.features.network import InceptionTraits
+from evaluation.features.network import Inception
 from runtime.errors import UserError
 from runtime.files import hash_file
 
@@ -20,21 +20,15 @@ INPUT, POOLED, SPATIAL, LOGITS = "ExpandDims:0", "pool_3:0", "mixed_6/conv:0", "
 SPATIAL_CHANNELS = 7
 
 
-class TensorFlowInception(InceptionTraits):
-    """The frozen graph, ready to compute.
-
-    Attributes:
-        sha256: of the graph's file.
-        versions: of the libraries that compute it.
-        class_weights: (D, K) float32, from features to logits.
+class TensorFlowInception(Inception):
+    """The frozen graph, ready to compute; by default that of ``default_graph``.
 
     Raises:
         UserError: TensorFlow is missing, or the file is not the graph.
     """
 
-    def __init__(self, graph_path: Path | None) -> None:
-        """Load a graph, by default the one of ``default_graph``."""
-        path = default_graph() if graph_path is None else graph_path
+    def __init__(self, graph_path: str | Path | None) -> None:
+        path = Path(graph_path or default_graph())
         tf = _import_tensorflow()
         definition = _read_definition(tf, path)
         self.sha256 = hash_file(path)
@@ -92,7 +86,6 @@ def _import_tensorflow() -> Any:
 
 
 def _read_definition(tf: Any, path: Path) -> Any:
-
     definition = tf.compat.v1.GraphDef()
     try:
         definition.ParseFromString(path.read_bytes())

@@ -15,28 +15,22 @@ from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, Featu
 from torch_fidelity.version import __version__
 
 from evaluation.features.download import fetched
-from evaluation.features.network import InceptionTraits
+from evaluation.features.network import Inception
 from runtime.errors import UserError
 from runtime.files import hash_file
 
 SPATIAL_CHANNELS = 7
 
 
-class TorchInception(InceptionTraits):
-    """torch-fidelity's Inception, ready to compute.
-
-    Attributes:
-        sha256: of the weights' file.
-        versions: of the libraries that compute it.
-        class_weights: (D, K) float32, from features to logits.
+class TorchInception(Inception):
+    """torch-fidelity's Inception, ready to compute; by default with the weights of ``default_weights``.
 
     Raises:
         UserError: the file is missing, or not these weights.
     """
 
-    def __init__(self, weights_path: Path | None, device: torch.device) -> None:
-        """Load weights, by default torch-fidelity's from the user's cache."""
-        path = default_weights() if weights_path is None else weights_path
+    def __init__(self, weights_path: str | Path | None, device: torch.device) -> None:
+        path = Path(weights_path or default_weights())
         try:
             torch.load(path, weights_only=True)  # torch-fidelity would run whatever code a pickle holds
             self._network = FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=str(path))

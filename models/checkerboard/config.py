@@ -97,4 +97,5 @@ class CheckerboardDrawing(Drawing):
     @property
     def label(self) -> str:
         start = "" if self.cfg_start_step == CheckerboardDrawing.cfg_start_step else f"-start{self.cfg_start_step}"
-        return f"{super().label}-{self.steps_per_scale}steps{start}"
+        remainder = "" if self.remainder == CheckerboardDrawing.remainder else f"-{self.remainder}"
+        return f"{super().label}-{self.steps_per_scale}steps{start}{remainder}"

@@ -2,12 +2,12 @@
 
 import numpy as np
 
-from evaluation.features.network import InceptionTraits
+from evaluation.features.network import Inception
 
 WIDTH, SPATIAL_WIDTH, NUM_CLASSES = 5, 3, 4
 
 
-class FakeInception(InceptionTraits):
+class FakeInception(Inception):
     def __init__(self, sha256: str = "fake") -> None:
         random = np.random.default_rng(7)
         self.sha256, self.versions = sha256, {"fake": "1"}

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from evaluation.class_labels import read_labels
 from evaluation.image_files import open_images
+from evaluation.image_sets import read_labels
 
 CLASSES = ["cat", "dog", "owl"]
 
@@ -26,8 +26,8 @@ def pngs(folder: Path, *places: str) -> Path:
 
 
 def found(path: Path, drawn: list[dict[str, object]] | None = None) -> list[int] | None:
-    labels, doubts = read_labels(open_images(path), drawn or [], CLASSES)
-    assert doubts == []
+    labels, warnings = read_labels(open_images(path), drawn or [], CLASSES)
+    assert warnings == []
     return None if labels is None else labels.tolist()
 
 
@@ -57,10 +57,10 @@ def test_of_images_that_we_drew(tmp_path: Path) -> None:
     [([0, 1, 2, 3], "class 3 is none of the classifier's: cat, dog, owl"), ([0, 1], "2 labels of 4")],
 )
 def test_labels_that_fit_no_class_are_not_used(labels: list[int], says: str, tmp_path: Path) -> None:
-    found, doubts = read_labels(open_images(npz(tmp_path, arr_1=np.array(labels))), [], CLASSES)
+    found, warnings = read_labels(open_images(npz(tmp_path, arr_1=np.array(labels))), [], CLASSES)
     assert found is None
-    assert len(doubts) == 1
-    assert says in doubts[0]
+    assert len(warnings) == 1
+    assert says in warnings[0]
 
 
 def test_a_network_without_classes_asks_for_none(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from evaluation.image_files import FolderImages, NpzImages, open_images, resolve, stored_statistics
+from evaluation.image_files import FolderImages, NpzImages, open_images
 from runtime.errors import UserError
 from sampling.folder import write_npz
 
@@ -174,8 +174,8 @@ def test_a_folder_of_ours_is_its_samples_alone(tmp_path: Path) -> None:
 def test_a_folder_of_ours_with_an_npz(tmp_path: Path) -> None:
     folder = sampled(tmp_path / "a")
     write_npz(folder / "samples.npz", pictures(5), [0] * 5)
-    assert resolve(folder) == folder / "samples.npz"
-    assert open_images(folder).shape == (5, 6, 6)
+    images = open_images(folder)
+    assert (images.path, images.shape) == (folder / "samples.npz", (5, 6, 6))
 
 
 def test_samples_still_being_drawn_are_refused(tmp_path: Path) -> None:
@@ -187,10 +187,11 @@ def test_samples_still_being_drawn_are_refused(tmp_path: Path) -> None:
 def test_stored_statistics(tmp_path: Path) -> None:
     path = tmp_path / "a.npz"
     np.savez(path, mu=np.arange(3.0, dtype=np.float32), sigma=np.eye(3), mu_s=np.zeros(2), sigma_s=np.eye(3))
-    assert open_images(path) is None
-    found = stored_statistics(path, "mu", "sigma")
+    images = open_images(path)
+    assert images.shape is None
+    found = images.statistics("")
     assert found.mean.tolist() == [0, 1, 2]
     assert found.mean.dtype == np.float64
-    assert stored_statistics(path, "mu_t", "sigma_t") is None
+    assert images.statistics("_t") is None
     with pytest.raises(UserError, match=r"mu_s \(2,\) and sigma_s \(3, 3\) are no statistics"):
-        stored_statistics(path, "mu_s", "sigma_s")
+        images.statistics("_s")

@@ -1,18 +1,19 @@
-"""One side and a pair: what is stored, computed, kept, and warned of; a reference set made of a folder."""
+"""One set and a pair: what is stored, computed, kept, and warned of; a reference set made of a folder."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from evaluation import image_sets as sides
-from evaluation.compare import compare, doubts
-from evaluation.image_sets import Side, load_side
+from evaluation.compare import compare, warnings_of_pair
+from evaluation.image_sets import ImageSet, load_image_set
 from evaluation.reference import make_reference
 from runtime.errors import UserError
 from tests.evaluation.fake_inception import SPATIAL_WIDTH, WIDTH, FakeInception
+from tests.limits import largest_file
 
 
 def pictures(count: int = 30, seed: int = 0, side: int = 8) -> np.ndarray:
@@ -29,8 +30,8 @@ def save_image(image: np.ndarray, path: Path) -> None:
     Image.fromarray(image).save(path)
 
 
-def load(path: Path, **options: bool) -> Side:
-    return load_side(path, FakeInception(), 7, **options)
+def load(path: Path, **options: bool) -> ImageSet:
+    return load_image_set(path, FakeInception(), 7, **options)
 
 
 def caches(folder: Path) -> list[Path]:
@@ -38,35 +39,35 @@ def caches(folder: Path) -> list[Path]:
 
 
 def test_features_and_statistics_in_batches_are_those_of_all_at_once(tmp_path: Path) -> None:
-    side = load(save(tmp_path / "a.npz", arr_0=pictures()))
+    images = load(save(tmp_path / "a.npz", arr_0=pictures()))
     features, spatial = FakeInception()(pictures())
-    np.testing.assert_allclose(side.features, features, rtol=1e-6)
-    np.testing.assert_allclose(side.statistics.covariance, np.cov(features, rowvar=False), rtol=1e-5)
-    np.testing.assert_allclose(side.spatial.covariance, np.cov(spatial, rowvar=False), rtol=1e-5)
-    assert (side.shape, side.stored) == ((30, 8, 8), False)
+    np.testing.assert_allclose(images.features, features, rtol=1e-6)
+    np.testing.assert_allclose(images.statistics[0].covariance, np.cov(features, rowvar=False), rtol=1e-5)
+    np.testing.assert_allclose(images.statistics[1].covariance, np.cov(spatial, rowvar=False), rtol=1e-5)
+    assert (images.shape, images.stored) == ((30, 8, 8), False)
 
 
 def test_features_are_kept_beside_and_taken_from_there(tmp_path: Path) -> None:
     path = save(tmp_path / "a.npz", arr_0=pictures())
     inception = FakeInception()
-    first, second = (load_side(path, inception, 7, use_cache=True) for _ in range(2))
+    first, second = (load_image_set(path, inception, 7, use_cache=True) for _ in range(2))
     assert inception.num_seen == 30
     assert len(caches(tmp_path)) == 1
     np.testing.assert_array_equal(first.features, second.features)
-    np.testing.assert_array_equal(first.spatial.covariance, second.spatial.covariance)
+    np.testing.assert_array_equal(first.statistics[1].covariance, second.statistics[1].covariance)
     assert first.warnings == second.warnings
 
 
 def test_other_images_or_another_graph_are_computed_anew(tmp_path: Path) -> None:
     path = save(tmp_path / "a.npz", arr_0=pictures())
-    load_side(path, FakeInception(), 7, use_cache=True)
+    load_image_set(path, FakeInception(), 7, use_cache=True)
     other_graph = FakeInception("other")
-    load_side(path, other_graph, 7, use_cache=True)
+    load_image_set(path, other_graph, 7, use_cache=True)
     save(path, arr_0=pictures(seed=1))
     other_images = FakeInception()
-    side = load_side(path, other_images, 7, use_cache=True)
+    images = load_image_set(path, other_images, 7, use_cache=True)
     assert (other_graph.num_seen, other_images.num_seen) == (30, 30)
-    np.testing.assert_allclose(side.features, FakeInception()(pictures(seed=1))[0], rtol=1e-6)
+    np.testing.assert_allclose(images.features, FakeInception()(pictures(seed=1))[0], rtol=1e-6)
     assert len(caches(tmp_path)) == 3
 
 
@@ -80,15 +81,11 @@ def test_a_damaged_cache_is_made_again(tmp_path: Path, capsys: pytest.CaptureFix
     assert np.load(cache)["features"].shape == (30, WIDTH)
 
 
-def test_a_folder_that_cannot_be_written_to(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
-    def refuse(*_: object) -> None:
-        raise PermissionError(13, "Permission denied", "a.npz")
-
-    monkeypatch.setattr(sides, "write_arrays", refuse)  # root may write anywhere, so no mode of the folder would do
-    assert load(save(tmp_path / "a.npz", arr_0=pictures()), use_cache=True).shape == (30, 8, 8)
-    assert "not kept for the next time: Permission denied" in capsys.readouterr().out
+def test_a_disk_that_is_full(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    path = save(tmp_path / "a.npz", arr_0=pictures())
+    with largest_file(1000):
+        assert load(path, use_cache=True).shape == (30, 8, 8)
+    assert "not kept for the next time: could not write" in capsys.readouterr().out
     assert not caches(tmp_path)
 
 
@@ -113,30 +110,29 @@ def test_a_cache_of_a_folder_lies_beside_it(tmp_path: Path) -> None:
 def test_stored_statistics_win_and_images_give_the_features(tmp_path: Path) -> None:
     stored = {"mu": np.full(WIDTH, 3.0), "sigma": 2 * np.eye(WIDTH)}
     path = save(tmp_path / "a.npz", arr_0=pictures(), **stored)
-    side = load(path)
-    assert side.stored
-    assert side.spatial is None
-    np.testing.assert_array_equal(side.statistics.covariance, stored["sigma"])
-    assert side.features.shape == (30, WIDTH)
-    assert not any("fewer than" in warning for warning in side.warnings)
+    images = load(path)
+    assert images.stored
+    assert images.statistics[1] is None
+    np.testing.assert_array_equal(images.statistics[0].covariance, stored["sigma"])
+    assert images.features.shape == (30, WIDTH)
+    assert not any("fewer than" in warning for warning in images.warnings)
 
 
 def test_no_image_is_read_that_is_not_needed(tmp_path: Path) -> None:
     inception = FakeInception()
     path = save(tmp_path / "a.npz", arr_0=pictures(), mu=np.zeros(WIDTH), sigma=np.eye(WIDTH))
-    side = load_side(path, inception, 7, need_features=False)
-    assert (side.features, side.shape, inception.num_seen) == (None, None, 0)
+    images = load_image_set(path, inception, 7, need_features=False)
+    assert (images.features, images.shape, inception.num_seen) == (None, None, 0)
 
 
-def test_statistics_on_both_sides(tmp_path: Path) -> None:
+def test_statistics_of_both(tmp_path: Path) -> None:
     inception = FakeInception()
     pair = [
         load(save(tmp_path / f"{i}.npz", mu=np.full(WIDTH, float(i)), sigma=np.eye(WIDTH) * (1 + i))) for i in range(2)
     ]
-    figures = compare(*pair, inception)
-    assert figures.fid == pytest.approx(WIDTH + WIDTH * (np.sqrt(2) - 1) ** 2)
-    assert (figures.inception_score, figures.sfid, figures.precision, figures.recall) == (None,) * 4
-    assert "FID-unknown" in figures.labelled(pair[1].num_images)
+    metrics = compare(*pair, inception)
+    assert metrics.pop("FID-unknown") == pytest.approx(WIDTH + WIDTH * (np.sqrt(2) - 1) ** 2)
+    assert metrics == dict.fromkeys(("Inception Score", "sFID-unknown", "Precision", "Recall"))
 
 
 def test_statistics_of_other_features_are_refused(tmp_path: Path) -> None:
@@ -147,21 +143,20 @@ def test_statistics_of_other_features_are_refused(tmp_path: Path) -> None:
 
 
 def test_names_carry_the_number_of_samples_below_50k(tmp_path: Path) -> None:
-    side = load(save(tmp_path / "a.npz", arr_0=pictures()))
-    figures = compare(side, side, FakeInception())
-    assert {"FID-30", "sFID-30"} <= figures.labelled(30).keys()
-    assert {"FID-49999", "sFID-49999"} <= figures.labelled(49_999).keys()
-    assert {"FID", "sFID"} <= figures.labelled(50_000).keys()
+    images = load(save(tmp_path / "a.npz", arr_0=pictures()))
+    for count, suffix in ((30, "-30"), (49_999, "-49999"), (50_000, "")):
+        samples = replace(images, shape=(count, 8, 8))
+        assert {f"FID{suffix}", f"sFID{suffix}"} <= compare(images, samples, FakeInception()).keys()
 
 
-def test_too_few_images_for_any_figure(tmp_path: Path) -> None:
+def test_too_few_images_for_any_metric(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds 3 images; give at least 4"):
         load(save(tmp_path / "a.npz", arr_0=pictures(3)))
 
 
-def test_clean_sides_have_no_doubts(tmp_path: Path) -> None:
+def test_clean_sets_have_no_warnings(tmp_path: Path) -> None:
     reference, samples = (load(save(tmp_path / f"{seed}.npz", arr_0=pictures(2048, seed, side=4))) for seed in (1, 2))
-    assert doubts(reference, samples, FakeInception()) == []
+    assert warnings_of_pair(reference, samples, FakeInception()) == []
 
 
 @pytest.mark.parametrize(
@@ -173,21 +168,21 @@ def test_clean_sides_have_no_doubts(tmp_path: Path) -> None:
         (pictures()[:, :, :6].copy(), "images of 6 x 8 pixels are stretched"),
     ],
 )
-def test_doubts_on_a_side(images: np.ndarray, says: str, tmp_path: Path) -> None:
+def test_warnings_on_a_set(images: np.ndarray, says: str, tmp_path: Path) -> None:
     path = save(tmp_path / "a.npz", arr_0=images)
     found = [warning for warning in load(path).warnings if says in warning]
     assert len(found) == 1
     assert found[0].startswith(f"{path}: ")
 
 
-def test_doubts_on_a_pair(tmp_path: Path) -> None:
+def test_warnings_on_a_pair(tmp_path: Path) -> None:
     reference, samples = pictures(seed=1), pictures(seed=2)
     samples[3:5] = reference[8]
     pair = [load(save(tmp_path / f"{i}.npz", arr_0=images)) for i, images in enumerate((reference, samples))]
-    assert "2 of 30 samples are exact copies of reference images" in doubts(*pair, FakeInception())
+    assert "2 of 30 samples are exact copies of reference images" in warnings_of_pair(*pair, FakeInception())
     larger = load(save(tmp_path / "large.npz", arr_0=pictures(side=10)))
-    found = doubts(pair[0], larger, FakeInception())
-    assert any("the reference has 8 x 8 pixels, the samples 10 x 10" in doubt for doubt in found)
+    found = warnings_of_pair(pair[0], larger, FakeInception())
+    assert any("the reference has 8 x 8 pixels, the samples 10 x 10" in warning for warning in found)
 
 
 def photos(folder: Path) -> Path:
@@ -208,8 +203,8 @@ def test_a_reference_is_what_its_own_images_give(tmp_path: Path) -> None:
     assert (arrays["arr_0"].dtype, arrays["arr_0"].shape) == (np.uint8, (13, 16, 16, 3))
     assert (arrays["mu"].shape, arrays["sigma_s"].shape) == ((WIDTH,), (SPATIAL_WIDTH, SPATIAL_WIDTH))
     again = load(save(tmp_path / "again.npz", arr_0=arrays["arr_0"]))
-    np.testing.assert_array_equal(again.statistics.covariance, arrays["sigma"])
-    np.testing.assert_array_equal(again.spatial.mean, arrays["mu_s"])
+    np.testing.assert_array_equal(again.statistics[0].covariance, arrays["sigma"])
+    np.testing.assert_array_equal(again.statistics[1].mean, arrays["mu_s"])
     assert any("1 L" in warning for warning in warnings)
 
 

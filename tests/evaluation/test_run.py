@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,23 +16,34 @@ import pytest
 
 import evaluator
 import main_sample
-from evaluation import run as full_run
+from evaluation import run as program
 from evaluation.features.shipped import statistics_file
-from evaluation.run import PRESETS, FullRunArgs, lines_of
+from evaluation.options import PRESETS, REFERENCE, REFERENCE_URL, PresetName, RunArgs
+from evaluation.run import default_folder, paper_lines
+from models.config import family_of
+from runtime.config import plain
 from sampling.parts import count_records
 from tests.command_factory import PATIENCE, ROOT, Outcome, call, start
 
 FIXTURE = ROOT / "tests/fixtures/evaluator"
 CHECKPOINT = ROOT / "tests/fixtures/tiny-2x"
 NUM_SAMPLES = 48
+Drawing = family_of({}).load("drawing")
 
 
 def command(folder: Path, *flags: str) -> list[str]:
+    """By the classifier of digits, unless ``flags`` say otherwise."""
     return [
         "bash", str(ROOT / "run_evaluator.sh"), "--checkpoint", str(CHECKPOINT), "--num_samples", str(NUM_SAMPLES),
-        "--reference", str(FIXTURE / "reference.npz"), "--output_dir", str(folder), "--batch_size", "1",
-        "--inception_graph", str(FIXTURE / "classify_image_graph_def.pb"), *flags,
+        "--output_dir", str(folder), "--batch_size", "1", "--features", "digits", *flags,
     ]  # fmt: skip
+
+
+def by_inception(folder: Path) -> tuple[str, ...]:
+    """Flags of the fixture's network and reference; features are kept beside the latter's copy."""
+    reference = shutil.copy(FIXTURE / "reference.npz", folder)
+    graph = str(FIXTURE / "classify_image_graph_def.pb")
+    return ("--features", "inception", "--inception_graph", graph, "--reference", str(reference))
 
 
 ENVIRONMENT = {"PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
@@ -40,13 +52,6 @@ ENVIRONMENT = {"PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
 def start_run(folder: Path, *flags: str, **variables: str) -> Outcome:
     """From another working directory, as anybody may call it."""
     return start(*command(folder, *flags), folder=folder.parent, **ENVIRONMENT, **variables)
-
-
-@pytest.fixture(autouse=True)
-def leave_no_cache() -> None:
-    yield
-    for path in FIXTURE.glob("*.features-*"):
-        path.unlink()
 
 
 def read_result(folder: Path) -> dict[str, Any]:
@@ -61,15 +66,18 @@ def num_drawn(folder: Path) -> int:
         return 0
 
 
-def is_drawing(folder: Path) -> bool:
-    """Whether any process still samples into the folder."""
-    return subprocess.run(["pgrep", "-f", f"output_dir={folder}/samples"], stdout=subprocess.DEVNULL).returncode == 0
+def is_running(folder: Path) -> bool:
+    """Whether any process still works on the folder."""
+    return subprocess.run(["pgrep", "-f", f"output_dir {folder}"], stdout=subprocess.DEVNULL).returncode == 0
 
 
-def kill_when_drawn(folder: Path, count: int, how: signal.Signals) -> None:
-    """Start a run and kill it, not its children, when so many samples are done."""
+def kill_when_drawn(folder: Path, count: int, how: signal.Signals, **variables: str) -> None:
+    """Start a run and kill it, not its children, when so many samples are done; those have to end by themselves."""
     process = subprocess.Popen(
-        command(folder), env={**os.environ, **ENVIRONMENT}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        command(folder),
+        env={**os.environ, **ENVIRONMENT, **variables},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
     end = time.monotonic() + PATIENCE
     while num_drawn(folder) < count:
@@ -78,11 +86,12 @@ def kill_when_drawn(folder: Path, count: int, how: signal.Signals) -> None:
         time.sleep(0.002)
     process.send_signal(how)
     process.wait()
-    while is_drawing(folder):
+    while is_running(folder):
         assert time.monotonic() < end
         time.sleep(0.05)
 
 
+@pytest.mark.processes
 def test_killed_twice_it_goes_on_to_one_result(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     kill_when_drawn(folder, 3, signal.SIGTERM)
@@ -93,6 +102,7 @@ def test_killed_twice_it_goes_on_to_one_result(tmp_path: Path) -> None:
     outcome = start_run(folder)
     assert outcome.code == 0, outcome.err
     assert sorted(path.name for path in folder.iterdir()) == ["result.json", "samples"]
+    assert sorted(path.name for path in (folder / "samples").iterdir()) == ["grid.png", "samples.json", "samples.npz"]
     expected = main_sample_images(tmp_path)
     with np.load(folder / "samples/samples.npz") as file:
         np.testing.assert_array_equal(file["arr_0"], expected)
@@ -107,9 +117,24 @@ def main_sample_images(tmp_path: Path) -> np.ndarray:
         return file["arr_0"]
 
 
+@pytest.mark.ranks
+def test_ranks_end_with_the_run_and_go_on_to_the_result_of_one(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    kill_when_drawn(folder, 3, signal.SIGKILL, NPROC="2")
+    assert 0 < num_drawn(folder) < NUM_SAMPLES
+    outcome = start_run(folder, "--nproc", "2")
+    assert outcome.code == 0, outcome.err
+    alone = call(program.main, *command(tmp_path / "alone")[2:])
+    assert alone.code == 0, alone.err
+    first, second = read_result(folder), read_result(tmp_path / "alone")
+    assert {name: first[name] for name in first["metrics"]} == {name: second[name] for name in second["metrics"]}
+    assert first["samples"]["sha256"] == second["samples"]["sha256"]
+
+
+@pytest.mark.ranks
 def test_settings_by_variable_and_flag_are_recorded(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    flags = ("--seed", "5", "--no_prec_recall", "--batch_size", "16")
+    flags = (*by_inception(tmp_path), "--seed", "5", "--no_prec_recall", "--batch_size", "16")
     outcome = start_run(folder, *flags, CFG="1.25", SEED="4", NPROC="2")
     assert outcome.code == 0, outcome.err
     result = read_result(folder)
@@ -120,12 +145,8 @@ def test_settings_by_variable_and_flag_are_recorded(tmp_path: Path) -> None:
     assert f"FID-{NUM_SAMPLES}" in outcome.out
     assert "paper" not in outcome.out
 
-    again = start_run(folder, *flags, "--delete_samples", CFG="1.25", NPROC="1")
-    assert again.code == 0, again.err
-    assert "features" not in again.err
-    assert [path.name for path in folder.iterdir()] == ["result.json"]
 
-
+@pytest.mark.processes
 def test_a_classifier_takes_the_place_of_inception(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     words = ["bash", str(ROOT / "run_evaluator.sh"), "--features", "digits", "--checkpoint", str(CHECKPOINT)]
@@ -133,64 +154,52 @@ def test_a_classifier_takes_the_place_of_inception(tmp_path: Path) -> None:
     outcome = start(*words, folder=tmp_path, **ENVIRONMENT)
     assert outcome.code == 0, outcome.err
     result = read_result(folder)
-    assert result["figures"] == [f"FD-digits-{NUM_SAMPLES}", "Class accuracy"]
+    assert result["metrics"] == [f"FD-digits-{NUM_SAMPLES}", "Class accuracy"]
     measured = result[f"FD-digits-{NUM_SAMPLES}"]
     assert f"FD-digits-{NUM_SAMPLES}: {measured:.6g} (real test images: FD-digits-297 1.115" in outcome.out
     alone = call(evaluator.main, str(statistics_file("digits", "train")), str(folder / "samples"), *words[2:4])
     assert f"FD-digits-{NUM_SAMPLES}: {measured:.6g} (" in alone.out
-    assert start(*words, folder=tmp_path, **ENVIRONMENT, SEED="0").out.count("\n") == 3  # the result is found again
+    again = start(*words, "--delete_samples", folder=tmp_path, **ENVIRONMENT, SEED="0")  # the result is found again
+    assert (again.code, again.out.count("\n")) == (0, 3)
+    assert [path.name for path in folder.iterdir()] == ["result.json"]
 
 
-def test_another_setting_keeps_the_earlier_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = []
-
-    def pretend(words: list[str]) -> None:
-        calls.append(words)
-        if "evaluator.py" in words[1]:
-            file = next(word.partition("=")[2] for word in words if word.startswith("--output_file="))
-            figures = {"Inception Score": 2.0, f"FID-{NUM_SAMPLES}": 5.0 + len(calls), f"sFID-{NUM_SAMPLES}": 6.0}
-            figures |= {"Precision": 0.5, "Recall": 0.4}
-            rest = {"figures": list(figures), "real_images": {}, "num_samples": NUM_SAMPLES}
-            Path(file).write_text(json.dumps(figures | rest))
-
-    monkeypatch.setattr(full_run, "_run", pretend)
-    folder = tmp_path / "run"
-    folder.mkdir()
+def test_another_setting_keeps_the_earlier_result(tmp_path: Path) -> None:
+    folder, written = tmp_path / "run", []
     for seed in ("0", "0", "1"):
-        outcome = call(full_run.main, *command(folder, "--seed", seed)[2:])
+        outcome = call(program.main, *command(folder, "--num_samples", "8", "--seed", seed)[2:])
         assert outcome.code == 0, outcome.err
-    assert len(calls) == 4  # the second run found its result
+        written.append((folder / "result.json").stat().st_mtime_ns)
+    assert written[0] == written[1]  # the second run found its result
     assert json.loads((folder / "result.1.json").read_text())["run"]["seed"] == 0
     assert read_result(folder)["run"]["seed"] == 1
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_presets_are_rows_of_the_papers_table(preset: full_run.Preset) -> None:
-    args = FullRunArgs(preset=preset).completed()
+def test_presets_are_rows_of_the_papers_table(preset: PresetName) -> None:
+    args, drawing = RunArgs(preset=preset).completed(), Drawing(**PRESETS[preset].drawing)
     ratio, cfg = preset.split("-cfg")
-    assert args.cfg == float(cfg)
+    assert drawing.cfg == float(cfg)
     assert args.checkpoint.endswith(f"pretrained_models/checkerboard-L-{ratio}")
-    assert args.steps_per_scale == {"2x": 4, "4x": 8}[ratio]  # 17 steps either way
-    assert (args.num_samples, args.cfg_start_step, args.nproc) == (50_000, 5, 1)
-    assert preset in args.output_dir
+    assert drawing.steps_per_scale == {"2x": 4, "4x": 8}[ratio]  # 17 steps either way
+    assert (args.num_samples, drawing.cfg_start_step, args.nproc) == (50_000, 5, 1)
+    assert default_folder(args, drawing).startswith(f"output/evaluation/{preset}-cfg{cfg}-")
 
 
-def result_of(**settings: Any) -> dict[str, Any]:
-    args = FullRunArgs(preset="2x-cfg1.4", **settings).completed()
+PRESET = "2x-cfg1.4"
+PRESETS_DRAWING = Drawing(**PRESETS[PRESET].drawing)
+
+
+def result_of(drawing: Any = PRESETS_DRAWING, **settings: Any) -> dict[str, Any]:
+    args = RunArgs(preset=PRESET, **settings).completed()
     end = "" if args.num_samples >= 50_000 else f"-{args.num_samples}"
-    figures = {"Inception Score": 301.26, f"FID{end}": 2.7345, f"sFID{end}": 5.0, "Precision": 0.8, "Recall": None}
-    return {
-        **figures,
-        "figures": list(figures),
-        "real_images": {},
-        "num_samples": args.num_samples,
-        "run": asdict(args),
-        "paper": PRESETS["2x-cfg1.4"][1],
-    }
+    metrics = {"Inception Score": 301.26, f"FID{end}": 2.7345, f"sFID{end}": 5.0, "Precision": 0.8, "Recall": None}
+    run = asdict(args) | plain(drawing)
+    return {**metrics, "metrics": list(metrics), "real_images": {}, "num_samples": args.num_samples, "run": run}
 
 
-def test_the_papers_figures_stand_beside_the_measured_ones() -> None:
-    lines = lines_of(result_of(batch_size=64, nproc=8))
+def test_the_papers_metrics_stand_beside_the_measured_ones() -> None:
+    lines = paper_lines(result_of(batch_size=64, nproc=8), PRESET, PRESETS_DRAWING)
     assert [line.split() for line in lines] == [
         ["measured", "paper"], ["Inception", "Score", "301.3", "302.5"], ["FID", "2.735", "2.72"], ["sFID", "5", "-"],
         ["Precision", "0.8", "0.81"], ["Recall", "-", "0.56"],
@@ -198,45 +207,47 @@ def test_the_papers_figures_stand_beside_the_measured_ones() -> None:
 
 
 def test_what_the_paper_did_otherwise_is_said() -> None:
-    lines = lines_of(result_of(num_samples=2100, cfg=1.6))
+    result = result_of(Drawing(cfg=1.6, steps_per_scale=4), num_samples=2100)
+    lines = paper_lines(result, PRESET, PRESETS_DRAWING)
     assert lines[2].split() == ["FID-2100", "2.735", "2.72"]
     assert lines[-1] == "not the paper's settings: num_samples 2100, cfg 1.6"
 
 
 def test_without_a_preset_the_defaults_are_the_papers() -> None:
-    args = FullRunArgs().completed()
-    assert (args.cfg, args.steps_per_scale, args.cfg_start_step, args.num_samples) == (1.5, 4, 5, 50_000)
-    assert args.checkpoint.endswith("checkerboard-L-2x")
+    assert RunArgs().completed().checkpoint.endswith("checkerboard-L-2x")
+    assert RunArgs().num_samples == 50_000
+    assert PRESETS["2x-cfg1.5"].drawing.items() <= plain(Drawing()).items()
 
 
 def test_mistakes_are_found_before_anything_is_drawn(tmp_path: Path) -> None:
-    flags = command(tmp_path / "run")[2:]
-    assert "did you mean --num_samples" in call(full_run.main, *flags, "--num_sampels", "3").error()
-    assert "no checkpoint at" in call(full_run.main, *flags, "--checkpoint", "nowhere").error()
-    assert "nowhere.npz does not exist" in call(full_run.main, *flags, "--reference", "nowhere.npz").error()
+    flags = command(tmp_path / "run", *by_inception(tmp_path))[2:]
+    assert "did you mean --num_samples" in call(program.main, *flags, "--num_sampels", "3").error()
+    assert "no checkpoint at" in call(program.main, *flags, "--checkpoint", "nowhere").error()
+    assert "nowhere.npz does not exist" in call(program.main, *flags, "--reference", "nowhere.npz").error()
     of_a_classifier = str(statistics_file("digits", "train"))
     assert (
         "neither images nor statistics of the features"
-        in call(full_run.main, *flags, "--reference", of_a_classifier).error()
+        in call(program.main, *flags, "--reference", of_a_classifier).error()
     )
     of_digits = ("--features", "digits", "--num_samples", "48")
-    assert "name the --checkpoint of the digits model" in call(full_run.main, *of_digits).error()
+    assert "name the --checkpoint of the digits model" in call(program.main, *of_digits).error()
     of_digits += ("--checkpoint", str(CHECKPOINT))
     assert (
         "--preset means nothing with --features digits"
-        in call(full_run.main, *of_digits, "--preset", "2x-cfg1.4").error()
+        in call(program.main, *of_digits, "--preset", "2x-cfg1.4").error()
     )
     of_another = str(statistics_file("cifar10", "train"))
-    assert "holds neither images nor statistics" in call(full_run.main, *of_digits, "--reference", of_another).error()
-    assert "nowhere.pb" in call(full_run.main, *flags, "--inception_graph", "nowhere.pb").error()
-    assert "nproc is 0" in call(full_run.main, *flags, "--nproc", "0").error()
-    assert "preset" in call(full_run.main, *flags, "--preset", "8x").error()
-    if not full_run.REFERENCE.exists():
-        assert f"fetch {full_run.REFERENCE_URL} to" in call(full_run.main, *flags, "--reference", "").error()
+    assert "holds neither images nor statistics" in call(program.main, *of_digits, "--reference", of_another).error()
+    assert "nowhere.pb" in call(program.main, *flags, "--inception_graph", "nowhere.pb").error()
+    assert "nproc is 0" in call(program.main, *flags, "--nproc", "0").error()
+    assert "preset" in call(program.main, *flags, "--preset", "8x").error()
+    if not REFERENCE.exists():
+        assert f"fetch {REFERENCE_URL} to" in call(program.main, *flags, "--reference", "").error()
     assert not (tmp_path / "run").exists()
 
 
-def test_a_failure_of_sampling_ends_the_run_with_its_code(tmp_path: Path) -> None:
-    outcome = start_run(tmp_path / "run", "--dtype", "float8")
+@pytest.mark.processes
+def test_a_mistake_is_one_line_before_any_rank_is_started(tmp_path: Path) -> None:
+    outcome = start_run(tmp_path / "run", "--checkpoint", "nowhere", NPROC="2")
     assert outcome.code == 2
     assert [line.split(":")[0] for line in outcome.err.splitlines()] == ["error"]

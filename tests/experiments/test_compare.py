@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from experiments import compare
-from experiments.compare import Point, best_points, read_table
+from experiments.compare import Point, best_points, draw_comparison, read_table
 from tests.command_factory import call
 
 FID, SCORE = "FID-500", "Inception Score"
@@ -23,7 +23,7 @@ ROWS = ["1,4,17,10.1,200", "1.1,4,17,10,210", "1.2,4,17,10.2,220", "1.3,4,17,10.
 
 def test_a_point_is_the_lowest_distance_with_the_scores_near_it(tmp_path: Path) -> None:
     points = best_points(read_table(write_sweep(tmp_path / "a", ROWS)), FID, SCORE)
-    assert points == [Point(2, 9, 12.0, ()), Point(4, 17, 10.0, (200.0, 210.0, 220.0))]
+    assert points == [Point(9, 2, 12.0, ()), Point(17, 4, 10.0, (200.0, 210.0, 220.0))]
     assert points[1].score == 210
     assert points[0].score != points[0].score  # no score was measured at the lowest distance
 
@@ -37,6 +37,16 @@ def test_the_command_draws_a_line_a_sweep(tmp_path: Path) -> None:
     assert outcome.out.count("\n") == 5
     with Image.open(tmp_path / "a.png") as picture:
         assert len(picture.convert("RGB").getcolors(1 << 20)) > 20
+
+
+def test_models_without_steps_per_scale_are_compared_over_all_steps(tmp_path: Path) -> None:
+    other = write_sweep(tmp_path / "b", ["1,256,12,150", "2,256,11,160"], f"cfg,steps,{FID},{SCORE}")
+    tables = {name: read_table(folder) for name, folder in (("a", write_sweep(tmp_path / "a", ROWS)), ("b", other))}
+    points = {name: best_points(rows, FID, SCORE) for name, rows in tables.items()}
+    assert points["b"] == [Point(256, None, 11.0, (160.0,))]
+    above, below = draw_comparison(points, FID, SCORE).axes
+    assert [line.get_xydata().tolist() for line in above.lines] == [[[9, 12], [17, 10]], [[256, 11]]]
+    assert below.get_xlabel() == "steps in all"
 
 
 @pytest.mark.parametrize(

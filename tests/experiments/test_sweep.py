@@ -1,4 +1,4 @@
-"""Sweeps: every pair as the single commands measure it, once each, whatever happens in between."""
+"""Sweeps: every combination as the single commands measure it, once each, whatever happens in between."""
 
 import csv
 import json
@@ -6,7 +6,7 @@ import shutil
 import signal
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 import pytest
@@ -15,9 +15,10 @@ from PIL import Image
 import evaluator
 import main_sample
 from evaluation.features.shipped import statistics_file
-from evaluation.results import find_result, write_result
+from evaluation.measure import find_result, write_result
 from experiments import sweep
-from experiments.sweep import SweepArgs, draw_figure, parse_values
+from experiments.sweep import draw_figure, parse_values
+from models.config import Drawing
 from runtime.command import run
 from runtime.errors import UserError
 from tests.command_factory import ROOT, Outcome, call, save_run
@@ -27,6 +28,7 @@ from tests.training_factory import exit_codes, start_process, start_ranks
 REFERENCE = str(statistics_file("digits", "train"))
 INCEPTION = ROOT / "tests/fixtures/evaluator"
 COUNT = 12
+SCHEDULE = get_type_hints(Drawing)["cfg"]
 
 
 @pytest.fixture(scope="module")
@@ -62,8 +64,8 @@ def rows_of(folder: Path) -> list[dict[str, str]]:
 def finished(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("finished") / "sweep"
     outcome = start_sweep(checkpoint, folder)
-    assert f"4 pairs of {COUNT} images, 4 to do" in outcome.out
-    assert "cfg 1.5, 2 steps per scale: 100%" in outcome.err
+    assert f"4 combinations of {COUNT} images, 4 to do" in outcome.out
+    assert "cfg1.5-2steps-start1: 100%" in outcome.err
     return folder
 
 
@@ -71,28 +73,36 @@ def finished(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 @pytest.mark.parametrize(
-    ("text", "values"),
+    ("text", "hint", "values"),
     [
-        ("1.0:2.0:0.1", [1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7, 1.8, 1.9, 2.0]),
-        ("2,4,8", [2, 4, 8]),
-        ("0:3:0.5,1.25", [0, 0.5, 1, 1.5, 2, 2.5, 3, 1.25]),
-        ("2:1:-0.5,1", [2, 1.5, 1]),
-        ("4", [4]),
+        ("1.0:2.0:0.1", float, [1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7, 1.8, 1.9, 2.0]),
+        ("2,4,8", int, [2, 4, 8]),
+        ("2:6:2,3", int, [2, 4, 6, 3]),
+        ("0:3:0.5,1.25", float, [0, 0.5, 1, 1.5, 2, 2.5, 3, 1.25]),
+        ("2:1:-0.5,1", float, [2, 1.5, 1]),
+        ("4", SCHEDULE, [4]),
+        ("1,[1,2],[1.5,2]", SCHEDULE, [1, (1, 2), (1.5, 2)]),
+        ("separate,fold", str, ["separate", "fold"]),
     ],
 )
-def test_values(text: str, values: list[float]) -> None:
-    assert parse_values("cfg", text) == values
+def test_values(text: str, hint: Any, values: list[Any]) -> None:
+    found = parse_values("cfg", text, hint)
+    assert found == values
+    assert all(type(value) is hint for value in found if hint in (int, float))
 
 
-@pytest.mark.parametrize("text", ["", "a", "1:2", "1:2:0", "1:2:3:4", "2:1:0.5", "1:2:0.3", "inf", "1:inf:1"])
+@pytest.mark.parametrize("text", ["", "a", "1:2", "1:2:0", "1:2:3:4", "2:1:0.5", "1:2:0.3", "1:inf:1", "[1,2", "1,,2"])
 def test_values_that_are_none(text: str) -> None:
     with pytest.raises(UserError, match="cfg"):
-        parse_values("cfg", text)
+        parse_values("cfg", text, SCHEDULE)
 
 
-def test_a_range_that_misses_its_end_is_told_so() -> None:
+def test_what_is_wrong_with_values_is_said() -> None:
     with pytest.raises(UserError, match=r"cfg 1:2:0\.3 does not reach its end"):
-        parse_values("cfg", "1:2:0.3")
+        parse_values("cfg", "1:2:0.3", float)
+    for text in ("1.5", "1:2:0.5"):
+        with pytest.raises(UserError, match=r"steps_per_scale is 1\.5; it must be a whole number"):
+            parse_values("steps_per_scale", text, int)
 
 
 @pytest.mark.parametrize("content", ['{"run"', "{}", "[]", '{"run": 3}'])
@@ -109,7 +119,7 @@ def test_a_damaged_result_is_measured_again_and_kept(content: str, tmp_path: Pat
 # A sweep
 
 
-def test_a_row_a_pair(finished: Path) -> None:
+def test_a_row_a_combination(finished: Path) -> None:
     rows = rows_of(finished)
     assert [(row["cfg"], row["steps_per_scale"], row["steps"]) for row in rows] == [
         ("0.0", "1", "4"), ("1.5", "1", "4"), ("0.0", "2", "7"), ("1.5", "2", "7")
@@ -124,7 +134,7 @@ def test_a_row_a_pair(finished: Path) -> None:
         assert min(picture.size) > 300
 
 
-def test_a_pair_is_what_the_single_commands_give(finished: Path, checkpoint: Path, tmp_path: Path) -> None:
+def test_a_combination_is_what_the_single_commands_give(finished: Path, checkpoint: Path, tmp_path: Path) -> None:
     settings = ("--cfg", "1.5", "--steps_per_scale", "2", "--cfg_start_step", "1", "--num_samples", str(COUNT))
     drawn = call(main_sample.main, "--checkpoint", str(checkpoint), *settings, "--output_dir", str(tmp_path / "drawn"))
     assert drawn.code == 0, drawn.err
@@ -142,21 +152,25 @@ def test_what_is_finished_is_not_done_again(finished: Path, checkpoint: Path, tm
     folder = tmp_path / "sweep"
     shutil.copytree(finished, folder)
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("result.json")}
-    shutil.rmtree(folder / "cfg1.5-1steps")
+    shutil.rmtree(folder / "cfg1.5-1steps-start1")
     (folder / "sweep.csv").unlink()
     outcome = start_sweep(checkpoint, folder)
-    assert "4 pairs of 12 images, 1 to do" in outcome.out
+    assert "4 combinations of 12 images, 1 to do" in outcome.out
     changed = [path for path, when in before.items() if path.stat().st_mtime_ns != when]
-    assert [path.parent.name for path in changed] == ["cfg1.5-1steps"]
+    assert [path.parent.name for path in changed] == ["cfg1.5-1steps-start1"]
     assert (folder / "sweep.csv").read_text() == (finished / "sweep.csv").read_text()
-    assert "1.5, 2 steps" not in outcome.err
+    assert "cfg1.5-2steps" not in outcome.err
 
 
 def test_other_settings_keep_the_earlier_result(finished: Path, checkpoint: Path, tmp_path: Path) -> None:
     folder = tmp_path / "sweep"
     shutil.copytree(finished, folder)
     start_sweep(checkpoint, folder, "--cfg", "1.5", "--steps_per_scale", "2", "--seed", "5", "--delete_samples")
-    assert {path.name for path in (folder / "cfg1.5-2steps").iterdir()} == {"result.json", "result.1.json", "samples.1"}
+    assert {path.name for path in (folder / "cfg1.5-2steps-start1").iterdir()} == {
+        "result.json",
+        "result.1.json",
+        "samples.1",
+    }
     (row,) = rows_of(folder)
     assert row["seed"] == "5"
     assert row[f"FD-digits-{COUNT}"] != rows_of(finished)[3][f"FD-digits-{COUNT}"]
@@ -165,7 +179,7 @@ def test_other_settings_keep_the_earlier_result(finished: Path, checkpoint: Path
 def test_killed_it_goes_on_to_the_same_table(finished: Path, checkpoint: Path, tmp_path: Path) -> None:
     folder = tmp_path / "sweep"
     argv = flags(checkpoint, folder, "--batch_size", "1")
-    for wanted in ("cfg0-1steps/samples/.progress", "cfg0-2steps/samples/.progress"):
+    for wanted in ("cfg0-1steps-start1/samples/.progress", "cfg0-2steps-start1/samples/.progress"):
         process = start_process(tmp_path / "out.txt", sweep_command, argv)
         while process.is_alive() and not (folder / wanted).exists():
             process.join(0.002)
@@ -173,7 +187,7 @@ def test_killed_it_goes_on_to_the_same_table(finished: Path, checkpoint: Path, t
         assert exit_codes([process]) == [-signal.SIGKILL]
     assert len(rows_of(folder)) == 2
     outcome = start_sweep(checkpoint, folder)
-    assert "4 pairs of 12 images, 2 to do" in outcome.out
+    assert "4 combinations of 12 images, 2 to do" in outcome.out
     for found, expected in zip(rows_of(folder), rows_of(finished), strict=True):
         assert float(found[f"FD-digits-{COUNT}"]) == pytest.approx(float(expected[f"FD-digits-{COUNT}"]), rel=1e-6)
 
@@ -185,7 +199,7 @@ def test_two_ranks_come_to_the_same_table(finished: Path, checkpoint: Path, tmp_
         assert float(found[f"FD-digits-{COUNT}"]) == pytest.approx(float(expected[f"FD-digits-{COUNT}"]), rel=1e-4)
 
 
-def test_inceptions_figures(checkpoint: Path, tmp_path: Path) -> None:
+def test_inceptions_metrics(checkpoint: Path, tmp_path: Path) -> None:
     reference = shutil.copyfile(INCEPTION / "reference.npz", tmp_path / "reference.npz")
     graph = str(INCEPTION / "classify_image_graph_def.pb")
     argv = [
@@ -197,6 +211,29 @@ def test_inceptions_figures(checkpoint: Path, tmp_path: Path) -> None:
         named = (f"FID-{COUNT}", f"sFID-{COUNT}", "Inception Score", "Precision", "Recall")
         assert all(np.isfinite(float(row[name])) for name in named)
         assert (row["features"], row["backend"], len(row["inception_sha256"])) == ("inception", "tensorflow", 64)
+
+
+def test_any_setting_of_the_drawing_is_swept(checkpoint: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "sweep"
+    start_sweep(checkpoint, folder, "--cfg", "1", "--steps_per_scale", "2", "--temperature", "0.5,1", "--top_k", "0,5")
+    rows = rows_of(folder)
+    assert list(rows[0])[:5] == ["cfg", "steps_per_scale", "temperature", "top_k", "steps"]
+    assert [(row["temperature"], row["top_k"]) for row in rows] == [
+        ("0.5", "0"),
+        ("0.5", "5"),
+        ("1.0", "0"),
+        ("1.0", "5"),
+    ]
+    assert len({row[f"FD-digits-{COUNT}"] for row in rows}) == 4
+    assert (folder / "cfg1-temperature0.5-top_k5-2steps-start1/result.json").exists()
+    curves = [
+        line.get_label() for line in draw_figure([dict(row, cfg=1.0, **numbers(row)) for row in rows]).axes[0].lines
+    ]
+    assert curves == ["2, 0.5, 0", "2, 0.5, 5", "2, 1.0, 0", "2, 1.0, 5"]
+
+
+def numbers(row: dict[str, str]) -> dict[str, float]:
+    return {name: float(row[name]) for name in (f"FD-digits-{COUNT}", "Class accuracy", "steps")}
 
 
 def test_the_figure_has_a_curve_for_each_number_of_steps() -> None:
@@ -222,8 +259,10 @@ def test_mistakes(checkpoint: Path, tmp_path: Path) -> None:
     def refusal(*more: str) -> str:
         return call(sweep.main, *flags(checkpoint, tmp_path / "sweep", *more)).error()
 
-    assert "steps are whole numbers" in refusal("--steps_per_scale", "1.5")
+    assert "steps_per_scale is 1.5; it must be a whole number" in refusal("--steps_per_scale", "1.5")
     assert "cfg is 1:2" in refusal("--cfg", "1:2")
+    assert "cfg is inf" in refusal("--cfg", "inf")
+    assert "top_k is -1" in refusal("--top_k", "0,-1")
     assert "steps_per_scale" in refusal("--steps_per_scale", "0")
     assert "no checkpoint at" in refusal("--checkpoint", "nowhere")
     assert "nowhere does not exist" in refusal("--reference", "nowhere")
@@ -231,5 +270,4 @@ def test_mistakes(checkpoint: Path, tmp_path: Path) -> None:
     assert "--backend means nothing with --features digits" in refusal("--backend", "torch")
     assert "name the --checkpoint" in call(sweep.main).error()
     assert not (tmp_path / "sweep").exists()
-    with pytest.raises(UserError, match="cfg"):
-        _ = SweepArgs(checkpoint="a", reference="b", cfg="x").drawings
+    assert "cfg is x" in refusal("--cfg", "x")

@@ -24,9 +24,9 @@ from tests.codebook_factory import digits
 from tests.command_factory import ROOT, call
 from tests.evaluation.fake_inception import FakeInception
 from tests.factory import randomize, tiny_autoencoder
-from train_ae_codebook.evaluate import main, table
+from train_ae_codebook.evaluate import main
+from train_ae_codebook.evaluate_job import measure_rfid, table
 from train_ae_codebook.measure import ScaleMetrics, held_out_batches, measure_scales
-from train_ae_codebook.rfid import measure_rfid
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +133,7 @@ def save_images(path: Path, images: Tensor) -> Path:
 
 
 def test_rfid_is_the_evaluator_s_distance_of_reconstructions(autoencoder: Autoencoder, tmp_path: Path) -> None:
-    """By ADM's network (random weights) on files of the same images; N stands in the name, and doubts are said."""
+    """By ADM's network (random weights) on files of the same images; N stands in the name, and warnings are said."""
     graph = ROOT / "tests/fixtures/evaluator/classify_image_graph_def.pb"
     export_autoencoder(autoencoder, tmp_path / "ae")
     flags = {"autoencoder": tmp_path / "ae", "dataset": "digits", "img_size": 32, "num_images": 40, "device": "cpu"}

@@ -1,4 +1,4 @@
-"""Figures during training: of the images that the settings draw, under honest names; without weights, a warning."""
+"""Metrics during training: of the images that the settings draw, under honest names; without weights, a warning."""
 
 import json
 import urllib.error
@@ -11,7 +11,8 @@ import torch
 
 from data.crops import to_uint8
 from evaluation import neighbours
-from evaluation.features.network import InceptionTraits
+from evaluation.features.classifier import Classifier
+from evaluation.features.network import Inception
 from evaluation.metrics import frechet_distance, statistics_of
 from models.checkerboard.config import CheckerboardDrawing as Drawing
 from runtime import distributed
@@ -21,14 +22,14 @@ from sampling.folder import SampleFolder, prepare_folder
 from tests.command_factory import ROOT
 from tests.factory import tiny_model
 from tests.training_factory import exit_codes, start_ranks, tiny_args, tiny_trainer
-from training import preview as evaluation
-from training.preview import Evaluation
+from training import preview
+from training.preview import DIGITS_SEED, Evaluation, score_digits
 
 CPU = torch.device("cpu")
 WEIGHTS = np.random.default_rng(1).normal(size=(27, 10)).astype(np.float32)
 
 
-class PatchMeans(InceptionTraits):
+class PatchMeans(Inception):
     """Stands in for Inception: means of a 3 x 3 grid of patches, and of the whole."""
 
     sha256, versions, class_weights = "0" * 64, {"numpy": np.__version__}, WEIGHTS
@@ -47,20 +48,20 @@ class PatchMeans(InceptionTraits):
 
 @pytest.fixture
 def reference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(evaluation, "_load", lambda weights, device: PatchMeans())
+    monkeypatch.setattr(preview, "load_on_all_ranks", lambda args, device: PatchMeans())
     path = tmp_path / "reference.npz"
     np.savez(path, arr_0=np.random.default_rng(0).integers(256, size=(60, 32, 32, 3), dtype=np.uint8))
     return path
 
 
-def test_figures_are_those_of_the_images_drawn(reference: Path, tmp_path: Path) -> None:
+def test_metrics_are_those_of_the_images_drawn(reference: Path, tmp_path: Path) -> None:
     model, request = tiny_model(), Request([i % 10 for i in range(40)], Drawing(), seed=7)
-    figures = Evaluation(str(reference), None, CPU).measure(model, request, tmp_path / "drawn")
+    metrics = Evaluation(str(reference), None, CPU).measure(model, request, tmp_path / "drawn")
     images = torch.cat([to_uint8(out.images) for _, out in draw_many(model, request)]).permute(0, 2, 3, 1).numpy()
     with np.load(reference) as file:
         sides = [statistics_of(PatchMeans()(pixels)[0]) for pixels in (file["arr_0"], images)]
-    assert figures["FID-40"] == pytest.approx(frechet_distance(*sides), rel=1e-4)
-    assert {"sFID-40", "Inception Score", "Precision", "Recall"} <= figures.keys()
+    assert metrics["FID-40"] == pytest.approx(frechet_distance(*sides), rel=1e-4)
+    assert {"sFID-40", "Inception Score", "Precision", "Recall"} <= metrics.keys()
     assert not (tmp_path / "drawn").exists()
 
 
@@ -68,7 +69,7 @@ def test_figures_are_those_of_the_images_drawn(reference: Path, tmp_path: Path) 
 def test_what_a_killed_evaluation_left_is_drawn_anew(drawn: int, reference: Path, tmp_path: Path) -> None:
     """It may be of other weights; also where all images were drawn, but not measured."""
     model, request, folder = tiny_model(), Request([1] * 20, Drawing()), tmp_path / "drawn"
-    figures = Evaluation(str(reference), None, CPU).measure(model, request, folder)
+    metrics = Evaluation(str(reference), None, CPU).measure(model, request, folder)
     prepare_folder(folder, {"labels": [1] * 20, "seed": 0}, (20, 32, 32, 3), "npz", {})
     with SampleFolder(folder) as images:
         other = draw_many(tiny_model(seed=1), replace(request, batch_size=1), range(drawn))
@@ -76,7 +77,7 @@ def test_what_a_killed_evaluation_left_is_drawn_anew(drawn: int, reference: Path
             images.add(indices, to_uint8(out.images), out)
     if drawn == 20:
         SampleFolder(folder).finish([1] * 20, [])
-    assert Evaluation(str(reference), None, CPU).measure(model, request, folder) == figures
+    assert Evaluation(str(reference), None, CPU).measure(model, request, folder) == metrics
     assert not folder.exists()
 
 
@@ -121,13 +122,28 @@ def test_impossible_settings_are_refused(tmp_path: Path) -> None:
         tiny_args(inception_weights="file.pth")
 
 
+def test_the_digits_score_is_of_the_digits_drawn(tmp_path: Path) -> None:
+    model, classifier = tiny_model(), Classifier("digits", CPU)
+    first, second = score_digits(model, 20, Drawing(), tmp_path / "drawn")
+    request = Request([i % 10 for i in range(20)], Drawing(), DIGITS_SEED)
+    images = torch.cat([to_uint8(out.images) for _, out in draw_many(model, request)]).permute(0, 2, 3, 1).numpy()
+    (features,) = classifier(images)
+    distance = frechet_distance(classifier.real_data("train").statistics, statistics_of(features))
+    name, value, *_, real = first.rstrip(")").split()
+    assert (name, float(value)) == ("FD-digits-20:", pytest.approx(distance, rel=1e-4))
+    assert float(real) == pytest.approx(1.11555, rel=1e-4)
+    accuracy = (features @ classifier.class_weights).argmax(axis=1) == request.labels
+    assert second.startswith(f"Class accuracy: {accuracy.mean():.6g} (real test images: Class accuracy 0.983165")
+    assert not (tmp_path / "drawn").exists()
+
+
 # Self-test and ranks
 
 
 def test_exchanged_precision_and_recall_are_found(
     reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By the first evaluation, on a collapsed set, before any figure is printed."""
+    """By the first evaluation, on a collapsed set, before any metric is printed."""
     right = neighbours.precision_recall
     monkeypatch.setattr(neighbours, "precision_recall", lambda *sides, **options: right(*sides, **options)[::-1])
     with pytest.raises(RuntimeError, match=r"of a collapsed set precision is 0\.005 and recall 1\.0"):
@@ -138,10 +154,10 @@ def measure_on_rank(reference: Path, folder: Path, count: int) -> None:
     """One evaluation, for ``start_ranks``; what rank 0 finds and how many images each rank saw."""
     distributed.set_up(CPU)
     network = PatchMeans()
-    evaluation._load = lambda weights, device: network
+    preview.load_on_all_ranks = lambda args, device: network
     request = Request([i % 10 for i in range(count)], Drawing(), seed=7)
-    figures = Evaluation(str(reference), None, CPU).measure(tiny_model(), request, folder / "drawn")
-    (folder / f"figures{distributed.rank()}.json").write_text(json.dumps([figures, network.num_seen]))
+    metrics = Evaluation(str(reference), None, CPU).measure(tiny_model(), request, folder / "drawn")
+    (folder / f"metrics{distributed.rank()}.json").write_text(json.dumps([metrics, network.num_seen]))
     distributed.tear_down()
 
 
@@ -152,7 +168,7 @@ def test_two_ranks_share_the_work_and_find_what_one_does(count: int, reference: 
     alone = Evaluation(str(reference), None, CPU).measure(tiny_model(), request, tmp_path / "alone")
     processes = start_ranks(tmp_path, 2, measure_on_rank, reference, tmp_path, count)
     assert exit_codes(processes) == [0, 0], (tmp_path / "rank0.txt").read_text()
-    (found, seen), (nothing, others) = (json.loads((tmp_path / f"figures{i}.json").read_text()) for i in (0, 1))
+    (found, seen), (nothing, others) = (json.loads((tmp_path / f"metrics{i}.json").read_text()) for i in (0, 1))
     assert found == pytest.approx(alone, rel=1e-3)
     assert nothing == {}
     assert (seen, others) == ((86, 64) if count == 150 else (40, 0))

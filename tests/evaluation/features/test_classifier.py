@@ -15,8 +15,7 @@ from evaluation.features.classifier import Classifier
 from evaluation.features.shipped import FOLDER, SIDE, ClassifierName, statistics_file
 from evaluation.metrics import frechet_distance, statistics_of
 from runtime.errors import UserError
-from tests.command_factory import ROOT, call
-from tests.evaluation.fake_inception import FakeInception
+from tests.command_factory import call
 
 CPU = torch.device("cpu")
 NAMES = get_args(ClassifierName)
@@ -89,7 +88,7 @@ def test_other_sizes_are_read_at_32_pixels() -> None:
 
 
 def test_real_digits_in_class_folders(tmp_path: Path) -> None:
-    """Their figures are those that stand beside them as real ones."""
+    """Their metrics are those that stand beside them as real ones."""
     images, labels = digits("val")
     for i, (image, label) in enumerate(zip(images, labels, strict=True)):
         (tmp_path / f"images/{label}").mkdir(parents=True, exist_ok=True)
@@ -158,7 +157,10 @@ def test_a_reference_made_for_a_classifier(tmp_path: Path) -> None:
     made = ("--make_reference", str(tmp_path / "images"), target, "--image_size", "32", "--features", "digits")
     assert call(evaluator.main, *made).code == 0
     with np.load(target) as file:
-        assert set(file) == {"arr_0", *(f"{name}{Classifier('digits', CPU).ends[0]}" for name in ("mu", "sigma"))}
+        assert set(file) == {
+            "arr_0",
+            *(f"{name}{Classifier('digits', CPU).key_suffixes[0]}" for name in ("mu", "sigma")),
+        }
     result, _, _ = evaluate(tmp_path, target, str(tmp_path / "images"), "--features", "digits")
     assert result["FD-digits-80"] == pytest.approx(0, abs=1e-4)
     assert result["reference"]["statistics"] == "stored"
@@ -188,10 +190,3 @@ def test_a_damaged_file_is_no_classifier(tmp_path: Path) -> None:
             path.write_bytes(content)
         with pytest.raises(UserError, match=r"digits\.safetensors holds no classifier"):
             Classifier("digits", CPU, tmp_path)
-
-
-def test_the_protocol_is_that_of_inception() -> None:
-    named = {"kind", "sha256", "versions", "class_weights", "class_names", "ends", "few", "colour", "side"}
-    for network in (Classifier("digits", CPU), FakeInception()):
-        assert all(hasattr(network, name) for name in named)
-    assert (ROOT / "pretrained_models/classifiers") == FOLDER

@@ -1,0 +1,186 @@
+"""Draw images and measure them: for run_evaluator.sh, sweeps, evaluation while training and the digits' score alike."""
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from evaluation.compare import report, warn
+from evaluation.features.network import Inception, Network, load_on_all_ranks
+from evaluation.image_files import open_images
+from evaluation.image_sets import ImageSet, check_reference, compute_features, load_image_set
+from evaluation.neighbours import check_order
+from evaluation.options import CheckpointArgs
+from models.config import Drawing
+from models.family import Generator
+from models.loading.checkpoint import find_checkpoint, load_checkpoint
+from runtime import distributed
+from runtime.config import plain
+from runtime.device import pick_device, pick_dtype
+from runtime.files import hash_file, move_aside, same_settings, write_json
+from sampling.bulk import Request, draw_into
+from sampling.folder import prepare_folder, remove_samples
+from sampling.labels import balanced_labels
+from sampling.pictures import save_grid
+from sampling.settings import sample_settings
+
+BATCH_SIZE = 64  # images whose features are computed at once
+RESULT_NAME, SAMPLES_NAME = "result.json", "samples"
+IN_GRID, COLUMNS = 100, 10
+
+
+class Measurement:
+    """Compares samples with a reference; made and used on all ranks, each of which computes a share of the features.
+
+    Args:
+        network: computes the features; None on other ranks than 0 leaves all to that one.
+        reference: npz, folder of images or statistics file.
+        with_prec_recall: of Inception: measure precision and recall.
+        batch_size: images whose features are computed at once.
+    """
+
+    def __init__(
+        self, network: Network | None, reference: Path, with_prec_recall: bool = True, batch_size: int = BATCH_SIZE
+    ) -> None:
+        self.network, self.reference_path, self.batch_size = network, reference, batch_size
+        self.by_neighbours = with_prec_recall and isinstance(network, Inception)
+        self.shared = all(distributed.everyones(network is not None))
+
+    @cached_property
+    def reference(self) -> ImageSet:
+        """Computed once, on rank 0."""
+        if self.by_neighbours:
+            check_order(self.network.squared_distances, self.network.class_weights.shape[0])
+        return load_image_set(
+            self.reference_path, self.network, self.batch_size, use_cache=True, need_features=self.by_neighbours
+        )
+
+    def measure(self, samples: Path) -> dict[str, Any]:
+        """The ``report`` on images in files, on rank 0; nothing on the others.
+
+        Raises:
+            UserError: they cannot be read or compared.
+        """
+        torch.cuda.empty_cache()  # TensorFlow needs some of it
+        if distributed.is_main():
+            reference = self.reference
+            found = load_image_set(samples, self.network, self.batch_size, all_ranks=self.shared)
+            return report(reference, found, self.network, self.by_neighbours) | {"batch_size": self.batch_size}
+        if self.shared:
+            compute_features(open_images(samples), self.network, self.batch_size, all_ranks=True)
+        return {}
+
+    def draw_and_measure(
+        self, model: Generator, request: Request, folder: Path, origin: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """As ``measure``, of the images of a request, after those that a folder lacks are drawn into it on all ranks.
+
+        Args:
+            model: draws.
+            request: which images.
+            folder: of the images; one of other settings is moved aside.
+            origin: what is recorded of the model, and compared with what the folder has.
+        """
+        missing = False
+        if distributed.is_main():
+            options = plain(request.drawing) | {"seed": request.seed, "format": "npz"} | dict(origin or {})
+            settings = sample_settings(options, model, request.labels, {})
+            shape = (len(request.labels), model.config.img_size, model.config.img_size, 3)
+            missing = prepare_folder(folder, settings, shape, "npz", {})
+        if distributed.from_main(missing):
+            images = draw_into(folder, model, request)
+            if distributed.is_main():
+                images.finish(request.labels, images.duplicates())
+        distributed.barrier()
+        return self.measure(folder)
+
+
+class CheckpointResults:
+    """Results of a checkpoint, one for each drawing, each in a folder of its own; made and used on all ranks.
+
+    Args:
+        args: what to draw and to compare, the reference named.
+
+    Raises:
+        UserError: the checkpoint, the network or the reference cannot be had.
+    """
+
+    def __init__(self, args: CheckpointArgs) -> None:
+        device = distributed.set_up(pick_device(args.device))
+        self.args, self.checkpoint = args, find_checkpoint(args.checkpoint)
+        model = load_checkpoint(self.checkpoint, use_ema=args.use_ema)
+        self.model = model.to(device=device, dtype=pick_dtype(args.dtype, device))
+        self.warned: set[str] = set()
+        network, reference = load_on_all_ranks(args, device), Path(args.reference)
+        self.measurement = Measurement(network, reference, not args.no_prec_recall)
+        self.hashes: dict[str, str] = {}  # of all files that decide the results
+        if distributed.is_main():
+            check_reference(reference, network.key_suffixes[0])
+            self.hashes = {
+                "checkpoint_sha256": hash_file(self.checkpoint),
+                "reference_sha256": open_images(reference).sha256,
+                f"{network.kind.lower()}_sha256": network.sha256,
+            }
+        self.hashes = distributed.from_main(self.hashes)
+
+    def settings(self, drawing: Drawing) -> dict[str, Any]:
+        """All that decides a result."""
+        names = ["num_samples", "seed", "use_ema", "features"]
+        names += ["backend", "no_prec_recall"] if self.args.features == "inception" else []
+        chosen = {name: getattr(self.args, name) for name in names}
+        return plain(drawing) | chosen | {"dtype": str(self.model.dtype).removeprefix("torch.")} | self.hashes
+
+    def find(self, folder: Path, drawing: Drawing) -> dict[str, Any] | None:
+        """The result in a folder, if it is there and of the same settings."""
+        wanted = self.settings(drawing)
+        return distributed.from_main(find_result(folder / RESULT_NAME, wanted) if distributed.is_main() else None)
+
+    def make(self, folder: Path, drawing: Drawing, **more: Any) -> dict[str, Any]:
+        """Draw and measure into a folder, going on with what is drawn already.
+
+        Args:
+            folder: of the samples and the result.
+            drawing: checked settings.
+            more: entries of the result.
+        """
+        args, samples = self.args, folder / SAMPLES_NAME
+        self._warn(drawing.warnings(self.model.scale_sizes))
+        labels = balanced_labels(self.model, args.num_samples)
+        request = Request(labels, drawing, args.seed, args.batch_size, args.compile)
+        origin = {"checkpoint": args.checkpoint, "use_ema": args.use_ema}
+        origin["checkpoint_sha256"] = self.hashes["checkpoint_sha256"]
+        result = self.measurement.draw_and_measure(self.model, request, samples, origin)
+        if distributed.is_main():
+            self._warn(result["warnings"])
+            result |= {"run": plain(args) | self.settings(drawing), "steps": self.model.num_steps(drawing)} | more
+            write_result(folder / RESULT_NAME, result)
+            if args.delete_samples:
+                remove_samples(samples)
+            else:
+                first = torch.from_numpy(next(open_images(samples).batches(IN_GRID)))
+                save_grid(first.permute(0, 3, 1, 2), samples / "grid.png", COLUMNS)
+        return distributed.from_main(result)
+
+    def _warn(self, texts: Sequence[str]) -> None:
+        """Each once, however many drawings it is true of."""
+        if distributed.is_main():
+            warn(text for text in texts if text not in self.warned)
+        self.warned |= set(texts)
+
+
+def find_result(file: Path, wanted: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The result in a file, if its ``run`` was of these settings, whatever others it has; a damaged one is none."""
+    try:
+        result = json.loads(file.read_text())
+        return result if same_settings(result["run"], wanted, set(result["run"]) - set(wanted)) else None
+    except (ValueError, KeyError, TypeError, AttributeError, FileNotFoundError):
+        return None
+
+
+def write_result(file: Path, result: Mapping[str, Any]) -> None:
+    """Write a result whole; an earlier one keeps its metrics under another name."""
+    move_aside(file)
+    write_json(file, result)
