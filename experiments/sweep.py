@@ -39,7 +39,7 @@ from runtime.errors import UserError
 from runtime.files import hash_file, write_text
 from runtime.lock import lock_folder
 from sampling.bulk import Request, draw_into
-from sampling.folder import prepare_folder, remove_samples
+from sampling.folder import SampleFolder, remove_samples
 from sampling.labels import balanced_labels
 from sampling.options import SamplingArgs
 from sampling.settings import sample_settings
@@ -211,21 +211,21 @@ class Sweep:
 
     def _draw_and_measure(self, drawing: Drawing) -> dict[str, Any] | None:
         folder = self._place(drawing) / SAMPLES_NAME
-        missing = self._prepare(folder, drawing) if distributed.is_main() else None
+        size = self.model.config.img_size
+        images = SampleFolder(folder, (len(self.labels), size, size, 3), "npz")
+        missing = self._prepare(images, drawing) if distributed.is_main() else None
         if distributed.from_main(missing):
             request = Request(self.labels, drawing, self.args.seed, self.args.batch_size)
-            images = draw_into(folder, self.model, request)
+            draw_into(images, self.model, request)
             if distributed.is_main():
-                images.finish(self.labels, images.duplicates())
+                images.finish(self.labels)
         return self._measure(folder, drawing) if distributed.is_main() else None
 
-    def _prepare(self, folder: Path, drawing: Drawing) -> bool:
-        size = self.model.config.img_size
+    def _prepare(self, images: SampleFolder, drawing: Drawing) -> bool:
         options = asdict(drawing) | {"seed": self.args.seed, "use_ema": self.args.use_ema, "format": "npz"}
         options["checkpoint"] = self.args.checkpoint
         files = {"checkpoint": find_checkpoint(self.args.checkpoint)}
-        settings = sample_settings(options, self.model, self.labels, files)
-        return prepare_folder(folder, settings, (len(self.labels), size, size, 3), "npz", {})
+        return images.prepare(sample_settings(options, self.model, self.labels, files))
 
     def _measure(self, folder: Path, drawing: Drawing) -> dict[str, Any]:
         samples = load_side(folder, self.network, FEATURES_AT_ONCE)

@@ -15,7 +15,7 @@ from models.family import Generator
 from runtime import distributed
 from runtime.errors import UserError
 from sampling.bulk import Request, draw_into
-from sampling.folder import prepare_folder
+from sampling.folder import SampleFolder
 from sampling.names import NPZ_NAME
 
 FIRST_SEED = 1_000_000  # other images than those of the grids
@@ -51,14 +51,14 @@ class Evaluation:
         if self.inception is None:
             return {}
         size = model.config.img_size
+        images = SampleFolder(folder, (len(request.labels), size, size, 3), "npz")
         if distributed.is_main():
             shutil.rmtree(folder, ignore_errors=True)
-            shape = (len(request.labels), size, size, 3)
-            prepare_folder(folder, {"labels": list(request.labels), "seed": request.seed}, shape, "npz", {})
+            images.prepare({"labels": list(request.labels), "seed": request.seed})
         distributed.barrier()
-        images = draw_into(folder, model, request)
+        draw_into(images, model, request)
         if distributed.is_main():
-            images.finish(request.labels, images.duplicates())
+            images.finish(request.labels)
         distributed.barrier()
         samples = load_side(folder / NPZ_NAME, self.inception, BATCH_SIZE, all_ranks=True)
         figures: dict[str, float] = {}
