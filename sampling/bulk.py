@@ -102,11 +102,16 @@ def draw_into(
         disable=not distributed.is_main(),
     ) as bar:
         before = folder.num_stored() - bar.n
+
+        def show() -> None:
+            if not bar.disable:  # to count what all ranks have stored takes time
+                bar.update(folder.num_stored() - before - bar.n)
+
         with folder.writing():
             for indices, out in draw_many(model, request, mine):
                 folder.add(indices, change(to_uint8(out.images)), out)
-                bar.update(folder.num_stored() - before - bar.n)
-        bar.update(folder.num_stored() - before - bar.n)
+                show()
+        show()
     distributed.barrier()  # all have written their files
     if distributed.is_main():
         folder.look()

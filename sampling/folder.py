@@ -1,15 +1,15 @@
 """A folder that fills with drawn images and can be killed at any moment: no image is lost, missed or drawn twice.
 
-While images are missing, a folder in ``.progress/`` holds one npz for each batch that any process has drawn:
+While images are missing, ``.progress/`` has a folder of each process, which holds one npz for each batch it has drawn:
 
     indices                             (n,) which images
     hashes                              (n,) uint64 of their pixels
     codes, entropy, step, probability   (n, L), those that are asked for
     images                              (n, H, W, 3) uint8; not of PNGs, which are written before the npz is
 
-An npz appears whole, under a name of its own, and never changes. So processes, also on machines that share the folder
-over NFS, never write to one file, and a kill leaves all batches that were finished. The images that are done are those
-of any npz. Two may hold the same image: its seed makes it the same in both.
+An npz appears whole and never changes. So processes, also on machines that share the folder over NFS, never write to
+one file, a kill leaves all batches that were finished, and a process that outlives its run finds its folder gone. The
+images that are done are those of any npz. Two may hold the same image: its seed makes it the same in both.
 
 Letters: N images, n of a batch, L locations of all scales, S side of a scale, H, W image sides in pixels.
 """
@@ -43,6 +43,8 @@ MAPS = ("codes", "entropy", "step", "probability")
 WRITERS = 4  # threads, and batches that may wait for them
 CHUNK = 2**28  # bytes of images that are joined at once
 UNUSED_NAME = ".progress.unused"  # progress that is being prepared, or removed
+BATCH_NAMES = "[0-9a-f]*.npz"  # not those of files that are still being written
+EARLIER_NAMES = ("layout.json", "done.npy")  # in the progress of earlier versions
 MADE_OF_ALL = ("maps.npz", "grid.png", "entropy_by_step.png", "animation.gif", CODES_NAME, NPZ_NAME)
 # Moved aside in this order: progress never stays with the settings of others.
 OUR_FILES = (PROGRESS_NAME, f"{NUMBER}.png", f"maps_{NUMBER}.png", *MADE_OF_ALL, UNUSED_NAME, SETTINGS_NAME)
@@ -101,10 +103,9 @@ class SampleFolder:
         self._check_space()
         if known and not same:
             self._move_aside()
-        batches = unused / uuid4().hex  # so a process that outlives an earlier run finds its folder gone, and fails
-        batches.mkdir(parents=True)
+        (unused / "present").mkdir(parents=True)
         if same and self.format == "png" and not self.maps:
-            self._note_present(batches)
+            self._note_present(unused / "present")
         write_json(self.path / SETTINGS_NAME, settings)
         unused.rename(self.progress)  # last: a folder with progress has all else
         return True
@@ -131,7 +132,7 @@ class SampleFolder:
             path.rename(aside / path.name)
         print(f"the earlier samples in {folder} are now in {aside}")
 
-    def _note_present(self, batches: Path) -> None:
+    def _note_present(self, to: Path) -> None:
         """Of a folder that was complete: what is still there, and whole, need not be drawn again."""
         hashes = {}
         for index in range(self.shape[0]):
@@ -139,7 +140,7 @@ class SampleFolder:
                 image = read_png(self.path / image_name(index))
                 if tuple(image.shape[1:]) == self.shape[1:3]:
                     hashes[index] = _hash(image)
-        _write_batch(batches, list(hashes), list(hashes.values()), {})
+        _write_batch(to, list(hashes), list(hashes.values()), {})
 
     def look(self) -> None:
         """See what all ranks, also those on other machines, have done so far.
@@ -147,12 +148,13 @@ class SampleFolder:
         Raises:
             UserError: a file is damaged, or of an earlier version.
         """
-        self.batches = next((path for path in self.progress.iterdir() if path.is_dir()), None)
-        if self.batches is None:
+        if any((self.progress / name).exists() for name in EARLIER_NAMES):
             raise UserError(
                 f"{self.progress} was begun by an earlier version, which kept it otherwise; move it away and start anew"
             )
-        self.files = sorted(self.batches / name for name in _names_in(self.batches) if name.startswith("rank"))
+        folders = [self.progress / name for name in _names_in(self.progress)]
+        files = [path / name for path in folders if path.is_dir() for name in _names_in(path)]
+        self.files = sorted(path for path in files if path.match(BATCH_NAMES))
         self.file_of, self.row_of = np.full(self.shape[0], -1), np.zeros(self.shape[0], np.int64)
         self._hashes = np.zeros(self.shape[0], np.uint64)
         for number, file in enumerate(self.files):
@@ -167,7 +169,8 @@ class SampleFolder:
     @contextmanager
     def writing(self) -> Iterator[None]:
         """Images may be added while this lasts; when it ends, those that were added are in their files."""
-        self.pending: deque[Future[None]] = deque()
+        self.mine, self.pending = self.progress / f"rank{distributed.rank()}-{uuid4().hex}", deque[Future[None]]()
+        self.mine.mkdir()
         with ThreadPoolExecutor(WRITERS) as self.writers:  # waits for them, whatever stopped the drawing
             yield
             for written in self.pending:
@@ -185,16 +188,16 @@ class SampleFolder:
             kept["images"] = images.permute(0, 2, 3, 1).contiguous().numpy()
         else:
             for index, image in zip(indices, images, strict=True):
-                temporary = self.batches / f".{uuid4().hex}.png"
+                temporary = self.mine / image_name(index)
                 save_png(image, temporary)
                 flush(temporary)
                 temporary.replace(self.path / image_name(index))
             flush(self.path)
-        _write_batch(self.batches, indices, [_hash(image) for image in images], kept)
+        _write_batch(self.mine, indices, [_hash(image) for image in images], kept)
 
     def num_stored(self) -> int:
         """How many images all ranks have stored by now, as far as this machine can see."""
-        return sum(int(file.stem.rpartition("-")[2]) for file in self.batches.glob("rank*.npz"))
+        return sum(int(file.stem.rpartition("-")[2]) for file in self.progress.glob(f"*/{BATCH_NAMES}"))
 
     def read(self, name: str, images: slice = slice(None)) -> np.ndarray:
         """A map (n, L), or ``images`` (n, H, W, 3) of an npz, of all images or these. None may be missing."""
@@ -251,9 +254,9 @@ def _our_files(folder: Path) -> list[Path]:
     return [path for pattern in OUR_FILES for path in folder.glob(pattern)]
 
 
-def _write_batch(batches: Path, indices: list[int], hashes: list[int], kept: Mapping[str, np.ndarray]) -> None:
+def _write_batch(to: Path, indices: list[int], hashes: list[int], kept: Mapping[str, np.ndarray]) -> None:
     """Write a file whose name no other has, and ends with how many images are in it."""
-    with whole(batches / f"rank{distributed.rank()}-{uuid4().hex}-{len(indices)}.npz") as path:
+    with whole(to / f"{uuid4().hex}-{len(indices)}.npz") as path:
         np.savez(path, indices=np.array(indices, np.int64), hashes=np.array(hashes, np.uint64), **kept)
 
 

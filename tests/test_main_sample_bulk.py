@@ -27,6 +27,7 @@ from sampling import maps as visualize
 from sampling.bulk import Request, draw_many
 from sampling.folder import SampleFolder
 from sampling.labels import parse_labels, read_labels
+from sampling.names import image_name
 from tests.command_factory import PATIENCE, ROOT, call
 from tests.factory import tiny_model
 from tests.pictures import picture
@@ -58,7 +59,7 @@ def draw_on_rank(argv: Sequence[str], gets_stuck: bool) -> None:
 
     def stuck(self: SampleFolder, indices: list[int], *args: Any) -> None:
         if max(indices) >= STUCK_AT:
-            (self.batches / f".{indices[0]}.png").write_bytes(b"half a picture")
+            (self.mine / image_name(indices[0])).write_bytes(b"half a picture")
             time.sleep(PATIENCE)
         store(self, indices, *args)
 
@@ -72,7 +73,7 @@ def kill_half_way(folder: Path, ranks: int, *flags: str) -> None:
     """Draw into ``folder`` until the images before the stuck ones are done, then kill the last rank without warning."""
     started = start_ranks(folder.parent, ranks, draw_on_rank, command(folder, *flags), True)
     deadline = time.monotonic() + PATIENCE
-    while done(folder) < STUCK_AT or not list(folder.glob(".progress/*/.*.png")):
+    while done(folder) < STUCK_AT or not list(folder.glob(".progress/*/*.png")):
         assert all(process.is_alive() for process in started), (folder.parent / "rank0.txt").read_text()
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -84,7 +85,7 @@ def kill_half_way(folder: Path, ranks: int, *flags: str) -> None:
 
 def done(folder: Path) -> int:
     """Images done so far."""
-    return sum(int(path.stem.rpartition("-")[2]) for path in folder.glob(".progress/*/rank*.npz"))
+    return sum(int(path.stem.rpartition("-")[2]) for path in folder.glob(".progress/rank*/[!.]*.npz"))
 
 
 def assert_same_samples(folder: Path, other: Path) -> None:
@@ -152,8 +153,8 @@ def test_an_interrupted_npz_run_goes_on(undisturbed: Path, drawn: list[int], tmp
 def test_two_ranks_killed_and_continued_by_others_draw_as_one_does(undisturbed: Path, tmp_path: Path) -> None:
     folder = tmp_path / "new"
     kill_half_way(folder, 2, "--batch_size", "4")
-    owners = [path.name.partition("-")[0] for path in sorted(folder.glob(".progress/*/*.npz"))]
-    assert owners == ["rank0", "rank1"]  # each has a file of its own
+    owners = [path.name.partition("-")[0] for path in sorted(folder.glob(".progress/rank*"))]
+    assert owners == ["rank0", "rank1"]  # each has a folder of its own
     shutil.copytree(folder, tmp_path / "other")
     draw(folder, *MANY)
     assert_same_samples(folder, undisturbed)

@@ -54,7 +54,7 @@ def read_result(folder: Path) -> dict[str, Any]:
 
 def num_drawn(folder: Path) -> int:
     """So many of the samples are done; 0 before there are any."""
-    return sum(int(path.stem.rpartition("-")[2]) for path in folder.glob("samples/.progress/*/rank*.npz"))
+    return sum(int(path.stem.rpartition("-")[2]) for path in folder.glob("samples/.progress/rank*/[!.]*.npz"))
 
 
 def is_drawing(folder: Path) -> bool:

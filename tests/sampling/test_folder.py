@@ -403,13 +403,13 @@ def test_a_process_that_outlives_its_run_disturbs_no_other(
     settings = SETTINGS | ({} if complete else {"seed": 1})
     prepare(folder, file_format=file_format)
     outlived = opened(folder, file_format)
-    if complete:
-        fill(folder, images, file_format=file_format).finish(LABELS)
-    else:
-        prepare(folder, settings, file_format)
-        fill(folder, images, [0], file_format)
-    before = contents(folder)
     with pytest.raises((UserError, FileNotFoundError)), outlived.writing():
+        if complete:
+            fill(folder, images, file_format=file_format).finish(LABELS)
+        else:
+            prepare(folder, settings, file_format)
+            fill(folder, images, [0], file_format)
+        before = contents(folder)
         add(outlived, 255 - images, [0, 1])
     assert contents(folder) == before
     assert prepare(folder, settings, file_format) != complete
@@ -585,4 +585,4 @@ def kill(processes: Sequence[BaseProcess]) -> None:
 
 
 def num_batches(folder: Path) -> int:
-    return sum(1 for _ in folder.glob(".progress/*/rank*.npz"))
+    return sum(1 for _ in folder.glob(".progress/rank*/[!.]*.npz"))
