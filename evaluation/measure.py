@@ -22,7 +22,7 @@ from runtime.config import plain
 from runtime.device import pick_device, pick_dtype
 from runtime.files import hash_file, move_aside, same_settings, write_json
 from sampling.bulk import Request, draw_into
-from sampling.folder import prepare_folder, remove_samples
+from sampling.folder import SampleFolder, remove_samples
 from sampling.labels import balanced_labels
 from sampling.pictures import save_grid
 from sampling.settings import sample_settings
@@ -84,16 +84,15 @@ class Measurement:
             folder: of the images; one of other settings is moved aside.
             origin: what is recorded of the model, and compared with what the folder has.
         """
-        missing = False
+        missing, size = False, model.config.img_size
+        images = SampleFolder(folder, (len(request.labels), size, size, 3), "npz")
         if distributed.is_main():
             options = plain(request.drawing) | {"seed": request.seed, "format": "npz"} | dict(origin or {})
-            settings = sample_settings(options, model, request.labels, {})
-            shape = (len(request.labels), model.config.img_size, model.config.img_size, 3)
-            missing = prepare_folder(folder, settings, shape, "npz", {})
+            missing = images.prepare(sample_settings(options, model, request.labels, {}))
         if distributed.from_main(missing):
-            images = draw_into(folder, model, request)
+            draw_into(images, model, request)
             if distributed.is_main():
-                images.finish(request.labels, images.duplicates())
+                images.finish(request.labels)
         distributed.barrier()
         return self.measure(folder)
 

@@ -31,9 +31,9 @@ def whole(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f"{start}{os.getpid()}{end}")
     try:
         yield temporary
-        _flush(temporary)
+        flush(temporary)
         temporary.replace(path)
-        _flush(path.parent)
+        flush(path.parent)
     except (OSError, RuntimeError) as error:  # torch.save makes RuntimeErrors of a full disk's
         raise UserError(
             f"could not write {path} ({getattr(error, 'strerror', None) or error}); what was there before is "
@@ -55,6 +55,15 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     write_text(path, json.dumps(content, indent=1) + "\n")
 
 
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The table in a JSON file; None if it is missing or damaged."""
+    try:
+        found = json.loads(path.read_text())
+    except (ValueError, FileNotFoundError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
 def hash_file(path: Path) -> str:
     """SHA-256 in hexadecimal digits."""
     with path.open("rb") as file:
@@ -70,8 +79,9 @@ def move_aside(path: Path) -> None:
 
 
 def free_name(path: Path) -> Path:
-    """``NAME.1.suffix``, or the next number that is free."""
-    return next(p for i in range(1, 10**6) if not (p := path.with_name(f"{path.stem}.{i}{path.suffix}")).exists())
+    """``NAME.1.suffix``, or the next number that is free; ``NAME.1`` of a folder, whose name may hold a dot."""
+    stem, suffix = (path.name, "") if path.is_dir() else (path.stem, path.suffix)
+    return next(p for i in range(1, 10**6) if not (p := path.with_name(f"{stem}.{i}{suffix}")).exists())
 
 
 def same_settings(found: Mapping[str, Any], wanted: Mapping[str, Any], unimportant: Collection[str] = ()) -> bool:
@@ -80,7 +90,7 @@ def same_settings(found: Mapping[str, Any], wanted: Mapping[str, Any], unimporta
     return json.loads(json.dumps(kept[0])) == json.loads(json.dumps(kept[1]))
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
     """Have the system write a file, or a folder's list of names, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -12,6 +11,7 @@ from data.crops import to_uint8
 from models.config import Drawing
 from models.family import Generator, Samples
 from runtime import distributed
+from runtime.errors import UserError
 from sampling.folder import SampleFolder
 
 
@@ -73,40 +73,51 @@ def draw_many(
 
 
 def draw_into(
-    folder: Path, model: Generator, request: Request, change: Callable[[Tensor], Tensor] = lambda pixels: pixels
-) -> SampleFolder:
-    """Draw the images that a prepared folder lacks, on all ranks; all are in it when the last rank returns.
+    folder: SampleFolder, model: Generator, request: Request, change: Callable[[Tensor], Tensor] = lambda pixels: pixels
+) -> int:
+    """Draw the images that a prepared folder lacks, on all ranks; rank 0 then sees all of them and can finish it.
 
     Args:
-        folder: ``prepare_folder`` made it ready, and all ranks know; a lock keeps other programs out.
+        folder: rank 0 prepared it, and all ranks know; a lock keeps other programs out.
         model: draws.
         request: all images of the folder.
         change: what to do to uint8 images (B, 3, H, W) before they are stored.
 
     Returns:
-        The folder, to be finished on rank 0, which has looked at it; the others have not.
+        How many images were drawn, by all ranks.
+
+    Raises:
+        UserError: they could not be stored, or some are gone again.
     """
-    with SampleFolder(folder) as images:
-        # As rank 0 saw it, before anyone adds: another machine may see less, and shares would overlap or leave gaps.
-        images.todo = distributed.from_main(images.todo)
-        mine = images.todo[distributed.rank() :: distributed.num_ranks()].tolist()
-        with tqdm(
-            desc="sampling",
-            total=len(request.labels),
-            initial=images.num_done,
-            unit="image",
-            leave=None,
-            disable=not distributed.is_main(),
-        ) as bar:
+    folder.look()
+    # As rank 0 saw it, before anyone adds: another machine may see less, and shares would overlap or leave gaps.
+    todo = distributed.from_main(folder.todo)
+    mine = todo[distributed.rank() :: distributed.num_ranks()].tolist()
+    with tqdm(
+        desc="sampling",
+        total=len(request.labels),
+        initial=len(request.labels) - len(todo),
+        unit="image",
+        leave=None,
+        disable=not distributed.is_main(),
+    ) as bar:
+        before = folder.num_stored() - bar.n
+
+        def show() -> None:
+            if not bar.disable:  # to count what all ranks have stored takes time
+                bar.update(folder.num_stored() - before - bar.n)
+
+        with folder.writing():
             for indices, out in draw_many(model, request, mine):
-                images.add(indices, change(to_uint8(out.images)), out)
-                bar.update(images.num_done - bar.n)
-            images.wait()
-            bar.update(images.num_done - bar.n)
-    distributed.barrier()  # all have closed their files
+                folder.add(indices, change(to_uint8(out.images)), out)
+                show()
+        show()
+    distributed.barrier()  # all have written their files
     if distributed.is_main():
-        images.look()
-    return images
+        folder.look()
+        if len(folder.todo):
+            raise UserError(f"{folder.path} still lacks {len(folder.todo)} images; run the same command again to go on")
+    return len(todo)
 
 
 def draw_on_all_ranks(model: Generator, request: Request) -> Tensor | None:

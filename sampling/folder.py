@@ -1,253 +1,247 @@
 """A folder that fills with drawn images and can be killed at any moment: no image is lost, missed or drawn twice.
 
-Letters: N images, H, W their sides in pixels. While images are missing, ``.progress/`` holds what each rank, on this or
-another machine, noted of its own: which are done, a hash of each, and whatever is asked for beside the pictures.
+While images are missing, ``.progress/`` has a folder of each process, which holds one npz for each batch it has drawn:
+
+    indices                             (n,) which images
+    hashes                              (n,) uint64 of their pixels
+    codes, entropy, step, probability   (n, L), those that are asked for
+    images                              (n, H, W, 3) uint8; not of PNGs, which are written before the npz is
+
+An npz appears whole and never changes. So processes, also on machines that share the folder over NFS, never write to
+one file, a kill leaves all batches that were finished, and a process that outlives its run finds its folder gone. The
+images that are done are those of any npz. Two may hold the same image: its seed makes it the same in both.
+
+Letters: N images, n of a batch, L locations of all scales, S side of a scale, H, W image sides in pixels.
 """
 
-import json
 import shutil
 import zipfile
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, suppress
+from contextlib import contextmanager, suppress
 from hashlib import blake2b
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-from data.crops import to_bytes
-from models.family import Samples, scale_slices
+from models.family import Samples, join_scales, split_scales
 from runtime import distributed
 from runtime.errors import UserError
-from runtime.files import write_json
-from sampling.names import CODES_NAME, NPZ_NAME, NUMBER, PROGRESS_NAME, SETTINGS_NAME
+from runtime.files import flush, free_name, read_json, same_settings, whole, write_json
+from sampling.names import CODES_NAME, NPZ_NAME, NUMBER, PROGRESS_NAME, SETTINGS_NAME, image_name
 from sampling.options import Format
-from sampling.parts import Column, Contents, Layout, Part, count_records, names_in
-from sampling.pictures import save_png
+from sampling.pictures import read_png, save_png, write_npz
+from sampling.settings import UNIMPORTANT
 
-CHUNK = 256  # images copied at once
-
-
-def image_name(index: int) -> str:
-    return f"{index:06d}.png"
-
-
-def prepare_folder(
-    folder: Path,
-    settings: Mapping[str, Any],
-    shape: Sequence[int],
-    file_format: Format,
-    maps: Mapping[str, int],
-    made: Sequence[str] = (),
-) -> bool:
-    """Make a folder ready for images, on rank 0.
-
-    A run of the same settings goes on, also one that was complete and lost files since; one of others is moved to a
-    folder beside it.
-
-    Args:
-        folder: to write to.
-        settings: everything that decides the images; becomes ``samples.json``.
-        shape: (N, H, W, 3) of all images.
-        file_format: single PNGs, or one npz.
-        maps: which of ``MAPS`` to keep of each image, and how many numbers each has.
-        made: names of the files that are made of all images when the folder is finished.
-
-    Returns:
-        Whether anything is missing.
-
-    Raises:
-        UserError: the folder holds images that are not ours, there is too little space, or what was begun cannot go on.
-    """
-    settings = json.loads(json.dumps(settings))
-    earlier = (folder / SETTINGS_NAME).exists() or (folder / PROGRESS_NAME).exists()
-    goes_on = earlier and _same_settings(folder / SETTINGS_NAME, settings)
-    if goes_on and (folder / PROGRESS_NAME).exists():
-        Layout.read(folder / PROGRESS_NAME)  # an error is one now, before a model is made ready
-        return True
-    if goes_on and _is_whole(folder, shape[0], file_format, made):
-        shutil.rmtree(folder / FINISHED_NAME, ignore_errors=True)
-        return False
-    strange = [] if earlier else [path.name for name in ("*.png", *NOT_PNG) for path in folder.glob(name)]
-    if strange:
-        raise UserError(f"{folder} holds {strange[0]}, which no run of ours is known by; name another --output_dir")
-    folder.mkdir(parents=True, exist_ok=True)
-    TemporaryFile(dir=folder).close()  # a folder that cannot be written to is an error now, not after the drawing
-    if file_format == "npz":
-        _check_space(folder, shape)
-    if earlier and not goes_on:
-        _move_aside(folder)
-    _make_progress(folder, shape, file_format, maps)
-    if goes_on and file_format == "png" and not maps:
-        _note_present(folder, shape[:3])
-    write_json(folder / SETTINGS_NAME, settings)
-    (folder / NEW_NAME).rename(folder / PROGRESS_NAME)  # last: a folder with progress has all else
-    return True
-
-
-def _is_whole(folder: Path, count: int, file_format: Format, made: Sequence[str]) -> bool:
-    """Whether a folder that was complete still is."""
-    names = {*([NPZ_NAME] if file_format == "npz" else map(image_name, range(count))), *made}
-    if not names <= {path.name for path in folder.iterdir()}:
-        return False
-    return all(zipfile.is_zipfile(folder / name) for name in names if name.endswith(".npz"))  # not if cut short
-
-
-def _check_space(folder: Path, shape: Sequence[int]) -> None:
-    needed, free = 2 * int(np.prod(shape)), shutil.disk_usage(folder).free
-    if needed > free:
-        raise UserError(
-            f"{shape[0]} images take {needed / 1e9:.3g} GB while {NPZ_NAME} is written, but {free / 1e9:.3g} GB "
-            f"are free under {folder}; free space or name another --output_dir"
-        )
-
-
-def _make_progress(folder: Path, shape: Sequence[int], file_format: Format, maps: Mapping[str, int]) -> None:
-    row = [(name, MAPS[name], (length,)) for name, length in maps.items()]
-    if file_format == "npz":
-        row.append(("images", np.uint8, tuple(shape[1:])))
-    for name in (NEW_NAME, FINISHED_NAME):
-        shutil.rmtree(folder / name, ignore_errors=True)
-    (folder / NEW_NAME).mkdir()
-    Layout(shape[0], np.dtype(row)).write(folder / NEW_NAME)
-
-
-def _note_present(folder: Path, shape: Sequence[int]) -> None:
-    """Of a folder of (N, H, W) images that was complete: what is still there, and whole, need not be drawn again."""
-    with closing(Part(folder / NEW_NAME, "present")) as part:
-        for index in range(shape[0]):
-            with suppress(OSError):  # missing, or cut short
-                pixels = read_images(folder, [index])[0].permute(1, 2, 0).contiguous().numpy()
-                if pixels.shape[:2] == tuple(shape[1:]):
-                    part.add(index, _hash(pixels), {})
-
-
-def _hash(pixels: np.ndarray) -> int:
-    return int.from_bytes(blake2b(pixels, digest_size=8).digest(), "little")
+MAPS = ("codes", "entropy", "step", "probability")
+WRITERS = 4  # threads, and batches that may wait for them
+CHUNK = 2**28  # bytes of images that are joined at once
+UNUSED_NAME = ".progress.unused"  # progress that is being prepared, or removed
+BATCH_NAMES = "[0-9a-f]*.npz"  # not those of files that are still being written
+EARLIER_NAMES = ("layout.json", "done.npy")  # in the progress of earlier versions
+MADE_OF_ALL = ("maps.npz", "grid.png", "entropy_by_step.png", "animation.gif", CODES_NAME, NPZ_NAME)
+# Moved aside in this order: progress never stays with the settings of others.
+OUR_FILES = (PROGRESS_NAME, f"{NUMBER}.png", f"maps_{NUMBER}.png", *MADE_OF_ALL, UNUSED_NAME, SETTINGS_NAME)
 
 
 class SampleFolder:
-    """Images going into a prepared folder; several ranks may write to one. Use as a context, which waits for files.
+    """Images going into a folder. Rank 0 prepares it, all ranks add images, rank 0 finishes it.
+
+    Args:
+        path: of the folder.
+        shape: (N, H, W, 3) of all images.
+        file_format: single PNGs, or one npz.
+        maps: which of ``MAPS`` to keep of each image.
 
     Attributes:
-        todo: (n,) indices of the images that were missing when it was opened.
-        done: (N,) bool, whether the image was there at the last ``look``.
-        images: (N, H, W, 3) uint8 of an npz, as of then, or None.
-        maps: (N, length) of each that is kept, as of then.
+        todo: (n,) indices of the images that were missing at the last ``look``.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.progress = folder, folder / PROGRESS_NAME
-        self.look()
-        self.todo = np.flatnonzero(~self.done)
+    def __init__(self, path: Path, shape: Sequence[int], file_format: Format, maps: Collection[str] = ()) -> None:
+        self.path, self.progress = path, path / PROGRESS_NAME
+        self.shape, self.format, self.maps = tuple(shape), file_format, maps
+
+    def prepare(self, settings: Mapping[str, Any], made: Sequence[str] = ()) -> bool:
+        """Make it ready for images.
+
+        A run of the same settings goes on, also one that was complete and lost files since; one of others is moved to
+        a folder beside it.
+
+        Args:
+            settings: everything that decides the images; becomes ``samples.json``.
+            made: names of the files that are made of all images when the folder is finished.
+
+        Returns:
+            Whether anything is missing.
+
+        Raises:
+            UserError: it holds images that are not ours, there is too little space, or what was begun cannot go on.
+        """
+        begun, recorded = self.progress.exists(), read_json(self.path / SETTINGS_NAME)
+        same = recorded is not None and same_settings(recorded, settings, UNIMPORTANT)
+        if same and begun:
+            self.look()  # what cannot go on is an error now, before a model is made ready
+            return True
+        unused = self.path / UNUSED_NAME
+        shutil.rmtree(unused, ignore_errors=True)
+        if same and self._is_whole(made):
+            return False
+        known = begun or (self.path / SETTINGS_NAME).exists()
+        strange = [] if known else [path for name in ("*.png", "*.npz", "*.gif") for path in self.path.glob(name)]
+        if strange:
+            raise UserError(
+                f"{self.path} holds {strange[0].name}, which no run of ours is known by; name another --output_dir"
+            )
+        self.path.mkdir(parents=True, exist_ok=True)
+        TemporaryFile(dir=self.path).close()  # a folder that cannot be written to is an error now, not after drawing
+        self._check_space()
+        if known and not same:
+            self._move_aside()
+        (unused / "present").mkdir(parents=True)
+        if same and self.format == "png" and not self.maps:
+            self._note_present(unused / "present")
+        write_json(self.path / SETTINGS_NAME, settings)
+        unused.rename(self.progress)  # last: a folder with progress has all else
+        return True
+
+    def _is_whole(self, made: Sequence[str]) -> bool:
+        """Whether a folder that was complete still is."""
+        names = {*([NPZ_NAME] if self.format == "npz" else map(image_name, range(self.shape[0]))), *made}
+        cut_short = (name for name in names if name.endswith(".npz") and not zipfile.is_zipfile(self.path / name))
+        return names <= _names_in(self.path) and not any(cut_short)
+
+    def _check_space(self) -> None:
+        needed, free = 2 * int(np.prod(self.shape)), shutil.disk_usage(self.path).free
+        if self.format == "npz" and needed > free:
+            raise UserError(
+                f"{self.shape[0]} images take {needed / 1e9:.3g} GB while {NPZ_NAME} is written, but {free / 1e9:.3g} "
+                f"GB are free under {self.path}; free space or name another --output_dir"
+            )
+
+    def _move_aside(self) -> None:
+        folder = self.path.absolute()
+        aside = free_name(folder)
+        aside.mkdir()
+        for path in _our_files(folder):
+            path.rename(aside / path.name)
+        print(f"the earlier samples in {folder} are now in {aside}")
+
+    def _note_present(self, to: Path) -> None:
+        """Of a folder that was complete: what is still there, and whole, need not be drawn again."""
+        hashes = {}
+        for index in range(self.shape[0]):
+            with suppress(OSError, SyntaxError, ValueError):  # missing, or damaged
+                image = read_png(self.path / image_name(index))
+                if tuple(image.shape[1:]) == self.shape[1:3]:
+                    hashes[index] = _hash(image)
+        _write_batch(to, list(hashes), list(hashes.values()), {})
 
     def look(self) -> None:
-        """See what all ranks have done so far, of those on other machines what they had closed."""
-        contents = Contents(self.progress)
-        names = contents.layout.row.names or ()
-        self.images = contents.column("images") if "images" in names else None
-        self.maps = {name: contents.column(name) for name in names if name != "images"}
-        self.done, self.hashes = contents.done, contents.hashes
-        if self.images is None:
-            present = names_in(self.folder)
-            self.done &= [image_name(i) in present for i in range(len(self.done))]
-        self.num_seen, self.records_seen = int(np.count_nonzero(self.done)), count_records(self.progress)
+        """See what all ranks, also those on other machines, have done so far.
 
-    def __enter__(self) -> "SampleFolder":
-        self.part = Part(self.progress, f"rank-{distributed.rank()}")
-        self.writers, self.pending = ThreadPoolExecutor(WRITERS), deque[Future[None]]()
-        return self
+        Raises:
+            UserError: a file is damaged, or of an earlier version.
+        """
+        if any((self.progress / name).exists() for name in EARLIER_NAMES):
+            raise UserError(
+                f"{self.progress} was begun by an earlier version, which kept it otherwise; move it away and start anew"
+            )
+        folders = [self.progress / name for name in _names_in(self.progress)]
+        files = [path / name for path in folders if path.is_dir() for name in _names_in(path)]
+        self.files = sorted(path for path in files if path.match(BATCH_NAMES))
+        self.file_of, self.row_of = np.full(self.shape[0], -1), np.zeros(self.shape[0], np.int64)
+        self._hashes = np.zeros(self.shape[0], np.uint64)
+        for number, file in enumerate(self.files):
+            indices, hashes = _read_batch(file, "indices", "hashes")
+            self.file_of[indices], self.row_of[indices], self._hashes[indices] = number, np.arange(len(indices)), hashes
+        done = self.file_of >= 0
+        if self.format == "png":
+            present = _names_in(self.path)
+            done &= [image_name(i) in present for i in range(self.shape[0])]
+        self.todo = np.flatnonzero(~done)
 
-    def __exit__(self, kind: type[BaseException] | None, *details: object) -> None:
-        try:
-            if kind is None:
-                self.wait()
-        finally:
-            self.writers.shutdown(cancel_futures=True)
-            self.part.close()
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Images may be added while this lasts; when it ends, those that were added are in their files."""
+        self.mine, self.pending = self.progress / f"rank{distributed.rank()}-{uuid4().hex}", deque[Future[None]]()
+        self.mine.mkdir()
+        with ThreadPoolExecutor(WRITERS) as self.writers:  # waits for them, whatever stopped the drawing
+            yield
+            for written in self.pending:
+                written.result()
 
     def add(self, indices: Sequence[int], images: Tensor, samples: Samples) -> None:
         """Store uint8 images (n, 3, H, W) and what else is kept; an error of an earlier write is raised here."""
-        self.part.commit()  # once a batch: the disk takes milliseconds
-        kept = {name: torch.cat([s.flatten(1) for s in getattr(samples, name)], dim=1).numpy() for name in self.maps}
-        for place, (index, image) in enumerate(zip(indices, images, strict=True)):
-            while len(self.pending) >= MAX_PENDING or (self.pending and self.pending[0].done()):
-                self.pending.popleft().result()
-            values = {name: rows[place] for name, rows in kept.items()}
-            self.pending.append(self.writers.submit(self._store, index, image, values))
-
-    def wait(self) -> None:
-        """Until all images added are in their files; an error of writing one is raised here."""
-        while self.pending:
+        while len(self.pending) >= WRITERS:
             self.pending.popleft().result()
-            self.part.commit()
+        kept = {name: join_scales(getattr(samples, name)).numpy() for name in self.maps}
+        self.pending.append(self.writers.submit(self._store, list(indices), images, kept))
 
-    def _store(self, index: int, image: Tensor, values: Mapping[str, np.ndarray]) -> None:
-        pixels = image.permute(1, 2, 0).contiguous().numpy()  # (H, W, 3)
-        if self.images is None:
-            temporary = self.progress / f"{self.part.name}-{image_name(index)}"  # of this process alone
-            save_png(image, temporary)
-            temporary.replace(self.folder / image_name(index))
+    def _store(self, indices: list[int], images: Tensor, kept: dict[str, np.ndarray]) -> None:
+        if self.format == "npz":
+            kept["images"] = images.permute(0, 2, 3, 1).contiguous().numpy()
         else:
-            values = {**values, "images": pixels}
-        self.part.add(index, _hash(pixels), values)
+            for index, image in zip(indices, images, strict=True):
+                temporary = self.mine / image_name(index)
+                save_png(image, temporary)
+                flush(temporary)
+                temporary.replace(self.path / image_name(index))
+            flush(self.path)
+        _write_batch(self.mine, indices, [_hash(image) for image in images], kept)
 
-    @property
-    def num_done(self) -> int:
-        """Images done by all ranks by now; of those on other machines, as far as this one can see."""
-        return self.num_seen + count_records(self.progress) - self.records_seen
+    def num_stored(self) -> int:
+        """How many images all ranks have stored by now, as far as this machine can see."""
+        return sum(int(file.stem.rpartition("-")[2]) for file in self.progress.glob(f"*/{BATCH_NAMES}"))
+
+    def read(self, name: str, images: slice = slice(None)) -> np.ndarray:
+        """A map (n, L), or ``images`` (n, H, W, 3) of an npz, of all images or these. None may be missing."""
+        file_of, row_of = self.file_of[images], self.row_of[images]
+        found = np.empty(0)
+        for number in np.unique(file_of):
+            (rows,) = _read_batch(self.files[number], name)
+            if not len(found):
+                found = np.empty((len(file_of), *rows.shape[1:]), rows.dtype)
+            found[file_of == number] = rows[row_of[file_of == number]]
+        return found
 
     def first_images(self, count: int) -> Tensor:
         """The first so many of the images, (n, 3, H, W) uint8, read back."""
-        if self.images is not None:
-            return torch.from_numpy(self.images[:count]).permute(0, 3, 1, 2)
-        return read_images(self.folder, range(min(count, len(self.done))))
+        if self.format == "npz":
+            return torch.from_numpy(self.read("images", slice(count))).permute(0, 3, 1, 2)
+        return torch.stack([read_png(self.path / image_name(i)) for i in range(min(count, self.shape[0]))])
 
-    def samples(self, scale_sizes: Sequence[int], images: Tensor) -> Samples:
-        """All maps as ``sample`` gives them, if all are kept; with these images (n, 3, H, W), the first ones."""
-        slices = list(zip(scale_sizes, scale_slices(scale_sizes), strict=True))
-        whole = {name: torch.from_numpy(self.maps[name][:]) for name in MAPS}
-        by_scale = {name: [rows[:, s].unflatten(1, (side, side)) for side, s in slices] for name, rows in whole.items()}
-        by_scale |= {name: [scale.long() for scale in by_scale[name]] for name in ("codes", "step")}
-        return Samples(images=images, **by_scale)
+    def read_map(self, name: str, scale_sizes: Sequence[int]) -> list[Tensor]:
+        """A map of all images, (N, S, S) of each scale."""
+        return split_scales(torch.from_numpy(self.read(name)), scale_sizes)
 
-    def save_codes(self, scale_sizes: Sequence[int], labels: Sequence[int]) -> None:
-        """Write ``codes.npz``: labels, and codes_S of each scale."""
-        slices, rows = zip(scale_sizes, scale_slices(scale_sizes), strict=True), self.maps["codes"][:]
-        codes = {f"codes_{side}": rows[:, s].reshape(-1, side, side).astype(np.int64) for side, s in slices}
-        np.savez(self.folder / CODES_NAME, labels=np.array(labels), **codes)
+    def finish(self, labels: Sequence[int]) -> list[list[int]]:
+        """Join the images of an npz, and remove what going on would need. No image may be missing.
 
-    def duplicates(self) -> list[list[int]]:
-        """Groups of images that are the same to the last bit."""
-        _, inverse, counts = np.unique(self.hashes, return_inverse=True, return_counts=True)
-        return [np.flatnonzero(inverse == group).tolist() for group in np.flatnonzero(counts > 1)]
-
-    def finish(self, labels: Sequence[int], duplicates: list[list[int]]) -> None:
-        """Write the npz if asked for, note duplicates, and remove what going on would need. ``look`` before it.
-
-        Raises:
-            UserError: images are missing.
+        Returns:
+            Groups of images that are the same to the last bit; they are also in ``samples.json``.
         """
-        missing = np.count_nonzero(~self.done)
-        if missing:
-            raise UserError(f"{self.folder} still lacks {missing} images; run the same command again to go on")
-        if self.images is not None:
-            write_npz(self.folder / NPZ_NAME, self.images, labels)
-        settings = json.loads((self.folder / SETTINGS_NAME).read_text())
-        write_json(self.folder / SETTINGS_NAME, settings | {"duplicates": duplicates})
-        self.progress.rename(self.folder / FINISHED_NAME)  # all at once: half of it would look damaged
-        shutil.rmtree(self.folder / FINISHED_NAME)
+        assert not len(self.todo)
+        if self.format == "npz":
+            step = max(1, CHUNK // int(np.prod(self.shape[1:])))
+            chunks = (self.read("images", slice(first, first + step)) for first in range(0, self.shape[0], step))
+            write_npz(self.path / NPZ_NAME, self.shape, chunks, labels)
+        _, inverse, counts = np.unique(self._hashes, return_inverse=True, return_counts=True)
+        duplicates = [np.flatnonzero(inverse == group).tolist() for group in np.flatnonzero(counts > 1)]
+        write_json(self.path / SETTINGS_NAME, read_json(self.path / SETTINGS_NAME) | {"duplicates": duplicates})
+        self.progress.rename(self.path / UNUSED_NAME)  # all at once: half of it would look damaged
+        shutil.rmtree(self.path / UNUSED_NAME)
+        return duplicates
 
 
 def remove_samples(folder: Path) -> None:
     """Remove what drawing wrote into a folder, and the folder if nothing of anyone else's is left in it."""
-    for path in [path for name in OUR_FILES for path in folder.glob(name)]:
+    for path in _our_files(folder):
         if path.is_dir():
             shutil.rmtree(path)
         else:
@@ -256,72 +250,32 @@ def remove_samples(folder: Path) -> None:
         folder.rmdir()
 
 
-def write_npz(path: Path, images: np.ndarray | Column, labels: Sequence[int]) -> None:
-    """Write images (N, H, W, 3) as ``arr_0`` and labels as ``arr_1``, as ADM's tools do, a chunk at a time."""
-    temporary = path.with_name(path.name + ".tmp")
-    with zipfile.ZipFile(temporary, "w") as archive:
-        with archive.open("arr_0.npy", "w", force_zip64=True) as file:
-            header = {"descr": images.dtype.str, "fortran_order": False, "shape": images.shape}
-            np.lib.format.write_array_header_1_0(file, header)
-            for first in range(0, len(images), CHUNK):
-                file.write(np.ascontiguousarray(images[first : first + CHUNK]).data)
-        with archive.open("arr_1.npy", "w") as file:
-            np.lib.format.write_array(file, np.asarray(labels, dtype=np.int64))
-    temporary.replace(path)
+def _our_files(folder: Path) -> list[Path]:
+    return [path for pattern in OUR_FILES for path in folder.glob(pattern)]
 
 
-def read_images(folder: Path, indices: Sequence[int]) -> Tensor:
-    """(n, 3, H, W) uint8 of the PNGs of these indices."""
-
-    def read(index: int) -> Tensor:
-        with Image.open(folder / image_name(index)) as image:
-            return to_bytes(image)
-
-    return torch.stack([read(index) for index in indices])
+def _write_batch(to: Path, indices: list[int], hashes: list[int], kept: Mapping[str, np.ndarray]) -> None:
+    """Write a file whose name no other has, and ends with how many images are in it."""
+    with whole(to / f"{uuid4().hex}-{len(indices)}.npz") as path:
+        np.savez(path, indices=np.array(indices, np.int64), hashes=np.array(hashes, np.uint64), **kept)
 
 
-def _same_settings(path: Path, settings: Mapping[str, Any]) -> bool:
+def _read_batch(file: Path, *names: str) -> list[np.ndarray]:
     try:
-        found = json.loads(path.read_text())
-    except (ValueError, FileNotFoundError):
-        return False
-    if not isinstance(found, dict):
-        return False
-    important = [{key: v for key, v in values.items() if key not in UNIMPORTANT} for values in (found, settings)]
-    return important[0] == important[1]
+        with np.load(file) as batch:
+            return [batch[name] for name in names]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"{file} is damaged ({error}); remove it, and run the same command again to go on") from error
 
 
-def _move_aside(folder: Path) -> None:
-    folder = folder.absolute()
-    aside = next(p for i in range(1, 10**6) if not (p := folder.with_name(f"{folder.name}.{i}")).exists())
-    aside.mkdir()
-    for pattern in OUR_FILES:
-        for path in folder.glob(pattern):
-            path.rename(aside / path.name)
-    print(f"the earlier samples in {folder} are now in {aside}")
+def _names_in(folder: Path) -> set[str]:
+    """Names of all files of a folder, also of those that other machines just made.
+
+    An NFS client may show a folder as it was up to a minute ago, unless it has changed it itself.
+    """
+    TemporaryFile(dir=folder).close()
+    return {path.name for path in folder.iterdir()}
 
 
-NEW_NAME, FINISHED_NAME = ".progress.new", ".progress.finished"  # not yet complete; about to be removed
-OUR_FILES = (  # moved aside in this order: progress never stays with the settings of others
-    PROGRESS_NAME,
-    f"{NUMBER}.png",
-    f"maps_{NUMBER}.png",
-    "maps.npz",
-    "grid.png",
-    "entropy_by_step.png",
-    "animation.gif",
-    CODES_NAME,
-    NPZ_NAME,
-    NEW_NAME,
-    FINISHED_NAME,
-    SETTINGS_NAME,
-)
-
-
-NOT_PNG = tuple(name for name in OUR_FILES if name.endswith((".npz", ".gif")))
-MAPS = {"codes": np.int32, "entropy": np.float32, "step": np.int32, "probability": np.float32}
-
-
-# Settings that change no image but by rounding; of files that were read, the hashes count.
-UNIMPORTANT = ("batch_size", "compile", "output_dir", "duplicates", "checkpoint", "edit", "mask", "label_file")
-WRITERS, MAX_PENDING = 4, 256  # threads, and images that may wait for them
+def _hash(image: Tensor) -> int:
+    return int.from_bytes(blake2b(image.contiguous().numpy(), digest_size=8).digest(), "little")

@@ -8,17 +8,19 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from models.family import Generator
+from models.family import Generator, Samples
 from models.loading.checkpoint import find_checkpoint, load_checkpoint, random_model
 from models.sampling import checked_drawing
 from runtime import distributed
 from runtime.device import describe_size, pick_device, pick_dtype
+from runtime.files import whole
 from runtime.lock import lock_folder
 from sampling.bulk import Request, draw_into, draw_many
 from sampling.editing import Edit, load_edit
-from sampling.folder import MAPS, SampleFolder, prepare_folder
+from sampling.folder import MAPS, SampleFolder
 from sampling.labels import balanced_labels, parse_labels, read_labels, shown_labels
 from sampling.maps import MAX_ANIMATED, save_animation, save_entropy_by_step, save_maps
 from sampling.names import CODES_NAME
@@ -45,8 +47,10 @@ def draw_samples(args: SampleArgs, settings: dict[str, Any]) -> None:
     edit = None if args.edit is None else load_edit(args.edit, args.mask, model)
     constraint = None if edit is None else edit.constraint
     request = Request(labels, drawing, args.seed, args.batch_size, args.compile, constraint)
-    folder = distributed.from_main(Path(args.output_dir or Path("samples") / datetime.now().strftime("%Y%m%d-%H%M%S")))
-    with lock_folder(folder):
+    path = distributed.from_main(Path(args.output_dir or Path("samples") / datetime.now().strftime("%Y%m%d-%H%M%S")))
+    side, maps = model.config.img_size, MAPS if args.maps or args.animation else ("codes",) if args.save_codes else ()
+    folder = SampleFolder(path, (len(labels), side, side, 3), args.format, maps)
+    with lock_folder(path):
         if _prepare(folder, model, request, args):
             _say(
                 f"{describe_size(model)}; {len(labels)} images of {model.config.img_size} px in "
@@ -56,20 +60,22 @@ def draw_samples(args: SampleArgs, settings: dict[str, Any]) -> None:
     distributed.tear_down()
 
 
-def draw_and_finish(folder: Path, model: Generator, request: Request, args: SampleArgs, edit: Edit | None) -> None:
+def draw_and_finish(
+    folder: SampleFolder, model: Generator, request: Request, args: SampleArgs, edit: Edit | None
+) -> None:
     """Draw the images that a prepared folder lacks, on all ranks, and finish it."""
     if request.compiled:
         start = time.perf_counter()
         next(draw_many(model, request, [0]))
         _say(f"compiled in {time.perf_counter() - start:.0f} s")
     start = time.perf_counter()
-    images = draw_into(folder, model, request) if edit is None else draw_into(folder, model, request, edit.paste_back)
+    count = draw_into(folder, model, request) if edit is None else draw_into(folder, model, request, edit.paste_back)
     seconds = time.perf_counter() - start
     if distributed.is_main():
-        _finish(images, model, request.labels, args, edit)
-        rate = f"{seconds / len(images.todo):.2f} s an image; " if len(images.todo) else ""
+        _finish(folder, model, request.labels, args, edit)
+        rate = f"{seconds / count:.2f} s an image; " if count else ""
         place = "samples.npz" if args.format == "npz" else "grid.png"
-        print(f"{rate}{folder}/{place}")
+        print(f"{rate}{folder.path}/{place}")
 
 
 def _load_model(args: SampleArgs) -> Generator:
@@ -92,22 +98,13 @@ def _choose_labels(model: Generator, args: SampleArgs) -> list[int]:
     return labels if args.num_samples is None else [labels[i % len(labels)] for i in range(args.num_samples)]
 
 
-def _prepare(folder: Path, model: Generator, request: Request, args: SampleArgs) -> bool:
+def _prepare(folder: SampleFolder, model: Generator, request: Request, args: SampleArgs) -> bool:
     """Make the folder ready to write to; whether anything is to be drawn, the same on every rank."""
     missing = False
     if distributed.is_main():
-        side, length = model.config.img_size, model.num_locations
-        maps = MAPS if args.maps or args.animation else ("codes",) if args.save_codes else ()
-        missing = prepare_folder(
-            folder,
-            _settings(model, request, args),
-            (len(request.labels), side, side, 3),
-            args.format,
-            dict.fromkeys(maps, length),
-            _names_made(args),
-        )
+        missing = folder.prepare(_settings(model, request, args), _names_made(args))
         if not missing:
-            print(f"{folder} holds these samples already; name another --output_dir, or change a setting")
+            print(f"{folder.path} holds these samples already; name another --output_dir, or change a setting")
     return distributed.from_main(missing)
 
 
@@ -122,28 +119,30 @@ def _names_made(args: SampleArgs) -> list[str]:
     return ["grid.png", *(name for name, wanted in asked.items() if wanted)]
 
 
-def _finish(images: SampleFolder, model: Generator, labels: Sequence[int], args: SampleArgs, edit: Edit | None) -> None:
+def _finish(folder: SampleFolder, model: Generator, labels: Sequence[int], args: SampleArgs, edit: Edit | None) -> None:
     """Write what is made of all images, and report doubles; the grid of an edit begins with what was edited."""
-    shown = images.first_images(MAX_IN_GRID)
+    shown = folder.first_images(MAX_IN_GRID)
     columns = _columns(labels[: len(shown)])
     if edit is not None:
         shown = torch.cat([edit.pictures(), shown])
         columns = math.ceil(math.sqrt(len(shown)))
-    save_grid(shown, images.folder / "grid.png", columns)
+    save_grid(shown, folder.path / "grid.png", columns)
+    maps = {name: folder.read_map(name, model.scale_sizes) for name in folder.maps}
     if args.save_codes:
-        images.save_codes(model.scale_sizes, labels)
+        codes = {f"codes_{scale.shape[-1]}": scale.numpy() for scale in maps["codes"]}
+        with whole(folder.path / CODES_NAME) as path:
+            np.savez(path, labels=np.array(labels), **codes)
     if args.maps or args.animation:
-        samples = images.samples(model.scale_sizes, (images.first_images(MAX_ANIMATED) + 0.5) / 127.5 - 1)
+        samples = Samples((folder.first_images(MAX_ANIMATED) + 0.5) / 127.5 - 1, **maps)
         if args.maps:
-            save_maps(samples, model, images.folder)
-            save_entropy_by_step(samples, images.folder / "entropy_by_step.png")
+            save_maps(samples, model, folder.path)
+            save_entropy_by_step(samples, folder.path / "entropy_by_step.png")
         if args.animation:
-            save_animation(samples, model, images.folder / "animation.gif")
-    duplicates = images.duplicates()
+            save_animation(samples, model, folder.path / "animation.gif")
+    duplicates = folder.finish(labels)
     if duplicates and args.edit is None:
         first = ", ".join(map(str, duplicates[0][:5]))
         print(f"warning: {sum(map(len, duplicates))} images have a double, as {first} (all in samples.json)")
-    images.finish(labels, duplicates)
 
 
 def _columns(labels: Sequence[int]) -> int:

@@ -1,10 +1,16 @@
 """Images as files hold them."""
 
+import zipfile
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 from torch import Tensor
 from torchvision.utils import make_grid
+
+from data.crops import to_bytes
+from runtime.files import whole
 
 MIN_GRID_SIDE = 64  # pixels; each image of a grid has at least as many, or nearly
 
@@ -14,8 +20,25 @@ def save_png(image: Tensor, path: Path) -> None:
     Image.fromarray(image.permute(1, 2, 0).cpu().numpy()).save(path)
 
 
+def read_png(path: Path) -> Tensor:
+    """One image (3, H, W), uint8."""
+    with Image.open(path) as image:
+        return to_bytes(image)
+
+
 def save_grid(images: Tensor, path: Path, columns: int) -> None:
     """Write uint8 images (B, 3, H, W) as one picture, row by row; small ones enlarged by a whole factor."""
     factor = max(1, MIN_GRID_SIDE // images.shape[-1])
     images = images.repeat_interleave(factor, dim=-2).repeat_interleave(factor, dim=-1)
     save_png(make_grid(images, nrow=columns, padding=2), path)
+
+
+def write_npz(path: Path, shape: Sequence[int], chunks: Iterable[np.ndarray], labels: Sequence[int]) -> None:
+    """Write uint8 images (N, H, W, 3), some at a time, as ``arr_0`` and labels as ``arr_1``, as ADM's tools do."""
+    with whole(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+        with archive.open("arr_0.npy", "w", force_zip64=True) as file:
+            np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": tuple(shape)})
+            for chunk in chunks:
+                file.write(np.ascontiguousarray(chunk).data)
+        with archive.open("arr_1.npy", "w") as file:
+            np.lib.format.write_array(file, np.asarray(labels, dtype=np.int64))

@@ -7,8 +7,11 @@ from typing import Any
 
 from models.family import Generator
 from runtime.files import hash_file
-from sampling.folder import image_name
 from sampling.labels import class_names
+from sampling.names import image_name
+
+# Settings that change no image but by rounding; of files that were read, the hashes count.
+UNIMPORTANT = ("batch_size", "compile", "output_dir", "duplicates", "checkpoint", "edit", "mask", "label_file")
 
 
 def sample_settings(

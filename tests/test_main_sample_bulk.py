@@ -4,16 +4,12 @@ A process that is to be killed gets stuck while it writes: at a known image, its
 """
 
 import json
-import os
 import shutil
-import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
 from pathlib import Path
-from textwrap import dedent
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,48 +20,25 @@ import main_sample
 from data.images import imagenet_names
 from models.checkerboard.model import Checkerboard
 from models.family import Samples
-from runtime.command import INTERRUPTED
+from runtime.command import INTERRUPTED, run
 from runtime.errors import UserError
-from sampling import bulk
+from sampling import bulk, job
 from sampling import maps as visualize
 from sampling.bulk import Request, draw_many
 from sampling.folder import SampleFolder
 from sampling.labels import parse_labels, read_labels
-from sampling.parts import Contents, count_records
+from sampling.names import image_name
 from tests.command_factory import PATIENCE, ROOT, call
 from tests.factory import tiny_model
 from tests.pictures import picture
 from tests.test_main_sample import TINY, contents, draw, drawn_labels, pngs, read_png, read_settings, refusal
+from tests.training_factory import exit_codes, start_ranks
 
-COUNT, STUCK_AT = 23, 12  # images, and the first that a stuck process does not finish
-MANY = ("--num_samples", str(COUNT))
+COUNT, STUCK_AT = 23, 8  # images, and the first that a stuck process does not finish
+MANY = ("--num_samples", str(COUNT), "--save_codes")
 IN_ORDER = range(COUNT)
+NAMES = [f"{i:06d}.png" for i in IN_ORDER]
 IN_TURN = [i % 10 for i in IN_ORDER]
-STUCK = f"""
-    import os
-    import time
-    from pathlib import Path
-
-    import main_sample
-    from engine.command import run
-    from engine.sample_folder import SampleFolder, image_name
-
-    store = SampleFolder._store
-
-    def stuck(self, index, *args):
-        if index >= {STUCK_AT}:
-            (self.progress / (self.part.name + "-" + image_name(index))).write_bytes(b"half a picture")
-            time.sleep({PATIENCE})
-        store(self, index, *args)
-
-    SampleFolder._store = stuck
-    Path(__file__).with_name("pid-" + os.environ.get("RANK", "0")).write_text(str(os.getpid()))
-    run(main_sample.main)
-"""
-
-
-def torchrun(ranks: int) -> list[str]:
-    return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
 
 
 @pytest.fixture(scope="module")
@@ -76,55 +49,49 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@contextmanager
-def process(*argv: str, launcher: Sequence[str] = (sys.executable,)) -> Iterator[subprocess.Popen[str]]:
-    """A command in a process of its own, which has ended afterwards."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    words = [*launcher, *argv]
-    with subprocess.Popen(words, cwd=ROOT, env=environment, text=True, stderr=subprocess.PIPE) as started:
-        try:
-            yield started
-        finally:
-            started.kill()
+def command(folder: Path, *flags: str) -> list[str]:
+    return ["--checkpoint", str(ROOT / TINY), "--output_dir", str(folder), *MANY, *flags]
 
 
-def kill_half_way(folder: Path, script: Path, *flags: str, launcher: Sequence[str] = (sys.executable,)) -> None:
+def draw_on_rank(argv: Sequence[str], gets_stuck: bool) -> None:
+    """``python main_sample.py ARGV``, for ``start_ranks``; it may get stuck while it writes."""
+    store = SampleFolder._store
+
+    def stuck(self: SampleFolder, indices: list[int], *args: Any) -> None:
+        if max(indices) >= STUCK_AT:
+            (self.mine / image_name(indices[0])).write_bytes(b"half a picture")
+            time.sleep(PATIENCE)
+        store(self, indices, *args)
+
+    if gets_stuck:
+        SampleFolder._store = stuck
+    sys.argv = ["main_sample.py", *argv]
+    run(main_sample.main)
+
+
+def kill_half_way(folder: Path, ranks: int, *flags: str) -> None:
     """Draw into ``folder`` until the images before the stuck ones are done, then kill the last rank without warning."""
-    script.parent.mkdir()
-    script.write_text(dedent(STUCK))
-    argv = (str(script), "--checkpoint", str(ROOT / TINY), "--output_dir", str(folder), *MANY, *flags)
-    with process(*argv, launcher=launcher) as started:
-        try:
-            deadline = time.monotonic() + PATIENCE
-            while done(folder) < STUCK_AT:
-                assert started.poll() is None, started.stderr.read()
-                assert time.monotonic() < deadline
-                time.sleep(0.02)
-            os.kill(pids(script)[-1], signal.SIGKILL)
-            started.communicate(timeout=PATIENCE)
-        finally:
-            for pid in pids(script):
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-    assert started.returncode != 0
-    assert Contents(folder / ".progress").done.tolist() == [True] * STUCK_AT + [False] * (COUNT - STUCK_AT)
-    assert list((folder / ".progress").glob("*.png"))
-
-
-def pids(script: Path) -> list[int]:
-    return [int(path.read_text()) for path in sorted(script.parent.glob("pid-*"))]
+    started = start_ranks(folder.parent, ranks, draw_on_rank, command(folder, *flags), True)
+    deadline = time.monotonic() + PATIENCE
+    while done(folder) < STUCK_AT or not list(folder.glob(".progress/*/*.png")):
+        assert all(process.is_alive() for process in started), (folder.parent / "rank0.txt").read_text()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    for process in reversed(started):
+        process.kill()
+        process.join()
+    assert done(folder) == STUCK_AT
 
 
 def done(folder: Path) -> int:
     """Images done so far."""
-    return count_records(folder / ".progress")
+    return sum(int(path.stem.rpartition("-")[2]) for path in folder.glob(".progress/rank*/[!.]*.npz"))
 
 
-def assert_same_pngs(folder: Path, other: Path) -> None:
-    assert [path.name for path in sorted(folder.glob("[0-9]*.png"))] == [f"{i:06d}.png" for i in IN_ORDER]
-    assert pngs(folder) == pngs(other)
-    assert (folder / "grid.png").read_bytes() == (other / "grid.png").read_bytes()
-    assert not list(folder.glob(".*"))
+def assert_same_samples(folder: Path, other: Path) -> None:
+    found, expected = contents(folder), contents(other)
+    assert found.keys() == expected.keys() == {*NAMES, "codes.npz", "grid.png", "samples.json"}
+    assert all(found[name] == expected[name] for name in found if name != "samples.json")
 
 
 @pytest.fixture
@@ -143,90 +110,66 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 # Runs that were killed
 
 
+@pytest.mark.processes
 def test_a_killed_run_goes_on_with_another_batch_size(undisturbed: Path, drawn: list[int], tmp_path: Path) -> None:
     folder = tmp_path / "new"
-    kill_half_way(folder, tmp_path / "script/stuck.py", "--batch_size", "5")
+    kill_half_way(folder, 1, "--batch_size", "4")
     draw(folder, *MANY, "--batch_size", "3")
     assert drawn == list(range(STUCK_AT, COUNT))
-    assert_same_pngs(folder, undisturbed)
+    assert_same_samples(folder, undisturbed)
     assert drawn_labels(folder) == IN_TURN
 
 
-def test_an_interrupted_npz_run_goes_on(
-    undisturbed: Path, drawn: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = tmp_path / "new"
-    flags = ("--checkpoint", str(ROOT / TINY), "--output_dir", str(folder), *MANY, "--format", "npz")
+def interrupt(folder: Path, *flags: str) -> None:
+    """Draw into ``folder`` until Ctrl-C comes, half-way."""
 
     def interrupted(model: Checkerboard, request: Request, mine: list[int]) -> Iterator[tuple[list[int], Samples]]:
         yield from draw_many(model, request, mine[:STUCK_AT])
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bulk, "draw_many", interrupted)
-        outcome = call(main_sample.main, *flags, "--batch_size", "5")
+        outcome = call(main_sample.main, *command(folder, *flags))
     assert outcome.code == INTERRUPTED
     assert outcome.err.endswith("interrupted\n")
+    assert done(folder) == STUCK_AT  # all that was drawn
+
+
+def test_an_interrupted_npz_run_goes_on(undisturbed: Path, drawn: list[int], tmp_path: Path) -> None:
+    folder = tmp_path / "new"
+    interrupt(folder, "--format", "npz", "--batch_size", "5")
     assert not (folder / "samples.npz").exists()
-    assert 0 < done(folder) <= STUCK_AT
     draw(folder, *MANY, "--batch_size", "3", "--format", "npz")
-    assert set(range(STUCK_AT, COUNT)) <= set(drawn) < set(IN_ORDER)
-    assert sorted(contents(folder)) == ["grid.png", "samples.json", "samples.npz"]
+    assert drawn == list(range(STUCK_AT, COUNT))
+    assert sorted(contents(folder)) == ["codes.npz", "grid.png", "samples.json", "samples.npz"]
     assert [image["file"] for image in read_settings(folder)["images"]] == [None] * COUNT
     with np.load(folder / "samples.npz") as arrays:
-        assert np.array_equal(arrays["arr_0"], [read_png(undisturbed / f"{i:06d}.png") for i in IN_ORDER])
+        assert np.array_equal(arrays["arr_0"], [read_png(undisturbed / name) for name in NAMES])
         assert arrays["arr_1"].tolist() == IN_TURN
+    assert (folder / "codes.npz").read_bytes() == (undisturbed / "codes.npz").read_bytes()
 
 
-@pytest.fixture(scope="module")
-def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of two ranks that was killed half-way, to be copied."""
-    place = tmp_path_factory.mktemp("killed")
-    kill_half_way(place / "new", place / "script/stuck.py", "--batch_size", "4", launcher=torchrun(2))
-    return place / "new"
-
-
-def go_on(folder: Path, ranks: int, *flags: str) -> None:
-    argv = ("main_sample.py", "--checkpoint", str(ROOT / TINY), "--output_dir", str(folder), *MANY, *flags)
-    with process(*argv, "--batch_size", "3", launcher=torchrun(ranks)) as started:
-        _, err = started.communicate(timeout=PATIENCE)
-    assert started.returncode == 0, err
-
-
-@pytest.mark.parametrize("ranks", [1, 3])
-def test_two_ranks_killed_and_continued_by_others_draw_as_one_does(
-    ranks: int, killed: Path, undisturbed: Path, tmp_path: Path
-) -> None:
-    owners = [path.name.rpartition("-")[0] for path in sorted((killed / ".progress").glob("*.done"))]
-    assert owners == ["rank-0", "rank-1"]  # each has a file of its own
+@pytest.mark.ranks
+def test_two_ranks_killed_and_continued_by_others_draw_as_one_does(undisturbed: Path, tmp_path: Path) -> None:
     folder = tmp_path / "new"
-    shutil.copytree(killed, folder)
-    go_on(folder, ranks)
-    assert_same_pngs(folder, undisturbed)
-
-
-def test_two_ranks_killed_and_continued_keep_images_and_codes(undisturbed: Path, tmp_path: Path) -> None:
-    folder, flags = tmp_path / "new", ("--format", "npz", "--save_codes")
-    kill_half_way(folder, tmp_path / "script/stuck.py", *flags, "--batch_size", "4", launcher=torchrun(2))
-    go_on(folder, 2, *flags)
-    assert sorted(contents(folder)) == ["codes.npz", "grid.png", "samples.json", "samples.npz"]
-    draw(tmp_path / "whole", *MANY, *flags)
-    for name in ("samples.npz", "codes.npz"):
-        with np.load(folder / name) as found, np.load(tmp_path / "whole" / name) as expected:
-            assert found.files == expected.files
-            for array in found:
-                assert np.array_equal(found[array], expected[array]), array
-    with np.load(folder / "samples.npz") as arrays:
-        assert np.array_equal(arrays["arr_0"], [read_png(undisturbed / f"{i:06d}.png") for i in IN_ORDER])
+    kill_half_way(folder, 2, "--batch_size", "4")
+    owners = [path.name.partition("-")[0] for path in sorted(folder.glob(".progress/rank*"))]
+    assert owners == ["rank0", "rank1"]  # each has a folder of its own
+    shutil.copytree(folder, tmp_path / "other")
+    draw(folder, *MANY)
+    assert_same_samples(folder, undisturbed)
+    others = start_ranks(tmp_path, 3, draw_on_rank, command(tmp_path / "other", "--batch_size", "3"), False)
+    assert exit_codes(others) == [0, 0, 0], (tmp_path / "rank0.txt").read_text()
+    assert_same_samples(tmp_path / "other", undisturbed)
 
 
 @pytest.mark.parametrize("ended_at", [None, 1, 2, 4])
 def test_progress_of_other_settings_is_never_gone_on_with(
-    ended_at: int | None, killed: Path, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ended_at: int | None, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """samples.json is lost, or the program ends while the earlier run is moved aside."""
     folder = tmp_path / "new"
-    shutil.copytree(killed, folder)
+    interrupt(folder)
     settings = read_settings(folder)
     if ended_at is None:
         (folder / "samples.json").unlink()
@@ -241,12 +184,11 @@ def test_progress_of_other_settings_is_never_gone_on_with(
 
         with monkeypatch.context() as patch:
             patch.setattr(Path, "rename", ended)
-            argv = ("--checkpoint", str(ROOT / TINY), "--output_dir", str(folder), *MANY)
-            assert call(main_sample.main, *argv).code == INTERRUPTED
+            assert call(main_sample.main, *command(folder)).code == INTERRUPTED
     for path in folder.glob("*.png"):
         Image.new("RGB", (32, 32)).save(path)  # what may not be taken for one of ours
     draw(folder, *MANY)
-    assert_same_pngs(folder, undisturbed)
+    assert_same_samples(folder, undisturbed)
 
 
 def test_deleted_images_of_an_unfinished_run_are_drawn_again(
@@ -254,7 +196,7 @@ def test_deleted_images_of_an_unfinished_run_are_drawn_again(
 ) -> None:
     folder = tmp_path / "new"
     with monkeypatch.context() as patch:
-        patch.setattr(main_sample, "_finish", None)  # an error as soon as all are drawn
+        patch.setattr(job, "_finish", None)  # an error as soon as all are drawn
         with pytest.raises(TypeError):
             draw(folder, *MANY)
     drawn.clear()
@@ -262,7 +204,7 @@ def test_deleted_images_of_an_unfinished_run_are_drawn_again(
         (folder / f"{i:06d}.png").unlink()
     draw(folder, *MANY)
     assert drawn == [4, 20]
-    assert_same_pngs(folder, undisturbed)
+    assert_same_samples(folder, undisturbed)
 
 
 def test_a_folder_that_another_process_draws_into_is_left_alone(tmp_path: Path) -> None:
@@ -282,10 +224,11 @@ def test_a_folder_that_another_process_draws_into_is_left_alone(tmp_path: Path) 
 def test_a_folder_stays_locked_until_all_files_are_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, held = tmp_path / "new", []
 
-    def finish(images: SampleFolder, *args: object) -> None:
+    def finish(images: SampleFolder, labels: Sequence[int]) -> list[list[int]]:
         with pytest.raises(Timeout):
             FileLock(folder / ".lock", timeout=0).acquire()
-        held.append(images.num_done)
+        held.append(images.num_stored())
+        return []
 
     monkeypatch.setattr(SampleFolder, "finish", finish)
     draw(folder, "--num_samples", "2")
@@ -384,8 +327,8 @@ def test_a_name_with_commas_is_one_line_of_a_label_file(tmp_path: Path) -> None:
 
 def test_a_list_of_labels_gives_the_images_of_each(undisturbed: Path, tmp_path: Path) -> None:
     (tmp_path / "labels.txt").write_text("\n".join(map(str, IN_TURN)))
-    draw(tmp_path / "new", "--label_file", str(tmp_path / "labels.txt"))
-    assert_same_pngs(tmp_path / "new", undisturbed)
+    draw(tmp_path / "new", "--label_file", str(tmp_path / "labels.txt"), "--save_codes")
+    assert_same_samples(tmp_path / "new", undisturbed)
 
 
 def test_doubles_are_reported_and_recorded(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from evaluation.image_files import FolderImages, NpzImages, open_images
 from runtime.errors import UserError
-from sampling.folder import write_npz
+from sampling.pictures import write_npz
 
 
 def pictures(count: int = 10, height: int = 6, width: int = 6) -> np.ndarray:
@@ -37,7 +37,10 @@ def refusal(path: Path, read: bool = True) -> str:
     return str(error.value)
 
 
-@pytest.mark.parametrize("save", [np.savez, np.savez_compressed, lambda path, arr_0: write_npz(path, arr_0, [0] * 10)])
+@pytest.mark.parametrize(
+    "save",
+    [np.savez, np.savez_compressed, lambda path, arr_0: write_npz(path, arr_0.shape, [arr_0[:4], arr_0[4:]], [0] * 10)],
+)
 @pytest.mark.parametrize("size", [1, 4, 10, 64])
 def test_npz_streams_what_it_holds(save: object, size: int, tmp_path: Path) -> None:
     save(tmp_path / "a.npz", arr_0=pictures())
@@ -173,7 +176,7 @@ def test_a_folder_of_ours_is_its_samples_alone(tmp_path: Path) -> None:
 
 def test_a_folder_of_ours_with_an_npz(tmp_path: Path) -> None:
     folder = sampled(tmp_path / "a")
-    write_npz(folder / "samples.npz", pictures(5), [0] * 5)
+    write_npz(folder / "samples.npz", pictures(5).shape, [pictures(5)], [0] * 5)
     images = open_images(folder)
     assert (images.path, images.shape) == (folder / "samples.npz", (5, 6, 6))
 

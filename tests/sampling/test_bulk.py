@@ -1,26 +1,29 @@
 """Drawing many images: an image follows from its label and seed, whatever it is drawn with."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 import torch
+from models.sample import sample
 from torch import Tensor
+from tqdm import tqdm
 
 from data.crops import to_uint8
-from models import sample
-from models.checkerboard.config import CheckerboardDrawing as Drawing
+from models.checkerboard.config import CheckerboardDrawing
 from models.checkerboard.model import Checkerboard
-from models.checkerboard.sampler import CheckerboardSampler as Sampler
+from models.checkerboard.sampler import CheckerboardSampler
+from models.family import Sampler
 from runtime import distributed
+from runtime.errors import UserError
 from sampling import bulk
-from sampling.bulk import Kept, Request, draw_into, draw_many, draw_on_all_ranks
-from sampling.folder import SampleFolder, prepare_folder
+from sampling.bulk import Constraint, Request, draw_into, draw_many, draw_on_all_ranks
+from sampling.folder import SampleFolder
 from sampling.options import Format
 from tests.factory import random_codes, tiny_model
 
 LABELS = [3, 7, 3, 0, 9, 3, 1]
-DRAWING = Drawing(cfg=1.5, temperature=0.9, top_k=20)
+DRAWING = CheckerboardDrawing(cfg=1.5, temperature=0.9, top_k=20)
 
 
 @pytest.fixture(scope="module")
@@ -64,12 +67,13 @@ def test_a_subset_is_as_in_the_whole(indices: list[int], model: Checkerboard) ->
 def test_the_last_batch_is_filled_up_and_cut(model: Checkerboard, monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[tuple[list[int], list[int]]] = []
 
-    class Recorded(Sampler):
-        def __call__(self, labels: Tensor, seeds: Sequence[int], *keep: list[Tensor] | None) -> bulk.Samples:
-            given.append((labels.tolist(), list(seeds)))
-            return super().__call__(labels, seeds, *keep)
+    draw = CheckerboardSampler.draw
 
-    monkeypatch.setattr(bulk, "Sampler", Recorded)
+    def noting(sampler: Sampler, labels: Tensor, seeds: list[int]) -> Iterator[int]:
+        given.append((labels.tolist(), seeds))
+        return draw(sampler, labels, seeds)
+
+    monkeypatch.setattr(CheckerboardSampler, "draw", noting)
     batches = list(draw_many(model, Request(LABELS, DRAWING, seed=10, batch_size=3)))
     assert given == [([3, 7, 3], [10, 11, 12]), ([0, 9, 3], [13, 14, 15]), ([1, 1, 1], [16, 16, 16])]
     assert [indices for indices, _ in batches] == [[0, 1, 2], [3, 4, 5], [6]]
@@ -84,13 +88,13 @@ def test_the_last_batch_is_filled_up_and_cut(model: Checkerboard, monkeypatch: p
 def test_kept_codes_stay_and_the_rest_is_drawn(model: Checkerboard) -> None:
     codes = [scale[0] for scale in random_codes(model, 1)]
     mask = [torch.rand(scale.shape) < 0.5 for scale in codes]
-    _, images, found = drawn(model, Request(LABELS, DRAWING, batch_size=3, kept=Kept(mask, codes)))
+    _, images, found = drawn(model, Request(LABELS, DRAWING, batch_size=3, constraint=Constraint(mask, codes)))
     for kept, expected, scale in zip(mask, codes, found, strict=True):
         assert (scale[:, kept] == expected[kept]).all()
     assert (found[-1] != codes[-1]).any()
     assert len(images.flatten(1).unique(dim=0)) == 7
-    everything = Kept([torch.ones_like(kept) for kept in mask], codes)
-    _, images, _ = drawn(model, Request(LABELS[:2], DRAWING, kept=everything))
+    everything = Constraint([torch.ones_like(kept) for kept in mask], codes)
+    _, images, _ = drawn(model, Request(LABELS[:2], DRAWING, constraint=everything))
     assert torch.equal(images, model.decode(codes[-1].expand(2, -1, -1)))
 
 
@@ -99,19 +103,31 @@ def test_one_rank_draws_all(model: Checkerboard) -> None:
     assert torch.equal(draw_on_all_ranks(model, request), drawn(model, request)[1])
 
 
+def empty_folder(path: Path, file_format: Format = "npz", maps: Sequence[str] = ()) -> SampleFolder:
+    folder = SampleFolder(path, (7, 32, 32, 3), file_format, maps)
+    assert folder.prepare({"seed": 5})
+    return folder
+
+
+def todo(folder: SampleFolder) -> list[int]:
+    folder.look()
+    return folder.todo.tolist()
+
+
 def test_a_folder_gets_what_it_lacks_and_as_it_was_changed(model: Checkerboard, tmp_path: Path) -> None:
     request = Request(LABELS, DRAWING, seed=5, batch_size=3)
-    for name in ("whole", "begun"):
-        prepare_folder(tmp_path / name, {"seed": 5}, (7, 32, 32, 3), "npz", {})
+    whole, begun = (empty_folder(tmp_path / name) for name in ("whole", "begun"))
     expected = to_uint8(drawn(model, request)[1])
-    assert torch.equal(draw_into(tmp_path / "whole", model, request).first_images(7), expected)
-    with SampleFolder(tmp_path / "begun") as begun:
+    assert draw_into(whole, model, request) == 7
+    assert torch.equal(whole.first_images(7), expected)
+    begun.look()
+    with begun.writing():
         for indices, out in draw_many(model, request, [0, 1, 3, 4, 5]):
             begun.add(indices, to_uint8(out.images), out)
-    again = draw_into(tmp_path / "begun", model, request, lambda pixels: 255 - pixels)
-    assert again.todo.tolist() == [2, 6]
+    assert todo(begun) == [2, 6]
+    assert draw_into(begun, model, request, lambda pixels: 255 - pixels) == 2
     expected[[2, 6]] = 255 - expected[[2, 6]]
-    assert torch.equal(again.first_images(7), expected)
+    assert torch.equal(begun.first_images(7), expected)
 
 
 @pytest.mark.parametrize("file_format", ["png", "npz"])
@@ -119,34 +135,69 @@ def test_rank_0_sees_what_others_did_after_it_had_opened(
     file_format: Format, model: Checkerboard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As over NFS, where others' images are seen once they have closed their files: here all appear at once."""
-    request, folder = Request(LABELS, DRAWING, seed=5, batch_size=2), tmp_path / "drawn"
+    request = Request(LABELS, DRAWING, seed=5, batch_size=2)
     expected = to_uint8(drawn(model, request)[1])
-    prepare_folder(folder, {"seed": 5}, (7, 32, 32, 3), file_format, {"codes": model.num_locations})
+    folder = empty_folder(tmp_path / "drawn", file_format, ["codes"])
 
     def other_rank() -> None:
-        assert SampleFolder(folder).todo.tolist() == [1, 3, 5]  # rank 0 has closed its own by now
-        with monkeypatch.context() as patch, SampleFolder(folder) as images:
+        images = SampleFolder(folder.path, folder.shape, file_format, ["codes"])
+        assert todo(images) == [1, 3, 5]  # rank 0 has written its own by now
+        with monkeypatch.context() as patch, images.writing():
             patch.setattr(distributed, "rank", lambda: 1)
             for indices, out in draw_many(model, request, [1, 3, 5]):
                 images.add(indices, to_uint8(out.images), out)
 
     monkeypatch.setattr(distributed, "num_ranks", lambda: 2)
     monkeypatch.setattr(distributed, "barrier", other_rank)
-    images = draw_into(folder, model, request)
-    assert images.todo.tolist() == list(range(7))
-    assert torch.equal(images.first_images(7), expected)
-    assert images.maps["codes"][:].any(1).all()
-    assert (images.num_done, images.duplicates()) == (7, [])
-    images.finish(LABELS, [])
-    assert not list(folder.glob(".*"))
+    assert draw_into(folder, model, request) == 7
+    assert folder.num_stored() == 7
+    assert torch.equal(folder.first_images(7), expected)
+    codes = folder.read_map("codes", model.scale_sizes)
+    assert all(torch.equal(*pair) for pair in zip(codes, drawn(model, request)[2], strict=True))
+    assert folder.finish(LABELS) == []
+    assert not list(folder.path.glob(".*"))
 
 
 def test_shares_are_of_what_rank_0_sees_missing(
     model: Checkerboard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    prepare_folder(tmp_path / "drawn", {}, (7, 32, 32, 3), "npz", {})
+    folder = empty_folder(tmp_path / "drawn")
     monkeypatch.setattr(distributed, "rank", lambda: 1)
     monkeypatch.setattr(distributed, "num_ranks", lambda: 2)
-    monkeypatch.setattr(distributed, "from_main", lambda todo: todo[[0, 2, 3, 5]])
-    draw_into(tmp_path / "drawn", model, Request(LABELS, DRAWING))
-    assert SampleFolder(tmp_path / "drawn").todo.tolist() == [0, 1, 3, 4, 6]
+    monkeypatch.setattr(distributed, "from_main", lambda missing: missing[[0, 2, 3, 5]])
+    assert draw_into(folder, model, Request(LABELS, DRAWING)) == 4
+    assert todo(folder) == [0, 1, 3, 4, 6]
+
+
+def test_images_that_are_gone_again_are_an_error(
+    model: Checkerboard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = empty_folder(tmp_path / "drawn", "png")
+    monkeypatch.setattr(distributed, "barrier", (tmp_path / "drawn/000003.png").unlink)
+    with pytest.raises(UserError, match="drawn still lacks 1 images; run the same command again to go on"):
+        draw_into(folder, model, Request(LABELS, DRAWING))
+    assert todo(folder) == [3]
+
+
+@pytest.mark.parametrize("file_format", ["png", "npz"])
+def test_the_bar_counts_images(
+    file_format: Format, model: Checkerboard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From those that were there; the last count is of all."""
+    counts: list[tuple[int, int]] = []
+
+    class Bar(tqdm):
+        def close(self) -> None:
+            counts.append((self.initial, self.n))
+            super().close()
+
+    folder = empty_folder(tmp_path / "drawn", file_format)
+    folder.look()
+    request = Request(LABELS, DRAWING, batch_size=2)
+    with folder.writing():
+        for indices, out in draw_many(model, request, [1, 4, 5]):
+            folder.add(indices, to_uint8(out.images), out)
+    (tmp_path / "drawn/000004.png").unlink(missing_ok=True)
+    monkeypatch.setattr(bulk, "tqdm", Bar)
+    draw_into(folder, model, request)
+    assert counts[0] == ((2, 7) if file_format == "png" else (3, 7))

@@ -18,7 +18,7 @@ from models.checkerboard.config import CheckerboardDrawing as Drawing
 from runtime import distributed
 from runtime.errors import UserError
 from sampling.bulk import Request, draw_many
-from sampling.folder import SampleFolder, prepare_folder
+from sampling.folder import SampleFolder
 from tests.command_factory import ROOT
 from tests.factory import tiny_model
 from tests.training_factory import exit_codes, start_ranks, tiny_args, tiny_trainer
@@ -70,13 +70,16 @@ def test_what_a_killed_evaluation_left_is_drawn_anew(drawn: int, reference: Path
     """It may be of other weights; also where all images were drawn, but not measured."""
     model, request, folder = tiny_model(), Request([1] * 20, Drawing()), tmp_path / "drawn"
     metrics = Evaluation(str(reference), None, CPU).measure(model, request, folder)
-    prepare_folder(folder, {"labels": [1] * 20, "seed": 0}, (20, 32, 32, 3), "npz", {})
-    with SampleFolder(folder) as images:
+    images = SampleFolder(folder, (20, 32, 32, 3), "npz")
+    images.prepare({"labels": [1] * 20, "seed": 0})
+    images.look()
+    with images.writing():
         other = draw_many(tiny_model(seed=1), replace(request, batch_size=1), range(drawn))
         for indices, out in other:
             images.add(indices, to_uint8(out.images), out)
     if drawn == 20:
-        SampleFolder(folder).finish([1] * 20, [])
+        images.look()
+        images.finish([1] * 20)
     assert Evaluation(str(reference), None, CPU).measure(model, request, folder) == metrics
     assert not folder.exists()
 
