@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from runtime.command import run
-from runtime.config import parse_flags
+from runtime.config import option, parse_flags
 from runtime.errors import check_at_least
 from runtime.files import write_json
 
@@ -30,21 +30,15 @@ ROW = "{:<20}" + "{:>10}" * 7
 
 @dataclass(frozen=True)
 class BenchmarkArgs:
-    """What to measure.
+    """What to measure."""
 
-    Attributes:
-        images: images of the sparse cache; ImageNet has 1281167.
-        stored_images: images of the cache with codes on the disk, 17 kB each.
-        batches: batches read of each.
-        batch_size: images a batch.
-        folder: where the caches are made and removed; default the system's folder for temporary files.
-    """
-
-    images: int = 1_281_167
-    stored_images: int = 20_000
-    batches: int = 156
-    batch_size: int = 128
-    folder: str | None = None
+    images: int = option(1_281_167, "images of the sparse cache; ImageNet has 1281167")
+    stored_images: int = option(20_000, "images of the cache with codes on the disk, 17 kB each")
+    batches: int = option(156, "batches read of each")
+    batch_size: int = option(128, "images a batch")
+    folder: str | None = option(
+        None, "where the caches are made and removed; default the system's folder for temporary files"
+    )
 
     def __post_init__(self) -> None:
         check_at_least(1, self, "images", "stored_images", "batches", "batch_size")

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from runtime.command import run
-from runtime.config import parse_flags
+from runtime.config import option, parse_flags
 from runtime.errors import check_at_least
 
 WARM_UP = 2  # steps
@@ -21,19 +21,12 @@ WARM_UP = 2  # steps
 
 @dataclass(frozen=True)
 class BenchmarkArgs:
-    """What to time.
+    """What to time."""
 
-    Attributes:
-        config: training configuration.
-        batch_size: images a step.
-        steps: timed steps, after two more to warm up; the median counts.
-        device: auto, cuda, mps or cpu.
-    """
-
-    config: str = "configs/config_256_S.yaml"
-    batch_size: int = 4
-    steps: int = 5
-    device: str = "auto"
+    config: str = option("configs/config_256_S.yaml", "training configuration")
+    batch_size: int = option(4, "images a step")
+    steps: int = option(5, "timed steps, after two more to warm up; the median counts")
+    device: str = option("auto", "auto, cuda, mps or cpu")
 
     def __post_init__(self) -> None:
         check_at_least(1, self, "batch_size", "steps")

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from evaluation.features.shipped import statistics_file
 from evaluation.neighbours import NEIGHBOURS
+from runtime.config import option
 from runtime.errors import UserError
 from sampling.options import SamplingArgs
 
@@ -19,23 +20,25 @@ REFERENCE_URL = (
 
 @dataclass(frozen=True)
 class NetworkArgs:
-    """Whose features are compared.
+    """Whose features are compared."""
 
-    Attributes:
-        features: inception, or digits or cifar10: those of a small classifier that ships with the project.
-        backend: of inception: tensorflow, which is ADM's own, or torch: the same weights in torch-fidelity's Inception,
-            without TensorFlow; its roundings differ, precision and recall in the second digit.
-        inception_graph: ADM's classify_image_graph_def.pb; default a copy downloaded once to the user's cache.
-        inception_weights: of --backend torch: torch-fidelity's weights-inception-2015-12-05-6726825d.pth; default a
-            copy downloaded once to the user's cache.
-        no_prec_recall: of inception: leave out precision and recall, the slowest part of large sets.
-    """
-
-    features: Literal["inception", "digits", "cifar10"] = "inception"
-    backend: Literal["tensorflow", "torch"] = "tensorflow"
-    inception_graph: str | None = None
-    inception_weights: str | None = None
-    no_prec_recall: bool = False
+    features: Literal["inception", "digits", "cifar10"] = option(
+        "inception", "inception, or digits or cifar10: those of a small classifier that ships with the project"
+    )
+    backend: Literal["tensorflow", "torch"] = option(
+        "tensorflow",
+        "of inception: tensorflow, which is ADM's own, or torch: the same weights in torch-fidelity's Inception, "
+        "without TensorFlow; its roundings differ, precision and recall in the second digit",
+    )
+    inception_graph: str | None = option(
+        None, "ADM's classify_image_graph_def.pb; default a copy downloaded once to the user's cache"
+    )
+    inception_weights: str | None = option(
+        None,
+        "of --backend torch: torch-fidelity's weights-inception-2015-12-05-6726825d.pth; default a copy downloaded "
+        "once to the user's cache",
+    )
+    no_prec_recall: bool = option(False, "of inception: leave out precision and recall, the slowest part of large sets")
 
     def __post_init__(self) -> None:
         unused = {"tensorflow": ("inception_weights",), "torch": ("inception_graph",)}[self.backend]
@@ -62,25 +65,19 @@ class NetworkArgs:
 
 @dataclass(frozen=True)
 class EvaluatorArgs(NetworkArgs):
-    """What to compare, and how.
+    """What to compare, and how."""
 
-    Attributes:
-        reference: npz, folder or statistics file of the reference (REF); with --make_reference the npz to write.
-        samples: npz, folder or statistics file of the samples (SAMPLES).
-        output_file: JSON file to write: every metric, N of each set, hashes, settings and versions.
-        device: of what torch computes: auto, cuda, mps or cpu; TensorFlow takes the GPU it finds.
-        batch_size: images whose features are computed at once.
-        make_reference: folder of images, at any depth, to make a reference set of.
-        image_size: side of the centre crops of --make_reference, in pixels.
-    """
-
-    reference: str | None = None
-    samples: str | None = None
-    output_file: str | None = None
-    device: str = "auto"
-    batch_size: int = 64
-    make_reference: str | None = None
-    image_size: int | None = None
+    reference: str | None = option(
+        None, "npz, folder or statistics file of the reference (REF); with --make_reference the npz to write"
+    )
+    samples: str | None = option(None, "npz, folder or statistics file of the samples (SAMPLES)")
+    output_file: str | None = option(
+        None, "JSON file to write: every metric, N of each set, hashes, settings and versions"
+    )
+    device: str = option("auto", "of what torch computes: auto, cuda, mps or cpu; TensorFlow takes the GPU it finds")
+    batch_size: int = option(64, "images whose features are computed at once")
+    make_reference: str | None = option(None, "folder of images, at any depth, to make a reference set of")
+    image_size: int | None = option(None, "side of the centre crops of --make_reference, in pixels")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -98,22 +95,19 @@ class EvaluatorArgs(NetworkArgs):
 
 @dataclass(frozen=True)
 class CheckpointArgs(NetworkArgs, SamplingArgs):
-    """What to draw from a checkpoint and to compare.
+    """What to draw from a checkpoint and to compare."""
 
-    Attributes:
-        reference: npz, folder or statistics file of the reference, as evaluator.py takes it; default with --features
-            the training images of the classifier.
-        num_samples: number of images, the classes in turn.
-        compile: compile the steps of sampling.
-        output_dir: folder of samples/ and result.json; default output/evaluation/ and the settings.
-        delete_samples: remove the samples when they are measured.
-    """
-
-    reference: str | None = None
-    num_samples: int = 50_000
-    compile: bool = False
-    output_dir: str | None = None
-    delete_samples: bool = False
+    reference: str | None = option(
+        None,
+        "npz, folder or statistics file of the reference, as evaluator.py takes it; default with --features the "
+        "training images of the classifier",
+    )
+    num_samples: int = option(50_000, "number of images, the classes in turn")
+    compile: bool = option(False, "compile the steps of sampling")
+    output_dir: str | None = option(
+        None, "folder of samples/ and result.json; default output/evaluation/ and the settings"
+    )
+    delete_samples: bool = option(False, "remove the samples when they are measured")
 
     def __post_init__(self) -> None:
         NetworkArgs.__post_init__(self)
@@ -147,18 +141,12 @@ PRESETS: dict[PresetName, Preset] = {
 
 @dataclass(frozen=True)
 class RunArgs(CheckpointArgs):
-    """What to sample and evaluate. Each is also a variable of the same name in capitals; a flag comes first.
+    """What to sample and evaluate. Each is also a variable of the same name in capitals; a flag comes first."""
 
-    Attributes:
-        preset: a row of the paper's Table 1: its checkpoint, cfg and steps_per_scale; its metrics are printed beside.
-        checkpoint: checkpoint file or folder; default the preset's, without one that of 2x-cfg1.5.
-        reference: npz or folder of the reference; default OpenAI's of ImageNet at 256 px, in data/, or with --features
-            the training images of the classifier.
-        nproc: processes that sample, one a GPU.
-    """
-
-    preset: PresetName | None = None
-    nproc: int = 1
+    preset: PresetName | None = option(
+        None, "a row of the paper's Table 1: its checkpoint, cfg and steps_per_scale; its metrics are printed beside"
+    )
+    nproc: int = option(1, "processes that sample, one a GPU")
 
     def __post_init__(self) -> None:
         super().__post_init__()

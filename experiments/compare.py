@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from experiments.sweep import TABLE_NAME, metric_names
 from runtime.command import run
-from runtime.config import parse_flags
+from runtime.config import option, parse_flags
 from runtime.errors import UserError
 
 if TYPE_CHECKING:
@@ -25,15 +25,10 @@ NEAR = 1.02  # times the lowest distance
 
 @dataclass(frozen=True)
 class CompareArgs:
-    """What to draw.
+    """What to draw."""
 
-    Attributes:
-        sweeps: folders of experiments.sweep, separated by commas.
-        output: picture to write.
-    """
-
-    sweeps: str | None = None
-    output: str = "compare.png"
+    sweeps: str | None = option(None, "folders of experiments.sweep, separated by commas")
+    output: str = option("compare.png", "picture to write")
 
     def __post_init__(self) -> None:
         if self.sweeps is None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from runtime.command import run
-from runtime.config import parse_flags
+from runtime.config import option, parse_flags
 from runtime.errors import UserError
 
 FEW = 10  # points; a line through one is invisible
@@ -21,17 +21,11 @@ PANELS = (("loss_scale_", "loss (nats a token)"), ("accuracy_scale_", "top-1 acc
 
 @dataclass(frozen=True)
 class CurvesArgs:
-    """What to draw.
+    """What to draw."""
 
-    Attributes:
-        run: run folder of main.py.
-        output: picture to write.
-        smoothing: log entries that each point is the mean of.
-    """
-
-    run: str | None = None
-    output: str = "curves.png"
-    smoothing: int = 5
+    run: str | None = option(None, "run folder of main.py")
+    output: str = option("curves.png", "picture to write")
+    smoothing: int = option(5, "log entries that each point is the mean of")
 
     def __post_init__(self) -> None:
         if self.run is None or self.smoothing < 1:

@@ -12,23 +12,17 @@ from pathlib import Path
 import numpy as np
 
 from runtime.command import run
-from runtime.config import parse_flags
+from runtime.config import option, parse_flags
 from runtime.errors import UserError
 
 
 @dataclass(frozen=True)
 class MixingArgs:
-    """What to draw.
+    """What to draw."""
 
-    Attributes:
-        checkpoint: checkpoint file, or the folder holding checkpoint-last.pth.
-        use_ema: take the averaged weights of the checkpoint.
-        output: picture to write.
-    """
-
-    checkpoint: str | None = None
-    use_ema: bool = False
-    output: str = "mixing.png"
+    checkpoint: str | None = option(None, "checkpoint file, or the folder holding checkpoint-last.pth")
+    use_ema: bool = option(False, "take the averaged weights of the checkpoint")
+    output: str = option("mixing.png", "picture to write")
 
     def __post_init__(self) -> None:
         if self.checkpoint is None:

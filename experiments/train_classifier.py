@@ -13,26 +13,19 @@ from dataclasses import dataclass
 
 from evaluation.features.shipped import SIDE, ClassifierSize
 from runtime.command import run
-from runtime.config import parse_config
+from runtime.config import option, parse_config
 from runtime.errors import UserError
 from training.options import LoopArgs
 
 
 @dataclass(frozen=True)
 class ClassifierArgs(LoopArgs):
-    """The ``args:`` section of a configuration.
+    """The ``args:`` section of a configuration."""
 
-    Attributes:
-        shift: pixels that an image is moved by at most, each way.
-        mirror: show half of the images mirrored.
-        noise: standard deviation of noise that is added, of pixels in [-1, 1].
-        export_dir: folder of the finished classifier; default the run folder's classifier/.
-    """
-
-    shift: int = 3
-    mirror: bool = False
-    noise: float = 0.0
-    export_dir: str | None = None
+    shift: int = option(3, "pixels that an image is moved by at most, each way")
+    mirror: bool = option(False, "show half of the images mirrored")
+    noise: float = option(0.0, "standard deviation of noise that is added, of pixels in [-1, 1]")
+    export_dir: str | None = option(None, "folder of the finished classifier; default the run folder's classifier/")
 
     def __post_init__(self) -> None:
         super().__post_init__()

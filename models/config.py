@@ -4,11 +4,12 @@ A family is named by ``architecture`` in a configuration's ``model:`` section; `
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from importlib import import_module
 from math import inf
 from typing import Any, Literal, Self
 
+from runtime.config import option
 from runtime.errors import UserError
 
 DEFAULT_FAMILY = "checkerboard"
@@ -22,23 +23,16 @@ Schedule = float | tuple[float, ...]  # one value, or one for each scale
 
 @dataclass(frozen=True)
 class AutoencoderConfig:
-    """Architecture of the autoencoder; the defaults are LlamaGen's VQ-16 with the paper's codebook.
+    """Architecture of the autoencoder; the defaults are LlamaGen's VQ-16 with the paper's codebook."""
 
-    Attributes:
-        ch: channels at full resolution, a multiple of 32.
-        ch_mult: channel multiplier of each resolution level, full resolution first.
-        num_res_blocks: residual blocks a level in the encoder; the decoder has one more.
-        z_channels: channels between encoder or decoder and the 1x1 convolutions at the codebook.
-        embed_dim: C, dimension of a code's latent.
-        n_embed: V, number of codes.
-    """
-
-    ch: int = 128
-    ch_mult: tuple[int, ...] = (1, 1, 2, 2, 4)
-    num_res_blocks: int = 2
-    z_channels: int = 256
-    embed_dim: int = 8
-    n_embed: int = 4096
+    ch: int = option(128, "channels at full resolution, a multiple of 32")
+    ch_mult: tuple[int, ...] = option(
+        (1, 1, 2, 2, 4), "channel multiplier of each resolution level, full resolution first"
+    )
+    num_res_blocks: int = option(2, "residual blocks a level in the encoder; the decoder has one more")
+    z_channels: int = option(256, "channels between encoder or decoder and the 1x1 convolutions at the codebook")
+    embed_dim: int = option(8, "C, dimension of a code's latent")
+    n_embed: int = option(4096, "V, number of codes")
 
     def __post_init__(self) -> None:
         if any(self.ch * mult % 32 for mult in self.ch_mult):
@@ -52,34 +46,23 @@ class AutoencoderConfig:
 
 @dataclass(frozen=True)
 class AutoencoderPaths:
-    """Files of the frozen autoencoder; relative paths are tried from the checkpoint's folder, then from here.
+    """Files of the frozen autoencoder; relative paths are tried from the checkpoint's folder, then from here."""
 
-    Attributes:
-        config_path: YAML of the autoencoder's architecture; without one it is read off the weights.
-        checkpoint_path: weights: .pth (published or LlamaGen) or .safetensors.
-        params: settings that override the YAML's.
-    """
-
-    config_path: str | None = None
-    checkpoint_path: str | None = None
-    params: dict[str, Any] = field(default_factory=dict)
+    config_path: str | None = option(
+        None, "YAML of the autoencoder's architecture; without one it is read off the weights"
+    )
+    checkpoint_path: str | None = option(None, "weights: .pth (published or LlamaGen) or .safetensors")
+    params: dict[str, Any] = option(dict, "settings that override the YAML's")
 
 
 @dataclass(frozen=True)
 class TransformerConfig:
-    """Size of the transformer; the defaults are the paper's S model.
+    """Size of the transformer; the defaults are the paper's S model."""
 
-    Attributes:
-        hidden_size: D, width of a token.
-        intermediate_size: width inside the feed-forward layers, rounded up to a multiple of 256.
-        num_attention_heads: heads of attention; must divide hidden_size into an even head dimension.
-        num_hidden_layers: transformer layers.
-    """
-
-    hidden_size: int = 512
-    intermediate_size: int = 1536
-    num_attention_heads: int = 16
-    num_hidden_layers: int = 12
+    hidden_size: int = option(512, "D, width of a token")
+    intermediate_size: int = option(1536, "width inside the feed-forward layers, rounded up to a multiple of 256")
+    num_attention_heads: int = option(16, "heads of attention; must divide hidden_size into an even head dimension")
+    num_hidden_layers: int = option(12, "transformer layers")
 
     def __post_init__(self) -> None:
         if min(self.hidden_size, self.intermediate_size, self.num_attention_heads, self.num_hidden_layers) < 1:
@@ -101,21 +84,13 @@ class TransformerConfig:
 
 @dataclass(frozen=True)
 class GeneratorConfig:
-    """What every family's ``model:`` section holds.
+    """What every family's ``model:`` section holds."""
 
-    Attributes:
-        architecture: family of the model.
-        img_size: side of the images, in pixels.
-        class_cond: condition on class labels; false trains one unconditional model.
-        num_classes: number of classes.
-        autoenc: files of the autoencoder.
-    """
-
-    architecture: str = DEFAULT_FAMILY
-    img_size: int = 256
-    class_cond: bool = True
-    num_classes: int = 1000
-    autoenc: AutoencoderPaths = field(default_factory=AutoencoderPaths)
+    architecture: str = option(DEFAULT_FAMILY, "family of the model")
+    img_size: int = option(256, "side of the images, in pixels")
+    class_cond: bool = option(True, "condition on class labels; false trains one unconditional model")
+    num_classes: int = option(1000, "number of classes")
+    autoenc: AutoencoderPaths = option(AutoencoderPaths, "files of the autoencoder")
 
     def __post_init__(self) -> None:
         if self.num_classes < self.class_cond:
@@ -141,19 +116,16 @@ class GeneratorConfig:
 
 @dataclass(frozen=True)
 class Drawing:
-    """What decides a drawing of any family, beside labels and seeds.
+    """What decides a drawing of any family, beside labels and seeds."""
 
-    Attributes:
-        cfg: guidance, cond + cfg * (cond - uncond); 0 is off. A list has one value for each scale.
-        temperature: divides the logits; 0 takes the likeliest code. A list has one value for each scale.
-        top_k: codes kept at each draw; 0 keeps all.
-        top_p: probability mass kept at each draw; 1 keeps all.
-    """
-
-    cfg: Schedule = 1.5
-    temperature: Schedule = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
+    cfg: Schedule = option(
+        1.5, "guidance, cond + cfg * (cond - uncond); 0 is off. A list has one value for each scale."
+    )
+    temperature: Schedule = option(
+        1.0, "divides the logits; 0 takes the likeliest code. A list has one value for each scale."
+    )
+    top_k: int = option(0, "codes kept at each draw; 0 keeps all")
+    top_p: float = option(1.0, "probability mass kept at each draw; 1 keeps all")
 
     def check(self, scale_sizes: Sequence[int]) -> None:
         """Refuse settings that make no sense for a model, before anything is spent on them.

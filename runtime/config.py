@@ -1,17 +1,15 @@
 """Command line over YAML over default: flat flags over the sections of a YAML, all checked against dataclasses.
 
-A setting's name, type, default and explanation stand once, in a frozen dataclass and its docstring's ``Attributes:``.
+A setting's name, type, default and explanation stand once, in a frozen dataclass, by ``option``.
 Everything from a YAML or a flag passes ``typed``, the one check of types.
 """
 
 import argparse
-import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from difflib import get_close_matches
-from inspect import getdoc
 from itertools import zip_longest
 from pathlib import Path
 from types import UnionType
@@ -33,6 +31,12 @@ _VALUES = {
     tuple: "a list in brackets, as in '[first, second]'",
     dict: "a mapping, as in '{50: 0.3}'",
 }
+
+
+def option(default: Any, explanation: str) -> Any:
+    """A setting in a dataclass: its default, or the class that makes it, and what ``--help`` says of it."""
+    kind = {"default_factory": default} if isinstance(default, type) else {"default": default}
+    return field(**kind, metadata={"help": explanation})
 
 
 @dataclass(frozen=True)
@@ -128,14 +132,20 @@ def config_path(argv: Sequence[str]) -> str | None:
 
 def options_of(kind: type, prefix: str = "") -> list[Option]:
     """The flags of a dataclass; a nested one is an option itself, as a mapping, and so is each of its settings."""
-    hints, explained, options = get_type_hints(kind), _explanations(kind), []
+    hints, options = get_type_hints(kind), []
     for f in fields(kind):
         name, hint = prefix + f.name, hints[f.name]
         default = f.default if f.default is not MISSING else f.default_factory()
-        options.append(Option(name, hint, None if is_dataclass(hint) else default, explained.get(f.name, "")))
+        options.append(Option(name, hint, None if is_dataclass(hint) else default, _explanation(kind, f.name)))
         if is_dataclass(hint):
             options += options_of(hint, f"{name}.")
     return options
+
+
+def _explanation(kind: type, name: str) -> str:
+    """Of a setting; one whose default alone a dataclass changes keeps that of the dataclass that it extends."""
+    parts = (vars(part).get("__dataclass_fields__", {}).get(name) for part in kind.__mro__)
+    return next((part.metadata["help"] for part in parts if part is not None and "help" in part.metadata), "")
 
 
 def to_yaml(settings: Mapping[str, Any]) -> str:
@@ -347,14 +357,3 @@ def _shown(default: Any) -> str:
     if isinstance(default, bool) or default is None:
         return {True: "true", False: "false", None: "null"}[default]
     return str(list(default) if isinstance(default, tuple) else default)
-
-
-def _explanations(kind: type) -> dict[str, str]:
-    """What the docstrings of a dataclass and of those that it extends say of each attribute."""
-    explained: dict[str, str] = {}
-    for part in reversed(kind.__mro__):
-        text = (getdoc(part) if "__doc__" in vars(part) and is_dataclass(part) else None) or ""
-        attributes = text.partition("Attributes:\n")[2]
-        for name, words in re.findall(r"^    (\w+): ((?:.|\n        )+)", attributes, flags=re.MULTILINE):
-            explained[name] = " ".join(words.split())
-    return explained

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from models.config import FAMILIES, NUM_SEEDS
-from runtime.config import Option, options_of
+from runtime.config import Option, option, options_of
 from runtime.errors import UserError, check_at_least
 
 Format = Literal["png", "npz"]
@@ -12,23 +12,16 @@ Format = Literal["png", "npz"]
 
 @dataclass(frozen=True)
 class SamplingArgs:
-    """How to draw, but for what a family of models decides: see ``drawing_options``.
+    """How to draw, but for what a family of models decides: see ``drawing_options``."""
 
-    Attributes:
-        checkpoint: checkpoint file, or the folder holding checkpoint-last.pth.
-        use_ema: take the averaged weights of the checkpoint.
-        seed: of the first image; image i has seed + i, whatever its batch.
-        batch_size: images drawn at once, on each rank.
-        dtype: precision of the transformer's weights: auto (bfloat16 where the GPU has it, else float32), or a name.
-        device: auto, cuda, mps or cpu.
-    """
-
-    checkpoint: str | None = None
-    use_ema: bool = False
-    seed: int = 0
-    batch_size: int = 16
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    device: str = "auto"
+    checkpoint: str | None = option(None, "checkpoint file, or the folder holding checkpoint-last.pth")
+    use_ema: bool = option(False, "take the averaged weights of the checkpoint")
+    seed: int = option(0, "of the first image; image i has seed + i, whatever its batch")
+    batch_size: int = option(16, "images drawn at once, on each rank")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
+        "auto", "precision of the transformer's weights: auto (bfloat16 where the GPU has it, else float32), or a name"
+    )
+    device: str = option("auto", "auto, cuda, mps or cpu")
 
     def __post_init__(self) -> None:
         check_at_least(1, self, "batch_size")
@@ -38,37 +31,36 @@ class SamplingArgs:
 
 @dataclass(frozen=True)
 class SampleArgs(SamplingArgs):
-    """What to draw.
+    """What to draw."""
 
-    Attributes:
-        config: a training configuration instead of a checkpoint: random weights, to try size and speed.
-        labels: classes to draw, by index or name, separated by commas; default all in turn, but 16 if there are more
-            classes than num_samples.
-        label_file: text file of them instead, one on a line.
-        num_samples: number of images, the classes in turn; default one of each label.
-        compile: compile the steps; pays off for many images only.
-        output_dir: folder to write to; default samples/ and the time. A run of other settings there is moved aside.
-        format: png writes single images, npz one samples.npz (arr_0 images, arr_1 labels), for many images.
-        edit: image to edit: what --mask leaves black stays, the rest is drawn as the labels say.
-        mask: image of the same size, white where --edit is drawn anew.
-        save_codes: also write codes.npz: labels, and codes_S of each scale.
-        maps: also write, for each image and scale, which step drew each location, its probability and entropy; figures
-            of the first 100 images.
-        animation: also write animation.gif: the first 16 images appearing step by step.
-    """
-
-    config: str | None = None
-    labels: str | None = None
-    label_file: str | None = None
-    num_samples: int | None = None
-    compile: bool = False
-    output_dir: str | None = None
-    format: Format = "png"
-    edit: str | None = None
-    mask: str | None = None
-    save_codes: bool = False
-    maps: bool = False
-    animation: bool = False
+    config: str | None = option(
+        None, "a training configuration instead of a checkpoint: random weights, to try size and speed"
+    )
+    labels: str | None = option(
+        None,
+        "classes to draw, by index or name, separated by commas; default all in turn, but 16 if there are more "
+        "classes than num_samples",
+    )
+    label_file: str | None = option(None, "text file of them instead, one on a line")
+    num_samples: int | None = option(None, "number of images, the classes in turn; default one of each label")
+    compile: bool = option(False, "compile the steps; pays off for many images only")
+    output_dir: str | None = option(
+        None, "folder to write to; default samples/ and the time. A run of other settings there is moved aside."
+    )
+    format: Format = option(
+        "png", "png writes single images, npz one samples.npz (arr_0 images, arr_1 labels), for many images"
+    )
+    edit: str | None = option(
+        None, "image to edit: what --mask leaves black stays, the rest is drawn as the labels say"
+    )
+    mask: str | None = option(None, "image of the same size, white where --edit is drawn anew")
+    save_codes: bool = option(False, "also write codes.npz: labels, and codes_S of each scale")
+    maps: bool = option(
+        False,
+        "also write, for each image and scale, which step drew each location, its probability and entropy; figures of "
+        "the first 100 images",
+    )
+    animation: bool = option(False, "also write animation.gif: the first 16 images appearing step by step")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from data.options import DatasetName
+from runtime.config import option
 from runtime.errors import UserError, check_at_least, check_probabilities
 from training.options import LoopArgs
 
@@ -15,26 +16,21 @@ MIN_DISCRIMINATED = 8  # pixels of an image
 
 @dataclass(frozen=True)
 class PyramidArgs(LoopArgs):
-    """Settings of a training over the sizes of a pyramid.
+    """Settings of a training over the sizes of a pyramid."""
 
-    Attributes:
-        img_size: side of the full images, in pixels.
-        scale_sizes: sides of the code maps of the pyramid to represent.
-        full_size_share: probability of the full size outright; otherwise a step's size is drawn evenly, from scratch
-            among the smaller ones, for a new codebook among all.
-        commitment: weight of the pull of latents towards their codes.
-        revive_freq: steps between revivals of dead codes; 0 never revives.
-        dead_below: a code is dead if used less than this share of an equal one.
-        export_dir: folder that gets the finished autoencoder; default the run folder's autoencoder/.
-    """
-
-    img_size: int = 32
-    scale_sizes: tuple[int, ...] = (1, 2, 4, 8)
-    full_size_share: float = 0.5
-    commitment: float = 0.25
-    revive_freq: int = 50
-    dead_below: float = 0.03
-    export_dir: str | None = None
+    img_size: int = option(32, "side of the full images, in pixels")
+    scale_sizes: tuple[int, ...] = option((1, 2, 4, 8), "sides of the code maps of the pyramid to represent")
+    full_size_share: float = option(
+        0.5,
+        "probability of the full size outright; otherwise a step's size is drawn evenly, from scratch among the "
+        "smaller ones, for a new codebook among all",
+    )
+    commitment: float = option(0.25, "weight of the pull of latents towards their codes")
+    revive_freq: int = option(50, "steps between revivals of dead codes; 0 never revives")
+    dead_below: float = option(0.03, "a code is dead if used less than this share of an equal one")
+    export_dir: str | None = option(
+        None, "folder that gets the finished autoencoder; default the run folder's autoencoder/"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -59,25 +55,26 @@ class PyramidArgs(LoopArgs):
 
 @dataclass(frozen=True)
 class AutoencoderArgs(PyramidArgs):
-    """The ``args:`` section of a configuration of train_ae_codebook/main.py.
+    """The ``args:`` section of a configuration of train_ae_codebook/main.py."""
 
-    Attributes:
-        start: autoencoder whose weights a new run starts from: LlamaGen's vq_ds16_c2i.pt, or a folder; its codes too
-            if it has n_embed of them.
-        perceptual: weight of the distance of EfficientNet-Lite0's features, which takes two packages more; 0 has none.
-        discriminator: weight of the wish that a patch discriminator, trained beside, take reconstructions of the full
-            size for real; 0 has none.
-        discriminator_start: steps that the autoencoder trains without it.
-        discriminator_lr: its learning rate, of Adam.
-        export_dtype: precision of the finished autoencoder's file; it is computed with in float32 all the same.
-    """
-
-    start: str | None = None
-    perceptual: float = 0.0
-    discriminator: float = 0.0
-    discriminator_start: int = 1000
-    discriminator_lr: float = 1e-4
-    export_dtype: Literal["float32", "float16"] = "float32"
+    start: str | None = option(
+        None,
+        "autoencoder whose weights a new run starts from: LlamaGen's vq_ds16_c2i.pt, or a folder; its codes too if it "
+        "has n_embed of them",
+    )
+    perceptual: float = option(
+        0.0, "weight of the distance of EfficientNet-Lite0's features, which takes two packages more; 0 has none"
+    )
+    discriminator: float = option(
+        0.0,
+        "weight of the wish that a patch discriminator, trained beside, take reconstructions of the full size for "
+        "real; 0 has none",
+    )
+    discriminator_start: int = option(1000, "steps that the autoencoder trains without it")
+    discriminator_lr: float = option(1e-4, "its learning rate, of Adam")
+    export_dtype: Literal["float32", "float16"] = option(
+        "float32", "precision of the finished autoencoder's file; it is computed with in float32 all the same"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -101,16 +98,7 @@ class AutoencoderArgs(PyramidArgs):
 
 @dataclass(frozen=True)
 class RequantizeArgs(PyramidArgs):
-    """The ``requantize:`` section of a configuration; the defaults are the paper's.
-
-    Attributes:
-        start: autoencoder to keep but for its codebook: LlamaGen's vq_ds16_c2i.pt, or a folder.
-        n_embed: number of new codes.
-        moment_steps: first steps, which only gather what the codebook starts from.
-        revive_after: step after which dead codes are revived.
-        codebook_start: gaussian (random, with the moments of each scale) or kmeans (centres of latents of those steps).
-        codebook_update: gradient (of the loss) or ema (moving averages of each code's latents).
-    """
+    """The ``requantize:`` section of a configuration; the defaults are the paper's."""
 
     img_size: int = 256
     scale_sizes: tuple[int, ...] = (1, 2, 4, 8, 16)
@@ -124,12 +112,19 @@ class RequantizeArgs(PyramidArgs):
     betas: tuple[float, float] = (0.5, 0.9)
     weight_decay: float = 0.0
     warmup_epochs: float = 0.0
-    start: str = "pretrained_models/llamagen/vq_ds16_c2i.pt"
-    n_embed: int = 4096
-    moment_steps: int = 1000
-    revive_after: int = 2000
-    codebook_start: Literal["gaussian", "kmeans"] = "gaussian"
-    codebook_update: Literal["gradient", "ema"] = "gradient"
+    start: str = option(
+        "pretrained_models/llamagen/vq_ds16_c2i.pt",
+        "autoencoder to keep but for its codebook: LlamaGen's vq_ds16_c2i.pt, or a folder",
+    )
+    n_embed: int = option(4096, "number of new codes")
+    moment_steps: int = option(1000, "first steps, which only gather what the codebook starts from")
+    revive_after: int = option(2000, "step after which dead codes are revived")
+    codebook_start: Literal["gaussian", "kmeans"] = option(
+        "gaussian", "gaussian (random, with the moments of each scale) or kmeans (centres of latents of those steps)"
+    )
+    codebook_update: Literal["gradient", "ema"] = option(
+        "gradient", "gradient (of the loss) or ema (moving averages of each code's latents)"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -146,35 +141,29 @@ class RequantizeArgs(PyramidArgs):
 
 @dataclass(frozen=True)
 class EvaluateArgs:
-    """What to judge.
+    """What to judge."""
 
-    Attributes:
-        autoencoder: folder of an autoencoder, or its file (LlamaGen's, published or ours).
-        dataset: folder (class folders of images), cifar10, food101 or celeba (torchvision's files), digits (built in).
-        data_path: root of the dataset; a folder's held-out images are in val/CLASS or test/CLASS.
-        split: val for held-out images, train for those to train on.
-        img_size: side of the full images, in pixels.
-        scale_sizes: sides of the code maps to judge; by default the full one, halved down to 1.
-        num_images: how many images, evenly spaced over the split; 0 takes all.
-        output_file: JSON to write.
-        grid: PNG to write: originals over reconstructions at every scale.
-        inception_weights: torch-fidelity's weights-inception-2015-12-05-6726825d.pth, for rFID by torch.
-        inception_graph: ADM's classify_image_graph_def.pb, for rFID by TensorFlow.
-        device: auto, cuda, mps or cpu.
-    """
-
-    autoencoder: str | None = None
-    dataset: DatasetName = "folder"
-    data_path: str = "data/imagenet"
-    split: Literal["val", "train"] = "val"
-    img_size: int = 256
-    scale_sizes: tuple[int, ...] = ()
-    num_images: int = 0
-    output_file: str | None = None
-    grid: str | None = None
-    inception_weights: str | None = None
-    inception_graph: str | None = None
-    device: str = "auto"
+    autoencoder: str | None = option(None, "folder of an autoencoder, or its file (LlamaGen's, published or ours)")
+    dataset: DatasetName = option(
+        "folder",
+        "folder (class folders of images), cifar10, food101 or celeba (torchvision's files), digits (built in)",
+    )
+    data_path: str = option(
+        "data/imagenet", "root of the dataset; a folder's held-out images are in val/CLASS or test/CLASS"
+    )
+    split: Literal["val", "train"] = option("val", "val for held-out images, train for those to train on")
+    img_size: int = option(256, "side of the full images, in pixels")
+    scale_sizes: tuple[int, ...] = option(
+        (), "sides of the code maps to judge; by default the full one, halved down to 1"
+    )
+    num_images: int = option(0, "how many images, evenly spaced over the split; 0 takes all")
+    output_file: str | None = option(None, "JSON to write")
+    grid: str | None = option(None, "PNG to write: originals over reconstructions at every scale")
+    inception_weights: str | None = option(
+        None, "torch-fidelity's weights-inception-2015-12-05-6726825d.pth, for rFID by torch"
+    )
+    inception_graph: str | None = option(None, "ADM's classify_image_graph_def.pb, for rFID by TensorFlow")
+    device: str = option("auto", "auto, cuda, mps or cpu")
 
     def __post_init__(self) -> None:
         if self.autoencoder is None:

@@ -7,21 +7,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from runtime.command import run
-from runtime.config import parse_flags
+from runtime.config import option, parse_flags
 from runtime.errors import UserError
 
 
 @dataclass(frozen=True)
 class ExportArgs:
-    """What to export.
+    """What to export."""
 
-    Attributes:
-        checkpoint: checkpoint file, or the folder holding checkpoint-last.pth.
-        output_dir: folder to write; new or empty.
-    """
-
-    checkpoint: str | None = None
-    output_dir: str | None = None
+    checkpoint: str | None = option(None, "checkpoint file, or the folder holding checkpoint-last.pth")
+    output_dir: str | None = option(None, "folder to write; new or empty")
 
     def __post_init__(self) -> None:
         if self.checkpoint is None or self.output_dir is None:

@@ -1,69 +1,61 @@
 """Settings of training: the ``args:`` section of a configuration."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from data.options import CropRecipe, DatasetName
 from evaluation.neighbours import NEIGHBOURS
+from runtime.config import option
 from runtime.errors import UserError, check_at_least
 
 
 @dataclass(frozen=True)
 class LoopArgs:
-    """How to train, whatever the model.
+    """How to train, whatever the model."""
 
-    Attributes:
-        output_dir: folder of the run; default output/ and the configuration's name. Running again goes on there.
-        resume: checkpoint, or folder of one, that a new run goes on from; a run's own checkpoint comes first.
-        dataset: folder (class folders of images), cifar10, food101 or celeba (torchvision's files), digits (built in).
-        data_path: root of the dataset; a folder's is CLASS/IMAGE, or train/CLASS/IMAGE and val/ or test/CLASS/IMAGE.
-        crop: training crops: ten, five (not mirrored) or center.
-        epochs: passes over the data.
-        batch_size: images a batch on each rank; while a cache is made, crops encoded at once.
-        accum_steps: batches whose gradients are averaged for one step; multiplies the images of a step.
-        lr: learning rate, not scaled by the batch.
-        betas: of AdamW.
-        weight_decay: of AdamW; none on biases and other one-dimensional parameters.
-        warmup_epochs: epochs over which the learning rate rises linearly from 0.
-        lr_drops: epoch -> factor on the learning rate from that epoch on.
-        clip_grad: largest norm of the gradient; 0 does not clip.
-        ema: also average the weights.
-        ema_decay: of the average, reached after a warm-up: after t steps it is 1 - (1 + t)^(-2/3) at most.
-        dtype: auto (bfloat16 where the GPU has it, else float32), float32, bfloat16, or float16 with loss scaling.
-        device: auto, cuda, mps or cpu.
-        seed: of every random choice; the same seed on the same machine gives the same run.
-        num_workers: processes that load images.
-        log_freq: steps between log entries; the last step of a run has one too.
-        eval_freq: epochs between grids of samples; 0 draws them at the end alone.
-        save_minutes: minutes between checkpoints within an epoch; there is one after every epoch too.
-        keep_freq: epochs between checkpoints that are kept as checkpoint-EPOCH.pth; 0 keeps the last alone.
-    """
-
-    output_dir: str | None = None
-    resume: str | None = None
-    dataset: DatasetName = "folder"
-    data_path: str = "data/imagenet"
-    crop: CropRecipe = "ten"
-    epochs: int = 110
-    batch_size: int = 128
-    accum_steps: int = 1
-    lr: float = 1e-4
-    betas: tuple[float, float] = (0.9, 0.95)
-    weight_decay: float = 0.01
-    warmup_epochs: float = 1.0
-    lr_drops: dict[float, float] = field(default_factory=dict)
-    clip_grad: float = 0.0
-    ema: bool = False
-    ema_decay: float = 0.9999
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    device: str = "auto"
-    seed: int = 0
-    num_workers: int = 4
-    log_freq: int = 50
-    eval_freq: int = 10
-    save_minutes: float = 10.0
-    keep_freq: int = 0
+    output_dir: str | None = option(
+        None, "folder of the run; default output/ and the configuration's name. Running again goes on there."
+    )
+    resume: str | None = option(
+        None, "checkpoint, or folder of one, that a new run goes on from; a run's own checkpoint comes first"
+    )
+    dataset: DatasetName = option(
+        "folder",
+        "folder (class folders of images), cifar10, food101 or celeba (torchvision's files), digits (built in)",
+    )
+    data_path: str = option(
+        "data/imagenet",
+        "root of the dataset; a folder's is CLASS/IMAGE, or train/CLASS/IMAGE and val/ or test/CLASS/IMAGE",
+    )
+    crop: CropRecipe = option("ten", "training crops: ten, five (not mirrored) or center")
+    epochs: int = option(110, "passes over the data")
+    batch_size: int = option(128, "images a batch on each rank; while a cache is made, crops encoded at once")
+    accum_steps: int = option(1, "batches whose gradients are averaged for one step; multiplies the images of a step")
+    lr: float = option(1e-4, "learning rate, not scaled by the batch")
+    betas: tuple[float, float] = option((0.9, 0.95), "of AdamW")
+    weight_decay: float = option(0.01, "of AdamW; none on biases and other one-dimensional parameters")
+    warmup_epochs: float = option(1.0, "epochs over which the learning rate rises linearly from 0")
+    lr_drops: dict[float, float] = option(dict, "epoch -> factor on the learning rate from that epoch on")
+    clip_grad: float = option(0.0, "largest norm of the gradient; 0 does not clip")
+    ema: bool = option(False, "also average the weights")
+    ema_decay: float = option(
+        0.9999, "of the average, reached after a warm-up: after t steps it is 1 - (1 + t)^(-2/3) at most"
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
+        "auto", "auto (bfloat16 where the GPU has it, else float32), float32, bfloat16, or float16 with loss scaling"
+    )
+    device: str = option("auto", "auto, cuda, mps or cpu")
+    seed: int = option(0, "of every random choice; the same seed on the same machine gives the same run")
+    num_workers: int = option(4, "processes that load images")
+    log_freq: int = option(50, "steps between log entries; the last step of a run has one too")
+    eval_freq: int = option(10, "epochs between grids of samples; 0 draws them at the end alone")
+    save_minutes: float = option(
+        10.0, "minutes between checkpoints within an epoch; there is one after every epoch too"
+    )
+    keep_freq: int = option(
+        0, "epochs between checkpoints that are kept as checkpoint-EPOCH.pth; 0 keeps the last alone"
+    )
 
     def __post_init__(self) -> None:
         check_at_least(1, self, "epochs", "batch_size", "accum_steps", "log_freq")
@@ -82,39 +74,39 @@ class LoopArgs:
 
 @dataclass(frozen=True)
 class TrainArgs(LoopArgs):
-    """The ``args:`` section of a configuration of main.py.
+    """The ``args:`` section of a configuration of main.py."""
 
-    Attributes:
-        check_data: report the classes and unreadable files of the dataset, and stop.
-        create_cache: write the cache of codes first; without --use_cache, stop there.
-        use_cache: train from the cache of codes.
-        verify_cache: encode this many images of the cache again, report how many codes differ, and stop; 0 does not.
-        cached_path: folder of caches.
-        cache_scales: scales to cache: paper (the twelve of the published cache, for all 256 px configurations; of a
-            larger image, these and the model's) or model (this model's).
-        weights_init: checkpoint whose weights a new run starts from; what does not fit is listed and starts fresh.
-        attention: sdpa, or flex for FlexAttention (compiled; skips blocks that are masked whole).
-        compile: compile the transformer; the first steps take longer.
-        activation_checkpointing: keep less for the gradients and compute it again: less memory, more time.
-        eval_samples: images drawn every eval_freq epochs, on all ranks, for FID, IS, precision and recall; 0 measures
-            nothing.
-        eval_reference: what they are compared with, as evaluator.py takes it; it makes one of any folder.
-        inception_weights: torch-fidelity's weights-inception-2015-12-05-6726825d.pth; default a copy downloaded once.
-    """
-
-    check_data: bool = False
-    create_cache: bool = False
-    use_cache: bool = False
-    verify_cache: int = 0
-    cached_path: str = "data/cached"
-    cache_scales: Literal["paper", "model"] = "paper"
-    weights_init: str | None = None
-    attention: Literal["sdpa", "flex"] = "sdpa"
-    compile: bool = False
-    activation_checkpointing: bool = False
-    eval_samples: int = 0
-    eval_reference: str | None = None
-    inception_weights: str | None = None
+    check_data: bool = option(False, "report the classes and unreadable files of the dataset, and stop")
+    create_cache: bool = option(False, "write the cache of codes first; without --use_cache, stop there")
+    use_cache: bool = option(False, "train from the cache of codes")
+    verify_cache: int = option(
+        0, "encode this many images of the cache again, report how many codes differ, and stop; 0 does not"
+    )
+    cached_path: str = option("data/cached", "folder of caches")
+    cache_scales: Literal["paper", "model"] = option(
+        "paper",
+        "scales to cache: paper (the twelve of the published cache, for all 256 px configurations; of a larger image, "
+        "these and the model's) or model (this model's)",
+    )
+    weights_init: str | None = option(
+        None, "checkpoint whose weights a new run starts from; what does not fit is listed and starts fresh"
+    )
+    attention: Literal["sdpa", "flex"] = option(
+        "sdpa", "sdpa, or flex for FlexAttention (compiled; skips blocks that are masked whole)"
+    )
+    compile: bool = option(False, "compile the transformer; the first steps take longer")
+    activation_checkpointing: bool = option(
+        False, "keep less for the gradients and compute it again: less memory, more time"
+    )
+    eval_samples: int = option(
+        0, "images drawn every eval_freq epochs, on all ranks, for FID, IS, precision and recall; 0 measures nothing"
+    )
+    eval_reference: str | None = option(
+        None, "what they are compared with, as evaluator.py takes it; it makes one of any folder"
+    )
+    inception_weights: str | None = option(
+        None, "torch-fidelity's weights-inception-2015-12-05-6726825d.pth; default a copy downloaded once"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

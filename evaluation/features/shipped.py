@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from runtime.config import option
 from runtime.errors import UserError
 
 ClassifierName = Literal["digits", "cifar10"]
@@ -14,15 +15,13 @@ Split = Literal["train", "test"]
 
 @dataclass(frozen=True)
 class ClassifierSize:
-    """The ``model:`` section of a configuration.
+    """The ``model:`` section of a configuration."""
 
-    Attributes:
-        name: what ``--features`` calls it.
-        widths: channels after the stem and after the convolutions at 16, 8 and 4 px; the last are the features.
-    """
-
-    name: ClassifierName = "digits"
-    widths: tuple[int, int, int, int] = (32, 48, 96, 192)
+    name: ClassifierName = option("digits", "what ``--features`` calls it")
+    widths: tuple[int, int, int, int] = option(
+        (32, 48, 96, 192),
+        "channels after the stem and after the convolutions at 16, 8 and 4 px; the last are the features",
+    )
 
     def __post_init__(self) -> None:
         if min(self.widths) < 1:
@@ -31,13 +30,9 @@ class ClassifierSize:
 
 @dataclass(frozen=True)
 class ClassifierConfig(ClassifierSize):
-    """What a classifier is.
+    """What a classifier is."""
 
-    Attributes:
-        class_keys: name of each class, in order.
-    """
-
-    class_keys: tuple[str, ...] = ()
+    class_keys: tuple[str, ...] = option((), "name of each class, in order")
 
 
 def weights_file(name: ClassifierName, folder: Path = FOLDER) -> Path:

@@ -1,44 +1,35 @@
 """Settings of the checkerboard: of the model, and of a drawing."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Literal, Self
 
 from models.checkerboard.order import Remainder, ScanOrder, compute_scale_sizes, sampling_blocks
 from models.config import Drawing, GeneratorConfig, TransformerConfig, at_scale
+from runtime.config import option
 from runtime.errors import UserError, check_probabilities
 
 
 @dataclass(frozen=True)
 class CheckerboardConfig(GeneratorConfig):
-    """The ``model:`` section of a configuration, the published schema.
-
-    Attributes:
-        scale_ratio: side of a scale over the side of the one before it.
-        scale_min_size: side of the smallest scale.
-        single_scale: predict the largest scale alone.
-        random_block_size: draw block sizes in training; false trains with 8 steps a scale.
-        random_replace: probability, in training, that an input code is replaced by a random one.
-        random_replace_sampled: replace codes of the previous block instead of the previous scale.
-        label_drop: probability, in training, that a label is dropped to unconditional.
-        use_head_mlp: add an MLP of the codebook to the output weights.
-        scan_order: checkerboard, raster, or random: a fresh permutation for each image and scale.
-        num_mixing_layers: layers whose keys mix two positions: a number from the first on; null or all for every layer.
-        llama_config: size of the transformer.
-    """
+    """The ``model:`` section of a configuration, the published schema."""
 
     architecture: Literal["checkerboard"] = "checkerboard"
-    scale_ratio: float = 2.0
-    scale_min_size: int = 1
-    single_scale: bool = False
-    random_block_size: bool = True
-    random_replace: float = 0.1
-    random_replace_sampled: bool = False
-    label_drop: float = 0.1
-    use_head_mlp: bool = False
-    scan_order: ScanOrder = "checkerboard"
-    num_mixing_layers: int | Literal["all"] | None = None
-    llama_config: TransformerConfig = field(default_factory=TransformerConfig)
+    scale_ratio: float = option(2.0, "side of a scale over the side of the one before it")
+    scale_min_size: int = option(1, "side of the smallest scale")
+    single_scale: bool = option(False, "predict the largest scale alone")
+    random_block_size: bool = option(True, "draw block sizes in training; false trains with 8 steps a scale")
+    random_replace: float = option(0.1, "probability, in training, that an input code is replaced by a random one")
+    random_replace_sampled: bool = option(False, "replace codes of the previous block instead of the previous scale")
+    label_drop: float = option(0.1, "probability, in training, that a label is dropped to unconditional")
+    use_head_mlp: bool = option(False, "add an MLP of the codebook to the output weights")
+    scan_order: ScanOrder = option(
+        "checkerboard", "checkerboard, raster, or random: a fresh permutation for each image and scale"
+    )
+    num_mixing_layers: int | Literal["all"] | None = option(
+        None, "layers whose keys mix two positions: a number from the first on; null or all for every layer"
+    )
+    llama_config: TransformerConfig = option(TransformerConfig, "size of the transformer")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -62,17 +53,13 @@ class CheckerboardConfig(GeneratorConfig):
 
 @dataclass(frozen=True)
 class CheckerboardDrawing(Drawing):
-    """What decides a drawing.
+    """What decides a drawing."""
 
-    Attributes:
-        steps_per_scale: steps that each scale is drawn in; 4 at ratio 2 and 8 at ratio 4 make 17 steps.
-        cfg_start_step: first step, counted over all scales from 0, that is guided.
-        remainder: what equal blocks leave over is a step of its own (separate) or joins the last full block (fold).
-    """
-
-    steps_per_scale: int = 4
-    cfg_start_step: int = 5
-    remainder: Remainder = "separate"
+    steps_per_scale: int = option(4, "steps that each scale is drawn in; 4 at ratio 2 and 8 at ratio 4 make 17 steps")
+    cfg_start_step: int = option(5, "first step, counted over all scales from 0, that is guided")
+    remainder: Remainder = option(
+        "separate", "what equal blocks leave over is a step of its own (separate) or joins the last full block (fold)"
+    )
 
     def check(self, scale_sizes: Sequence[int]) -> None:
         sampling_blocks(scale_sizes, self.steps_per_scale, self.remainder)
