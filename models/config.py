@@ -165,12 +165,19 @@ class Drawing:
     @property
     def label(self) -> str:
         """Names a folder of results: guidance, and what else is not as by default."""
-        changed = [f for f in fields(Drawing)[1:] if getattr(self, f.name) != f.default]
-        return "-".join([f"cfg{_short(self.cfg)}", *(f"{f.name}{_short(getattr(self, f.name))}" for f in changed)])
+        return self.label_without()
+
+    def label_without(self, *names: str) -> str:
+        """The label but for these settings, which a family names in a way of its own."""
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in names}
+        changed = [name for name, value in values.items() if name == "cfg" or value != getattr(type(self), name)]
+        return "-".join(f"{name}{_short(values[name])}" for name in changed)
 
 
-def _short(value: Schedule) -> str:
-    return ",".join(map(_short, value)) if isinstance(value, Sequence) else f"{value:.10g}"
+def _short(value: Any) -> str:
+    if isinstance(value, tuple):
+        return ",".join(map(_short, value))
+    return f"{value:.10g}" if isinstance(value, float) else str(value)
 
 
 def at_scale(value: Schedule, scale: int) -> float:

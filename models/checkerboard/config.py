@@ -84,5 +84,4 @@ class CheckerboardDrawing(Drawing):
     @property
     def label(self) -> str:
         start = "" if self.cfg_start_step == CheckerboardDrawing.cfg_start_step else f"-start{self.cfg_start_step}"
-        remainder = "" if self.remainder == CheckerboardDrawing.remainder else f"-{self.remainder}"
-        return f"{super().label}-{self.steps_per_scale}steps{start}{remainder}"
+        return f"{self.label_without('steps_per_scale', 'cfg_start_step')}-{self.steps_per_scale}steps{start}"

@@ -18,11 +18,12 @@ from evaluation.features.shipped import statistics_file
 from evaluation.measure import find_result, write_result
 from experiments import sweep
 from experiments.sweep import draw_figure, parse_values
-from models.config import Drawing
+from models.config import FAMILIES, Drawing
 from runtime.command import run
 from runtime.errors import UserError
 from tests.command_factory import ROOT, Outcome, call, save_run
 from tests.factory import tiny_model
+from tests.tiny_family import FAMILY
 from tests.training_factory import exit_codes, start_process, start_ranks
 
 REFERENCE = str(statistics_file("digits", "train"))
@@ -211,6 +212,17 @@ def test_inceptions_metrics(checkpoint: Path, tmp_path: Path) -> None:
         named = (f"FID-{COUNT}", f"sFID-{COUNT}", "Inception Score", "Precision", "Recall")
         assert all(np.isfinite(float(row[name])) for name in named)
         assert (row["features"], row["backend"], len(row["inception_sha256"])) == ("inception", "tensorflow", 64)
+
+
+def test_the_folder_of_a_drawing_tells_it_from_all_others() -> None:
+    checkerboard, tiny = FAMILIES["checkerboard"].load("drawing"), FAMILY.load("drawing")
+    assert checkerboard().label == "cfg1.5-4steps"
+    assert checkerboard(cfg=2.0, steps_per_scale=8, cfg_start_step=0).label == "cfg2-8steps-start0"
+    changes = ({"cfg": (1.0, 2.5)}, {"temperature": 0.9}, {"top_k": 5}, {"top_p": 0.5})
+    for family, own in ((checkerboard, {"remainder": "fold"}), (tiny, {"direction": "columns"})):
+        drawings = [family(**change) for change in ({}, own, *changes)]
+        assert len({drawing.label for drawing in drawings}) == len(drawings)
+        assert not any(character in drawing.label for drawing in drawings for character in " /()'")
 
 
 def test_any_setting_of_the_drawing_is_swept(checkpoint: Path, tmp_path: Path) -> None:
