@@ -7,7 +7,7 @@ from typing import Any, Literal
 from evaluation.features.shipped import statistics_file
 from evaluation.neighbours import NEIGHBOURS
 from runtime.config import option
-from runtime.errors import UserError
+from runtime.errors import UserError, check_at_least
 from sampling.options import SamplingArgs
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -89,8 +89,7 @@ class EvaluatorArgs(NetworkArgs):
             raise UserError("--output_file is of a comparison; --make_reference FOLDER OUT.npz measures nothing")
         if not self.in_torch:
             self.refuse(("device",), f"--backend {self.backend}")
-        if self.batch_size < 1 or (self.image_size is not None and self.image_size < 1):
-            raise UserError("batch_size and image_size must be at least 1")
+        check_at_least(1, self, "batch_size", "image_size")
 
 
 @dataclass(frozen=True)
@@ -112,8 +111,7 @@ class CheckpointArgs(NetworkArgs, SamplingArgs):
     def __post_init__(self) -> None:
         NetworkArgs.__post_init__(self)
         SamplingArgs.__post_init__(self)
-        if self.num_samples <= NEIGHBOURS:
-            raise UserError(f"num_samples is {self.num_samples}; it must be at least {NEIGHBOURS + 1}")
+        check_at_least(NEIGHBOURS + 1, self, "num_samples")
 
 
 @dataclass(frozen=True)
@@ -150,8 +148,7 @@ class RunArgs(CheckpointArgs):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.nproc < 1:
-            raise UserError(f"nproc is {self.nproc}; it must be at least 1")
+        check_at_least(1, self, "nproc")
         if self.features != "inception":
             self.refuse(("preset",), f"--features {self.features}")
             if self.checkpoint is None:

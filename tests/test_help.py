@@ -7,9 +7,11 @@ import pytest
 from tests.command_factory import start_python
 
 COMMANDS = (
-    *("main.py", "main_sample.py", "train_ae_codebook/main.py", "benchmarks/sampling.py"),
-    *("-m train_ae_codebook.main", "-m experiments.curves", "-m experiments.mixing", "-m experiments.train_classifier"),
-    *("-m benchmarks.sampling", "-m benchmarks.training", "-m benchmarks.cache", "-m training.export"),
+    *("main.py", "main_sample.py", "evaluator.py", "-m evaluation.run", "-m training.export"),
+    *("train_ae_codebook/main.py", "-m train_ae_codebook.main", "train_ae_codebook/evaluate.py"),
+    *("-m experiments.sweep", "-m experiments.compare", "-m experiments.curves", "-m experiments.mixing"),
+    *("-m experiments.train_classifier", "benchmarks/sampling.py", "-m benchmarks.sampling"),
+    *("-m benchmarks.training", "-m benchmarks.cache"),
 )
 
 

@@ -168,8 +168,7 @@ class EvaluateArgs:
     def __post_init__(self) -> None:
         if self.autoencoder is None:
             raise UserError("name the --autoencoder to judge: a folder, or a file of weights")
-        if self.img_size < 1:
-            raise UserError(f"img_size is {self.img_size}; it must be at least 1")
+        check_at_least(1, self, "img_size")
         if self.grid is not None and Path(self.grid).suffix.lower() != ".png":
             raise UserError(f"grid is {self.grid}; name a .png file")
         if self.num_images < 0:
