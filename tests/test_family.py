@@ -1,5 +1,6 @@
 """A family that the shared code has never heard of: it trains, resumes, is sampled, edited, drawn and measured."""
 
+import csv
 import json
 import os
 import signal
@@ -16,7 +17,10 @@ from torch import Tensor
 import evaluator
 import main
 import main_sample
-from benchmarks.sampling import BenchmarkArgs, Case, measure_times
+from benchmarks.sampling import BenchmarkArgs
+from benchmarks.sampling_job import Case, measure_times
+from evaluation import run as evaluate
+from experiments import sweep
 from models import load_checkpoint, sample
 from models.config import FAMILIES
 from models.family import Loss, StepContext, join_scales
@@ -29,6 +33,7 @@ from tests.factory import CPU, FIXTURES, random_codes, randomize, tiny_autoencod
 from tests.pictures import picture
 from tests.tiny_family import DIRECTIONS, FAMILY, NEIGHBOURS, Direction, Tiny, TinyConfig
 from tests.training_factory import (
+    FEW_DIGITS,
     assert_same_training,
     exit_codes,
     read_events,
@@ -50,7 +55,7 @@ def registered() -> Iterator[None]:
     """The family is known while these tests run; fewer digits than usual are scored after training."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(FAMILIES, "tiny", FAMILY)
-        patch.setattr("training.job.NUM_SCORED_DIGITS", 50)
+        patch.setattr("training.job.NUM_SCORED_DIGITS", FEW_DIGITS)
         yield
 
 
@@ -317,19 +322,40 @@ def test_random_weights_of_a_configuration(root: Path, tmp_path: Path) -> None:
 # What it is measured by
 
 
-def test_samples_are_measured_by_the_digits_classifier(run: Path, tmp_path: Path) -> None:
-    drawn(run, tmp_path / "many", "--num_samples", "200", "--format", "npz")
-    result = tmp_path / "result.json"
-    samples = str(tmp_path / "many" / "samples.npz")
-    outcome = call(evaluator.main, str(DIGITS), samples, "--features", "digits", "--output_file", str(result))
+def test_it_is_sampled_and_evaluated_in_one_command(run: Path, tmp_path: Path) -> None:
+    flags = ("--features", "digits", "--num_samples", "100", "--device", "cpu", "--direction", "columns")
+    command = ("--checkpoint", str(run), *flags, "--output_dir", str(tmp_path / "result"))
+    outcome = call(evaluate.main, *command)
     assert outcome.code == 0, outcome.err
-    assert f"{samples}, N = 200" in outcome.out
-    assert any(isinstance(value, float) and value > 0 for value in json.loads(result.read_text()).values())
+    result = json.loads((tmp_path / "result" / "result.json").read_text())
+    assert result["run"]["direction"] == "columns"
+    assert result["steps"] == EDGE * EDGE
+    assert 0 < result["FD-digits-100"] < 1000
+    assert 0 <= result["Class accuracy"] <= 1
+    with np.load(tmp_path / "result" / "samples" / "samples.npz") as samples:
+        assert samples["arr_0"].shape == (100, 8, 8, 3)
+
+    samples = tmp_path / "result" / "samples" / "samples.npz"
+    outcome = call(evaluator.main, str(DIGITS), str(samples), *flags[:2], "--output_file", str(tmp_path / "again.json"))
+    assert outcome.code == 0, outcome.err
+    again = json.loads((tmp_path / "again.json").read_text())
+    assert again["FD-digits-100"] == pytest.approx(result["FD-digits-100"], rel=1e-6)
+
+
+def test_a_sweep_over_its_own_setting(run: Path, tmp_path: Path) -> None:
+    flags = ("--features", "digits", "--num_samples", "20", "--device", "cpu", "--cfg", "0,2")
+    command = ("--checkpoint", str(run), *flags, "--direction", "rows,columns", "--output_dir", str(tmp_path))
+    outcome = call(sweep.main, *command)
+    assert outcome.code == 0, outcome.err
+    with (tmp_path / "sweep.csv").open() as table:
+        rows = [(row["cfg"], row["direction"]) for row in csv.DictReader(table)]
+    assert sorted(rows) == [("0.0", "columns"), ("0.0", "rows"), ("2.0", "columns"), ("2.0", "rows")]
+    assert (tmp_path / "sweep.png").exists()
 
 
 def test_a_row_of_the_benchmark(root: Path) -> None:
     args = BenchmarkArgs(drawing={"direction": "columns"}, repeats=1, device="cpu")
-    name, batch, _, mode, *_, by_scale = measure_times(Case(str(root / "tiny.yaml"), 2, "float32", False, args))
+    name, batch, _, mode, *_, by_scale = measure_times(Case(str(root / "tiny.yaml"), "float32", 2, "eager", args))
     assert (name, batch, mode) == ("tiny", "2", "eager")
     assert float(by_scale) >= 0  # of one scale
 

@@ -20,7 +20,7 @@ from models.autoencoder import Autoencoder
 from models.config import Drawing, Family, GeneratorConfig, at_scale
 from models.draw import draw, draw_uniforms, guide, noise_of
 from models.family import Generator, Loss, Sampler, StepContext, join_scales
-from runtime.errors import UserError
+from runtime.errors import check_at_least, check_probabilities
 
 FAMILY = Family(
     config="tests.tiny_family:TinyConfig",
@@ -48,8 +48,8 @@ class TinyConfig(GeneratorConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.label_drop <= 1:
-            raise UserError(f"label_drop is a probability; {self.label_drop} does not lie between 0 and 1")
+        check_at_least(1, self, "width")
+        check_probabilities(self, "label_drop")
 
 
 @dataclass(frozen=True)
