@@ -25,7 +25,7 @@ from sampling.bulk import Request, draw_into
 from sampling.folder import SampleFolder, remove_samples
 from sampling.labels import balanced_labels
 from sampling.pictures import save_grid
-from sampling.settings import sample_settings
+from sampling.record import sample_settings
 
 BATCH_SIZE = 64  # images whose features are computed at once
 RESULT_NAME, SAMPLES_NAME = "result.json", "samples"

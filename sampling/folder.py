@@ -34,20 +34,15 @@ from models.family import Samples, join_scales, split_scales
 from runtime import distributed
 from runtime.errors import UserError
 from runtime.files import flush, free_name, read_json, same_settings, whole, write_json
-from sampling.names import CODES_NAME, NPZ_NAME, NUMBER, PROGRESS_NAME, SETTINGS_NAME, image_name
 from sampling.options import Format
 from sampling.pictures import read_png, save_png, write_npz
-from sampling.settings import UNIMPORTANT
+from sampling.record import NPZ_NAME, OUR_FILES, PROGRESS_NAME, SETTINGS_NAME, UNIMPORTANT, UNUSED_NAME, image_name
 
 MAPS = ("codes", "entropy", "step", "probability")
 WRITERS = 4  # threads, and batches that may wait for them
 CHUNK = 2**28  # bytes of images that are joined at once
-UNUSED_NAME = ".progress.unused"  # progress that is being prepared, or removed
 BATCH_NAMES = "[0-9a-f]*.npz"  # not those of files that are still being written
 EARLIER_NAMES = ("layout.json", "done.npy")  # in the progress of earlier versions
-MADE_OF_ALL = ("maps.npz", "grid.png", "entropy_by_step.png", "animation.gif", CODES_NAME, NPZ_NAME)
-# Moved aside in this order: progress never stays with the settings of others.
-OUR_FILES = (PROGRESS_NAME, f"{NUMBER}.png", f"maps_{NUMBER}.png", *MADE_OF_ALL, UNUSED_NAME, SETTINGS_NAME)
 
 
 class SampleFolder:

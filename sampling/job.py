@@ -23,10 +23,9 @@ from sampling.editing import Edit, load_edit
 from sampling.folder import MAPS, SampleFolder
 from sampling.labels import balanced_labels, parse_labels, read_labels, shown_labels
 from sampling.maps import MAX_ANIMATED, save_animation, save_entropy_by_step, save_maps
-from sampling.names import CODES_NAME
 from sampling.options import SampleArgs
 from sampling.pictures import save_grid
-from sampling.settings import sample_settings
+from sampling.record import ANIMATION_NAME, CODES_NAME, ENTROPY_NAME, GRID_NAME, MAPS_NAME, NPZ_NAME, sample_settings
 
 NUM_SHOWN = 16
 MAX_IN_GRID = 100
@@ -41,7 +40,7 @@ def draw_samples(args: SampleArgs, settings: dict[str, Any]) -> None:
     drawing = checked_drawing(model, settings)
     labels = _choose_labels(model, args)
     for warning in drawing.warnings(model.scale_sizes):
-        _say(f"warning: {warning}")
+        distributed.say(f"warning: {warning}")
     dtype = pick_dtype(args.dtype, device)
     model.to(device=device, dtype=dtype)
     edit = None if args.edit is None else load_edit(args.edit, args.mask, model)
@@ -52,7 +51,7 @@ def draw_samples(args: SampleArgs, settings: dict[str, Any]) -> None:
     folder = SampleFolder(path, (len(labels), side, side, 3), args.format, maps)
     with lock_folder(path):
         if _prepare(folder, model, request, args):
-            _say(
+            distributed.say(
                 f"{describe_size(model)}; {len(labels)} images of {model.config.img_size} px in "
                 f"{model.num_steps(drawing)} steps; {str(dtype).removeprefix('torch.')} on {device}"
             )
@@ -67,15 +66,14 @@ def draw_and_finish(
     if request.compiled:
         start = time.perf_counter()
         next(draw_many(model, request, [0]))
-        _say(f"compiled in {time.perf_counter() - start:.0f} s")
+        distributed.say(f"compiled in {time.perf_counter() - start:.0f} s")
     start = time.perf_counter()
     count = draw_into(folder, model, request) if edit is None else draw_into(folder, model, request, edit.paste_back)
     seconds = time.perf_counter() - start
     if distributed.is_main():
         _finish(folder, model, request.labels, args, edit)
         rate = f"{seconds / count:.2f} s an image; " if count else ""
-        place = "samples.npz" if args.format == "npz" else "grid.png"
-        print(f"{rate}{folder.path}/{place}")
+        print(f"{rate}{folder.path / (NPZ_NAME if args.format == 'npz' else GRID_NAME)}")
 
 
 def _load_model(args: SampleArgs) -> Generator:
@@ -84,7 +82,7 @@ def _load_model(args: SampleArgs) -> Generator:
     torch.manual_seed(args.seed)
     model, has_autoencoder = random_model(Path(args.config))
     autoencoder = "" if has_autoencoder else ", with a random autoencoder"
-    _say(f"random weights of {args.config}{autoencoder}: expect noise")
+    distributed.say(f"random weights of {args.config}{autoencoder}: expect noise")
     return model
 
 
@@ -102,21 +100,15 @@ def _prepare(folder: SampleFolder, model: Generator, request: Request, args: Sam
     """Make the folder ready to write to; whether anything is to be drawn, the same on every rank."""
     missing = False
     if distributed.is_main():
-        missing = folder.prepare(_settings(model, request, args), _names_made(args))
+        checkpoint = None if args.checkpoint is None else find_checkpoint(args.checkpoint)
+        files = {"checkpoint": checkpoint, "edit": args.edit, "mask": args.mask}
+        settings = sample_settings(asdict(args) | asdict(request.drawing), model, request.labels, files)
+        made = {CODES_NAME: args.save_codes, ANIMATION_NAME: args.animation}
+        made |= dict.fromkeys((MAPS_NAME, ENTROPY_NAME), args.maps)
+        missing = folder.prepare(settings, [GRID_NAME, *(name for name, wanted in made.items() if wanted)])
         if not missing:
             print(f"{folder.path} holds these samples already; name another --output_dir, or change a setting")
     return distributed.from_main(missing)
-
-
-def _names_made(args: SampleArgs) -> list[str]:
-    """Files that ``_finish`` makes."""
-    asked = {
-        CODES_NAME: args.save_codes,
-        "maps.npz": args.maps,
-        "entropy_by_step.png": args.maps,
-        "animation.gif": args.animation,
-    }
-    return ["grid.png", *(name for name, wanted in asked.items() if wanted)]
 
 
 def _finish(folder: SampleFolder, model: Generator, labels: Sequence[int], args: SampleArgs, edit: Edit | None) -> None:
@@ -126,7 +118,7 @@ def _finish(folder: SampleFolder, model: Generator, labels: Sequence[int], args:
     if edit is not None:
         shown = torch.cat([edit.pictures(), shown])
         columns = math.ceil(math.sqrt(len(shown)))
-    save_grid(shown, folder.path / "grid.png", columns)
+    save_grid(shown, folder.path / GRID_NAME, columns)
     maps = {name: folder.read_map(name, model.scale_sizes) for name in folder.maps}
     if args.save_codes:
         codes = {f"codes_{scale.shape[-1]}": scale.numpy() for scale in maps["codes"]}
@@ -136,9 +128,9 @@ def _finish(folder: SampleFolder, model: Generator, labels: Sequence[int], args:
         samples = Samples((folder.first_images(MAX_ANIMATED) + 0.5) / 127.5 - 1, **maps)
         if args.maps:
             save_maps(samples, model, folder.path)
-            save_entropy_by_step(samples, folder.path / "entropy_by_step.png")
+            save_entropy_by_step(samples, folder.path / ENTROPY_NAME)
         if args.animation:
-            save_animation(samples, model, folder.path / "animation.gif")
+            save_animation(samples, model, folder.path / ANIMATION_NAME)
     duplicates = folder.finish(labels)
     if duplicates and args.edit is None:
         first = ", ".join(map(str, duplicates[0][:5]))
@@ -150,17 +142,3 @@ def _columns(labels: Sequence[int]) -> int:
     period = len(set(labels))
     in_turn = all(label == labels[i % period] for i, label in enumerate(labels))
     return period if in_turn and 1 < period <= min(NUM_SHOWN, len(labels) - 1) else math.ceil(math.sqrt(len(labels)))
-
-
-def _settings(model: Generator, request: Request, args: SampleArgs) -> dict[str, Any]:
-    """Everything that decides the images, and what each of them is."""
-    checkpoint = None if args.checkpoint is None else find_checkpoint(args.checkpoint)
-    options = asdict(args) | asdict(request.drawing)
-    return sample_settings(
-        options, model, request.labels, {"checkpoint": checkpoint, "edit": args.edit, "mask": args.mask}
-    )
-
-
-def _say(text: str) -> None:
-    if distributed.is_main():
-        print(text, flush=True)

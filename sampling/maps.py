@@ -13,12 +13,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 from torch import Tensor
-from torchvision.utils import make_grid
 from tqdm import tqdm
 
 from data.crops import to_uint8
 from models.family import Generator, Samples
 from runtime.files import whole
+from sampling.pictures import grid_of
 
 DPI = 150
 MAX_FIGURES = 100
@@ -34,11 +34,8 @@ def save_maps(samples: Samples, model: Generator, folder: Path) -> None:
     ``maps.npz`` holds ``step_S`` (int64), ``entropy_S`` (float32, nats) and ``probability_S`` (float32) of each scale,
     (B, S, S) each. A figure shows an image decoded at each scale above its maps; colour limits are those of all images.
     """
-    arrays = {}
-    for i, side in enumerate(model.scale_sizes):
-        arrays[f"step_{side}"] = _numpy(samples.step[i])
-        arrays[f"entropy_{side}"] = _numpy(samples.entropy[i])
-        arrays[f"probability_{side}"] = _numpy(samples.probability[i])
+    names = ("step", "entropy", "probability")
+    arrays = {f"{name}_{scale.shape[-1]}": _numpy(scale) for name in names for scale in getattr(samples, name)}
     with whole(folder / "maps.npz") as path:
         np.savez_compressed(path, **arrays)
     for index in tqdm(range(min(len(samples.codes[0]), MAX_FIGURES)), unit="figure", desc="writing maps"):
@@ -154,10 +151,8 @@ def _maps_figure(samples: Samples, images: list[Tensor], index: int) -> Figure:
 
 
 def _grid(images: Tensor) -> Image.Image:
-    """Images (B, 3, H, W) uint8 in a square grid, small ones with larger pixels, as a picture of 256 colours."""
-    factor = max(1, MIN_ANIMATED_SIDE // images.shape[-1])
-    images = images.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
-    grid = make_grid(images.cpu(), nrow=math.ceil(math.sqrt(len(images))), padding=2, pad_value=255)
+    """Images (B, 3, H, W) uint8 in a square grid, as a picture of 256 colours."""
+    grid = grid_of(images, math.ceil(math.sqrt(len(images))), MIN_ANIMATED_SIDE, border=255)
     return Image.fromarray(_numpy(grid.permute(1, 2, 0))).quantize(256)
 
 

@@ -27,10 +27,15 @@ def read_png(path: Path) -> Tensor:
 
 
 def save_grid(images: Tensor, path: Path, columns: int) -> None:
-    """Write uint8 images (B, 3, H, W) as one picture, row by row; small ones enlarged by a whole factor."""
-    factor = max(1, MIN_GRID_SIDE // images.shape[-1])
+    """Write uint8 images (B, 3, H, W) as one picture, row by row."""
+    save_png(grid_of(images, columns, MIN_GRID_SIDE), path)
+
+
+def grid_of(images: Tensor, columns: int, min_side: int, border: int = 0) -> Tensor:
+    """(3, H, W) of uint8 images (B, 3, H, W), row by row; small ones enlarged by a whole factor."""
+    factor = max(1, min_side // images.shape[-1])
     images = images.repeat_interleave(factor, dim=-2).repeat_interleave(factor, dim=-1)
-    save_png(make_grid(images, nrow=columns, padding=2), path)
+    return make_grid(images, nrow=columns, padding=2, pad_value=border)
 
 
 def write_npz(path: Path, shape: Sequence[int], chunks: Iterable[np.ndarray], labels: Sequence[int]) -> None:

@@ -1,4 +1,4 @@
-"""What samples.json says of images before they are drawn."""
+"""Names of files in a sample folder, and what its samples.json says of the images before they are drawn."""
 
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
@@ -8,10 +8,21 @@ from typing import Any
 from models.family import Generator
 from runtime.files import hash_file
 from sampling.labels import class_names
-from sampling.names import image_name
 
+SETTINGS_NAME, PROGRESS_NAME, NPZ_NAME, CODES_NAME = "samples.json", ".progress", "samples.npz", "codes.npz"
+GRID_NAME, MAPS_NAME = "grid.png", "maps.npz"
+ENTROPY_NAME, ANIMATION_NAME = "entropy_by_step.png", "animation.gif"
+NUMBER = 6 * "[0-9]"
+UNUSED_NAME = ".progress.unused"  # progress that is being prepared, or removed
+MADE_OF_ALL = (MAPS_NAME, GRID_NAME, ENTROPY_NAME, ANIMATION_NAME, CODES_NAME, NPZ_NAME)
+# Moved aside in this order: progress never stays with the settings of others.
+OUR_FILES = (PROGRESS_NAME, f"{NUMBER}.png", f"maps_{NUMBER}.png", *MADE_OF_ALL, UNUSED_NAME, SETTINGS_NAME)
 # Settings that change no image but by rounding; of files that were read, the hashes count.
 UNIMPORTANT = ("batch_size", "compile", "output_dir", "duplicates", "checkpoint", "edit", "mask", "label_file")
+
+
+def image_name(index: int) -> str:
+    return f"{index:06d}.png"
 
 
 def sample_settings(
