@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from models.sample import sample
+from models.sampling import sample
 from torch import Tensor
 from tqdm import tqdm
 
