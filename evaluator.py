@@ -29,8 +29,8 @@ def main(argv: Sequence[str]) -> None:
         raise UserError(f"{args.output_file} cannot be written: its folder does not exist")
     from evaluation.compare import print_report, warn  # takes seconds to import
     from evaluation.features.network import load_network
+    from evaluation.image_sets import make_reference
     from evaluation.measure import Measurement
-    from evaluation.reference import make_reference
     from runtime.device import pick_device
 
     network, reference = load_network(args, pick_device(args.device)), Path(args.reference)

@@ -1,21 +1,23 @@
 """A set of images to compare, the reference or the samples: features, statistics, and what is doubtful about it.
 
-Letters: N images, H, W their sides in pixels, D features, K classes.
+Letters: N images, H, W their sides in pixels, S that of squares, D features, K classes.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b, sha256
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
+from data.crops import center_crop
 from evaluation.features.network import Network
-from evaluation.image_files import DAMAGE, FolderImages, Images, open_images
+from evaluation.image_files import DAMAGE, IMAGES, FolderImages, Images, open_image, open_images
 from evaluation.metrics import Statistics, statistics_of
 from evaluation.neighbours import NEIGHBOURS
 from runtime import distributed
@@ -91,7 +93,7 @@ def load_image_set(
     shape = images.shape if need_features or not stored else None
     arrays: Arrays = {}
     if shape is not None:
-        check_count(images)
+        _check_count(images)
         arrays = _cached_features(images, network, batch_size) if use_cache else {}
         arrays = arrays or compute_features(images, network, batch_size, all_ranks)
     if not stored:
@@ -149,12 +151,12 @@ def check_reference(path: Path, suffix: str) -> None:
     """Refuse what has neither images nor statistics whose keys end so, before anything is spent on samples."""
     images = open_images(path)
     if images.shape is not None:
-        check_count(images)
+        _check_count(images)
     elif images.statistics(suffix) is None:
         raise UserError(f"{path} holds neither images nor statistics of the features that are to be compared")
 
 
-def check_count(images: Images) -> None:
+def _check_count(images: Images) -> None:
     if images.shape[0] <= NEIGHBOURS:
         raise UserError(f"{images.path} holds {images.shape[0]} images; give at least {NEIGHBOURS + 1}, better 50000")
 
@@ -169,32 +171,24 @@ def compute_features(images: Images, network: Network, batch_size: int, all_rank
     found: list[np.ndarray] = []  # of each kind of features
     with tqdm(desc="features", total=num_images, unit="image", leave=None, disable=rank > 0) as bar:
         for i, batch in enumerate(images.batches(batch_size)):
-            if i % num_ranks == rank:
+            mine = i % num_ranks == rank
+            if mine or i == 0:  # every rank learns the widths
                 new = network(batch)
                 found = found or [np.zeros((num_images, array.shape[1]), dtype=np.float32) for array in new]
                 for all_rows, rows in zip(found, new, strict=True):
-                    all_rows[first : first + len(batch)] = rows
+                    all_rows[first : first + len(batch)] = rows * mine
             first += len(batch)
             digests += [int.from_bytes(blake2b(image, digest_size=8).digest(), "little") for image in batch]
             grey = grey and bool((batch == batch[..., :1]).all())
             bar.update(len(batch))
-    if num_ranks > 1:
-        found = _share(found, num_images)
+    for array in found if num_ranks > 1 else []:
+        distributed.add_up(torch.from_numpy(array))  # the rows of other ranks are 0
     if rank:
         return {}
     arrays = {"features": found[0], "digests": np.array(digests, dtype=np.uint64), "grey": np.array(grey)}
     for suffix, features in zip(network.key_suffixes, found, strict=True):
         arrays |= statistics_of(features).named(suffix)
     return arrays | {"warnings": np.array(images.warnings(), dtype=np.str_)}
-
-
-def _share(found: list[np.ndarray], num_images: int) -> list[np.ndarray]:
-    """What all ranks computed, each a share of the rows, those of others being 0; one may have had none to compute."""
-    widths = next(filter(None, distributed.everyones([array.shape[1] for array in found])))
-    found = found or [np.zeros((num_images, width), dtype=np.float32) for width in widths]
-    for array in found:
-        distributed.add_up(torch.from_numpy(array))
-    return found
 
 
 def _cached_features(images: Images, network: Network, batch_size: int) -> Arrays:
@@ -246,3 +240,56 @@ def _record(path: Path) -> dict[str, Any]:
         return dict(json.loads(record.read_text()))
     except (ValueError, TypeError) as error:
         raise UserError(f"{record} is damaged ({error}); remove it to evaluate without settings") from error
+
+
+# Making a reference set
+
+
+def make_reference(folder: Path, target: Path, size: int, network: Network, batch_size: int) -> list[str]:
+    """Write the centre crops of all images of a folder, and their statistics, in the format of the ADM evaluator's.
+
+    Args:
+        folder: of images, at any depth.
+        target: npz to write: ``arr_0`` (N, S, S, 3) uint8, ``mu``, ``sigma`` and Inception's ``mu_s``, ``sigma_s``.
+        size: side of the crops, S.
+        network: computes the features.
+        batch_size: images whose features are computed at once.
+
+    Returns:
+        What is doubtful about the images.
+
+    Raises:
+        UserError: the target exists, or an image cannot be read.
+    """
+    if target.exists():
+        raise UserError(f"{target} exists; name another file, or remove it")
+    if not folder.is_dir():
+        raise UserError(f"{folder} is no folder; name one of images")
+    with whole(target) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+        with archive.open(f"{IMAGES}.npy", "w", force_zip64=True) as file:
+            crops = CroppedImages(folder, size, file)
+            _check_count(crops)
+            arrays = compute_features(crops, network, batch_size)
+        for name in (f"{kind}{suffix}" for suffix in network.key_suffixes for kind in ("mu", "sigma")):
+            with archive.open(f"{name}.npy", "w") as file:
+                np.lib.format.write_array(file, arrays[name])
+    return warnings_of(crops, arrays, network)
+
+
+class CroppedImages(FolderImages):
+    """A folder's images of any sizes, each as its centre crop, which is also written to a file as an array."""
+
+    def __init__(self, path: Path, size: int, file: IO[bytes]) -> None:
+        super().__init__(path)
+        self.shape, self._file = (len(self.files), size, size), file
+
+    def batches(self, size: int) -> Iterator[np.ndarray]:
+        header = {"descr": np.dtype(np.uint8).str, "fortran_order": False, "shape": (*self.shape, 3)}
+        np.lib.format.write_array_header_1_0(self._file, header)
+        for batch in super().batches(size):
+            self._file.write(batch.data)
+            yield batch
+
+    def _read(self, path: Path) -> tuple[np.ndarray, str]:
+        with open_image(path) as image:
+            return np.array(center_crop(image.convert("RGB"), self.shape[1])), image.mode

@@ -38,11 +38,10 @@ def main(argv: Sequence[str]) -> None:
     args = args.completed()
     if RANK in os.environ:
         _end_with_parent()
-    elif args.nproc > 1:
-        check_inputs(args)  # a mistake is found now, by one process
+    check_inputs(args)
+    if args.nproc > 1 and RANK not in os.environ:
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={args.nproc}"]
         os.execv(sys.executable, [*torchrun, "-m", "--", "evaluation.run", *argv])
-    check_inputs(args)
     sample_and_evaluate(args, drawing)
 
 

@@ -89,7 +89,7 @@ def _range_of(name: str, text: str) -> list[float]:
     count = round((last - first) / step)
     if not math.isclose(first + count * step, last, abs_tol=1e-6) or count < 0:
         raise UserError(f"{name} {text} does not reach its end; write FIRST:LAST:STEP, as in 1.0:2.0:0.1")
-    numbers = [round(first + i * step, 6) for i in range(count + 1)]
+    numbers = (round(first + i * step, 6) for i in range(count + 1))
     return [int(number) if number.is_integer() else number for number in numbers]
 
 

@@ -29,13 +29,7 @@ class Network(ABC):
         side: of the images that it reads, in pixels; None if images of all sizes are enlarged.
     """
 
-    kind: str
-    sha256: str
-    versions: dict[str, str]
-    class_weights: np.ndarray
     class_names: Sequence[str] = ()
-    key_suffixes: tuple[str, ...]
-    few: int
     colour: bool = True
     side: int | None = None
 

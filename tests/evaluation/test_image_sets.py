@@ -9,8 +9,7 @@ import pytest
 from PIL import Image
 
 from evaluation.compare import compare, warnings_of_pair
-from evaluation.image_sets import ImageSet, load_image_set
-from evaluation.reference import make_reference
+from evaluation.image_sets import ImageSet, load_image_set, make_reference
 from runtime.errors import UserError
 from tests.evaluation.fake_inception import SPATIAL_WIDTH, WIDTH, FakeInception
 from tests.limits import largest_file
