@@ -554,7 +554,7 @@ def test_averaged_weights_that_are_not_there() -> None:
         ("model: {img_sise: 64}", "unknown key img_sise in {}; did you mean img_size?"),
         ("model: {img_size: big}", "{}: img_size is big; it must be a whole number"),
         ("model: [", "{} is no valid YAML"),
-        ("model: 5", "{} must hold settings"),
+        ("model: 5", "{} holds 5, not settings"),
         (None, "no such file: {}"),
     ],
 )
