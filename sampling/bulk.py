@@ -123,13 +123,11 @@ def draw_into(
 def draw_on_all_ranks(model: Generator, request: Request) -> Tensor | None:
     """(N, 3, H, W) images of a small request, shared between ranks and gathered on rank 0; None on the others."""
     mine = range(len(request.labels))[distributed.rank() :: distributed.num_ranks()]
-    batches = list(draw_many(model, request, mine))
-    images = torch.cat([out.images for _, out in batches]) if batches else None
-    shards = distributed.everyones(images)
+    drawn: dict[int, Tensor] = {}
+    for indices, out in draw_many(model, request, mine):
+        drawn |= zip(indices, out.images, strict=True)
+    shares = distributed.everyones(drawn)
     if not distributed.is_main():
         return None
-    gathered = shards[0].new_empty(len(request.labels), *shards[0].shape[1:])
-    for shard, part in enumerate(shards):
-        if part is not None:
-            gathered[shard :: distributed.num_ranks()] = part
-    return gathered
+    gathered = {i: image for share in shares for i, image in share.items()}
+    return torch.stack([gathered[i] for i in range(len(request.labels))])
