@@ -20,6 +20,7 @@ from models.autoencoder import Autoencoder
 from models.config import Drawing, Family, GeneratorConfig, at_scale
 from models.draw import draw, draw_uniforms, guide, noise_of
 from models.family import Generator, Loss, Sampler, StepContext, join_scales
+from runtime.config import option
 from runtime.errors import check_at_least, check_probabilities
 
 FAMILY = Family(
@@ -35,16 +36,11 @@ NEIGHBOURS = ((0, -1), (-1, -1), (-1, 0), (-1, 1))
 
 @dataclass(frozen=True)
 class TinyConfig(GeneratorConfig):
-    """The ``model:`` section of a configuration.
-
-    Attributes:
-        width: D, of the hidden layers.
-        label_drop: probability, in training, that a label is dropped to unconditional.
-    """
+    """The ``model:`` section of a configuration."""
 
     architecture: Literal["tiny"] = "tiny"
-    width: int = 64
-    label_drop: float = 0.1
+    width: int = option(64, "D, of the hidden layers")
+    label_drop: float = option(0.1, "probability, in training, that a label is dropped to unconditional")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -54,17 +50,9 @@ class TinyConfig(GeneratorConfig):
 
 @dataclass(frozen=True)
 class TinyDrawing(Drawing):
-    """What decides a drawing.
+    """What decides a drawing."""
 
-    Attributes:
-        direction: draw row by row, or column by column.
-    """
-
-    direction: Direction = "rows"
-
-    @property
-    def label(self) -> str:
-        return f"{super().label}-{self.direction}"
+    direction: Direction = option("rows", "draw row by row, or column by column")
 
 
 class Tiny(Generator):

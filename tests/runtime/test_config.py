@@ -17,6 +17,7 @@ from runtime.config import (
     Kinds,
     config_path,
     dataclass_from_dict,
+    option,
     options_of,
     parse_config,
     parse_flags,
@@ -132,19 +133,12 @@ def test_a_section_of_two_kinds_shares_out_its_keys(tmp_path: Path) -> None:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two words and a switch.
+    """Two words and a switch."""
 
-    Attributes:
-        first: a word.
-        second: a word.
-        on: a switch.
-        count: a number.
-    """
-
-    first: str | None = None
-    second: str | None = None
-    on: bool = False
-    count: int = 1
+    first: str | None = option(None, "a word")
+    second: str | None = option(None, "another")
+    on: bool = option(False, "a switch")
+    count: int = option(1, "a number")
 
 
 @pytest.mark.parametrize(
