@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from models.sampling import sample
 from torch import Tensor
 from tqdm import tqdm
 
@@ -14,6 +13,7 @@ from models.checkerboard.config import CheckerboardDrawing
 from models.checkerboard.model import Checkerboard
 from models.checkerboard.sampler import CheckerboardSampler
 from models.family import Sampler
+from models.sampling import sample
 from runtime import distributed
 from runtime.errors import UserError
 from sampling import bulk
