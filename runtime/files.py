@@ -102,8 +102,6 @@ def flush(path: Path) -> None:
 def _is_running(pid: str) -> bool:
     try:
         os.kill(int(pid), 0)
-    except (ValueError, ProcessLookupError):
-        return False
-    except OSError:
-        return True
+    except (ValueError, OSError) as error:
+        return isinstance(error, PermissionError)  # it is another user's
     return True
