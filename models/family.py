@@ -130,9 +130,6 @@ class Generator(nn.Module, ABC):
         """Copy what fits of another model's weights, called ``source``; return a remark on each tensor that does not.
 
         For another image size, pyramid or class count: tables whose rows change keep their fresh values.
-
-        Raises:
-            UserError: the two have next to nothing in common.
         """
         own = self.state_dict()
         fits = {key: value for key, value in saved.items() if key in own and value.shape == own[key].shape}

@@ -7,7 +7,7 @@ Everything from a YAML or a flag passes ``typed``, the one check of types.
 import argparse
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from difflib import get_close_matches
@@ -24,14 +24,14 @@ from runtime.files import write_text
 Settings = TypeVar("Settings")
 Words = Sequence[str]  # of a command line, without the program's name
 Kinds = type | tuple[type, ...]  # of one section: its keys are those of all
-# What to type for a value of each type.
+# Each type as --help shows it, and what to type for a value of it.
 _VALUES = {
-    int: "a whole number",
-    float: "a number",
-    bool: "true or false",
-    str: "text",
-    tuple: "a list in brackets, as in '[first, second]'",
-    dict: "a mapping, as in '{50: 0.3}'",
+    int: ("INT", "a whole number"),
+    float: ("FLOAT", "a number"),
+    bool: ("BOOL", "true or false"),
+    str: ("TEXT", "text"),
+    tuple: ("LIST", "a list in brackets, as in '[first, second]'"),
+    dict: ("MAPPING", "a mapping, as in '{50: 0.3}'"),
 }
 
 
@@ -57,10 +57,8 @@ Groups = Mapping[str, Sequence[Option]]  # by heading
 def parse_config(argv: Words, prog: str, description: str, sections: Mapping[str, Kinds]) -> tuple[dict[str, Any], str]:
     """Settings of a command line over its ``--config`` YAML over the defaults, and the configuration's name.
 
-    ``sections`` has the dataclass, or dataclasses, of each section of the YAML; an instance of each comes back.
-
-    Raises:
-        UserError: an unknown key or flag, or a value of the wrong type.
+    ``sections`` has the dataclass, or dataclasses, of each section of the YAML; an instance of each comes back. An
+    unknown key or flag, or a value of the wrong type, is a UserError.
     """
     several = {section: kinds if isinstance(kinds, tuple) else (kinds,) for section, kinds in sections.items()}
     parser = _Parser(prog, description)
@@ -145,11 +143,7 @@ def dataclass_from_dict(kind: type[Settings], values: Any, where: str) -> Settin
 
 
 def typed(value: Any, hint: Any, name: str) -> Any:
-    """A value as its type wants it: lists become tuples, whole numbers floats, and so does text that is a number.
-
-    Raises:
-        UserError: it is of another type.
-    """
+    """A value as its type wants it, or a UserError: lists become tuples; whole numbers and text of a number, floats."""
     origin, inner, members = get_origin(hint) or hint, get_args(hint), _members(hint)
     if hint is Any or (origin is Literal and value in inner):
         return value
@@ -168,12 +162,11 @@ def typed(value: Any, hint: Any, name: str) -> Any:
             return float(value)
     elif isinstance(origin, type) and type(value) is origin:
         return value
-    raise UserError(f"{name} is {value}; it must be {_wanted(hint)}")
+    raise UserError(f"{name} is {value}; it must be {_described(hint)[1]}")
 
 
-def check_keys(values: Iterable[str], known: Iterable[str], where: str) -> None:
+def check_keys(values: Iterable[str], known: Collection[str], where: str) -> None:
     """Refuse keys that are not known, naming the nearest one that is."""
-    known = list(known)
     for key in values:
         if key not in known:
             near = get_close_matches(str(key), known, n=1, cutoff=0.5)
@@ -227,7 +220,7 @@ class _Parser(argparse.ArgumentParser):
         group = self.add_argument_group(heading)
         for option in options:
             text = option.help if is_dataclass(option.hint) else f"{option.help} (default: {_shown(option.default)})"
-            group.add_argument(f"--{option.name}", metavar=_metavar(option.hint), help=text.replace("%", "%%"))
+            group.add_argument(f"--{option.name}", metavar=_described(option.hint)[0], help=text.replace("%", "%%"))
             self.options[option.name] = option
 
     def parse(self, argv: Words, positional: Words = ()) -> tuple[dict[str, Any], argparse.Namespace]:
@@ -274,17 +267,16 @@ def _make(
 ) -> Settings:
     """A dataclass of a YAML's values and the flags that were given, which come first."""
     hints, settings = get_type_hints(kind), {}
-    values = dict(values)
     check_keys(values, hints, where)
     for f in fields(kind):
-        name, hint = prefix + f.name, hints[f.name]
+        name, hint, place = prefix + f.name, hints[f.name], f"{where}: {f.name}"
         if is_dataclass(hint):
-            nested = _mapping(values.get(f.name, {}), f"{where}: {f.name}")
-            settings[f.name] = _make(hint, {**nested, **given.get(name, {})}, given, f"{where}: {f.name}", f"{name}.")
+            nested = _mapping(values.get(f.name, {}), place) | given.get(name, {})
+            settings[f.name] = _make(hint, nested, given, place, f"{name}.")
         elif name in given:
             settings[f.name] = given[name]
         elif f.name in values:
-            settings[f.name] = typed(values[f.name], hint, f"{where}: {f.name}")
+            settings[f.name] = typed(values[f.name], hint, place)
     return kind(**settings)
 
 
@@ -299,27 +291,18 @@ def _members(hint: Any) -> tuple[Any, ...]:
     return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
 
 
-def _wanted(hint: Any) -> str:
-    """What to type for a value of this type."""
-    members = [member for member in _members(hint) if member is not type(None)]
+def _described(hint: Any) -> tuple[str, str]:
+    """A type as ``--help`` shows it, and what to type for a value of it."""
+    members = [member for member in _members(hint) if member is not type(None)] or [hint]
     if len(members) > 1:
-        with_list = tuple in map(get_origin, members)
-        return "a number, or a list as in '[1, 2, 3]'" if with_list else " or ".join(map(_wanted, members))
-    if get_origin(members[0]) is Literal:
-        return "one of " + ", ".join(map(str, get_args(members[0])))
-    kind = get_origin(members[0]) or members[0]
-    return _VALUES.get(kind, getattr(kind, "__name__", str(kind)))
-
-
-def _metavar(hint: Any) -> str:
-    """A type as ``--help`` shows it."""
-    members = [member for member in _members(hint) if member is not type(None)]
-    if len(members) > 1:
-        return "|".join(map(_metavar, members))
-    if get_origin(members[0]) is Literal:
-        return "{" + ",".join(map(str, get_args(members[0]))) + "}"
-    kind = dict if is_dataclass(members[0]) else get_origin(members[0]) or members[0]
-    return {tuple: "LIST", dict: "MAPPING", str: "TEXT"}.get(kind, kind.__name__.upper())
+        shown, wanted = zip(*map(_described, members), strict=True)
+        with_list = "a number, or a list as in '[1, 2, 3]'"
+        return "|".join(shown), with_list if "LIST" in shown else " or ".join(wanted)
+    kind, choices = members[0], [str(choice) for choice in get_args(members[0])]
+    if get_origin(kind) is Literal:
+        return "{" + ",".join(choices) + "}", "one of " + ", ".join(choices)
+    kind = dict if is_dataclass(kind) else get_origin(kind) or kind
+    return _VALUES.get(kind, (kind.__name__.upper(), kind.__name__))
 
 
 def _shown(default: Any) -> str:

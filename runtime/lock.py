@@ -12,11 +12,7 @@ from runtime.errors import UserError
 
 @contextmanager
 def lock_file(path: Path, busy: str) -> Iterator[None]:
-    """Hold a lock on rank 0 for all ranks, in a folder that exists; a killed program leaves none behind.
-
-    Raises:
-        UserError: another program holds it: ``busy`` is what to say.
-    """
+    """Hold a lock on rank 0 for all ranks, or raise a UserError of ``busy``; a killed program leaves none behind."""
     if not distributed.is_main():
         yield
         return

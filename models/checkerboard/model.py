@@ -6,6 +6,7 @@ layout.py.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -54,7 +55,8 @@ class Checkerboard(Generator):
     def __init__(self, config: CheckerboardConfig, autoencoder: Autoencoder, project_source: bool = True) -> None:
         super().__init__(config, autoencoder)
         self.use_flex_attention = False  # in forward; the sampler needs no mask
-        D, C, V = config.llama_config.hidden_size, autoencoder.config.embed_dim, autoencoder.config.n_embed
+        llama, C = config.llama_config, autoencoder.config.embed_dim
+        D, V = llama.hidden_size, autoencoder.config.n_embed
         self.class_embeddings = nn.Embedding(config.num_classes + 1, D)  # the last row is unconditional
         self.embed_positions = nn.Embedding(self.num_locations, D)
         self.embed_codevecs_mlp = CodeMLP(C, D)
@@ -62,13 +64,8 @@ class Checkerboard(Generator):
         self.combine_inputs = nn.Linear(4 * D, D)
         self.empty_token_emb = nn.Parameter(torch.empty(D))
         self.empty_token_pos = nn.Parameter(torch.empty(D))
-        self.transformer = Transformer(config.llama_config)
-        self.rope = RotaryEmbedding(
-            self.scale_sizes,
-            config.llama_config.head_dim,
-            config.llama_config.num_attention_heads,
-            config.mixing_layers,
-        )
+        self.transformer = Transformer(llama)
+        self.rope = RotaryEmbedding(self.scale_sizes, llama.head_dim, llama.num_attention_heads, config.mixing_layers)
         self.lm_head = nn.Linear(D, V)
         self.head_mlp = CodeMLP(C, D, last_bias=False) if config.use_head_mlp else None
         self.reset_parameters()
@@ -89,9 +86,7 @@ class Checkerboard(Generator):
                 module.reset_parameters()
 
     @classmethod
-    def from_state(
-        cls, config: CheckerboardConfig, autoencoder: Autoencoder, state: dict[str, Tensor]
-    ) -> "Checkerboard":
+    def from_state(cls, config: CheckerboardConfig, autoencoder: Autoencoder, state: dict[str, Tensor]) -> Self:
         model = cls(config, autoencoder, project_source="src_latents_proj.weight" in state)
         if model.rope.mixing_coeffs is None:
             state.pop("rope.mixing_coeffs", None)  # published files may hold the empty (0, heads) table

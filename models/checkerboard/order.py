@@ -71,8 +71,5 @@ def draw_block_size(num_locations: int, rng: random.Random) -> int:
 
 def training_blocks(scale_sizes: Sequence[int], rng: random.Random) -> Blocks:
     """Block lengths of every scale for one training step: random sizes, a remainder folded half of the time."""
-    drawn = []
-    for side in scale_sizes:
-        size = draw_block_size(side * side, rng)
-        drawn.append(split_blocks(side * side, size, "fold" if rng.random() < 0.5 else "separate"))
-    return tuple(drawn)
+    sizes = (side * side for side in scale_sizes)
+    return tuple(split_blocks(n, draw_block_size(n, rng), "fold" if rng.random() < 0.5 else "separate") for n in sizes)

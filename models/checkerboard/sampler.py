@@ -61,11 +61,10 @@ class CheckerboardSampler(Sampler):
 
     def draw(self, labels: Tensor, seeds: list[int]) -> Iterator[int]:
         self._begin(labels, seeds)
-        step = 0
-        for scale in range(len(self.model.scale_sizes)):
-            for _ in self._draw_scale(scale, step):
-                yield step
-                step += 1
+        first_step = 0
+        for scale, blocks in enumerate(self.blocks):
+            yield from self._draw_scale(scale, first_step)
+            first_step += len(blocks)
 
     def step_of_location(self) -> Tensor:
         positions, steps = self.layout.positions, self.layout.steps
@@ -86,8 +85,8 @@ class CheckerboardSampler(Sampler):
         self.class_embedding = model.embed_labels(labels)  # (R, D)
         self.modulations = model.transformer.modulations(self.class_embedding)
 
-    def _draw_scale(self, scale: int, first_step: int) -> Iterator[None]:
-        """Draw the blocks of one scale; those before it are drawn."""
+    def _draw_scale(self, scale: int, first_step: int) -> Iterator[int]:
+        """Draw the blocks of one scale, yielding each step's number; those before it are drawn."""
         model, drawing = self.model, self.drawing
         tokens = scale_slices(model.scale_sizes)[scale]
         inputs = model.location_inputs(self.layout, tokens, model.source_latents(self.sequence, scale, self.codebook))
@@ -97,7 +96,7 @@ class CheckerboardSampler(Sampler):
             cfg = at_scale(drawing.cfg, scale) if step >= drawing.cfg_start_step else 0.0
             in_scale = slice(block.tokens.start - tokens.start, block.tokens.stop - tokens.start)
             self.draw_block(self, block, inputs[:, in_scale], noise[:, in_scale], self._setting(cfg), temperature)
-            yield
+            yield step
 
     def _place(self, order_uniforms: Tensor) -> None:
         """Lay out order and blocks; (B, L) numbers order the locations of models of random order."""

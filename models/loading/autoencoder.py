@@ -1,4 +1,7 @@
-"""Files of autoencoders: ours, the published release's, LlamaGen's (method.md Sec. 3)."""
+"""Files of autoencoders: ours, the published release's, LlamaGen's (method.md Sec. 3).
+
+Files that are missing, damaged or of another architecture than their YAML says are a UserError.
+"""
 
 import hashlib
 import re
@@ -22,16 +25,14 @@ from runtime.files import whole
 AUTOENCODER_CONFIG_NAME = "autoencoder_config.yaml"
 HASH_KEY = "codes_sha256"  # in our files: what ``autoencoder_hash`` gives
 AUTOENCODER_NAMES = ("checkpoint.pth", "autoencoder.safetensors")  # the published one's, ours
+PUBLISHED_PATHS = AutoencoderPaths(f"autoenc/{AUTOENCODER_CONFIG_NAME}", f"autoenc/{AUTOENCODER_NAMES[0]}")
 # Bookkeeping that files may hold or lack without being another model.
 _OPTIONAL_KEYS = ("quantize.initialized", "cluster_usage_train")
 _IGNORED_KEYS = ("quantize.codebook_used",)
 
 
 def load_autoencoder(paths: AutoencoderPaths, folder: Path = Path()) -> Autoencoder:
-    """The frozen autoencoder of a configuration; relative paths are tried from ``folder``, then from here.
-
-    Raises UserError: a file is missing or damaged, or holds another architecture than the YAML says.
-    """
+    """The frozen autoencoder of a configuration; relative paths are tried from ``folder``, then from here."""
     if paths.checkpoint_path is None:
         raise UserError("no autoencoder: set model.autoenc.checkpoint_path to its weights")
     checkpoint_path = resolve(paths.checkpoint_path, folder)
@@ -44,10 +45,7 @@ def load_autoencoder(paths: AutoencoderPaths, folder: Path = Path()) -> Autoenco
 
 
 def open_autoencoder(path: str | Path) -> Autoencoder:
-    """An autoencoder in eval mode on the CPU, from its weights or the folder of them (and of its configuration).
-
-    Raises UserError: there is none, or it is damaged or of another layout.
-    """
+    """An autoencoder in eval mode on the CPU, from its weights or the folder of them (and of its configuration)."""
     path = Path(path)
     if not path.exists():
         raise UserError(

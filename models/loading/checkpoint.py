@@ -13,15 +13,9 @@ import torch
 from torch import Tensor
 
 from models.autoencoder import Autoencoder
-from models.config import FAMILIES, AutoencoderConfig, AutoencoderPaths, GeneratorConfig, family_of
+from models.config import FAMILIES, AutoencoderConfig, GeneratorConfig, family_of
 from models.family import Generator
-from models.loading.autoencoder import (
-    AUTOENCODER_CONFIG_NAME,
-    AUTOENCODER_NAMES,
-    build_autoencoder,
-    export_autoencoder,
-    load_autoencoder,
-)
+from models.loading.autoencoder import PUBLISHED_PATHS, build_autoencoder, export_autoencoder, load_autoencoder
 from models.loading.state import Names, load_exactly, our_names, published_name, read_torch_file
 from runtime.config import dataclass_from_dict, read_yaml, write_yaml
 from runtime.errors import UserError
@@ -29,7 +23,6 @@ from runtime.errors import UserError
 CHECKPOINT_NAME = "checkpoint-last.pth"
 CONFIG_NAME = "config.yaml"
 AUTOENCODER_PREFIX = "autoenc."
-AUTOENCODER_PATHS = AutoencoderPaths(f"autoenc/{AUTOENCODER_CONFIG_NAME}", f"autoenc/{AUTOENCODER_NAMES[0]}")
 
 
 def load_checkpoint(path: str | Path, use_ema: bool = False) -> Generator:
@@ -138,11 +131,7 @@ def model_states(
 
 
 def export_published(path: str | Path, folder: str | Path) -> None:
-    """Write a checkpoint of ours as a folder that the published code reads; optimizer state is left behind.
-
-    Raises:
-        UserError: ``folder`` already holds files, the checkpoint cannot be read, or its family has no such layout.
-    """
+    """Write a checkpoint of ours as a new folder that the published code reads; optimizer state is left behind."""
     path, folder = find_checkpoint(path), Path(folder)
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder} is not empty; name a new folder to export to")
@@ -150,7 +139,7 @@ def export_published(path: str | Path, folder: str | Path) -> None:
     layout = FAMILIES[config.architecture].load("published")
     if layout is None:
         raise UserError(f"{path} is a model of {config.architecture}, which has no published layout")
-    section = layout.section(config, AUTOENCODER_PATHS, path)
+    section = layout.section(config, PUBLISHED_PATHS, path)
     checkpoint = read_torch_file(path)
     states = model_states(checkpoint, config, path)
     models = {key: None if state is None else build_model(state, config, path) for key, state in states.items()}

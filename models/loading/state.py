@@ -51,11 +51,7 @@ def load_exactly(module: nn.Module, state: Mapping[str, Tensor], path: Path, nam
 
 
 def read_torch_file(path: Path) -> dict[str, Any]:
-    """A ``torch.save`` dictionary, read without running any code of the file.
-
-    Raises:
-        UserError: no such file, a damaged one, or one that holds more than tensors and plain values.
-    """
+    """A ``torch.save`` dictionary; a file that is damaged, or holds more than tensors and plain values, is refused."""
     if not path.is_file():
         raise UserError(f"no such file: {path}")
     _check_whole(path)
