@@ -87,20 +87,18 @@ class Level(nn.Module):
         self.downsample = Downsample(channels[-1]) if downsample else nn.Identity()
         self.upsample = Upsample(channels[-1]) if upsample else nn.Identity()
 
-    def in_order(self) -> list[nn.Module]:
-        blocks = chain.from_iterable(zip(self.res, self.attn, strict=True)) if self.attn else self.res
-        return [*blocks, self.downsample, self.upsample]
-
 
 def _in_order(levels: Iterable[Level]) -> list[nn.Module]:
     """Every module of the levels, for one loop: a loop in each level would hold the level's input until its end."""
-    return [module for level in levels for module in level.in_order()]
+    modules = []
+    for level in levels:
+        modules += chain.from_iterable(zip(level.res, level.attn, strict=True)) if level.attn else level.res
+        modules += [level.downsample, level.upsample]
+    return modules
 
 
-def _middle(channels: int) -> nn.ModuleList:
-    return nn.ModuleList(
-        [ResidualBlock(channels, channels), AttentionBlock(channels), ResidualBlock(channels, channels)]
-    )
+def _middle(c: int) -> nn.ModuleList:
+    return nn.ModuleList([ResidualBlock(c, c), AttentionBlock(c), ResidualBlock(c, c)])
 
 
 class Encoder(nn.Module):
@@ -110,14 +108,12 @@ class Encoder(nn.Module):
         lowest = len(widths) - 1
         self.conv_in = nn.Conv2d(3, config.ch, 3, padding=1)
         self.conv_blocks = nn.ModuleList()
-        width_in = config.ch
-        for i, width in enumerate(widths):
+        for i, (width_in, width) in enumerate(pairwise([config.ch, *widths])):
             channels = [width_in] + [width] * config.num_res_blocks
             self.conv_blocks.append(Level(channels, attend=i == lowest, downsample=i != lowest))
-            width_in = width
-        self.mid = _middle(width_in)
-        self.norm_out = GroupNorm(width_in)
-        self.conv_out = nn.Conv2d(width_in, config.z_channels, 3, padding=1)
+        self.mid = _middle(widths[-1])
+        self.norm_out = GroupNorm(widths[-1])
+        self.conv_out = nn.Conv2d(widths[-1], config.z_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv_in(x)
@@ -133,13 +129,11 @@ class Decoder(nn.Module):
         self.conv_in = nn.Conv2d(config.z_channels, widths[0], 3, padding=1)
         self.mid = _middle(widths[0])
         self.conv_blocks = nn.ModuleList()
-        width_in = widths[0]
-        for i, width in enumerate(widths):
+        for i, (width_in, width) in enumerate(pairwise([widths[0], *widths])):
             channels = [width_in] + [width] * (config.num_res_blocks + 1)
             self.conv_blocks.append(Level(channels, attend=i == 0, upsample=i != len(widths) - 1))
-            width_in = width
-        self.norm_out = GroupNorm(width_in)
-        self.conv_out = nn.Conv2d(width_in, 3, 3, padding=1)
+        self.norm_out = GroupNorm(widths[-1])
+        self.conv_out = nn.Conv2d(widths[-1], 3, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
         z = self.conv_in(z)

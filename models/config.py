@@ -5,8 +5,8 @@ A family is named by ``architecture`` in a configuration's ``model:`` section; `
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from importlib import import_module
 from math import inf
+from pkgutil import resolve_name
 from typing import Any, Literal, Self
 
 from runtime.config import option
@@ -97,11 +97,7 @@ class GeneratorConfig:
             raise UserError(f"num_classes is {self.num_classes}; a class-conditional model needs at least 1")
 
     def scale_sizes(self, stride: int) -> tuple[int, ...]:
-        """Sides of the code maps, ascending; ``stride`` is the autoencoder's pixels per code.
-
-        Raises:
-            UserError: the image does not divide into codes.
-        """
+        """Sides of the code maps, ascending, if the settings make any; ``stride`` is pixels per code."""
         side, rest = divmod(self.img_size, stride)
         if rest or side < 1:
             raise UserError(
@@ -128,11 +124,7 @@ class Drawing:
     top_p: float = option(1.0, "probability mass kept at each draw; 1 keeps all")
 
     def check(self, scale_sizes: Sequence[int]) -> None:
-        """Refuse settings that make no sense for a model, before anything is spent on them.
-
-        Raises:
-            UserError: naming the setting and its range.
-        """
+        """Refuse settings that make no sense for a model by a UserError, before anything is spent on them."""
         for name in ("cfg", "temperature"):
             values = getattr(self, name)
             if isinstance(values, Sequence) and len(values) != len(scale_sizes):
@@ -140,13 +132,12 @@ class Drawing:
                     f"{name} has {len(values)} values; give one number, or one for each of the scales "
                     f"{', '.join(map(str, scale_sizes))}"
                 )
-        scales = range(len(scale_sizes))
-        for temperature in (at_scale(self.temperature, scale) for scale in scales):
+        for temperature in _values(self.temperature):
             if not (temperature == 0 or MIN_TEMPERATURE <= temperature < inf):
                 raise UserError(
                     f"temperature is {temperature}; it must be 0 (likeliest code), or {MIN_TEMPERATURE} or more"
                 )
-        for cfg in (at_scale(self.cfg, scale) for scale in scales):
+        for cfg in _values(self.cfg):
             if not abs(cfg) <= MAX_CFG:
                 raise UserError(f"cfg is {cfg}; it must lie between -{MAX_CFG} and {MAX_CFG}, 0 for no guidance")
         if self.top_k < 0:
@@ -160,7 +151,7 @@ class Drawing:
 
     @property
     def uses_cfg(self) -> bool:
-        return any(self.cfg) if isinstance(self.cfg, Sequence) else self.cfg != 0
+        return any(_values(self.cfg))
 
     @property
     def label(self) -> str:
@@ -180,33 +171,28 @@ def _short(value: Any) -> str:
     return f"{value:.10g}" if isinstance(value, float) else str(value)
 
 
-def at_scale(value: Schedule, scale: int) -> float:
+def _values(schedule: Schedule) -> list[float]:
+    """All values of a setting."""
+    return [float(value) for value in (schedule if isinstance(schedule, Sequence) else [schedule])]
+
+
+def at_scale(schedule: Schedule, scale: int) -> float:
     """A setting's value at the scale of this index."""
-    return float(value[scale] if isinstance(value, Sequence) else value)
+    return float(schedule[scale] if isinstance(schedule, Sequence) else schedule)
 
 
 @dataclass(frozen=True)
 class Family:
-    """Where the parts of a family are, each as ``module:name``: the first two import no torch.
+    """Where the parts of a family are, each as ``module:name``: the first two import no torch."""
 
-    Attributes:
-        config: its ``GeneratorConfig``.
-        drawing: its ``Drawing``.
-        generator: its model.
-        published: its published layout, a ``PublishedLayout``; None for a family without one.
-    """
-
-    config: str
-    drawing: str
-    generator: str
-    published: str | None = None
+    config: str  # a ``GeneratorConfig``
+    drawing: str  # a ``Drawing``
+    generator: str  # a ``Generator``
+    published: str | None = None  # a ``PublishedLayout``, if there is one
 
     def load(self, part: Literal["config", "drawing", "generator", "published"]) -> Any:
         where = getattr(self, part)
-        if where is None:
-            return None
-        module, name = where.split(":")
-        return getattr(import_module(module), name)
+        return None if where is None else resolve_name(where)
 
 
 FAMILIES = {
@@ -220,13 +206,9 @@ FAMILIES = {
 
 
 def family_of(model_section: Any) -> Family:
-    """The family that a ``model:`` section names; without a name, or if it is no section at all, the checkerboard.
-
-    Raises:
-        UserError: it is unknown.
-    """
-    named = isinstance(model_section, Mapping) and "architecture" in model_section
-    name = model_section["architecture"] if named else DEFAULT_FAMILY
+    """The family that a ``model:`` section names; without a name, or if it is no section at all, the checkerboard."""
+    section = model_section if isinstance(model_section, Mapping) else {}
+    name = section.get("architecture", DEFAULT_FAMILY)
     if name not in list(FAMILIES):
         raise UserError(f"architecture {name} is unknown; known are {', '.join(FAMILIES)}")
     return FAMILIES[name]

@@ -34,15 +34,11 @@ def draw(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """One code a token, its probability and the entropy of its distribution, each (B, l).
 
+    Of float32 logits (B, l, V) after guidance, and noise (B, l, V) above 0, exponentially distributed. The number 0 as
+    temperature takes the likeliest code, with entropy 0 and probability 1.
+
     The code with the least noise for its probability is drawn, which happens with that probability (Gumbel-max).
     Two codes seldom come so close that rounding decides; an inverse CDF has a threshold next to each of V codes.
-
-    Args:
-        logits: (B, l, V) after guidance, float32.
-        noise: (B, l, V) above 0, exponentially distributed.
-        temperature: divides the logits; the number 0 takes the likeliest code, with entropy 0 and probability 1.
-        top_k: codes kept; 0 keeps all.
-        top_p: probability mass kept; 1 keeps all.
     """
     if isinstance(temperature, float | int) and temperature == 0:
         codes = logits.argmax(-1)

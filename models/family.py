@@ -19,56 +19,37 @@ from models.autoencoder import Autoencoder
 from models.config import Drawing, GeneratorConfig
 from runtime.errors import UserError
 
+Maps = Sequence[Tensor] | None
+
 
 @dataclass(frozen=True)
 class StepContext:
-    """Where a batch stands in training, and its random choices.
+    """Where a batch stands in training, and its random choices."""
 
-    Attributes:
-        step: updates of the weights so far.
-        epoch: passes over the data so far, with their fraction; exact.
-        batch: number of the batch within the step.
-        step_rng: the same on every rank and for every batch of a step.
-        rank_rng: on the device, of this rank and batch alone.
-    """
-
-    step: int
-    epoch: float
-    batch: int
-    step_rng: random.Random
-    rank_rng: torch.Generator
+    step: int  # updates of the weights so far
+    epoch: float  # passes over the data so far, with their fraction; exact
+    batch: int  # number of the batch within the step
+    step_rng: random.Random  # the same on every rank and for every batch of a step
+    rank_rng: torch.Generator  # on the device, of this rank and batch alone
 
 
 @dataclass(frozen=True)
 class Loss:
-    """What a batch gives in training.
+    """What a batch gives in training."""
 
-    Attributes:
-        value: the loss, to be minimized.
-        metrics: computes more about the batch, by name; called on steps that log alone.
-    """
-
-    value: Tensor
-    metrics: Callable[[], dict[str, Tensor]] = dict
+    value: Tensor  # to be minimized
+    metrics: Callable[[], dict[str, Tensor]] = dict  # computes more, by name; called on steps that log alone
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Drawn images, and how they came about. Maps are in raster order.
+    """Drawn images, and how they came about: (B, S, S) maps in raster order."""
 
-    Attributes:
-        images: (B, 3, H, W) of the last scale, unclamped floats, about [-1, 1].
-        codes: (B, S, S) drawn codes.
-        entropy: (B, S, S) nats of the distribution each code was drawn from, after guidance and truncation.
-        step: (B, S, S) the step, counted over all scales from 0, that drew each location.
-        probability: (B, S, S) of the drawn code in that distribution; NaN where a code was kept.
-    """
-
-    images: Tensor
+    images: Tensor  # (B, 3, H, W) of the last scale, unclamped floats, about [-1, 1]
     codes: list[Tensor]
-    entropy: list[Tensor]
-    step: list[Tensor]
-    probability: list[Tensor]
+    entropy: list[Tensor]  # nats of the distribution each code was drawn from, after guidance and truncation
+    step: list[Tensor]  # the step, counted over all scales from 0, that drew each location
+    probability: list[Tensor]  # of the drawn code in that distribution; NaN where a code was kept
 
     def first(self, count: int, device: torch.device | str = "cpu") -> "Samples":
         """The first images, on a device."""
@@ -92,11 +73,6 @@ class Generator(nn.Module, ABC):
     Args:
         config: the ``model:`` section.
         autoencoder: tokenizer and decoder; moves with the model, but is none of its parameters or state.
-
-    Attributes:
-        class_names: for people; set by whoever knows the data.
-        scale_sizes: sides of the code maps.
-        num_locations: L.
     """
 
     Config: ClassVar[type[GeneratorConfig]]
@@ -105,10 +81,10 @@ class Generator(nn.Module, ABC):
     def __init__(self, config: GeneratorConfig, autoencoder: Autoencoder) -> None:
         super().__init__()
         self.config = config
-        self.class_names: list[str] | None = None
+        self.class_names: list[str] | None = None  # for people; set by whoever knows the data
         self._frozen = _Frozen(autoencoder)
         self.scale_sizes = list(config.scale_sizes(autoencoder.config.stride))
-        self.num_locations = sum(side * side for side in self.scale_sizes)
+        self.num_locations = sum(side * side for side in self.scale_sizes)  # L
 
     @abstractmethod
     def forward(self, codes: Sequence[Tensor], labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -127,15 +103,10 @@ class Generator(nn.Module, ABC):
         """Steps that one image takes."""
 
     def prepare_training(self, attention: str, compiled: bool, activation_checkpointing: bool) -> None:
-        """Set how, not what, the training computes.
+        """Set how, not what, the training computes; UserError if this family or device cannot do that.
 
-        Args:
-            attention: sdpa, or flex for FlexAttention.
-            compiled: compile the transformer.
-            activation_checkpointing: keep less for the gradients and compute it again.
-
-        Raises:
-            UserError: this family or device cannot do that.
+        ``attention`` is sdpa, or flex for FlexAttention; ``activation_checkpointing`` keeps less for the gradients and
+        computes it again.
         """
         if attention != "sdpa" or compiled or activation_checkpointing:
             raise UserError(
@@ -159,24 +130,18 @@ class Generator(nn.Module, ABC):
         """Copy what fits of another model's weights, called ``source``; return a remark on each tensor that does not.
 
         For another image size, pyramid or class count: tables whose rows change keep their fresh values.
-
-        Raises:
-            UserError: the two have next to nothing in common.
         """
         own = self.state_dict()
         fits = {key: value for key, value in saved.items() if key in own and value.shape == own[key].shape}
         if 2 * len(fits) < len(own):
             raise UserError(f"{source} has no weights that fit this model; name a checkpoint of a like one")
         self.load_state_dict(fits, strict=False)
-        remarks = []
-        for key in own:
+        remarks = [f"{len(fits)} of {len(own)} tensors start from {source}"]
+        for key, value in own.items():
             if key not in fits:
-                shapes = (
-                    f"{tuple(saved[key].shape)} there, {tuple(own[key].shape)} here" if key in saved else "not there"
-                )
+                shapes = f"{tuple(saved[key].shape)} there, {tuple(value.shape)} here" if key in saved else "not there"
                 remarks.append(f"not loaded, freshly initialized: {key} ({shapes})")
-        remarks += [f"not loaded: {key} (this model has none)" for key in saved if key not in own]
-        return [f"{len(fits)} of {len(own)} tensors start from {source}", *remarks]
+        return remarks + [f"not loaded: {key} (this model has none)" for key in saved if key not in own]
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         super()._apply(fn, recurse)
@@ -238,29 +203,18 @@ class Sampler(ABC):
         model: of any device and precision.
         batch: B, images of every batch.
         drawing: checked settings.
-
-    Attributes:
-        guided: whether an unconditional half runs beside.
-        sequence: (B, L) codes drawn so far, by location.
-        maps: (2, B, L) entropy and probability, by location.
-        kept: (B, L) whether a location keeps its code, and (B, L) those codes; None if nothing is kept.
     """
 
     @torch.inference_mode()
     def __init__(self, model: Generator, batch: int, drawing: Drawing) -> None:
         self.model, self.batch, self.drawing = model, batch, drawing
-        self.guided = drawing.uses_cfg and model.config.class_cond
+        self.guided = drawing.uses_cfg and model.config.class_cond  # an unconditional half runs beside
+        # By location: (B, L) codes drawn so far, and (2, B, L) their entropy and probability.
         self.sequence = torch.zeros(batch, model.num_locations, dtype=torch.long, device=model.device)
         self.maps = torch.zeros(2, batch, model.num_locations, device=model.device)
-        self.kept: tuple[Tensor, Tensor] | None = None
+        self.kept: tuple[Tensor, Tensor] | None = None  # (B, L) whether a location keeps its code, and those codes
 
-    def __call__(
-        self,
-        labels: Tensor,
-        seeds: Sequence[int],
-        keep: Sequence[Tensor] | None = None,
-        keep_codes: Sequence[Tensor] | None = None,
-    ) -> Samples:
+    def __call__(self, labels: Tensor, seeds: Sequence[int], keep: Maps = None, keep_codes: Maps = None) -> Samples:
         """Draw a batch.
 
         Args:
@@ -274,13 +228,7 @@ class Sampler(ABC):
         return self.samples()
 
     @torch.inference_mode()
-    def steps(
-        self,
-        labels: Tensor,
-        seeds: Sequence[int],
-        keep: Sequence[Tensor] | None = None,
-        keep_codes: Sequence[Tensor] | None = None,
-    ) -> Iterator[int]:
+    def steps(self, labels: Tensor, seeds: Sequence[int], keep: Maps = None, keep_codes: Maps = None) -> Iterator[int]:
         """As a call, but step by step: yields the number of each once it is drawn; then ``samples`` has them."""
         self.kept = self._check_kept(keep, keep_codes)
         yield from self.draw(labels.long().to(self.model.device), list(seeds))
@@ -309,23 +257,12 @@ class Sampler(ABC):
     @torch.inference_mode()
     def samples(self) -> Samples:
         """What was drawn; the last scale is decoded."""
-        codes = self._by_scale(self.sequence.clone())
         entropy, probability = self.maps.clone()
-        return Samples(
-            images=self.model.decode(codes[-1]),
-            codes=codes,
-            entropy=self._by_scale(entropy),
-            step=self._by_scale(self.step_of_location().expand(self.batch, -1)),
-            probability=self._by_scale(probability),
-        )
+        maps = (self.sequence.clone(), entropy, self.step_of_location().expand(self.batch, -1), probability)
+        codes, entropy, step, probability = (split_scales(values, self.model.scale_sizes) for values in maps)
+        return Samples(self.model.decode(codes[-1]), codes, entropy, step, probability)
 
-    def _by_scale(self, values: Tensor) -> list[Tensor]:
-        """(B, L) by location -> a (B, S, S) map for each scale."""
-        return split_scales(values, self.model.scale_sizes)
-
-    def _check_kept(
-        self, keep: Sequence[Tensor] | None, keep_codes: Sequence[Tensor] | None
-    ) -> tuple[Tensor, Tensor] | None:
+    def _check_kept(self, keep: Maps, keep_codes: Maps) -> tuple[Tensor, Tensor] | None:
         if keep is None and keep_codes is None:
             return None
         shapes = [(self.batch, side, side) for side in self.model.scale_sizes]

@@ -57,11 +57,7 @@ def sample(
 
 
 def checked_drawing(model: Generator, settings: dict[str, Any]) -> Drawing:
-    """A family's settings of a drawing, from those that are given; the others keep their defaults.
-
-    Raises:
-        UserError: the family has no such setting, or it is out of range.
-    """
+    """A family's settings of a drawing, from those that are given, checked; the others keep their defaults."""
     known = [f.name for f in fields(model.Drawing)]
     for name in settings:
         if name not in known:

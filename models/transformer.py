@@ -5,7 +5,7 @@ Letters: B batch, T tokens of a call (the class token is token 0), D width, h he
 
 from collections.abc import Callable, Iterable
 from functools import lru_cache
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,8 @@ from models.config import TransformerConfig
 
 Mask = Tensor | BlockMask | None
 ShiftScale = tuple[Tensor, Tensor]  # (B, 1, D) each
+Modulations = tuple[ShiftScale, ShiftScale]  # before attention and before the feed-forward layer
+Start = int | Tensor
 CosSin = tuple[Tensor, Tensor]  # broadcast over what is rotated
 
 
@@ -56,15 +58,11 @@ class KVCache:
         self.keys = [like.new_zeros(shape) for _ in layers]  # (B, h, T, d) of each layer
         self.values = [like.new_zeros(shape) for _ in layers]
 
-    def append(self, layer: int, start: int | Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Store new tokens of one layer; return all of its tokens that they may attend to.
+    def append(self, layer: int, start: Start, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Store keys and values (B, h, T, d) of new tokens of one layer; return all those that they may attend to.
 
-        Args:
-            layer: index of the layer.
-            start: index of the first new token, for the tokens up to the last one; or (T,) indices of all new tokens,
-                for the whole cache, whose shape is always the same.
-            k: (B, h, T, d) keys.
-            v: (B, h, T, d) values.
+        ``start`` is the index of the first new token, for the tokens up to the last one; or (T,) indices of all new
+        tokens, for the whole cache, whose shape is always the same.
         """
         keys, values = self.keys[layer], self.values[layer]
         if isinstance(start, Tensor):
@@ -121,7 +119,7 @@ class Attention(nn.Module):
         self.wo = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
 
     def forward(
-        self, x: Tensor, rotary: Rotations, layer: int, mask: Mask, cache: KVCache | None, start: int | Tensor
+        self, x: Tensor, rotary: Rotations, layer: int, mask: Mask, cache: KVCache | None, start: Start
     ) -> Tensor:
         qkv = self.wqkv(x).unflatten(-1, (3, self.num_heads, -1))  # (B, T, 3, h, d)
         qkv = qkv.permute(0, 2, 3, 1, 4)  # (B, 3, h, T, d)
@@ -174,51 +172,39 @@ class TransformerLayer(nn.Module):
         self.input_modulation = Modulation(config.hidden_size)
         self.post_attention_modulation = Modulation(config.hidden_size)
 
-    def modulations(self, class_embedding: Tensor) -> tuple[ShiftScale, ShiftScale]:
+    def modulations(self, class_embedding: Tensor) -> Modulations:
         return self.input_modulation(class_embedding), self.post_attention_modulation(class_embedding)
 
-    def forward(
-        self,
-        x: Tensor,
-        modulations: tuple[ShiftScale, ShiftScale],
-        rotary: Rotations,
-        layer: int,
-        mask: Mask,
-        cache: KVCache | None,
-        start: int | Tensor,
-    ) -> Tensor:
+    def forward(self, x: Tensor, modulations: Modulations, *context: Any) -> Tensor:
+        """``context`` is all that attention takes but its input."""
         h = modulate(self.attention_norm(x), modulations[0])
-        x = x + self.attention(h, rotary, layer, mask, cache, start)
+        x = x + self.attention(h, *context)
         h = modulate(self.ffn_norm(x), modulations[1])
         return x + self.feed_forward(h)
 
 
 class Transformer(nn.Module):
-    """A stack of layers under one class embedding.
-
-    Attributes:
-        activation_checkpointing: in training, keep only each layer's input and compute the rest again for gradients.
-    """
+    """A stack of layers under one class embedding."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.config = config
-        self.activation_checkpointing = False
+        self.activation_checkpointing = False  # in training, keep each layer's input alone and compute the rest again
         self.layers = nn.ModuleList(TransformerLayer(config) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size)
 
-    def modulations(self, class_embedding: Tensor) -> list[tuple[ShiftScale, ShiftScale]]:
+    def modulations(self, class_embedding: Tensor) -> list[Modulations]:
         """Every layer's shifts and scales; they depend on the class embedding (B, D) alone."""
         return [layer.modulations(class_embedding) for layer in self.layers]
 
     def forward(
         self,
         x: Tensor,
-        modulations: list[tuple[ShiftScale, ShiftScale]],
+        modulations: list[Modulations],
         rotary: Rotations,
         mask: Mask = None,
         cache: KVCache | None = None,
-        start: int | Tensor = 0,
+        start: Start = 0,
     ) -> Tensor:
         """Run tokens ``start...start + T``, in the order drawn.
 

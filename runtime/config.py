@@ -5,8 +5,9 @@ Everything from a YAML or a flag passes ``typed``, the one check of types.
 """
 
 import argparse
+import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from difflib import get_close_matches
@@ -18,18 +19,19 @@ from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin,
 import yaml
 
 from runtime.errors import UserError
-from runtime.files import whole
+from runtime.files import write_text
 
 Settings = TypeVar("Settings")
+Words = Sequence[str]  # of a command line, without the program's name
 Kinds = type | tuple[type, ...]  # of one section: its keys are those of all
-# What to type for a value of each type.
+# Each type as --help shows it, and what to type for a value of it.
 _VALUES = {
-    int: "a whole number",
-    float: "a number",
-    bool: "true or false",
-    str: "text",
-    tuple: "a list in brackets, as in '[first, second]'",
-    dict: "a mapping, as in '{50: 0.3}'",
+    int: ("INT", "a whole number"),
+    float: ("FLOAT", "a number"),
+    bool: ("BOOL", "true or false"),
+    str: ("TEXT", "text"),
+    tuple: ("LIST", "a list in brackets, as in '[first, second]'"),
+    dict: ("MAPPING", "a mapping, as in '{50: 0.3}'"),
 }
 
 
@@ -49,72 +51,50 @@ class Option:
     help: str
 
 
-def parse_config(
-    argv: Sequence[str], prog: str, description: str, sections: Mapping[str, Kinds]
-) -> tuple[dict[str, Any], str]:
-    """Settings of one command line over its ``--config`` YAML over the defaults.
+Groups = Mapping[str, Sequence[Option]]  # by heading
 
-    Args:
-        argv: the arguments, without the program's name.
-        prog: the program's name.
-        description: shown by ``--help``.
-        sections: dataclass, or dataclasses, of each section of the YAML.
 
-    Returns:
-        One dataclass instance, or a tuple of them, a section; and the configuration's name.
+def parse_config(argv: Words, prog: str, description: str, sections: Mapping[str, Kinds]) -> tuple[dict[str, Any], str]:
+    """Settings of a command line over its ``--config`` YAML over the defaults, and the configuration's name.
 
-    Raises:
-        UserError: an unknown key or flag, or a value of the wrong type.
+    ``sections`` has the dataclass, or dataclasses, of each section of the YAML; an instance of each comes back. An
+    unknown key or flag, or a value of the wrong type, is a UserError.
     """
+    several = {section: kinds if isinstance(kinds, tuple) else (kinds,) for section, kinds in sections.items()}
     parser = _Parser(prog, description)
     parser.add_argument("--config", metavar="YAML", help="configuration file; flags override it")
     parser.add_argument("--print_config", action="store_true", help="print the resulting configuration and stop")
-    for section, kinds in sections.items():
-        parser.add_options(section, [option for kind in _several(kinds) for option in options_of(kind)])
+    for section, kinds in several.items():
+        parser.add_options(section, [option for kind in kinds for option in options_of(kind)])
     given, found = parser.parse(argv)
     path = found.config
     content = {} if path is None else read_yaml(Path(path))
     check_keys(content, sections, str(path))
     settings = {}
-    for section, kinds in sections.items():
+    for section, kinds in several.items():
         where = f"{path}: {section}"
-        values = content.get(section, {})
-        values = _mapping({} if values is None else values, where)
-        known = {f.name: kind for kind in _several(kinds) for f in fields(kind)}
-        check_keys(values, known, where)
-        made = tuple(
-            _make(kind, {k: v for k, v in values.items() if known[k] is kind}, given, where) for kind in _several(kinds)
-        )
-        settings[section] = made if isinstance(kinds, tuple) else made[0]
+        values = _mapping({} if content.get(section) is None else content[section], where)
+        owners = {f.name: kind for kind in kinds for f in fields(kind)}
+        check_keys(values, owners, where)
+        made = [_make(kind, {k: v for k, v in values.items() if owners[k] is kind}, given, where) for kind in kinds]
+        settings[section] = tuple(made) if isinstance(sections[section], tuple) else made[0]
     if found.print_config:
         print(to_yaml(settings), end="")
         sys.exit(0)
     return settings, "default" if path is None else Path(path).stem
 
 
-def parse_flags(
-    argv: Sequence[str], prog: str, description: str, kind: type[Settings], positional: Sequence[str] = ()
-) -> Settings:
-    """Settings of a command line without a YAML; words that are no flags are the ``positional`` settings in order.
-
-    Raises:
-        UserError: an unknown flag, or a value of the wrong type.
-    """
+def parse_flags(argv: Words, prog: str, description: str, kind: type[Settings], positional: Words = ()) -> Settings:
+    """Settings of a command line without a YAML; words that are no flags are the ``positional`` settings in order."""
     return parse_open_flags(argv, prog, description, kind, {}, positional)[0]
 
 
 def parse_open_flags(
-    argv: Sequence[str],
-    prog: str,
-    description: str,
-    kind: type[Settings],
-    more: Mapping[str, Sequence[Option]],
-    positional: Sequence[str] = (),
+    argv: Words, prog: str, description: str, kind: type[Settings], more: Groups, positional: Words = ()
 ) -> tuple[Settings, dict[str, Any]]:
     """As ``parse_flags``, with options that the dataclass lacks, by heading: those that were given, by name."""
     parser = _Parser(prog, description)
-    parser.add_options("options", options_of(kind))
-    for heading, options in more.items():
+    for heading, options in {"options": options_of(kind), **more}.items():
         parser.add_options(heading, options)
     given, _ = parser.parse(argv, positional)
     own = {f.name for f in fields(kind)}
@@ -122,7 +102,7 @@ def parse_open_flags(
     return _make(kind, {}, given, "the command line"), others
 
 
-def config_path(argv: Sequence[str]) -> str | None:
+def config_path(argv: Words) -> str | None:
     """The YAML that a command line names, if any."""
     for word, following in zip_longest(argv, argv[1:]):
         if word == "--config" or word.startswith("--config="):
@@ -136,16 +116,13 @@ def options_of(kind: type, prefix: str = "") -> list[Option]:
     for f in fields(kind):
         name, hint = prefix + f.name, hints[f.name]
         default = f.default if f.default is not MISSING else f.default_factory()
-        options.append(Option(name, hint, None if is_dataclass(hint) else default, _explanation(kind, f.name)))
+        # Where a dataclass changes a default alone, the explanation is that of the dataclass that it extends.
+        kept = (part.__dataclass_fields__.get(f.name) for part in kind.__mro__ if is_dataclass(part))
+        explanation = next((old.metadata["help"] for old in kept if old and "help" in old.metadata), "")
+        options.append(Option(name, hint, default, explanation))
         if is_dataclass(hint):
             options += options_of(hint, f"{name}.")
     return options
-
-
-def _explanation(kind: type, name: str) -> str:
-    """Of a setting; one whose default alone a dataclass changes keeps that of the dataclass that it extends."""
-    parts = (vars(part).get("__dataclass_fields__", {}).get(name) for part in kind.__mro__)
-    return next((part.metadata["help"] for part in parts if part is not None and "help" in part.metadata), "")
 
 
 def to_yaml(settings: Mapping[str, Any]) -> str:
@@ -161,27 +138,19 @@ def plain(value: Any) -> dict[str, Any]:
 
 
 def dataclass_from_dict(kind: type[Settings], values: Any, where: str) -> Settings:
-    """A (nested) configuration dataclass from a plain mapping.
-
-    Raises:
-        UserError: an unknown key, or a value of another type; ``where`` says which file or section.
-    """
+    """A (nested) configuration dataclass from a plain mapping; ``where`` names the file or section in a UserError."""
     return _make(kind, _mapping(values, where), {}, where)
 
 
 def typed(value: Any, hint: Any, name: str) -> Any:
-    """A value as its type wants it: lists become tuples, whole numbers floats, and so does text that is a number.
-
-    Raises:
-        UserError: it is of another type.
-    """
-    origin, inner = get_origin(hint) or hint, get_args(hint)
+    """A value as its type wants it, or a UserError: lists become tuples; whole numbers and text of a number, floats."""
+    origin, inner, members = get_origin(hint) or hint, get_args(hint), _members(hint)
     if hint is Any or (origin is Literal and value in inner):
         return value
-    if origin in (Union, UnionType):
-        for option in inner:
+    if len(members) > 1:
+        for member in members:
             with suppress(UserError):
-                return typed(value, option, name)
+                return typed(value, member, name)
     elif origin is tuple and isinstance(value, list | tuple):
         hints = (inner[0],) * len(value) if inner[-1] is Ellipsis else inner
         if len(value) == len(hints):
@@ -193,12 +162,11 @@ def typed(value: Any, hint: Any, name: str) -> Any:
             return float(value)
     elif isinstance(origin, type) and type(value) is origin:
         return value
-    raise UserError(f"{name} is {value}; it must be {_wanted(hint)}")
+    raise UserError(f"{name} is {value}; it must be {_described(hint)[1]}")
 
 
-def check_keys(values: Iterable[str], known: Iterable[str], where: str) -> None:
+def check_keys(values: Iterable[str], known: Collection[str], where: str) -> None:
     """Refuse keys that are not known, naming the nearest one that is."""
-    known = list(known)
     for key in values:
         if key not in known:
             near = get_close_matches(str(key), known, n=1, cutoff=0.5)
@@ -234,8 +202,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 def write_yaml(path: Path, content: Mapping[str, Any]) -> None:
     """Write a YAML file whole or not at all."""
-    with whole(path) as temporary:
-        temporary.write_text(yaml.safe_dump(dict(content), sort_keys=False))
+    write_text(path, yaml.safe_dump(dict(content), sort_keys=False))
 
 
 class _Parser(argparse.ArgumentParser):
@@ -253,25 +220,23 @@ class _Parser(argparse.ArgumentParser):
         group = self.add_argument_group(heading)
         for option in options:
             text = option.help if is_dataclass(option.hint) else f"{option.help} (default: {_shown(option.default)})"
-            group.add_argument(f"--{option.name}", metavar=_metavar(option.hint), help=text.replace("%", "%%"))
+            group.add_argument(f"--{option.name}", metavar=_described(option.hint)[0], help=text.replace("%", "%%"))
             self.options[option.name] = option
 
-    def parse(self, argv: Sequence[str], positional: Sequence[str] = ()) -> tuple[dict[str, Any], argparse.Namespace]:
+    def parse(self, argv: Words, positional: Words = ()) -> tuple[dict[str, Any], argparse.Namespace]:
         """Typed values of the options that were given, groups of settings first; and the rest of what was found."""
         found, left = self.parse_known_args(self._completed(argv, words=bool(positional)))
         for word in left:
             free = next((name for name in positional if getattr(found, name) is None), None)
             if word.startswith("-") or free is None:
-                self._refuse(word.split("=")[0])
+                unknown = word.split("=")[0]
+                near = get_close_matches(unknown, self._option_string_actions, n=1)
+                raise UserError(f"unknown option {unknown}; " + (f"did you mean {near[0]}?" if near else "see --help"))
             setattr(found, free, word)
-        texts = {name: text for name in self.options if (text := getattr(found, name)) is not None}
-        return {name: _from_text(text, self.options[name]) for name, text in texts.items()}, found
+        given = {name: text for name in self.options if (text := getattr(found, name)) is not None}
+        return {name: _from_text(text, self.options[name]) for name, text in given.items()}, found
 
-    def _refuse(self, word: str) -> NoReturn:
-        near = get_close_matches(word, self._option_string_actions, n=1)
-        raise UserError(f"unknown option {word}" + (f"; did you mean {near[0]}?" if near else "; see --help"))
-
-    def _completed(self, argv: Sequence[str], words: bool) -> list[str]:
+    def _completed(self, argv: Words, words: bool) -> list[str]:
         """``--use_cache`` alone means ``--use_cache=true``; where ``words`` may follow, before one of them too."""
         switches = {f"--{name}" for name, option in self.options.items() if option.hint is bool}
         completed = []
@@ -283,15 +248,13 @@ class _Parser(argparse.ArgumentParser):
 
 def _from_text(text: str, option: Option) -> Any:
     """What was typed, by the option's type: text stays as it is, the rest is read as YAML."""
-    kinds = get_args(option.hint) if get_origin(option.hint) in (Union, UnionType) else (option.hint,)
+    kinds, value = _members(option.hint), text
     if text == "null" and type(None) in kinds:
         return None
     if str in kinds:
         return text
-    try:
+    with suppress(yaml.YAMLError):
         value = yaml.load(text, Loader=_UniqueKeyLoader)
-    except yaml.YAMLError:
-        value = text
     if is_dataclass(option.hint):
         return _mapping(value, option.name)
     if bool in kinds and isinstance(value, str) and value.lower() in ("true", "false"):
@@ -304,17 +267,16 @@ def _make(
 ) -> Settings:
     """A dataclass of a YAML's values and the flags that were given, which come first."""
     hints, settings = get_type_hints(kind), {}
-    values = dict(values)
     check_keys(values, hints, where)
     for f in fields(kind):
-        name, hint = prefix + f.name, hints[f.name]
+        name, hint, place = prefix + f.name, hints[f.name], f"{where}: {f.name}"
         if is_dataclass(hint):
-            nested = _mapping(values.get(f.name, {}), f"{where}: {f.name}")
-            settings[f.name] = _make(hint, {**nested, **given.get(name, {})}, given, f"{where}: {f.name}", f"{name}.")
+            nested = _mapping(values.get(f.name, {}), place) | given.get(name, {})
+            settings[f.name] = _make(hint, nested, given, place, f"{name}.")
         elif name in given:
             settings[f.name] = given[name]
         elif f.name in values:
-            settings[f.name] = typed(values[f.name], hint, f"{where}: {f.name}")
+            settings[f.name] = typed(values[f.name], hint, place)
     return kind(**settings)
 
 
@@ -324,36 +286,27 @@ def _mapping(values: Any, where: str) -> dict[str, Any]:
     return dict(values)
 
 
-def _several(kinds: Kinds) -> tuple[type, ...]:
-    return kinds if isinstance(kinds, tuple) else (kinds,)
+def _members(hint: Any) -> tuple[Any, ...]:
+    """The types of a union; any other type alone."""
+    return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
 
 
-def _wanted(hint: Any) -> str:
-    """What to type for a value of this type."""
-    origin, inner = get_origin(hint), get_args(hint)
-    if origin is Literal:
-        return "one of " + ", ".join(map(str, inner))
-    if origin in (Union, UnionType):
-        kinds = [get_origin(kind) or kind for kind in inner if kind is not type(None)]
-        if tuple in kinds:
-            return "a number, or a list as in '[1, 2, 3]'"
-        return " or ".join(_wanted(kind) for kind in inner if kind is not type(None))
-    return _VALUES.get(origin or hint, getattr(hint, "__name__", str(hint)))
-
-
-def _metavar(hint: Any) -> str:
-    """A type as ``--help`` shows it."""
-    origin, inner = get_origin(hint), get_args(hint)
-    if origin is Literal:
-        return "{" + ",".join(map(str, inner)) + "}"
-    if origin in (Union, UnionType):
-        return "|".join(_metavar(kind) for kind in inner if kind is not type(None))
-    if is_dataclass(hint):
-        return "MAPPING"
-    return {tuple: "LIST", dict: "MAPPING", str: "TEXT"}.get(origin or hint, getattr(hint, "__name__", "VALUE").upper())
+def _described(hint: Any) -> tuple[str, str]:
+    """A type as ``--help`` shows it, and what to type for a value of it."""
+    members = [member for member in _members(hint) if member is not type(None)] or [hint]
+    if len(members) > 1:
+        shown, wanted = zip(*map(_described, members), strict=True)
+        with_list = "a number, or a list as in '[1, 2, 3]'"
+        return "|".join(shown), with_list if "LIST" in shown else " or ".join(wanted)
+    kind, choices = members[0], [str(choice) for choice in get_args(members[0])]
+    if get_origin(kind) is Literal:
+        return "{" + ",".join(choices) + "}", "one of " + ", ".join(choices)
+    kind = dict if is_dataclass(kind) else get_origin(kind) or kind
+    return _VALUES.get(kind, (kind.__name__.upper(), kind.__name__))
 
 
 def _shown(default: Any) -> str:
+    """A default as a YAML has it."""
     if isinstance(default, bool) or default is None:
-        return {True: "true", False: "false", None: "null"}[default]
+        return json.dumps(default)
     return str(list(default) if isinstance(default, tuple) else default)

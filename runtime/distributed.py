@@ -1,7 +1,4 @@
-"""The processes of a run: one alone, or those that torchrun started on one or many machines.
-
-CPU tensors and objects travel by gloo, CUDA tensors by NCCL.
-"""
+"""The processes of a run: one alone, or those of torchrun; CPU tensors travel by gloo, CUDA tensors by NCCL."""
 
 import os
 from datetime import timedelta

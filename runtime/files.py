@@ -18,11 +18,8 @@ from runtime.errors import UserError
 def whole(path: Path) -> Iterator[Path]:
     """A name to write to; what is written there becomes ``path`` at the end, on the disk, or nothing does.
 
-    A kill or a full disk leaves the file that was there before. The suffix, which names the format, stays. What killed
-    processes of this machine have left is removed.
-
-    Raises:
-        UserError: the file could not be written.
+    A kill or a full disk, a UserError, leaves the file that was there before. The suffix, which names the format,
+    stays. What killed processes of this machine have left is removed.
     """
     start, end = f".{path.stem}.{socket.gethostname()}-", f".tmp{path.suffix}"
     for left in path.parent.glob(f"{start}*{end}"):
@@ -102,8 +99,6 @@ def flush(path: Path) -> None:
 def _is_running(pid: str) -> bool:
     try:
         os.kill(int(pid), 0)
-    except (ValueError, ProcessLookupError):
-        return False
-    except OSError:
-        return True
+    except (ValueError, OSError) as error:
+        return isinstance(error, PermissionError)  # it is another user's
     return True

@@ -12,15 +12,7 @@ from runtime.errors import UserError
 
 @contextmanager
 def lock_file(path: Path, busy: str) -> Iterator[None]:
-    """Hold a lock on rank 0 for all ranks; a killed program leaves none behind.
-
-    Args:
-        path: of the lock; its folder exists.
-        busy: what to say if another program holds it.
-
-    Raises:
-        UserError: another program holds it.
-    """
+    """Hold a lock on rank 0 for all ranks, or raise a UserError of ``busy``; a killed program leaves none behind."""
     if not distributed.is_main():
         yield
         return
@@ -38,16 +30,11 @@ def lock_file(path: Path, busy: str) -> Iterator[None]:
 
 @contextmanager
 def lock_folder(folder: Path) -> Iterator[None]:
-    """Keep other programs out of a folder, which is made if it is missing, as ``lock_file`` does.
-
-    Raises:
-        UserError: one is at work there, or it is a file.
-    """
+    """Keep other programs out of a folder, which is made if it is missing, as ``lock_file`` does."""
     if distributed.is_main():
         if folder.is_file():
             raise UserError(f"{folder} is a file; name a folder as --output_dir")
         folder.mkdir(parents=True, exist_ok=True)
-    with lock_file(
-        folder / ".lock", f"another process is at work in {folder}; wait for it, or name another output_dir"
-    ):
+    busy = f"another process is at work in {folder}; wait for it, or name another output_dir"
+    with lock_file(folder / ".lock", busy):
         yield

@@ -31,7 +31,7 @@ from PIL import Image
 from torch import Tensor
 
 from evaluation.run import PRESETS
-from models.loading.export import export_published
+from models.loading.checkpoint import export_published
 from tests.command_factory import ROOT, Outcome, call, save_run, start
 from tests.factory import TINY_TRANSFORMER, tiny_autoencoder, tiny_model
 

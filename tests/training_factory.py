@@ -190,13 +190,13 @@ class BlocksTask(QuietTask):
     def __init__(self, module: Checkerboard, args: TrainArgs, drawing: CheckerboardDrawing) -> None:
         super().__init__(module, args, drawing)
         self.blocks: list[tuple[tuple[int, ...], ...]] = []
-        plain_layout = module.layout_of_blocks
+        plain_layout = module.layout
 
-        def layout_of_blocks(blocks: Any, order_uniforms: Tensor | None = None) -> Layout:
+        def layout(blocks: Any, order_uniforms: Tensor | None = None) -> Layout:
             self.blocks.append(blocks)
             return plain_layout(blocks, order_uniforms)
 
-        module.layout_of_blocks = layout_of_blocks
+        module.layout = layout
 
 
 class NaNTask(QuietTask):

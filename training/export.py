@@ -25,7 +25,7 @@ class ExportArgs:
 
 def main(argv: Sequence[str]) -> None:
     args = parse_flags(argv, "training.export", __doc__, ExportArgs)
-    from models.loading.export import export_published  # takes seconds to import
+    from models.loading.checkpoint import export_published  # takes seconds to import
 
     export_published(args.checkpoint, args.output_dir)
     print(f"exported to {args.output_dir}")

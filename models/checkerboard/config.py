@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Self
 
-from models.checkerboard.order import Remainder, ScanOrder, compute_scale_sizes, sampling_blocks
+from models.checkerboard.order import Blocks, Remainder, ScanOrder, sampling_blocks
 from models.config import Drawing, GeneratorConfig, TransformerConfig, at_scale
 from runtime.config import option
 from runtime.errors import UserError, check_probabilities
@@ -39,7 +39,18 @@ class CheckerboardConfig(GeneratorConfig):
             raise UserError(f"num_mixing_layers {layers} must lie between 0 and the number of layers")
 
     def scale_sizes(self, stride: int) -> tuple[int, ...]:
-        return compute_scale_sizes(self.img_size, stride, self.scale_ratio, self.scale_min_size, self.single_scale)
+        (largest,) = super().scale_sizes(stride)
+        if self.scale_ratio <= 1:
+            raise UserError(f"scale_ratio {self.scale_ratio} makes no pyramid; it must be above 1")
+        if not 1 <= self.scale_min_size <= largest:
+            raise UserError(f"scale_min_size {self.scale_min_size} must lie between 1 and the largest scale, {largest}")
+        if self.single_scale:
+            return (largest,)
+        sides = [float(largest)]
+        while sides[-1] > self.scale_min_size:
+            sides.append(sides[-1] / self.scale_ratio)
+        sides.append(self.scale_min_size)
+        return tuple(sorted({round(side) for side in sides} - {0}))
 
     def canonical(self) -> Self:
         return replace(self, num_mixing_layers=self.mixing_layers)
@@ -61,8 +72,11 @@ class CheckerboardDrawing(Drawing):
         "separate", "what equal blocks leave over is a step of its own (separate) or joins the last full block (fold)"
     )
 
+    def blocks(self, scale_sizes: Sequence[int]) -> Blocks:
+        return sampling_blocks(scale_sizes, self.steps_per_scale, self.remainder)
+
     def check(self, scale_sizes: Sequence[int]) -> None:
-        sampling_blocks(scale_sizes, self.steps_per_scale, self.remainder)
+        self.blocks(scale_sizes)
         super().check(scale_sizes)
         if self.cfg_start_step < 0:
             raise UserError(f"cfg_start_step is {self.cfg_start_step}; steps count from 0")
@@ -70,7 +84,7 @@ class CheckerboardDrawing(Drawing):
     def warnings(self, scale_sizes: Sequence[int]) -> list[str]:
         """One number for all scales is meant to be lost at the first ones, but not at all of them."""
         lost, first = [], 0
-        for scale, lengths in enumerate(sampling_blocks(scale_sizes, self.steps_per_scale, self.remainder)):
+        for scale, lengths in enumerate(self.blocks(scale_sizes)):
             first += len(lengths)
             if at_scale(self.cfg, scale) and first <= self.cfg_start_step:
                 lost.append(str(scale_sizes[scale]))

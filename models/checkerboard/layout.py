@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from models.checkerboard.order import ScanOrder, progressive_checkerboard
+from models.checkerboard.order import Blocks, ScanOrder, progressive_checkerboard
 from models.family import scale_slices
 
 NO_LOCATION = -1
@@ -22,16 +22,14 @@ class Layout:
     """Every token's location, and the location whose code it is told of (Eq. 1).
 
     Attributes:
-        scale_sizes: side of each scale, ascending.
-        blocks: block lengths of each scale, in the order drawn.
         positions: (b, L) location index of each token.
         prev_positions: (b, L) location index of the token at the same place in the previous block of its scale;
             NO_LOCATION in a scale's first block and beyond the previous block's length.
         steps: (L,) the step, counted over all scales from 0, that draws each token.
     """
 
-    scale_sizes: tuple[int, ...]
-    blocks: tuple[tuple[int, ...], ...]
+    scale_sizes: Sequence[int]
+    blocks: Blocks
     positions: Tensor
     prev_positions: Tensor
     steps: Tensor
@@ -45,14 +43,8 @@ class Layout:
         return Layout(self.scale_sizes, self.blocks, *moved)
 
 
-def make_layout(scale_sizes: Sequence[int], blocks: Sequence[Sequence[int]], positions: Tensor | None = None) -> Layout:
-    """The layout of an order under the given block lengths.
-
-    Args:
-        scale_sizes: side of each scale, ascending.
-        blocks: block lengths of each scale.
-        positions: (b, L) location indices in the order drawn, scale by scale; the progressive checkerboard if None.
-    """
+def make_layout(scale_sizes: Sequence[int], blocks: Blocks, positions: Tensor | None = None) -> Layout:
+    """The layout of an order, (b, L) location indices scale by scale, or the progressive checkerboard, under blocks."""
     positions = fixed_positions(scale_sizes, "checkerboard") if positions is None else positions
     prev_tokens, start = [], 0
     for lengths in blocks:
@@ -65,8 +57,8 @@ def make_layout(scale_sizes: Sequence[int], blocks: Sequence[Sequence[int]], pos
     lengths = torch.tensor([length for scale in blocks for length in scale])
     prev = torch.tensor(prev_tokens, device=positions.device)
     return Layout(
-        scale_sizes=tuple(scale_sizes),
-        blocks=tuple(tuple(scale) for scale in blocks),
+        scale_sizes=scale_sizes,
+        blocks=blocks,
         positions=positions,
         prev_positions=torch.where(prev == NO_LOCATION, NO_LOCATION, positions[:, prev]),
         steps=torch.repeat_interleave(torch.arange(len(lengths)), lengths).to(positions.device),

@@ -6,6 +6,7 @@ layout.py.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +22,7 @@ from models.checkerboard.layout import (
     make_layout,
     random_positions,
 )
-from models.checkerboard.order import Remainder, sampling_blocks, training_blocks
+from models.checkerboard.order import Blocks, sampling_blocks, training_blocks
 from models.checkerboard.rope import RotaryEmbedding
 from models.checkerboard.sampler import CheckerboardSampler
 from models.family import Generator, Loss, Sampler, StepContext, join_scales, scale_slices
@@ -47,20 +48,15 @@ class CodeMLP(nn.Module):
 
 
 class Checkerboard(Generator):
-    """The progressive-checkerboard autoregressive model over the codes of a frozen autoencoder.
-
-    Args:
-        config: the ``model:`` section.
-        autoencoder: tokenizer and decoder; moves with the model, but is none of its parameters or state.
-        project_source: False for published weights without ``src_latents_proj``.
-    """
+    """The progressive checkerboard; ``project_source`` is false for published weights without ``src_latents_proj``."""
 
     Config, Drawing = CheckerboardConfig, CheckerboardDrawing
 
     def __init__(self, config: CheckerboardConfig, autoencoder: Autoencoder, project_source: bool = True) -> None:
         super().__init__(config, autoencoder)
         self.use_flex_attention = False  # in forward; the sampler needs no mask
-        D, C, V = config.llama_config.hidden_size, autoencoder.config.embed_dim, autoencoder.config.n_embed
+        llama, C = config.llama_config, autoencoder.config.embed_dim
+        D, V = llama.hidden_size, autoencoder.config.n_embed
         self.class_embeddings = nn.Embedding(config.num_classes + 1, D)  # the last row is unconditional
         self.embed_positions = nn.Embedding(self.num_locations, D)
         self.embed_codevecs_mlp = CodeMLP(C, D)
@@ -68,13 +64,8 @@ class Checkerboard(Generator):
         self.combine_inputs = nn.Linear(4 * D, D)
         self.empty_token_emb = nn.Parameter(torch.empty(D))
         self.empty_token_pos = nn.Parameter(torch.empty(D))
-        self.transformer = Transformer(config.llama_config)
-        self.rope = RotaryEmbedding(
-            self.scale_sizes,
-            config.llama_config.head_dim,
-            config.llama_config.num_attention_heads,
-            config.mixing_layers,
-        )
+        self.transformer = Transformer(llama)
+        self.rope = RotaryEmbedding(self.scale_sizes, llama.head_dim, llama.num_attention_heads, config.mixing_layers)
         self.lm_head = nn.Linear(D, V)
         self.head_mlp = CodeMLP(C, D, last_bias=False) if config.use_head_mlp else None
         self.reset_parameters()
@@ -95,9 +86,7 @@ class Checkerboard(Generator):
                 module.reset_parameters()
 
     @classmethod
-    def from_state(
-        cls, config: CheckerboardConfig, autoencoder: Autoencoder, state: dict[str, Tensor]
-    ) -> "Checkerboard":
+    def from_state(cls, config: CheckerboardConfig, autoencoder: Autoencoder, state: dict[str, Tensor]) -> Self:
         model = cls(config, autoencoder, project_source="src_latents_proj.weight" in state)
         if model.rope.mixing_coeffs is None:
             state.pop("rope.mixing_coeffs", None)  # published files may hold the empty (0, heads) table
@@ -125,7 +114,7 @@ class Checkerboard(Generator):
             blocks = training_blocks(self.scale_sizes, context.step_rng)
         else:
             blocks = sampling_blocks(self.scale_sizes, FIXED_STEPS_PER_SCALE)
-        layout = self.layout_of_blocks(blocks, self.draw_order(len(labels), context.rank_rng))
+        layout = self.layout(blocks, self.draw_order(len(labels), context.rank_rng))
         logits, loss = self(codes, labels, layout=layout, generator=context.rank_rng)
         return Loss(loss, lambda: scale_metrics(logits, codes, layout))
 
@@ -133,7 +122,7 @@ class Checkerboard(Generator):
         return CheckerboardSampler(self, batch, drawing, compiled)
 
     def num_steps(self, drawing: CheckerboardDrawing) -> int:
-        return sum(map(len, sampling_blocks(self.scale_sizes, drawing.steps_per_scale, drawing.remainder)))
+        return sum(map(len, drawing.blocks(self.scale_sizes)))
 
     def undrawn_latents(self, codes: Sequence[Tensor], scale: int) -> Tensor:
         """Those of the previous scale, upsampled."""
@@ -141,25 +130,8 @@ class Checkerboard(Generator):
         sources = self.source_latents(join_scales(codes), scale, self.codebook())
         return sources.transpose(1, 2).unflatten(2, (side, side)).float()
 
-    def layout(
-        self, steps_per_scale: int, remainder: Remainder = "separate", order_uniforms: Tensor | None = None
-    ) -> Layout:
-        """The order and blocks of sampling with ``steps_per_scale`` steps, on the model's device.
-
-        Args:
-            steps_per_scale: blocks that each scale is divided into.
-            remainder: see ``sampling_blocks``.
-            order_uniforms: as for ``layout_of_blocks``.
-        """
-        return self.layout_of_blocks(sampling_blocks(self.scale_sizes, steps_per_scale, remainder), order_uniforms)
-
-    def layout_of_blocks(self, blocks: Sequence[Sequence[int]], order_uniforms: Tensor | None = None) -> Layout:
-        """The model's scan order under the given block lengths, on its device.
-
-        Args:
-            blocks: block lengths of each scale.
-            order_uniforms: (B, L) random numbers that order the locations of a model of random order, which needs them.
-        """
+    def layout(self, blocks: Blocks, order_uniforms: Tensor | None = None) -> Layout:
+        """The model's scan order under the given blocks, on its device; (B, L) numbers sort it if it is random."""
         if self.config.scan_order == "random":
             if order_uniforms is None:
                 raise UserError("a model of random scan order needs numbers to order the locations by")
@@ -183,21 +155,18 @@ class Checkerboard(Generator):
         layout: Layout | None = None,
         generator: torch.Generator | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Predict every token from the tokens before its block.
+        """(B, L, V) logits in scan order, and their mean cross-entropy in nats, each of the tokens before its block.
 
         Args:
             codes: (B, S, S) codes of each scale.
             labels: (B,) class indices; ``num_classes`` is unconditional.
             steps_per_scale: steps that each scale's tokens are divided into; ignored if ``layout`` is given.
             layout: order and blocks, for instance drawn at random for a training step.
-            generator: of random scan orders, and of label dropping and random replacement, which happen in training
-                mode only; on the model's device.
-
-        Returns:
-            (B, L, V) logits in scan order, and the mean cross-entropy over all tokens, in nats.
+            generator: of random scan orders, and in training mode of dropped labels and replaced codes; on the device.
         """
         if layout is None:
-            layout = self.layout(steps_per_scale, order_uniforms=self.draw_order(len(labels), generator))
+            blocks = sampling_blocks(self.scale_sizes, steps_per_scale)
+            layout = self.layout(blocks, self.draw_order(len(labels), generator))
         sequence = join_scales(codes)  # (B, L)
         context, prev_context, labels = self._training_noise(sequence, labels, generator)
 
@@ -229,21 +198,17 @@ class Checkerboard(Generator):
         if scale == 0:
             return self.embed_positions.weight.new_zeros(len(sequence), side * side, C)
         prev_side = self.scale_sizes[scale - 1]
-        start = sum(s * s for s in self.scale_sizes[: scale - 1])
-        prev_codes = sequence[:, start : start + prev_side * prev_side].unflatten(1, (prev_side, prev_side))
+        prev_codes = sequence[:, scale_slices(self.scale_sizes)[scale - 1]].unflatten(1, (prev_side, prev_side))
         upsampled = upsample_latents(F.embedding(prev_codes, codebook).permute(0, 3, 1, 2), side)
         return upsampled.flatten(2).transpose(1, 2).to(self.embed_positions.weight.dtype)
 
     def location_inputs(self, layout: Layout, tokens: slice, sources: Tensor) -> Tensor:
-        """The part of Eq. 1 that is known before the previous block is drawn, for a run of whole scales.
+        """(B, l, D) the part of Eq. 1 that is known before the previous block is drawn, for a run of whole scales.
 
         Args:
             layout: order and blocks.
             tokens: the run, as a slice of the L tokens.
             sources: (B, l, C) latents upsampled from the previous scale, by location.
-
-        Returns:
-            (B, l, D): positions, source latents and bias through their columns of ``combine_inputs``.
         """
         positions, prev_positions = layout.positions[:, tokens], layout.prev_positions[:, tokens]
         weight_pos, weight_src, weight_prev_pos, _ = self.combine_inputs.weight.chunk(4, dim=1)
@@ -299,10 +264,7 @@ def in_scan_order(sequence: Tensor, layout: Layout) -> Tensor:
 def scale_metrics(logits: Tensor, codes: Sequence[Tensor], layout: Layout) -> dict[str, Tensor]:
     """Mean cross-entropy (nats) and top-1 accuracy of each scale, keyed ``loss_scale_S`` and ``accuracy_scale_S``.
 
-    Args:
-        logits: (B, L, V) in scan order.
-        codes: (B, S, S) codes of each scale.
-        layout: the order and blocks the logits were computed with.
+    Of (B, L, V) logits in scan order, the (B, S, S) codes of each scale, and the layout of the logits.
     """
     targets = in_scan_order(join_scales(codes), layout)
     losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view_as(targets)

@@ -1,7 +1,4 @@
-"""Which locations are drawn together, and when: scales, scan orders, blocks (paper Sec. 3.1, 3.2; pure functions).
-
-Letters: S side of one scale, n = S * S its locations.
-"""
+"""Which locations are drawn together, and when: scan orders and blocks of scales of side S (paper Sec. 3.1, 3.2)."""
 
 import math
 import random
@@ -11,43 +8,9 @@ from typing import Literal
 
 from runtime.errors import UserError
 
+Blocks = Sequence[Sequence[int]]  # lengths of each scale's blocks, in the order drawn
 Remainder = Literal["separate", "fold"]
 ScanOrder = Literal["checkerboard", "raster", "random"]
-
-
-def compute_scale_sizes(
-    img_size: int,
-    stride: int,
-    scale_ratio: float,
-    scale_min_size: int = 1,
-    single_scale: bool = False,
-) -> tuple[int, ...]:
-    """Sides of the code maps of the pyramid, ascending.
-
-    Args:
-        img_size: side of the full image, in pixels.
-        stride: the autoencoder's pixels per code.
-        scale_ratio: side of a scale over the side of the one before it, above 1.
-        scale_min_size: side at which the division by ``scale_ratio`` stops.
-        single_scale: keep the largest scale alone.
-
-    Raises:
-        UserError: the image does not divide into codes, or a ratio or size makes no pyramid.
-    """
-    largest, rest = divmod(img_size, stride)
-    if rest or largest < 1:
-        raise UserError(f"img_size {img_size} is not a multiple of the autoencoder's stride {stride}; change img_size")
-    if scale_ratio <= 1:
-        raise UserError(f"scale_ratio {scale_ratio} makes no pyramid; it must be above 1")
-    if not 1 <= scale_min_size <= largest:
-        raise UserError(f"scale_min_size {scale_min_size} must lie between 1 and the largest scale, {largest}")
-    if single_scale:
-        return (largest,)
-    sides = [float(largest)]
-    while sides[-1] > scale_min_size:
-        sides.append(sides[-1] / scale_ratio)
-    sides.append(scale_min_size)
-    return tuple(sorted({round(side) for side in sides} - {0}))
 
 
 def _checkerboard_locations(size: int, y: int = 0, x: int = 0) -> list[tuple[int, int]]:
@@ -83,9 +46,7 @@ def split_blocks(num_locations: int, block_size: int, remainder: Remainder = "se
     return tuple(lengths)
 
 
-def sampling_blocks(
-    scale_sizes: Sequence[int], steps_per_scale: int, remainder: Remainder = "separate"
-) -> tuple[tuple[int, ...], ...]:
+def sampling_blocks(scale_sizes: Sequence[int], steps_per_scale: int, remainder: Remainder = "separate") -> Blocks:
     """Block lengths of every scale for ``steps_per_scale`` steps (method.md Sec. 2).
 
     The published rule, ``separate``, gives a remainder a step of its own; ``fold`` does not. On small odd scales either
@@ -108,10 +69,7 @@ def draw_block_size(num_locations: int, rng: random.Random) -> int:
             return num_locations // divisor
 
 
-def training_blocks(scale_sizes: Sequence[int], rng: random.Random) -> tuple[tuple[int, ...], ...]:
+def training_blocks(scale_sizes: Sequence[int], rng: random.Random) -> Blocks:
     """Block lengths of every scale for one training step: random sizes, a remainder folded half of the time."""
-    drawn = []
-    for side in scale_sizes:
-        size = draw_block_size(side * side, rng)
-        drawn.append(split_blocks(side * side, size, "fold" if rng.random() < 0.5 else "separate"))
-    return tuple(drawn)
+    sizes = (side * side for side in scale_sizes)
+    return tuple(split_blocks(n, draw_block_size(n, rng), "fold" if rng.random() < 0.5 else "separate") for n in sizes)

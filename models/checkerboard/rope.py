@@ -36,14 +36,9 @@ def initial_angles(scale_sizes: Sequence[int], head_dim: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Rotary:
-    """Rotations of a run of tokens.
+    """Rotations of a run of tokens: ``cos_sin`` for each layer that mixes, then for all others."""
 
-    Attributes:
-        cos_sin: for each layer that mixes, then for all others, what ``rotate`` takes to turn queries and keys at once:
-            two tensors broadcast over (B, 2, h, T, d).
-    """
-
-    cos_sin: list[CosSin]
+    cos_sin: list[CosSin]  # broadcast over (B, 2, h, T, d): queries and keys turn at once
 
     def of_layer(self, layer: int) -> CosSin:
         """The pair for ``rotate`` on queries and keys (B, 2, h, T, d) of a layer."""
@@ -68,18 +63,14 @@ class Rotary:
 
 
 def rotary_of(queries: CosSin, keys: Iterable[CosSin]) -> Rotary:
-    """Rotations from their real and imaginary parts.
+    """Rotations from real and imaginary parts, (b, 1 or h, T, d) of queries and (b, h, T, d) of each layer's own keys.
 
-    Args:
-        queries: (b, 1 or h, T, d) each, of every layer's queries, and of keys where a layer has none of its own.
-        keys: (b, h, T, d) each, of each layer that mixes.
+    Where a layer has no keys of its own, those are turned as the queries.
     """
-    cos_sin = [signed(_both(q, k) for q, k in zip(queries, pair, strict=True)) for pair in keys]
+    cos_sin = [
+        signed(torch.stack([q.expand_as(k), k], dim=1) for q, k in zip(queries, pair, strict=True)) for pair in keys
+    ]
     return Rotary([*cos_sin, signed(part.unsqueeze(1) for part in queries)])
-
-
-def _both(queries: Tensor, keys: Tensor) -> Tensor:
-    return torch.stack([queries.expand_as(keys), keys], dim=1)
 
 
 class RotaryEmbedding(nn.Module):

@@ -24,39 +24,26 @@ if TYPE_CHECKING:
     from models.checkerboard.model import Checkerboard
 
 MAX_COMPILED_SHAPES = 64  # block lengths times batch sizes that one process may compile
+Setting = float | Tensor
 
 
 @dataclass(frozen=True)
 class Block:
-    """What a step needs to know of the tokens it draws; the same for every batch.
+    """What a step needs to know of the tokens it draws; the same for every batch."""
 
-    Attributes:
-        tokens: which of the L tokens.
-        positions: (b, l) their locations.
-        prev_positions: (b, l) the locations whose codes they are told of.
-        rotary: rotations of the T tokens.
-        mask: (T, tokens so far) where attention is allowed, None where all of it is; compiled, (T, 1 + L).
-        start: index of the first of the T tokens; compiled, (T,) indices of all.
-        first: whether the class token is among them.
-    """
-
-    tokens: slice
-    positions: Tensor
-    prev_positions: Tensor
-    rotary: Rotary
-    mask: Tensor | None
-    start: int | Tensor
-    first: bool
+    tokens: slice  # of the L tokens
+    positions: Tensor  # (b, l) their locations
+    prev_positions: Tensor  # (b, l) the locations whose codes they are told of
+    rotary: Rotary  # of the T tokens
+    mask: Tensor | None  # (T, tokens so far) where attention is allowed, None for everywhere; compiled, (T, 1 + L)
+    start: int | Tensor  # index of the first of the T tokens; compiled, (T,) indices of all
+    first: bool  # whether the class token is among them
 
 
 class CheckerboardSampler(Sampler):
-    """Draws batches of one size. What does not depend on the batch is computed once: buffers, blocks, rotations, head.
+    """Computes once what does not depend on the batch: buffers, blocks, rotations, head.
 
-    Args:
-        model: of any device and precision.
-        batch: B, images of every batch.
-        drawing: checked settings.
-        compiled: compile a step for each block length: static shapes, one graph, CUDA graphs on CUDA.
+    ``compiled`` compiles a step for each block length: static shapes, one graph, CUDA graphs on CUDA.
     """
 
     @torch.inference_mode()
@@ -74,11 +61,10 @@ class CheckerboardSampler(Sampler):
 
     def draw(self, labels: Tensor, seeds: list[int]) -> Iterator[int]:
         self._begin(labels, seeds)
-        step = 0
-        for scale in range(len(self.model.scale_sizes)):
-            for _ in self._draw_scale(scale, step):
-                yield step
-                step += 1
+        first_step = 0
+        for scale, blocks in enumerate(self.blocks):
+            yield from self._draw_scale(scale, first_step)
+            first_step += len(blocks)
 
     def step_of_location(self) -> Tensor:
         positions, steps = self.layout.positions, self.layout.steps
@@ -99,8 +85,8 @@ class CheckerboardSampler(Sampler):
         self.class_embedding = model.embed_labels(labels)  # (R, D)
         self.modulations = model.transformer.modulations(self.class_embedding)
 
-    def _draw_scale(self, scale: int, first_step: int) -> Iterator[None]:
-        """Draw the blocks of one scale; those before it are drawn."""
+    def _draw_scale(self, scale: int, first_step: int) -> Iterator[int]:
+        """Draw the blocks of one scale, yielding each step's number; those before it are drawn."""
         model, drawing = self.model, self.drawing
         tokens = scale_slices(model.scale_sizes)[scale]
         inputs = model.location_inputs(self.layout, tokens, model.source_latents(self.sequence, scale, self.codebook))
@@ -110,12 +96,12 @@ class CheckerboardSampler(Sampler):
             cfg = at_scale(drawing.cfg, scale) if step >= drawing.cfg_start_step else 0.0
             in_scale = slice(block.tokens.start - tokens.start, block.tokens.stop - tokens.start)
             self.draw_block(self, block, inputs[:, in_scale], noise[:, in_scale], self._setting(cfg), temperature)
-            yield
+            yield step
 
     def _place(self, order_uniforms: Tensor) -> None:
         """Lay out order and blocks; (B, L) numbers order the locations of models of random order."""
-        model, drawing = self.model, self.drawing
-        self.layout = model.layout(drawing.steps_per_scale, drawing.remainder, order_uniforms)
+        model = self.model
+        self.layout = model.layout(self.drawing.blocks(model.scale_sizes), order_uniforms)
         rotary = model.rope(self.layout.positions, self.layout.prev_positions).packed()
         if self.guided and len(self.layout.positions) > 1:
             rotary = rotary.repeat(2)
@@ -131,10 +117,9 @@ class CheckerboardSampler(Sampler):
         start, stop = 0 if first else 1 + tokens.start, 1 + tokens.stop
         mask = block_causal_mask(layout.steps[tokens]) if first else None
         if self.compiled:  # every step attends to the whole cache, so that blocks of one length share one graph
-            so_far = (
-                torch.ones(stop - start, stop, dtype=torch.bool, device=self.model.device) if mask is None else mask
-            )
-            mask = torch.nn.functional.pad(so_far, (0, 1 + self.model.num_locations - stop))
+            if mask is None:
+                mask = torch.ones(stop - start, stop, dtype=torch.bool, device=self.model.device)
+            mask = torch.nn.functional.pad(mask, (0, 1 + self.model.num_locations - stop))
         return Block(
             tokens=tokens,
             positions=layout.positions[:, tokens].contiguous(),
@@ -152,7 +137,7 @@ class CheckerboardSampler(Sampler):
             uniforms = uniforms.pin_memory()
         return noise_of(uniforms.to(self.model.device, non_blocking=True))
 
-    def _setting(self, value: float, zero_is_special: bool = False) -> float | Tensor:
+    def _setting(self, value: float, zero_is_special: bool = False) -> Setting:
         """Compiled code takes numbers as tensors: another value is no other graph."""
         if not self.compiled or (zero_is_special and value == 0):
             return value
@@ -160,22 +145,11 @@ class CheckerboardSampler(Sampler):
 
 
 def draw_block(
-    run: CheckerboardSampler,
-    block: Block,
-    inputs: Tensor,
-    noise: Tensor,
-    cfg: float | Tensor,
-    temperature: float | Tensor,
+    run: CheckerboardSampler, block: Block, inputs: Tensor, noise: Tensor, cfg: Setting, temperature: Setting
 ) -> None:
     """One step: draw a block's codes into the buffers of ``run``. Free of Python randomness and of syncs.
 
-    Args:
-        run: whose earlier blocks are drawn.
-        block: the block.
-        inputs: (B, l, D) the part of its inputs that its scale determines.
-        noise: (B, l, V) random numbers.
-        cfg: guidance of this step.
-        temperature: of this step.
+    ``inputs`` (B, l, D) is the part of its inputs that its scale determines; ``noise`` (B, l, V) is for ``draw``.
     """
     model, length = run.model, inputs.shape[1]
     x = inputs + model.content_inputs(run.sequence, block.prev_positions, run.codebook)

@@ -1,4 +1,7 @@
-"""Files of autoencoders: ours, the published release's, LlamaGen's (method.md Sec. 3)."""
+"""Files of autoencoders: ours, the published release's, LlamaGen's (method.md Sec. 3).
+
+Files that are missing, damaged or of another architecture than their YAML says are a UserError.
+"""
 
 import hashlib
 import re
@@ -22,37 +25,27 @@ from runtime.files import whole
 AUTOENCODER_CONFIG_NAME = "autoencoder_config.yaml"
 HASH_KEY = "codes_sha256"  # in our files: what ``autoencoder_hash`` gives
 AUTOENCODER_NAMES = ("checkpoint.pth", "autoencoder.safetensors")  # the published one's, ours
-
-
+PUBLISHED_PATHS = AutoencoderPaths(f"autoenc/{AUTOENCODER_CONFIG_NAME}", f"autoenc/{AUTOENCODER_NAMES[0]}")
 # Bookkeeping that files may hold or lack without being another model.
 _OPTIONAL_KEYS = ("quantize.initialized", "cluster_usage_train")
 _IGNORED_KEYS = ("quantize.codebook_used",)
 
 
 def load_autoencoder(paths: AutoencoderPaths, folder: Path = Path()) -> Autoencoder:
-    """The frozen autoencoder of a configuration; relative paths are tried from ``folder``, then from here.
-
-    Raises:
-        UserError: a file is missing or damaged, or holds another architecture than the YAML says.
-    """
+    """The frozen autoencoder of a configuration; relative paths are tried from ``folder``, then from here."""
     if paths.checkpoint_path is None:
         raise UserError("no autoencoder: set model.autoenc.checkpoint_path to its weights")
     checkpoint_path = resolve(paths.checkpoint_path, folder)
-    config_path = resolve(paths.config_path, folder)
     if checkpoint_path is None:
         raise UserError(
             f"no autoencoder weights at {paths.checkpoint_path}; mend autoenc.checkpoint_path, or fetch the released "
             "ones with bash pretrained_models/download.sh autoenc"
         )
-    return build_autoencoder(read_autoencoder_state(checkpoint_path), config_path, paths.params, checkpoint_path)
+    return build_autoencoder(read_autoencoder_state(checkpoint_path), paths, folder, checkpoint_path)
 
 
 def open_autoencoder(path: str | Path) -> Autoencoder:
-    """An autoencoder in eval mode on the CPU, from its weights or the folder of them (and of its configuration).
-
-    Raises:
-        UserError: there is none, or it is damaged or of another layout.
-    """
+    """An autoencoder in eval mode on the CPU, from its weights or the folder of them (and of its configuration)."""
     path = Path(path)
     if not path.exists():
         raise UserError(
@@ -81,18 +74,17 @@ def read_autoencoder_state(path: Path) -> dict[str, Tensor]:
     raise UserError(f"{path} holds neither state_dict nor model; it is no autoencoder checkpoint")
 
 
-def build_autoencoder(
-    state: Mapping[str, Tensor], config_path: Path | None, params: Mapping[str, Any], path: Path
-) -> Autoencoder:
-    """An autoencoder from its weights; its architecture is the YAML's, or read off the weights without one."""
+def build_autoencoder(state: Mapping[str, Tensor], paths: AutoencoderPaths, folder: Path, path: Path) -> Autoencoder:
+    """An autoencoder from weights read from ``path``; its architecture is the YAML's, or read off them without one."""
     try:
         config = infer_autoencoder_config(state)
     except KeyError as error:
         raise UserError(f"{path} lacks {error.args[0]}; it is no autoencoder of LlamaGen's layout") from error
     except (IndexError, ValueError) as error:
         raise UserError(f"{path} is no autoencoder of LlamaGen's layout ({error})") from error
+    config_path = resolve(paths.config_path, folder)
     if config_path is not None:
-        config = read_autoencoder_config(config_path, params)
+        config = read_autoencoder_config(config_path, paths.params)
     autoencoder = Autoencoder(config)
     state = {key: value for key, value in state.items() if key not in _IGNORED_KEYS}
     for key in _OPTIONAL_KEYS:
@@ -112,29 +104,21 @@ def read_autoencoder_config(path: Path, params: Mapping[str, Any] | None = None)
         raise UserError(
             f"{path} sets normalize: false, but codes of this model have unit norm; use another autoencoder"
         )
-    known = {field.name for field in fields(AutoencoderConfig)}
-    settings = {key: value for key, value in {**section, **section.get("ddconfig", {})}.items() if key in known}
+    section |= section.get("ddconfig", {})
+    settings = {f.name: section[f.name] for f in fields(AutoencoderConfig) if f.name in section}
     return dataclass_from_dict(AutoencoderConfig, settings, str(path))
 
 
 def infer_autoencoder_config(state: Mapping[str, Tensor]) -> AutoencoderConfig:
     """The architecture that a state dict under our names has the shapes of. Raises KeyError for one that has none."""
-    blocks = sorted(
-        {match for key in state for match in re.findall(r"^encoder\.conv_blocks\.(\d+)\.res\.(\d+)\.", key)}
-    )
-    num_levels = 1 + max((int(level) for level, _ in blocks), default=0)
-    num_res_blocks = 1 + max((int(block) for _, block in blocks), default=0)
+    matches = (re.match(r"encoder\.conv_blocks\.(\d+)\.res\.(\d+)\.", key) for key in state)
+    blocks = [(int(match[1]), int(match[2])) for match in matches if match] or [(0, 0)]
+    num_levels, num_res_blocks = (1 + max(indices) for indices in zip(*blocks, strict=True))
     ch = state["encoder.conv_in.weight"].shape[0]
     widths = [state[f"encoder.conv_blocks.{level}.res.0.conv2.weight"].shape[0] for level in range(num_levels)]
     embed_dim, z_channels = state["quant_conv.weight"].shape[:2]
-    return AutoencoderConfig(
-        ch=ch,
-        ch_mult=tuple(width // ch for width in widths),
-        num_res_blocks=num_res_blocks,
-        z_channels=z_channels,
-        embed_dim=embed_dim,
-        n_embed=state["quantize.embedding"].shape[0],
-    )
+    ch_mult, n_embed = tuple(width // ch for width in widths), state["quantize.embedding"].shape[0]
+    return AutoencoderConfig(ch, ch_mult, num_res_blocks, z_channels, embed_dim, n_embed)
 
 
 def export_autoencoder(autoencoder: Autoencoder, folder: Path) -> None:
@@ -182,7 +166,6 @@ def autoencoder_hash(autoencoder: Autoencoder) -> str:
 
 def hash_in_folder(folder: Path) -> str:
     """``autoencoder_hash`` of what ``save_autoencoder`` wrote into a folder, without reading it but for older files."""
-    file = folder / AUTOENCODER_NAMES[1]
-    with safe_open(file, "pt") as content:
+    with safe_open(folder / AUTOENCODER_NAMES[1], "pt") as content:
         stored = (content.metadata() or {}).get(HASH_KEY)
     return autoencoder_hash(open_autoencoder(folder)) if stored is None else stored

@@ -20,11 +20,7 @@ OUR_SETTINGS = ("architecture", "label_drop", "scan_order")  # the published sch
 
 
 def published_section(config: CheckerboardConfig, autoenc: AutoencoderPaths, path: Path) -> dict[str, Any]:
-    """The ``model:`` section in the published schema.
-
-    Raises:
-        UserError: the schema cannot say what the model is.
-    """
+    """The ``model:`` section in the published schema; a UserError if it cannot say what the model is."""
     if config.scan_order != "checkerboard":
         raise UserError(f"{path} has scan_order {config.scan_order}, which the published layout cannot say")
     section = asdict(replace(config.canonical(), autoenc=autoenc))

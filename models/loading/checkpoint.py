@@ -4,6 +4,7 @@ Reading runs no code of the file: tensors, plain containers and an ``argparse.Na
 nothing else. Nothing is loaded in part: missing, unexpected or misshapen keys are an error that lists them.
 """
 
+import argparse
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,9 @@ from torch import Tensor
 from models.autoencoder import Autoencoder
 from models.config import FAMILIES, AutoencoderConfig, GeneratorConfig, family_of
 from models.family import Generator
-from models.loading.autoencoder import build_autoencoder, load_autoencoder, resolve
-from models.loading.state import Names, load_exactly, our_names, read_torch_file
-from runtime.config import dataclass_from_dict, read_yaml
+from models.loading.autoencoder import PUBLISHED_PATHS, build_autoencoder, export_autoencoder, load_autoencoder
+from models.loading.state import Names, load_exactly, our_names, published_name, read_torch_file
+from runtime.config import dataclass_from_dict, read_yaml, write_yaml
 from runtime.errors import UserError
 
 CHECKPOINT_NAME = "checkpoint-last.pth"
@@ -48,8 +49,7 @@ def load_checkpoint(path: str | Path, use_ema: bool = False) -> Generator:
 def initialize_from(model: Generator, path: str | Path) -> list[str]:
     """Copy what fits of a checkpoint's weights into a model; return a remark on each tensor that does not."""
     path = find_checkpoint(path)
-    saved = model_states(read_torch_file(path), model.config, path)["model"]
-    saved = {key: value for key, value in saved.items() if not key.startswith(AUTOENCODER_PREFIX)}
+    saved, _ = split_off_autoencoder(model_states(read_torch_file(path), model.config, path)["model"])
     return model.initialize_from(saved, str(path))
 
 
@@ -74,31 +74,30 @@ def read_model_config(checkpoint_path: Path) -> GeneratorConfig:
 
 def build_model(state: Mapping[str, Tensor], config: GeneratorConfig, path: Path) -> Generator:
     """A model from one state dict of the file at ``path``, whose own autoencoder weights win over the autoencoder's."""
-    frozen, own = {}, {}
-    for key, value in state.items():
-        part = frozen if key.startswith(AUTOENCODER_PREFIX) else own
-        part[key.removeprefix(AUTOENCODER_PREFIX)] = value
-    paths = config.autoenc
+    own, frozen = split_off_autoencoder(state)
     if frozen:
-        autoencoder = build_autoencoder(frozen, resolve(paths.config_path, path.parent), paths.params, path)
+        autoencoder = build_autoencoder(frozen, config.autoenc, path.parent, path)
     else:
-        autoencoder = load_autoencoder(paths, path.parent)
+        autoencoder = load_autoencoder(config.autoenc, path.parent)
     with torch.device("meta"):
         model = model_class(config).from_state(config, autoencoder, own)
     load_exactly(model, own, path, names_of(config))
     return model.eval()
 
 
+def split_off_autoencoder(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """A model's own weights, and those of the autoencoder among them."""
+    parts: dict[bool, dict[str, Tensor]] = {False: {}, True: {}}
+    for key, value in state.items():
+        parts[key.startswith(AUTOENCODER_PREFIX)][key.removeprefix(AUTOENCODER_PREFIX)] = value
+    return parts[False], parts[True]
+
+
 def random_model(path: Path) -> tuple[Generator, bool]:
-    """The model of a training configuration, to try its size and speed: in eval mode, its weights drawn from torch's
-    global generator; and whether its autoencoder was there.
+    """The model of a configuration in eval mode, to try its size and speed; and whether its autoencoder was there.
 
-    Args:
-        path: YAML of the configuration; where the autoencoder's file that it names is missing, one of LlamaGen's size
-            and of random weights takes its place.
-
-    Raises:
-        UserError: the YAML is missing or holds no model.
+    Weights are drawn from torch's global generator. Where the autoencoder's file that the YAML names is missing, one of
+    LlamaGen's size and of random weights takes its place.
     """
     section = read_yaml(path).get("model") or {}
     config = dataclass_from_dict(family_of(section).load("config"), section, str(path))
@@ -129,3 +128,37 @@ def model_states(
     model = our_names(checkpoint["model"], names)
     frozen = {key: value for key, value in model.items() if key.startswith(AUTOENCODER_PREFIX)}
     return {"model": model, "model_ema": None if ema is None else frozen | our_names(ema, names)}
+
+
+def export_published(path: str | Path, folder: str | Path) -> None:
+    """Write a checkpoint of ours as a new folder that the published code reads; optimizer state is left behind."""
+    path, folder = find_checkpoint(path), Path(folder)
+    if folder.exists() and any(folder.iterdir()):
+        raise UserError(f"{folder} is not empty; name a new folder to export to")
+    config = read_model_config(path)
+    layout = FAMILIES[config.architecture].load("published")
+    if layout is None:
+        raise UserError(f"{path} is a model of {config.architecture}, which has no published layout")
+    section = layout.section(config, PUBLISHED_PATHS, path)
+    checkpoint = read_torch_file(path)
+    states = model_states(checkpoint, config, path)
+    models = {key: None if state is None else build_model(state, config, path) for key, state in states.items()}
+    content = {key: None if model is None else published_state(model) for key, model in models.items()}
+    content |= {"optimizer": None, "scaler": None, "epoch": checkpoint.get("epoch", 0), "args": argparse.Namespace()}
+    if checkpoint.get("class_names") is not None:
+        content["class_names"] = checkpoint["class_names"]
+    partial = folder.with_name(folder.name + ".partial")
+    partial.mkdir(parents=True, exist_ok=True)
+    torch.save(content, partial / CHECKPOINT_NAME)
+    export_autoencoder(models["model"].autoencoder, partial / "autoenc")
+    write_yaml(partial / CONFIG_NAME, {"model": section, "args": {}})
+    if folder.exists():
+        folder.rmdir()  # empty, as checked above
+    partial.rename(folder)
+
+
+def published_state(model: Generator) -> dict[str, Tensor]:
+    """A model's weights, its autoencoder's among them, under the published names."""
+    autoencoder = {AUTOENCODER_PREFIX + key: value for key, value in model.autoencoder.state_dict().items()}
+    names = names_of(model.config)
+    return {published_name(key, names): value for key, value in (model.state_dict() | autoencoder).items()}

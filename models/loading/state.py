@@ -28,10 +28,8 @@ _REFUSED = re.compile(
 class PublishedLayout:
     """How a family's weights were published.
 
-    Attributes:
-        names: parts of our names and of the published ones.
-        section: the ``model:`` section in the published schema, of a configuration, its autoencoder's files, and the
-            checkpoint's path for messages; a UserError says what the schema cannot.
+    ``section`` gives the ``model:`` section in the published schema, of a configuration, its autoencoder's files, and
+    the checkpoint's path for messages; a UserError says what the schema cannot.
     """
 
     names: Names
@@ -43,11 +41,8 @@ def load_exactly(module: nn.Module, state: Mapping[str, Tensor], path: Path, nam
     expected = module.state_dict()
     problems = [f"missing {_both_names(key, names)}" for key in expected if key not in state]
     problems += [f"unexpected {_both_names(key, names)}" for key in state if key not in expected]
-    problems += [
-        f"{_both_names(key, names)} has shape {tuple(state[key].shape)}, not {tuple(expected[key].shape)}"
-        for key in expected
-        if key in state and state[key].shape != expected[key].shape
-    ]
+    shapes = {key: (tuple(state[key].shape), tuple(expected[key].shape)) for key in expected if key in state}
+    problems += [f"{_both_names(key, names)} has shape {a}, not {b}" for key, (a, b) in shapes.items() if a != b]
     if problems:
         hint = "the file and its configuration are of different models"
         raise UserError(f"{path} does not fit the model ({hint}): {'; '.join(problems)}")
@@ -56,11 +51,7 @@ def load_exactly(module: nn.Module, state: Mapping[str, Tensor], path: Path, nam
 
 
 def read_torch_file(path: Path) -> dict[str, Any]:
-    """A ``torch.save`` dictionary, read without running any code of the file.
-
-    Raises:
-        UserError: no such file, a damaged one, or one that holds more than tensors and plain values.
-    """
+    """A ``torch.save`` dictionary; a file that is damaged, or holds more than tensors and plain values, is refused."""
     if not path.is_file():
         raise UserError(f"no such file: {path}")
     _check_whole(path)

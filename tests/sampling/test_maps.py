@@ -13,6 +13,7 @@ from models import sample
 from models.autoencoder import Autoencoder, upsample_latents
 from models.checkerboard.config import CheckerboardConfig
 from models.checkerboard.model import Checkerboard
+from models.checkerboard.order import sampling_blocks
 from models.config import AutoencoderConfig, TransformerConfig
 from models.family import Samples
 from sampling.maps import (
@@ -70,7 +71,7 @@ def test_known_latents_are_codes_where_drawn_and_the_previous_scale_elsewhere(
         previous = torch.zeros_like(own)
         if scale:
             previous = upsample_latents(model.autoencoder.lookup(samples.codes[scale - 1]), side)
-        for length in model.layout(4).blocks[scale]:
+        for length in sampling_blocks(model.scale_sizes, 4)[scale]:
             latents, is_drawn = known_latents(samples, model, step)
             is_new = samples.step[scale] == step
             assert is_new.sum() == BATCH * length

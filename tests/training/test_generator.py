@@ -83,7 +83,7 @@ def test_the_loss_is_the_models_and_so_are_its_metrics() -> None:
     task, codes, labels = BlocksTask(model, tiny_args(), PREVIEW), random_codes(model, batch=3), torch.tensor([1, 2, 3])
     with torch.no_grad():
         loss = task.loss((codes, labels), context(4))
-        layout = model.layout_of_blocks(task.blocks[0])
+        layout = model.layout(task.blocks[0])
         logits, expected = model(codes, labels, layout=layout)
     assert torch.equal(loss.value, expected)
     assert {name: value.item() for name, value in loss.metrics().items()} == pytest.approx(

@@ -21,7 +21,7 @@ from models.autoencoder import upsample_latents
 from models.checkerboard.config import CheckerboardConfig
 from models.checkerboard.layout import Layout, make_layout
 from models.checkerboard.model import Checkerboard, in_scan_order, scale_metrics
-from models.checkerboard.order import training_blocks
+from models.checkerboard.order import sampling_blocks, training_blocks
 from models.checkerboard.rope import initial_angles
 from models.config import TransformerConfig
 from models.family import join_scales, scale_slices, split_scales
@@ -82,7 +82,7 @@ def test_metrics_of_each_scale(reference: Reference, device: torch.device) -> No
     model, codes = reference.model(device=device), reference.codes(device)
     for steps in steps_of(reference):
         logits, loss = model(codes, reference.labels(device), steps_per_scale=steps)
-        metrics = scale_metrics(logits, codes, model.layout(steps))
+        metrics = scale_metrics(logits, codes, model.layout(sampling_blocks(model.scale_sizes, steps)))
         assert len(metrics) == 2 * len(model.scale_sizes)
         for side in model.scale_sizes:
             published = f"stat_P{steps}_{{}}_scale_size{side}"
@@ -129,7 +129,7 @@ def slow_input(model: Checkerboard, codes: list[Tensor], layout: Layout, token: 
 @torch.no_grad()
 def test_token_inputs_against_a_slow_restatement(variant: str, remainder: str) -> None:
     model = tiny_model(**VARIANTS[variant])
-    codes, layout = random_codes(model, batch=1), model.layout(5, remainder)
+    codes, layout = random_codes(model, batch=1), model.layout(sampling_blocks(model.scale_sizes, 5, remainder))
     inputs = transformer_inputs(model, codes, torch.tensor([3]), layout=layout)
     expected = [slow_input(model, codes, layout, token) for token in range(model.num_locations)]
     torch.testing.assert_close(inputs[0], torch.stack([model.class_embeddings.weight[3], *expected]))
@@ -138,7 +138,7 @@ def test_token_inputs_against_a_slow_restatement(variant: str, remainder: str) -
 @torch.no_grad()
 def test_targets_are_read_at_each_tokens_own_place() -> None:
     model = tiny_model()
-    codes, layout = random_codes(model, batch=2), model.layout(4)
+    codes, layout = random_codes(model, batch=2), model.layout(sampling_blocks(model.scale_sizes, 4))
     logits, loss = model(codes, torch.tensor([1, 2]), layout=layout)
     sequence = join_scales(codes)
     losses = [
@@ -187,7 +187,7 @@ def test_no_code_reaches_its_own_block_or_an_earlier_one(variant: str, steps: in
     model = tiny_model(**VARIANTS[variant])
     L = model.num_locations
     order = model.draw_order(1, None)  # one random order for all, so that images compare
-    layout = model.layout(steps, remainder, order)
+    layout = model.layout(sampling_blocks(model.scale_sizes, steps, remainder), order)
     sequence = join_scales(random_codes(model, batch=1)).repeat(L, 1)
     changed = sequence + torch.eye(L, dtype=torch.long)
     changed %= model.autoencoder.config.n_embed
@@ -248,7 +248,7 @@ def test_random_orders_come_from_the_generator_one_an_image() -> None:
     assert not torch.equal(first, other)
     assert not torch.equal(first[0], first[1])
     with pytest.raises(UserError, match="random scan order needs numbers"):
-        model.layout(4)
+        model.layout(sampling_blocks(model.scale_sizes, 4))
 
 
 # The frozen autoencoder
@@ -397,7 +397,8 @@ def test_random_replacement_touches_the_right_inputs_at_its_rate(replace_sampled
     clean_sources, clean_prev, *_ = code_inputs(model.eval(), codes)
     sources, prev, logits, loss = code_inputs(model.train(), codes)
     source_changed = (sources != clean_sources).any(-1)  # (B, 5)
-    prev_changed = (prev != clean_prev).any(-1) & (model.layout(4).prev_positions >= 0)
+    layout = model.layout(sampling_blocks(model.scale_sizes, 4))
+    prev_changed = (prev != clean_prev).any(-1) & (layout.prev_positions >= 0)
     assert not source_changed[:, 0].any()  # the first scale has no source
     visible = 0.25 * 63 / 64  # a random code may be the one it replaces
     if replace_sampled:
@@ -413,7 +414,7 @@ def test_random_replacement_touches_the_right_inputs_at_its_rate(replace_sampled
     distances = torch.cdist(replacements, model.autoencoder.quantize.codebook())
     assert distances.min(-1).values.max() < 1e-3  # codebook vectors
     assert distances.argmin(-1).unique().numel() == 64
-    targets = in_scan_order(join_scales(codes), model.layout(4))
+    targets = in_scan_order(join_scales(codes), model.layout(sampling_blocks(model.scale_sizes, 4)))
     torch.testing.assert_close(loss, F.cross_entropy(logits.flatten(0, 1), targets.flatten()))  # never targets
 
 

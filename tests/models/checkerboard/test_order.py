@@ -6,10 +6,12 @@ from collections import Counter
 from collections.abc import Sequence
 from fractions import Fraction
 from itertools import chain
+from typing import Any
 
 import pytest
 import torch
 
+from models.checkerboard.config import CheckerboardConfig
 from models.checkerboard.layout import (
     NO_LOCATION,
     Layout,
@@ -19,7 +21,6 @@ from models.checkerboard.layout import (
     random_positions,
 )
 from models.checkerboard.order import (
-    compute_scale_sizes,
     draw_block_size,
     progressive_checkerboard,
     sampling_blocks,
@@ -38,6 +39,10 @@ STRIDE = 16  # pixels per code
 # Scales
 
 
+def scales_of(img_size: int, ratio: float, **settings: Any) -> tuple[int, ...]:
+    return CheckerboardConfig(img_size=img_size, scale_ratio=ratio, **settings).scale_sizes(STRIDE)
+
+
 @pytest.mark.parametrize(
     ("img_size", "ratio", "scales"),
     [
@@ -50,15 +55,15 @@ STRIDE = 16  # pixels per code
     ],
 )
 def test_scales_of_the_published_table(img_size: int, ratio: float, scales: tuple[int, ...]) -> None:
-    assert compute_scale_sizes(img_size, STRIDE, ratio) == scales
+    assert scales_of(img_size, ratio) == scales
 
 
 def test_scales_with_a_minimum_or_a_single_one() -> None:
-    assert compute_scale_sizes(256, STRIDE, 2, scale_min_size=4) == (4, 8, 16)
-    assert compute_scale_sizes(256, STRIDE, 3, scale_min_size=2) == (2, 5, 16)
-    assert compute_scale_sizes(256, STRIDE, 2, scale_min_size=16) == (16,)
-    assert compute_scale_sizes(256, STRIDE, 2, single_scale=True) == (16,)
-    assert compute_scale_sizes(16, STRIDE, 2) == (1,)
+    assert scales_of(256, 2, scale_min_size=4) == (4, 8, 16)
+    assert scales_of(256, 3, scale_min_size=2) == (2, 5, 16)
+    assert scales_of(256, 2, scale_min_size=16) == (16,)
+    assert scales_of(256, 2, single_scale=True) == (16,)
+    assert scales_of(16, 2) == (1,)
 
 
 @pytest.mark.parametrize(
@@ -74,7 +79,7 @@ def test_scales_with_a_minimum_or_a_single_one() -> None:
 )
 def test_impossible_scales_are_refused(img_size: int, ratio: float, min_size: int, named: str) -> None:
     with pytest.raises(UserError, match=named):
-        compute_scale_sizes(img_size, STRIDE, ratio, min_size)
+        scales_of(img_size, ratio, scale_min_size=min_size)
 
 
 # Scan order

@@ -28,8 +28,7 @@ from models.loading.autoencoder import (
     read_autoencoder_config,
     read_autoencoder_state,
 )
-from models.loading.checkpoint import CHECKPOINT_NAME, CONFIG_NAME
-from models.loading.export import export_published, published_state
+from models.loading.checkpoint import CHECKPOINT_NAME, CONFIG_NAME, export_published, published_state
 from models.loading.state import read_torch_file
 from runtime.errors import UserError
 from tests.factory import Reference, assert_near, load_reference, random_codes, tiny_autoencoder, tiny_model
@@ -298,7 +297,7 @@ def test_wrong_autoencoder_files_are_refused(folder: Path) -> None:
     yaml_path = folder / "autoenc/autoencoder_config.yaml"
     state = tiny_autoencoder(num_res_blocks=2).state_dict()
     with pytest.raises(UserError, match=r"unexpected encoder\.conv_blocks\.0\.res\.1"):
-        build_autoencoder(state, yaml_path, {}, Path("a.pth"))
+        build_autoencoder(state, AutoencoderPaths(str(yaml_path)), Path(), Path("a.pth"))
     with pytest.raises(UserError, match="normalize: false"):
         read_autoencoder_config(yaml_path, {"normalize": False})
     yaml_path.write_text("model: {}\n")
