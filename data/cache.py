@@ -7,7 +7,7 @@ checksums.npy says of which images, so that a changed one is noticed.
 """
 
 import hashlib
-import json
+import math
 import mmap
 import os
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ from data.images import LabelledImages
 from data.options import NUM_CROPS, CropRecipe
 from models.family import scale_slices
 from runtime.errors import UserError
-from runtime.files import write_json
+from runtime.files import read_json, write_json
 
 VERSION = 2
 MANIFEST = "manifest.json"
@@ -55,8 +55,14 @@ class Manifest:
         return self.num_images, NUM_CROPS[self.crop], sum(side * side for side in self.scale_sizes)
 
     @property
+    def arrays(self) -> dict[str, tuple[type, tuple[int, ...]]]:
+        """Type and shape of each array of a cache."""
+        types = {"codes": np.uint16, "labels": np.int64, "status": np.uint8, "checksums": np.uint32}
+        return {name: (kind, self.shape if name == "codes" else self.shape[:1]) for name, kind in types.items()}
+
+    @property
     def num_bytes(self) -> int:
-        return 2 * int(np.prod(self.shape))
+        return 2 * math.prod(self.shape)
 
     @property
     def folder_name(self) -> str:
@@ -102,23 +108,21 @@ def begin_cache(folder: Path, manifest: Manifest, labels: Sequence[int]) -> None
         check_manifest(partial, manifest)
         return
     partial.mkdir(parents=True, exist_ok=True)
-    for name, (dtype, shape) in _arrays_of(manifest).items():
-        np.lib.format.open_memmap(partial / f"{name}.npy", "w+", dtype, shape)
+    for name, (dtype, shape) in manifest.arrays.items():
+        array = np.lib.format.open_memmap(partial / f"{name}.npy", "w+", dtype, shape)
         if hasattr(os, "posix_fallocate"):  # a disk that is full later would kill the process, not raise an error
             with (partial / f"{name}.npy").open("r+b") as file:
                 os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
-    np.save(partial / "labels.npy", np.asarray(labels, dtype=np.int64))
+        if name == "labels":
+            array[:] = labels
     write_json(partial / MANIFEST, asdict(manifest))  # last: a folder with a manifest has all its files
 
 
 def read_manifest(folder: Path) -> Manifest:
-    try:
-        content = json.loads((folder / MANIFEST).read_text())
-    except FileNotFoundError as error:
-        raise UserError(f"no cache of codes at {folder}; make it by adding --create_cache") from error
-    except (json.JSONDecodeError, UnicodeDecodeError):
-        content = None
-    if not isinstance(content, dict):
+    if not (folder / MANIFEST).exists():
+        raise UserError(f"no cache of codes at {folder}; make it by adding --create_cache")
+    content = read_json(folder / MANIFEST)
+    if content is None:
         raise UserError(f"{folder / MANIFEST} is damaged; move the folder away and make the cache again")
     if content.get("version") != VERSION or set(content) != {field.name for field in fields(Manifest)}:
         raise UserError(f"{folder} is a cache of another version; move it away and make it again with --create_cache")
@@ -194,10 +198,12 @@ class TokenCache(Dataset):
     """
 
     def __init__(self, folder: Path, expected: Manifest, scale_sizes: Sequence[int]) -> None:
-        self.folder = folder
+        self.folder, self.arguments = folder, (folder, expected, scale_sizes)
         manifest = check_manifest(folder, expected)
         arrays = _open_arrays(folder, manifest, "r")
-        self.codes, self.labels = _for_random_reading(arrays["codes"]), np.array(arrays["labels"])
+        self.codes, self.labels = arrays["codes"], np.array(arrays["labels"])
+        if hasattr(mmap, "MADV_RANDOM"):  # else a row of 2 kB drags in up to megabytes around it, out of 22 GB
+            self.codes.base.madvise(mmap.MADV_RANDOM)
         done = np.flatnonzero(arrays["status"] == DONE)
         if not len(done):
             raise UserError(f"{folder} is damaged: none of its images is done; move it away and make it again")
@@ -207,12 +213,8 @@ class TokenCache(Dataset):
         slices = dict(zip(manifest.scale_sizes, scale_slices(manifest.scale_sizes), strict=True))
         self.slices = {side: slices[side] for side in scale_sizes}
 
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"codes": None}  # a worker that was not forked maps the file too, and gets no copy
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        codes = np.load(state["folder"] / "codes.npy", mmap_mode="r")
-        self.__dict__ = state | {"codes": _for_random_reading(codes)}
+    def __reduce__(self) -> tuple[type, tuple[Any, ...]]:
+        return TokenCache, self.arguments  # a worker that was not forked maps the files too, and gets no copy
 
     @property
     def num_crops(self) -> int:
@@ -236,21 +238,14 @@ class TokenCache(Dataset):
         return codes, torch.from_numpy(self.labels[indices])
 
 
-def _arrays_of(manifest: Manifest) -> dict[str, tuple[type, tuple[int, ...]]]:
-    """Type and shape of the arrays that fill up while a cache is made."""
-    one_each = (manifest.num_images,)
-    return {"codes": (np.uint16, manifest.shape), "status": (np.uint8, one_each), "checksums": (np.uint32, one_each)}
-
-
 def _open_arrays(folder: Path, manifest: Manifest, mode: Literal["r", "r+"]) -> dict[str, np.ndarray]:
     """All arrays of a cache, mapped into memory.
 
     Raises:
         UserError: one is damaged, too short (NumPy would fill it up with zeros in mode r+), or of another size.
     """
-    shapes = {name: shape for name, (_, shape) in _arrays_of(manifest).items()} | {"labels": (manifest.num_images,)}
     arrays = {}
-    for name, shape in shapes.items():
+    for name, (_, shape) in manifest.arrays.items():
         try:
             for each in ("r", mode):
                 arrays[name] = np.load(folder / f"{name}.npy", mmap_mode=each)
@@ -259,10 +254,3 @@ def _open_arrays(folder: Path, manifest: Manifest, mode: Literal["r", "r+"]) -> 
         if arrays[name].shape != shape:
             raise UserError(f"{folder} is damaged: its arrays are of another size; move it away and make it again")
     return arrays
-
-
-def _for_random_reading(codes: np.memmap) -> np.memmap:
-    """Rows here and there: else each row of 2 kB drags in up to megabytes around it, out of a cache of 22 GB."""
-    if hasattr(mmap, "MADV_RANDOM"):
-        codes.base.madvise(mmap.MADV_RANDOM)
-    return codes

@@ -35,7 +35,6 @@ from tests.pictures import NumberedImages, damage, picture, write_pictures
 
 SIZE = 32  # pixels; the autoencoder's stride is 4
 SCALES = (1, 2, 3, 5, 8)
-CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +76,7 @@ def make(images: LabelledImages, autoencoder: Autoencoder, crop: str = "ten", **
     """A maker of two images of ten crops at once."""
     scale_sizes, num_codes = overrides.pop("scale_sizes", SCALES), autoencoder.config.n_embed
     manifest = describe(images, SIZE, crop, scale_sizes, num_codes, autoencoder_hash(autoencoder))
-    settings = {"batch_size": 20, "num_workers": 0, "device": CPU} | overrides
+    settings = {"batch_size": 20, "num_workers": 0} | overrides
     return CacheMaker(images, autoencoder, manifest, **settings)
 
 
@@ -159,7 +158,7 @@ def test_codes_that_do_not_fit_two_bytes_are_refused(pets: Path) -> None:
 
 
 def kill_before_the_manifest(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("data.cache.json.dumps", lambda *args, **kwargs: die())
+    monkeypatch.setattr("runtime.files.json.dumps", lambda *args, **kwargs: die())
 
 
 def kill_between_codes_and_status(monkeypatch: pytest.MonkeyPatch) -> None:
