@@ -10,6 +10,7 @@ import hashlib
 import math
 import mmap
 import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -29,6 +30,7 @@ from runtime.files import read_json, write_json
 VERSION = 2
 MANIFEST = "manifest.json"
 MAX_CODES = 2**16
+MEND = "move it away and make it again, or set another cached_path"
 TODO, DONE, UNREADABLE = 0, 1, 2  # status of an image
 MAX_COMPARED = 2000  # images whose checksums are compared when a cache is opened; reading 2,000 files takes seconds
 
@@ -71,12 +73,7 @@ class Manifest:
 
 
 def describe(
-    images: LabelledImages,
-    img_size: int,
-    crop: CropRecipe,
-    scale_sizes: Sequence[int],
-    num_codes: int,
-    autoencoder_sha256: str,
+    images: LabelledImages, size: int, crop: CropRecipe, scales: Sequence[int], num_codes: int, autoencoder_sha256: str
 ) -> Manifest:
     """The manifest of a cache of these images under an autoencoder of this hash and number of codes."""
     if num_codes > MAX_CODES:
@@ -86,9 +83,9 @@ def describe(
         version=VERSION,
         dataset=images.name,
         num_images=len(images),
-        img_size=img_size,
+        img_size=size,
         crop=crop,
-        scale_sizes=list(scale_sizes),
+        scale_sizes=list(scales),
         num_codes=num_codes,
         autoencoder_sha256=autoencoder_sha256,
         images_sha256=hashlib.sha256(listing.encode()).hexdigest(),
@@ -102,11 +99,16 @@ def partial_folder(folder: Path) -> Path:
 
 
 def begin_cache(folder: Path, manifest: Manifest, labels: Sequence[int]) -> None:
-    """Make the files of the cache that will be ``folder``, or check those of one that was begun."""
-    partial = partial_folder(folder)
+    """Make the files of the cache that will be ``folder``, if there is room for them, or check those that were begun."""
+    partial, root = partial_folder(folder), folder.parent
     if (partial / MANIFEST).exists():
         check_manifest(partial, manifest)
         return
+    if not partial.exists():
+        free, needed = shutil.disk_usage(root).free, f"{manifest.num_bytes / 1e9:.3g} GB"
+        print(f"the cache takes {needed}; {free / 1e9:.3g} GB are free under {root}", flush=True)
+        if manifest.num_bytes > free:
+            raise UserError(f"the cache of {needed} does not fit under {root}; free space or set cached_path")
     partial.mkdir(parents=True, exist_ok=True)
     for name, (dtype, shape) in manifest.arrays.items():
         array = np.lib.format.open_memmap(partial / f"{name}.npy", "w+", dtype, shape)
@@ -137,10 +139,7 @@ def check_manifest(folder: Path, expected: Manifest) -> Manifest:
         if field.name == "class_names" or (field.name == "scale_sizes" and set(wanted) <= set(found)):
             continue
         if found != wanted:
-            raise UserError(
-                f"{folder} is of another {field.name} ({_short(found)}, not {_short(wanted)}); "
-                "move it away and make it again, or set another cached_path"
-            )
+            raise UserError(f"{folder} is of another {field.name} ({_short(found)}, not {_short(wanted)}); {MEND}")
     return manifest
 
 
@@ -157,10 +156,7 @@ def check_images(folder: Path, images: LabelledImages) -> None:
     done = np.flatnonzero(arrays["status"] == DONE)
     for index in done[:: -(-len(done) // MAX_COMPARED) or 1].tolist():
         if images.checksum(index) != arrays["checksums"][index]:
-            raise UserError(
-                f"{folder} was made of other images: {images.keys[index]} has changed since; "
-                "move it away and make it again, or set another cached_path"
-            )
+            raise UserError(f"{folder} was made of other images: {images.keys[index]} has changed since; {MEND}")
 
 
 class PartialCache:
@@ -168,7 +164,8 @@ class PartialCache:
 
     def __init__(self, folder: Path) -> None:
         self.final, self.folder = folder, partial_folder(folder)
-        arrays = _open_arrays(self.folder, read_manifest(self.folder), "r+")
+        self.manifest = read_manifest(self.folder)
+        arrays = _open_arrays(self.folder, self.manifest, "r+")
         self.codes, self.status, self.checksums = arrays["codes"], arrays["status"], arrays["checksums"]
 
     def write(self, indices: Sequence[int], codes: Tensor, checksums: Sequence[int]) -> None:
@@ -199,8 +196,8 @@ class TokenCache(Dataset):
 
     def __init__(self, folder: Path, expected: Manifest, scale_sizes: Sequence[int]) -> None:
         self.folder, self.arguments = folder, (folder, expected, scale_sizes)
-        manifest = check_manifest(folder, expected)
-        arrays = _open_arrays(folder, manifest, "r")
+        self.manifest = check_manifest(folder, expected)
+        arrays = _open_arrays(folder, self.manifest, "r")
         self.codes, self.labels = arrays["codes"], np.array(arrays["labels"])
         if hasattr(mmap, "MADV_RANDOM"):  # else a row of 2 kB drags in up to megabytes around it, out of 22 GB
             self.codes.base.madvise(mmap.MADV_RANDOM)
@@ -209,8 +206,7 @@ class TokenCache(Dataset):
             raise UserError(f"{folder} is damaged: none of its images is done; move it away and make it again")
         # Each image's index, or for an unreadable one that of the next readable image.
         self.stand_in = done[np.searchsorted(done, np.arange(len(self.labels))) % len(done)]
-        self.num_codes = manifest.num_codes
-        slices = dict(zip(manifest.scale_sizes, scale_slices(manifest.scale_sizes), strict=True))
+        slices = dict(zip(self.manifest.scale_sizes, scale_slices(self.manifest.scale_sizes), strict=True))
         self.slices = {side: slices[side] for side in scale_sizes}
 
     def __reduce__(self) -> tuple[type, tuple[Any, ...]]:
@@ -231,7 +227,7 @@ class TokenCache(Dataset):
         indices, crops = np.array(items).T
         indices = self.stand_in[indices]
         rows = self.codes[indices, crops].astype(np.int64)
-        if rows.max(initial=0) >= self.num_codes:
+        if rows.max(initial=0) >= self.manifest.num_codes:
             raise UserError(f"{self.folder} is damaged: it holds code {rows.max()}; move it away and make it again")
         rows = torch.from_numpy(rows)
         codes = [rows[:, s].unflatten(1, (side, side)) for side, s in self.slices.items()]
@@ -239,11 +235,7 @@ class TokenCache(Dataset):
 
 
 def _open_arrays(folder: Path, manifest: Manifest, mode: Literal["r", "r+"]) -> dict[str, np.ndarray]:
-    """All arrays of a cache, mapped into memory.
-
-    Raises:
-        UserError: one is damaged, too short (NumPy would fill it up with zeros in mode r+), or of another size.
-    """
+    """All arrays of a cache, mapped; of a wrong size is an error (NumPy fills up a short file with zeros in r+)."""
     arrays = {}
     for name, (_, shape) in manifest.arrays.items():
         try:

@@ -1,7 +1,6 @@
 """Making the cache of codes on one or several processes, with progress; going on with one; checking one."""
 
 import functools
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,29 +11,16 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from data.cache import (
-    DONE,
-    UNREADABLE,
-    Manifest,
-    PartialCache,
-    TokenCache,
-    begin_cache,
-    check_images,
-    check_manifest,
-    partial_folder,
-    read_manifest,
-)
+from data.cache import DONE, UNREADABLE, Manifest, PartialCache, TokenCache, begin_cache, check_images, check_manifest
 from data.crops import all_crops, to_floats
 from data.images import Attempts, LabelledImages, UnreadableImageError, check_unreadable, note_unreadable
 from data.options import NUM_CROPS
 from models.autoencoder import Autoencoder
 from models.family import join_scales
 from runtime import distributed
-from runtime.errors import UserError
 from runtime.lock import lock_file
 
-# What the published cache holds: 850 codes a crop, the scales of all 256 px configurations (method.md Sec. 1) and a few
-# more.
+# What the published cache holds: 850 codes a crop, the scales of all 256 px configurations (method.md Sec. 1) and more.
 PAPER_SCALE_SIZES = (1, 2, 3, 4, 5, 6, 7, 8, 10, 11, 13, 16)
 
 
@@ -69,16 +55,24 @@ class CacheMaker:
 
     def _make(self, folder: Path) -> Path:
         if distributed.is_main():
-            if not partial_folder(folder).exists():
-                self._check_space(folder.parent)
             begin_cache(folder, self.manifest, self.images.labels)
-            check_images(partial_folder(folder), self.images)
         distributed.barrier()
-        self.manifest = read_manifest(partial_folder(folder))  # what was begun may hold more scales
         partial = PartialCache(folder)
+        if distributed.is_main():
+            check_images(partial.folder, self.images)
+        self.manifest = partial.manifest  # what was begun may hold more scales
         todo = np.flatnonzero(partial.status != DONE)  # unreadable images may have been mended
         distributed.barrier()  # all have read the status before anyone changes it
-        self._fill(partial, todo)
+        mine = todo[distributed.rank() :: distributed.num_ranks()]
+        unreadable = torch.zeros(len(self.images), dtype=torch.bool)
+        with tqdm(total=len(mine), unit="image", desc="caching codes", disable=not distributed.is_main()) as bar:
+            for indices, rows, checksums in self._encode(mine):
+                if isinstance(rows, UnreadableImageError):
+                    note_unreadable(rows, indices[0], unreadable)
+                    partial.status[indices] = UNREADABLE
+                else:
+                    partial.write(indices, rows, checksums)
+                bar.update(len(indices))
         distributed.barrier()
         if distributed.is_main():
             check_unreadable(np.count_nonzero(partial.status == UNREADABLE), len(self.images))  # of all ranks
@@ -94,7 +88,7 @@ class CacheMaker:
         cache = TokenCache(folder, self.manifest, scale_sizes=())
         done = np.flatnonzero(cache.stand_in == np.arange(len(cache)))
         chosen = np.random.default_rng(seed).choice(done, min(count, len(done)), replace=False)
-        self.manifest = read_manifest(folder)
+        self.manifest = cache.manifest
         different, compared = 0, 0
         for indices, rows, _ in self._encode(np.sort(chosen)):
             if isinstance(rows, UnreadableImageError):
@@ -102,18 +96,6 @@ class CacheMaker:
             different += int((rows.numpy() != cache.codes[indices]).sum())
             compared += rows.numel()
         return different, compared
-
-    def _fill(self, partial: PartialCache, todo: np.ndarray) -> None:
-        mine = todo[distributed.rank() :: distributed.num_ranks()]
-        unreadable = torch.zeros(len(self.images), dtype=torch.bool)
-        with tqdm(total=len(mine), unit="image", desc="caching codes", disable=not distributed.is_main()) as bar:
-            for indices, rows, checksums in self._encode(mine):
-                if isinstance(rows, UnreadableImageError):
-                    note_unreadable(rows, indices[0], unreadable)
-                    partial.status[indices] = UNREADABLE
-                else:
-                    partial.write(indices, rows, checksums)
-                bar.update(len(indices))
 
     def _encode(self, indices: np.ndarray) -> Iterator[tuple[list[int], Tensor | UnreadableImageError, list[int]]]:
         """(indices, codes (n, K, L), checksums) of groups of images, and ([index], error, []) of unreadable ones."""
@@ -129,14 +111,6 @@ class CacheMaker:
                 scales = self.autoencoder.tokenize(pixels, tuple(self.manifest.scale_sizes))
                 codes = join_scales(scales).cpu().unflatten(0, (len(crops), -1))
                 yield list(numbers), codes, list(checksums)
-
-    def _check_space(self, root: Path) -> None:
-        free, needed = shutil.disk_usage(root).free, self.manifest.num_bytes
-        distributed.say(f"the cache takes {needed / 1e9:.3g} GB; {free / 1e9:.3g} GB are free under {root}")
-        if needed > free:
-            raise UserError(
-                f"the cache of {needed / 1e9:.3g} GB does not fit under {root}; free space or set cached_path"
-            )
 
 
 def _read(images: LabelledImages, manifest: Manifest, index: int) -> tuple[Tensor, int]:

@@ -13,7 +13,6 @@ import pytest
 import torch
 from tqdm import tqdm
 
-from data import make_cache as cache_module
 from data.cache import (
     DONE,
     MANIFEST,
@@ -370,11 +369,11 @@ def test_too_little_space_is_refused_before_anything_is_written(
     maker = make(images_of(pets), autoencoder)
     needed = maker.manifest.num_bytes
     usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(cache_module.shutil, "disk_usage", lambda path: usage._replace(free=needed - 1))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=needed - 1))
     with pytest.raises(UserError, match=r"does not fit under .*; free space or set cached_path"):
         maker.create(tmp_path / "caches")
     assert list((tmp_path / "caches").iterdir()) == []
-    monkeypatch.setattr(cache_module.shutil, "disk_usage", lambda path: usage._replace(free=needed))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=needed))
     maker.create(tmp_path / "caches")
 
 
