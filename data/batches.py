@@ -12,20 +12,10 @@ def mix_seed(*parts: int) -> int:
 
 
 class EpochBatches(Sampler):
-    """Batches of (index, crop) pairs for one epoch and rank.
+    """Batches of (index, crop) pairs for one rank and epoch, counted from 0, after the ``start`` that are done.
 
     Every image comes once in a random order with a random crop. The remainder that does not fill a batch on every rank
     is left out, so all ranks run the same number of steps.
-
-    Args:
-        num_images: images in the dataset.
-        num_crops: crops to choose from.
-        batch_size: images a batch, on each rank.
-        seed: of the run.
-        epoch: counted from 0.
-        start: batches of this epoch that are already done.
-        rank: of this process.
-        num_ranks: processes in all.
     """
 
     def __init__(
@@ -40,16 +30,14 @@ class EpochBatches(Sampler):
         num_ranks: int = 1,
     ) -> None:
         rng = np.random.default_rng((seed, epoch))
-        order = rng.permutation(num_images)
-        crops = rng.integers(num_crops, size=num_images)
+        pairs = np.stack([rng.permutation(num_images), rng.integers(num_crops, size=num_images)], axis=1)
         rows = num_images // (batch_size * num_ranks)
-        shape = (rows, num_ranks, batch_size)
-        self.indices = order[: np.prod(shape)].reshape(shape)[start:, rank]
-        self.crops = crops[: np.prod(shape)].reshape(shape)[start:, rank]
+        shape = (rows, num_ranks, batch_size, 2)
+        self.batches = pairs[: rows * num_ranks * batch_size].reshape(shape)[start:, rank]
 
     def __len__(self) -> int:
-        return len(self.indices)
+        return len(self.batches)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        for indices, crops in zip(self.indices, self.crops, strict=True):
-            yield list(zip(indices.tolist(), crops.tolist(), strict=True))
+        for batch in self.batches:
+            yield [tuple(pair) for pair in batch.tolist()]

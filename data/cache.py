@@ -7,9 +7,10 @@ checksums.npy says of which images, so that a changed one is noticed.
 """
 
 import hashlib
-import json
+import math
 import mmap
 import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -24,11 +25,12 @@ from data.images import LabelledImages
 from data.options import NUM_CROPS, CropRecipe
 from models.family import scale_slices
 from runtime.errors import UserError
-from runtime.files import write_json
+from runtime.files import read_json, write_json
 
 VERSION = 2
 MANIFEST = "manifest.json"
 MAX_CODES = 2**16
+MEND = "move it away and make it again, or set another cached_path"
 TODO, DONE, UNREADABLE = 0, 1, 2  # status of an image
 MAX_COMPARED = 2000  # images whose checksums are compared when a cache is opened; reading 2,000 files takes seconds
 
@@ -55,8 +57,14 @@ class Manifest:
         return self.num_images, NUM_CROPS[self.crop], sum(side * side for side in self.scale_sizes)
 
     @property
+    def arrays(self) -> dict[str, tuple[type, tuple[int, ...]]]:
+        """Type and shape of each array of a cache."""
+        types = {"codes": np.uint16, "labels": np.int64, "status": np.uint8, "checksums": np.uint32}
+        return {name: (kind, self.shape if name == "codes" else self.shape[:1]) for name, kind in types.items()}
+
+    @property
     def num_bytes(self) -> int:
-        return 2 * int(np.prod(self.shape))
+        return 2 * math.prod(self.shape)
 
     @property
     def folder_name(self) -> str:
@@ -65,12 +73,7 @@ class Manifest:
 
 
 def describe(
-    images: LabelledImages,
-    img_size: int,
-    crop: CropRecipe,
-    scale_sizes: Sequence[int],
-    num_codes: int,
-    autoencoder_sha256: str,
+    images: LabelledImages, size: int, crop: CropRecipe, scales: Sequence[int], num_codes: int, autoencoder_sha256: str
 ) -> Manifest:
     """The manifest of a cache of these images under an autoencoder of this hash and number of codes."""
     if num_codes > MAX_CODES:
@@ -80,9 +83,9 @@ def describe(
         version=VERSION,
         dataset=images.name,
         num_images=len(images),
-        img_size=img_size,
+        img_size=size,
         crop=crop,
-        scale_sizes=list(scale_sizes),
+        scale_sizes=list(scales),
         num_codes=num_codes,
         autoencoder_sha256=autoencoder_sha256,
         images_sha256=hashlib.sha256(listing.encode()).hexdigest(),
@@ -96,29 +99,32 @@ def partial_folder(folder: Path) -> Path:
 
 
 def begin_cache(folder: Path, manifest: Manifest, labels: Sequence[int]) -> None:
-    """Make the files of the cache that will be ``folder``, or check those of one that was begun."""
-    partial = partial_folder(folder)
+    """Make the files of the cache that will be ``folder``, if there is room for them, or check those that were begun."""
+    partial, root = partial_folder(folder), folder.parent
     if (partial / MANIFEST).exists():
         check_manifest(partial, manifest)
         return
+    if not partial.exists():
+        free, needed = shutil.disk_usage(root).free, f"{manifest.num_bytes / 1e9:.3g} GB"
+        print(f"the cache takes {needed}; {free / 1e9:.3g} GB are free under {root}", flush=True)
+        if manifest.num_bytes > free:
+            raise UserError(f"the cache of {needed} does not fit under {root}; free space or set cached_path")
     partial.mkdir(parents=True, exist_ok=True)
-    for name, (dtype, shape) in _arrays_of(manifest).items():
-        np.lib.format.open_memmap(partial / f"{name}.npy", "w+", dtype, shape)
+    for name, (dtype, shape) in manifest.arrays.items():
+        array = np.lib.format.open_memmap(partial / f"{name}.npy", "w+", dtype, shape)
         if hasattr(os, "posix_fallocate"):  # a disk that is full later would kill the process, not raise an error
             with (partial / f"{name}.npy").open("r+b") as file:
                 os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
-    np.save(partial / "labels.npy", np.asarray(labels, dtype=np.int64))
+        if name == "labels":
+            array[:] = labels
     write_json(partial / MANIFEST, asdict(manifest))  # last: a folder with a manifest has all its files
 
 
 def read_manifest(folder: Path) -> Manifest:
-    try:
-        content = json.loads((folder / MANIFEST).read_text())
-    except FileNotFoundError as error:
-        raise UserError(f"no cache of codes at {folder}; make it by adding --create_cache") from error
-    except (json.JSONDecodeError, UnicodeDecodeError):
-        content = None
-    if not isinstance(content, dict):
+    if not (folder / MANIFEST).exists():
+        raise UserError(f"no cache of codes at {folder}; make it by adding --create_cache")
+    content = read_json(folder / MANIFEST)
+    if content is None:
         raise UserError(f"{folder / MANIFEST} is damaged; move the folder away and make the cache again")
     if content.get("version") != VERSION or set(content) != {field.name for field in fields(Manifest)}:
         raise UserError(f"{folder} is a cache of another version; move it away and make it again with --create_cache")
@@ -133,10 +139,7 @@ def check_manifest(folder: Path, expected: Manifest) -> Manifest:
         if field.name == "class_names" or (field.name == "scale_sizes" and set(wanted) <= set(found)):
             continue
         if found != wanted:
-            raise UserError(
-                f"{folder} is of another {field.name} ({_short(found)}, not {_short(wanted)}); "
-                "move it away and make it again, or set another cached_path"
-            )
+            raise UserError(f"{folder} is of another {field.name} ({_short(found)}, not {_short(wanted)}); {MEND}")
     return manifest
 
 
@@ -153,10 +156,7 @@ def check_images(folder: Path, images: LabelledImages) -> None:
     done = np.flatnonzero(arrays["status"] == DONE)
     for index in done[:: -(-len(done) // MAX_COMPARED) or 1].tolist():
         if images.checksum(index) != arrays["checksums"][index]:
-            raise UserError(
-                f"{folder} was made of other images: {images.keys[index]} has changed since; "
-                "move it away and make it again, or set another cached_path"
-            )
+            raise UserError(f"{folder} was made of other images: {images.keys[index]} has changed since; {MEND}")
 
 
 class PartialCache:
@@ -164,7 +164,8 @@ class PartialCache:
 
     def __init__(self, folder: Path) -> None:
         self.final, self.folder = folder, partial_folder(folder)
-        arrays = _open_arrays(self.folder, read_manifest(self.folder), "r+")
+        self.manifest = read_manifest(self.folder)
+        arrays = _open_arrays(self.folder, self.manifest, "r+")
         self.codes, self.status, self.checksums = arrays["codes"], arrays["status"], arrays["checksums"]
 
     def write(self, indices: Sequence[int], codes: Tensor, checksums: Sequence[int]) -> None:
@@ -194,25 +195,22 @@ class TokenCache(Dataset):
     """
 
     def __init__(self, folder: Path, expected: Manifest, scale_sizes: Sequence[int]) -> None:
-        self.folder = folder
-        manifest = check_manifest(folder, expected)
-        arrays = _open_arrays(folder, manifest, "r")
-        self.codes, self.labels = _for_random_reading(arrays["codes"]), np.array(arrays["labels"])
+        self.folder, self.arguments = folder, (folder, expected, scale_sizes)
+        self.manifest = check_manifest(folder, expected)
+        arrays = _open_arrays(folder, self.manifest, "r")
+        self.codes, self.labels = arrays["codes"], np.array(arrays["labels"])
+        if hasattr(mmap, "MADV_RANDOM"):  # else a row of 2 kB drags in up to megabytes around it, out of 22 GB
+            self.codes.base.madvise(mmap.MADV_RANDOM)
         done = np.flatnonzero(arrays["status"] == DONE)
         if not len(done):
             raise UserError(f"{folder} is damaged: none of its images is done; move it away and make it again")
         # Each image's index, or for an unreadable one that of the next readable image.
         self.stand_in = done[np.searchsorted(done, np.arange(len(self.labels))) % len(done)]
-        self.num_codes = manifest.num_codes
-        slices = dict(zip(manifest.scale_sizes, scale_slices(manifest.scale_sizes), strict=True))
+        slices = dict(zip(self.manifest.scale_sizes, scale_slices(self.manifest.scale_sizes), strict=True))
         self.slices = {side: slices[side] for side in scale_sizes}
 
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"codes": None}  # a worker that was not forked maps the file too, and gets no copy
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        codes = np.load(state["folder"] / "codes.npy", mmap_mode="r")
-        self.__dict__ = state | {"codes": _for_random_reading(codes)}
+    def __reduce__(self) -> tuple[type, tuple[Any, ...]]:
+        return TokenCache, self.arguments  # a worker that was not forked maps the files too, and gets no copy
 
     @property
     def num_crops(self) -> int:
@@ -229,28 +227,17 @@ class TokenCache(Dataset):
         indices, crops = np.array(items).T
         indices = self.stand_in[indices]
         rows = self.codes[indices, crops].astype(np.int64)
-        if rows.max(initial=0) >= self.num_codes:
+        if rows.max(initial=0) >= self.manifest.num_codes:
             raise UserError(f"{self.folder} is damaged: it holds code {rows.max()}; move it away and make it again")
         rows = torch.from_numpy(rows)
         codes = [rows[:, s].unflatten(1, (side, side)) for side, s in self.slices.items()]
         return codes, torch.from_numpy(self.labels[indices])
 
 
-def _arrays_of(manifest: Manifest) -> dict[str, tuple[type, tuple[int, ...]]]:
-    """Type and shape of the arrays that fill up while a cache is made."""
-    one_each = (manifest.num_images,)
-    return {"codes": (np.uint16, manifest.shape), "status": (np.uint8, one_each), "checksums": (np.uint32, one_each)}
-
-
 def _open_arrays(folder: Path, manifest: Manifest, mode: Literal["r", "r+"]) -> dict[str, np.ndarray]:
-    """All arrays of a cache, mapped into memory.
-
-    Raises:
-        UserError: one is damaged, too short (NumPy would fill it up with zeros in mode r+), or of another size.
-    """
-    shapes = {name: shape for name, (_, shape) in _arrays_of(manifest).items()} | {"labels": (manifest.num_images,)}
+    """All arrays of a cache, mapped; of a wrong size is an error (NumPy fills up a short file with zeros in r+)."""
     arrays = {}
-    for name, shape in shapes.items():
+    for name, (_, shape) in manifest.arrays.items():
         try:
             for each in ("r", mode):
                 arrays[name] = np.load(folder / f"{name}.npy", mmap_mode=each)
@@ -259,10 +246,3 @@ def _open_arrays(folder: Path, manifest: Manifest, mode: Literal["r", "r+"]) -> 
         if arrays[name].shape != shape:
             raise UserError(f"{folder} is damaged: its arrays are of another size; move it away and make it again")
     return arrays
-
-
-def _for_random_reading(codes: np.memmap) -> np.memmap:
-    """Rows here and there: else each row of 2 kB drags in up to megabytes around it, out of a cache of 22 GB."""
-    if hasattr(mmap, "MADV_RANDOM"):
-        codes.base.madvise(mmap.MADV_RANDOM)
-    return codes

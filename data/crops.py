@@ -3,13 +3,15 @@
 One recipe serves live training, the cache and reference sets, so that the same image and crop give the same codes.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
 
-from data.options import NUM_CROPS, CropRecipe
+from data.options import CropRecipe
 
 MARGIN = 1.1
 
@@ -24,35 +26,22 @@ def center_crop(image: Image.Image, size: int) -> Image.Image:
     return image.crop((left, top, left + size, top + size))
 
 
-def crop_image(image: Image.Image, size: int, recipe: CropRecipe, crop: int) -> Tensor:
-    """One training crop as bytes (3, size, size).
+def all_crops(image: Image.Image, size: int, recipe: CropRecipe) -> Sequence[Tensor]:
+    """Every training crop of an RGB image as bytes (3, size, size).
 
-    Args:
-        image: RGB, of any size.
-        size: side of the result in pixels.
-        recipe: ``center`` is the centre crop alone; ``five`` and ``ten`` first crop to ``int(1.1 * size)``, then take
-            the corners and the centre, for ``ten`` also mirrored.
-        crop: which of the recipe's crops: top left, top right, bottom left, bottom right, centre, then mirrored.
+    ``center`` is the centre crop alone; ``five`` and ``ten`` first crop to ``int(1.1 * size)``, then take top left, top
+    right, bottom left, bottom right and centre; ``ten`` goes on with those of the mirror image.
     """
-    return _cut(_square(image, size, recipe), size, recipe, crop)
-
-
-def all_crops(image: Image.Image, size: int, recipe: CropRecipe) -> Tensor:
-    """Every crop of a recipe, (K, 3, size, size) bytes, each as ``crop_image`` gives it."""
-    square = _square(image, size, recipe)
-    return torch.stack([_cut(square, size, recipe, crop) for crop in range(NUM_CROPS[recipe])])
-
-
-def _square(image: Image.Image, size: int, recipe: CropRecipe) -> Tensor:
-    return to_bytes(center_crop(image, size if recipe == "center" else int(MARGIN * size)))
-
-
-def _cut(square: Tensor, size: int, recipe: CropRecipe, crop: int) -> Tensor:
     if recipe == "center":
-        return square
-    if crop >= 5:
-        square = transforms.horizontal_flip(square)
-    return transforms.five_crop(square, [size, size])[crop % 5]
+        return [to_bytes(center_crop(image, size))]
+    square = to_bytes(center_crop(image, int(MARGIN * size)))
+    crops = transforms.five_crop(square, [size, size])
+    return crops if recipe == "five" else crops + transforms.five_crop(square.flip(2), [size, size])
+
+
+def crop_image(image: Image.Image, size: int, recipe: CropRecipe, crop: int) -> Tensor:
+    """One of ``all_crops``, by its number."""
+    return all_crops(image, size, recipe)[crop]
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -4,11 +4,12 @@ import sys
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torchvision.datasets as tv
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from timm.data import ImageNetInfo
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
@@ -18,6 +19,7 @@ from data.crops import crop_image, to_floats, to_rgb
 from data.options import NUM_CROPS, CropRecipe, DatasetName
 from runtime.errors import UserError
 
+TORCHVISION = {"cifar10": tv.CIFAR10, "food101": tv.Food101, "celeba": tv.CelebA}
 VALIDATION_FOLDERS = ("val", "test")
 DIGITS_HELD_OUT = 297  # the last of 1,797 scans, which no model of ours trains on
 MAX_UNREADABLE_SHARE = 0.01
@@ -28,16 +30,12 @@ class UnreadableImageError(UserError):
 
 
 class LabelledImages(Dataset):
-    """Images with class labels.
+    """Images with class labels; ``name`` identifies the dataset in caches and logs.
 
     Args:
-        name: identifies the dataset in caches and logs.
         keys: an identifier of each image, stable over runs (a path below the root, or a number).
         labels: class index of each image.
         class_keys: name of each class in the data (a folder); its place in the list is the class index.
-
-    Attributes:
-        class_names: human name of each class.
     """
 
     def __init__(self, name: str, keys: Sequence[str], labels: Sequence[int], class_keys: Sequence[str]) -> None:
@@ -48,19 +46,11 @@ class LabelledImages(Dataset):
         return len(self.keys)
 
     def read(self, index: int) -> Image.Image:
-        """An image as RGB, of its original size.
-
-        Raises:
-            UnreadableImageError: there is no such image.
-        """
+        """An image as RGB, of its original size. Raises UnreadableImageError."""
         raise NotImplementedError
 
     def checksum(self, index: int) -> int:
-        """CRC-32 of what an image is stored as; tells a changed image from the one that a cache was made of.
-
-        Raises:
-            UnreadableImageError: there is no such image.
-        """
+        """CRC-32 of what is stored, to tell a changed image by. Raises UnreadableImageError."""
         raise NotImplementedError
 
 
@@ -78,7 +68,7 @@ class ImageFiles(LabelledImages):
         try:
             with Image.open(path) as image:
                 return to_rgb(image)
-        except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise UnreadableImageError(f"{path} cannot be read as an image ({error}); mend or move it") from error
 
     def checksum(self, index: int) -> int:
@@ -104,13 +94,7 @@ class ImageArrays(LabelledImages):
 
 
 def open_dataset(dataset: DatasetName, data_path: str, img_size: int, split: str = "train") -> LabelledImages:
-    """The training or validation images that a configuration names.
-
-    Args:
-        dataset: kind of data.
-        data_path: its root; unused for digits.
-        img_size: side that digits are enlarged to, in pixels.
-        split: ``train`` or ``val``.
+    """The images, of the split ``train`` or ``val``, that a configuration names; digits are enlarged to ``img_size``.
 
     Raises:
         UserError: the data is not there.
@@ -121,11 +105,10 @@ def open_dataset(dataset: DatasetName, data_path: str, img_size: int, split: str
     root = Path(data_path).expanduser()
     if dataset == "folder":
         return _class_folders(root, held_out)
-    name, opened = _TORCHVISION[dataset]
     try:
-        return opened(root, held_out)
+        return _downloaded(dataset, root, held_out)
     except (RuntimeError, FileNotFoundError) as error:
-        call = f"torchvision.datasets.{name}({str(root)!r}, download=True)"
+        call = f"torchvision.datasets.{TORCHVISION[dataset].__name__}({str(root)!r}, download=True)"
         raise UserError(f"no {dataset} under {root}; fetch it in Python by {call}, or set data_path") from error
 
 
@@ -134,47 +117,30 @@ def _class_folders(root: Path, held_out: bool) -> ImageFiles:
         raise UserError(
             f"no image folder at {root}; link or unpack one there, or set data_path (or dataset, see --help)"
         )
-    name = root.name
-    if held_out:
-        folders = [root / folder for folder in VALIDATION_FOLDERS if (root / folder).is_dir()]
-        if not folders:
-            raise UserError(
-                f"{root} has no val/ or test/ folder; add one of class folders, or take the training images"
-            )
-        root = folders[0]
-    elif (root / "train").is_dir():
-        root = root / "train"
+    parts = [root / part for part in (VALIDATION_FOLDERS if held_out else ("train",)) if (root / part).is_dir()]
+    if held_out and not parts:
+        raise UserError(f"{root} has no val/ or test/ folder; add one of class folders, or take the training images")
+    folder = parts[0] if parts else root
     try:
-        files = tv.ImageFolder(str(root))
+        files = tv.ImageFolder(str(folder))
     except FileNotFoundError as error:
-        raise UserError(f"{root} must hold CLASS/IMAGE.jpg, and no empty class ({error})") from error
+        raise UserError(f"{folder} must hold CLASS/IMAGE.jpg, and no empty class ({error})") from error
     paths, labels = zip(*files.samples, strict=True)
-    return ImageFiles(name, root, paths, labels, files.classes)
+    return ImageFiles(root.name, folder, paths, labels, files.classes)
 
 
-def _cifar10(root: Path, held_out: bool) -> ImageArrays:
-    data = tv.CIFAR10(str(root), train=not held_out)
-    return ImageArrays("cifar10", data.data, data.targets, data.classes)
-
-
-def _food101(root: Path, held_out: bool) -> ImageFiles:
-    data = tv.Food101(str(root), split="test" if held_out else "train")
-    return ImageFiles("food101", root, data._image_files, data._labels, data.classes)
-
-
-def _celeba(root: Path, held_out: bool) -> ImageFiles:
-    """Faces, one class."""
-    data = tv.CelebA(str(root), split="valid" if held_out else "train")
+def _downloaded(dataset: str, root: Path, held_out: bool) -> LabelledImages:
+    """What torchvision has fetched. Each of its classes names the split in a way of its own."""
+    opened = TORCHVISION[dataset]
+    if dataset == "cifar10":
+        data = opened(str(root), train=not held_out)
+        return ImageArrays(dataset, data.data, data.targets, data.classes)
+    if dataset == "food101":
+        data = opened(str(root), split="test" if held_out else "train")
+        return ImageFiles(dataset, root, data._image_files, data._labels, data.classes)
+    data = opened(str(root), split="valid" if held_out else "train")
     folder = root / data.base_folder / "img_align_celeba"
-    paths = [folder / name for name in data.filename]
-    return ImageFiles("celeba", folder, paths, [0] * len(paths), ["face"])
-
-
-_TORCHVISION: dict[str, tuple[str, Callable[[Path, bool], LabelledImages]]] = {
-    "cifar10": ("CIFAR10", _cifar10),
-    "food101": ("Food101", _food101),
-    "celeba": ("CelebA", _celeba),
-}
+    return ImageFiles(dataset, folder, [folder / name for name in data.filename], [0] * len(data), ["face"])
 
 
 def _digits(size: int, held_out: bool) -> ImageArrays:
@@ -214,6 +180,23 @@ def imagenet_keys() -> list[str]:
     return ImageNetInfo("imagenet-1k").label_names()
 
 
+class Attempts(Dataset):
+    """(index, what ``work(index)`` makes of an image), or the error of one that cannot be read in its place."""
+
+    def __init__(self, work: Callable[[int], Any], indices: Sequence[int]) -> None:
+        self.work, self.indices = work, indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, item: int) -> tuple[int, Any]:
+        index = int(self.indices[item])
+        try:
+            return index, self.work(index)
+        except UnreadableImageError as error:
+            return index, error
+
+
 class CroppedImages(Dataset):
     """(image, label) of an (index, crop) pair: floats (3, size, size) in [-1, 1] and the class index.
 
@@ -223,7 +206,7 @@ class CroppedImages(Dataset):
 
     def __init__(self, images: LabelledImages, size: int, recipe: CropRecipe) -> None:
         self.images, self.size, self.recipe = images, size, recipe
-        self.unreadable = no_unreadable(len(images))
+        self.unreadable = torch.zeros(len(images), dtype=torch.bool).share_memory_()  # with the loading processes
 
     @property
     def num_crops(self) -> int:
@@ -244,11 +227,6 @@ class CroppedImages(Dataset):
             except UnreadableImageError as error:
                 note_unreadable(error, index, self.unreadable)
                 index = (index + 1) % len(self)
-
-
-def no_unreadable(num_images: int) -> Tensor:
-    """(N,) flags of unreadable images, none set; shared with the processes that load."""
-    return torch.zeros(num_images, dtype=torch.bool).share_memory_()
 
 
 def note_unreadable(error: UnreadableImageError, index: int, unreadable: Tensor) -> None:

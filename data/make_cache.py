@@ -1,82 +1,38 @@
 """Making the cache of codes on one or several processes, with progress; going on with one; checking one."""
 
-import shutil
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from data.cache import (
-    DONE,
-    UNREADABLE,
-    Manifest,
-    PartialCache,
-    TokenCache,
-    begin_cache,
-    check_images,
-    check_manifest,
-    partial_folder,
-    read_manifest,
-)
+from data.cache import DONE, UNREADABLE, Manifest, PartialCache, TokenCache, begin_cache, check_images, check_manifest
 from data.crops import all_crops, to_floats
-from data.images import LabelledImages, UnreadableImageError, check_unreadable, no_unreadable, note_unreadable
+from data.images import Attempts, LabelledImages, UnreadableImageError, check_unreadable, note_unreadable
 from data.options import NUM_CROPS
 from models.autoencoder import Autoencoder
+from models.family import join_scales
 from runtime import distributed
-from runtime.errors import UserError
 from runtime.lock import lock_file
 
-# What the published cache holds: 850 codes a crop, the scales of all 256 px configurations (method.md Sec. 1) and a few
-# more.
+# What the published cache holds: 850 codes a crop, the scales of all 256 px configurations (method.md Sec. 1) and more.
 PAPER_SCALE_SIZES = (1, 2, 3, 4, 5, 6, 7, 8, 10, 11, 13, 16)
 
 
-class AllCrops(Dataset):
-    """(index, crops (K, 3, size, size) as bytes, checksum) of chosen images; (index, error, 0) of an unreadable one."""
-
-    def __init__(self, images: LabelledImages, indices: np.ndarray, manifest: Manifest) -> None:
-        self.images, self.indices, self.manifest = images, indices, manifest
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, item: int) -> tuple[int, Tensor | UnreadableImageError, int]:
-        index = int(self.indices[item])
-        try:
-            checksum = self.images.checksum(index)
-            image = self.images.read(index)
-        except UnreadableImageError as error:
-            return index, error, 0
-        return index, all_crops(image, self.manifest.img_size, self.manifest.crop), checksum
-
-
+@dataclass
 class CacheMaker:
-    """Encodes a dataset's crops as a manifest says.
+    """Encodes a dataset's crops as a manifest says."""
 
-    Args:
-        images: the dataset.
-        autoencoder: the tokenizer.
-        manifest: of the cache.
-        batch_size: crops encoded at once.
-        num_workers: processes that load images.
-        device: where to encode.
-    """
-
-    def __init__(
-        self,
-        images: LabelledImages,
-        autoencoder: Autoencoder,
-        manifest: Manifest,
-        batch_size: int,
-        num_workers: int,
-        device: torch.device,
-    ) -> None:
-        self.images, self.autoencoder, self.manifest = images, autoencoder.to(device), manifest
-        self.batch_size, self.num_workers, self.device = batch_size, num_workers, device
+    images: LabelledImages
+    autoencoder: Autoencoder  # on the device to encode on
+    manifest: Manifest
+    batch_size: int  # crops encoded at once
+    num_workers: int  # processes that load images
 
     def create(self, root: Path) -> Path:
         """Make, or go on making, the cache below ``root``; return its folder.
@@ -88,10 +44,8 @@ class CacheMaker:
         if not distributed.from_main(folder.exists()):
             if distributed.is_main():
                 root.mkdir(parents=True, exist_ok=True)
-            with lock_file(
-                folder.with_name(folder.name + ".lock"),
-                f"another process is making the cache {folder}; wait for it, and run the same command again",
-            ):
+            busy = f"another process is making the cache {folder}; wait for it, and run the same command again"
+            with lock_file(folder.with_name(folder.name + ".lock"), busy):
                 if not distributed.from_main(folder.exists()):
                     return self._make(folder)
         check_manifest(folder, self.manifest)
@@ -101,16 +55,24 @@ class CacheMaker:
 
     def _make(self, folder: Path) -> Path:
         if distributed.is_main():
-            if not partial_folder(folder).exists():
-                self._check_space(folder.parent)
             begin_cache(folder, self.manifest, self.images.labels)
-            check_images(partial_folder(folder), self.images)
         distributed.barrier()
-        self.manifest = read_manifest(partial_folder(folder))  # what was begun may hold more scales
         partial = PartialCache(folder)
+        if distributed.is_main():
+            check_images(partial.folder, self.images)
+        self.manifest = partial.manifest  # what was begun may hold more scales
         todo = np.flatnonzero(partial.status != DONE)  # unreadable images may have been mended
         distributed.barrier()  # all have read the status before anyone changes it
-        self._fill(partial, todo)
+        mine = todo[distributed.rank() :: distributed.num_ranks()]
+        unreadable = torch.zeros(len(self.images), dtype=torch.bool)
+        with tqdm(total=len(mine), unit="image", desc="caching codes", disable=not distributed.is_main()) as bar:
+            for indices, rows, checksums in self._encode(mine):
+                if isinstance(rows, UnreadableImageError):
+                    note_unreadable(rows, indices[0], unreadable)
+                    partial.status[indices] = UNREADABLE
+                else:
+                    partial.write(indices, rows, checksums)
+                bar.update(len(indices))
         distributed.barrier()
         if distributed.is_main():
             check_unreadable(np.count_nonzero(partial.status == UNREADABLE), len(self.images))  # of all ranks
@@ -126,7 +88,7 @@ class CacheMaker:
         cache = TokenCache(folder, self.manifest, scale_sizes=())
         done = np.flatnonzero(cache.stand_in == np.arange(len(cache)))
         chosen = np.random.default_rng(seed).choice(done, min(count, len(done)), replace=False)
-        self.manifest = read_manifest(folder)
+        self.manifest = cache.manifest
         different, compared = 0, 0
         for indices, rows, _ in self._encode(np.sort(chosen)):
             if isinstance(rows, UnreadableImageError):
@@ -135,43 +97,23 @@ class CacheMaker:
             compared += rows.numel()
         return different, compared
 
-    def _fill(self, partial: PartialCache, todo: np.ndarray) -> None:
-        mine = todo[distributed.rank() :: distributed.num_ranks()]
-        unreadable = no_unreadable(len(self.images))
-        with tqdm(total=len(mine), unit="image", desc="caching codes", disable=not distributed.is_main()) as bar:
-            for indices, rows, checksums in self._encode(mine):
-                if isinstance(rows, UnreadableImageError):
-                    note_unreadable(rows, indices[0], unreadable)
-                    partial.status[indices] = UNREADABLE
-                else:
-                    partial.write(indices, rows, checksums)
-                bar.update(len(indices))
-
     def _encode(self, indices: np.ndarray) -> Iterator[tuple[list[int], Tensor | UnreadableImageError, list[int]]]:
         """(indices, codes (n, K, L), checksums) of groups of images, and ([index], error, []) of unreadable ones."""
-        loader = DataLoader(
-            AllCrops(self.images, indices, self.manifest),
-            batch_size=max(1, self.batch_size // NUM_CROPS[self.manifest.crop]),
-            num_workers=self.num_workers,
-            collate_fn=list,
-        )
-        for group in loader:
-            yield from (([index], crops, []) for index, crops, _ in group if isinstance(crops, UnreadableImageError))
-            readable = [item for item in group if isinstance(item[1], Tensor)]
+        attempts = Attempts(functools.partial(_read, self.images, self.manifest), indices)
+        group_size = max(1, self.batch_size // NUM_CROPS[self.manifest.crop])
+        device = next(self.autoencoder.parameters()).device
+        for group in DataLoader(attempts, group_size, num_workers=self.num_workers, collate_fn=list):
+            yield from (([index], found, []) for index, found in group if isinstance(found, UnreadableImageError))
+            readable = [(index, *found) for index, found in group if isinstance(found, tuple)]
             if readable:
                 numbers, crops, checksums = zip(*readable, strict=True)
-                yield list(numbers), self._codes(crops), list(checksums)
+                pixels = to_floats(torch.cat(crops).to(device))
+                scales = self.autoencoder.tokenize(pixels, tuple(self.manifest.scale_sizes))
+                codes = join_scales(scales).cpu().unflatten(0, (len(crops), -1))
+                yield list(numbers), codes, list(checksums)
 
-    def _codes(self, crops: Sequence[Tensor]) -> Tensor:
-        pixels = to_floats(torch.cat(list(crops)).to(self.device))
-        scales = self.autoencoder.tokenize(pixels, tuple(self.manifest.scale_sizes))
-        rows = torch.cat([scale.flatten(1) for scale in scales], dim=1).cpu()
-        return rows.unflatten(0, (len(crops), -1))
 
-    def _check_space(self, root: Path) -> None:
-        free, needed = shutil.disk_usage(root).free, self.manifest.num_bytes
-        distributed.say(f"the cache takes {needed / 1e9:.3g} GB; {free / 1e9:.3g} GB are free under {root}")
-        if needed > free:
-            raise UserError(
-                f"the cache of {needed / 1e9:.3g} GB does not fit under {root}; free space or set cached_path"
-            )
+def _read(images: LabelledImages, manifest: Manifest, index: int) -> tuple[Tensor, int]:
+    """(K, 3, size, size) crops as bytes of an image, and its checksum."""
+    checksum = images.checksum(index)
+    return torch.stack(list(all_crops(images.read(index), manifest.img_size, manifest.crop))), checksum

@@ -1,41 +1,30 @@
 """Look at a dataset before days are spent on it."""
 
 from collections import Counter
+from functools import partial
 
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from data.images import LabelledImages, UnreadableImageError, imagenet_keys
-
-
-class _Readable(Dataset):
-    """Whether each image can be read: its error, or an empty string."""
-
-    def __init__(self, images: LabelledImages) -> None:
-        self.images = images
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> str:
-        try:
-            self.images.read(index)
-        except UnreadableImageError as error:
-            return str(error)
-        return ""
+from data.images import Attempts, LabelledImages, imagenet_keys
 
 
 def check_data(images: LabelledImages, num_workers: int) -> int:
     """Print the report and every unreadable file; return how many there are."""
     print("\n".join(data_report(images)))
-    loader = DataLoader(_Readable(images), batch_size=64, num_workers=num_workers, collate_fn=list)
+    attempts = Attempts(partial(_read, images), range(len(images)))
+    loader = DataLoader(attempts, batch_size=64, num_workers=num_workers, collate_fn=list)
     errors: list[str] = []
     with tqdm(total=len(images), unit="image", desc="reading") as bar:
         for group in loader:
-            errors += filter(None, group)
+            errors += [str(error) for _, error in group if error is not None]
             bar.update(len(group))
     print("\n".join([*errors, f"{len(errors)} of {len(images)} images are unreadable"]))
     return len(errors)
+
+
+def _read(images: LabelledImages, index: int) -> None:
+    images.read(index)
 
 
 def data_report(dataset: LabelledImages) -> list[str]:

@@ -13,11 +13,10 @@ import re
 import shutil
 import sys
 from collections.abc import Sequence
-from concurrent.futures import Future
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from threading import Thread
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 HERE = Path(__file__).resolve().parent
 REACH_S = 15  # the hub has this long to answer, unless HF_HUB_ETAG_TIMEOUT allows more
@@ -30,6 +29,12 @@ class File(NamedTuple):
     repo: str
     remote: str
     sha256: str | None
+
+    @property
+    def url(self) -> str:
+        from huggingface_hub import hf_hub_url
+
+        return hf_hub_url(self.repo, self.remote)
 
 
 RELEASED = {
@@ -77,9 +82,9 @@ def main(argv: Sequence[str] | None = None, *, table: Sequence[File] = TABLE, fo
     names = parser.parse_args(argv).names or DEFAULT_NAMES
     left: list[File] = []
     try:
-        left += [file for file in select(names, table) if not _is_there(file, folder)]
+        left += [file for file in select(names, table) if not _is_there(file, folder / file.path)]
         while left:
-            _fetch(left[0], folder)
+            _fetch(left[0], folder / left[0].path)
             del left[0]
     except KeyboardInterrupt:
         print("stopped; run the same command again to go on", file=sys.stderr)
@@ -92,22 +97,20 @@ def main(argv: Sequence[str] | None = None, *, table: Sequence[File] = TABLE, fo
 
 def select(names: Sequence[str], table: Sequence[File]) -> list[File]:
     """The files of the named folders and of those they need. Raises DownloadError for an unknown name."""
-    known = dict.fromkeys(file.path.split("/")[0] for file in table)
+    known = dict.fromkeys(str(Path(file.path).parent) for file in table)
     for name in names:
         if name not in known:
             nearest = difflib.get_close_matches(name, known, n=1, cutoff=0)[0]
             raise DownloadError(f"unknown name {name!r}, the nearest is {nearest}; known are {', '.join(known)}")
     wanted = {*names, *(NEEDS[name] for name in names if name in NEEDS)}
-    return [file for file in table if file.path.split("/")[0] in wanted]
+    return [file for file in table if str(Path(file.path).parent) in wanted]
 
 
-def _is_there(file: File, folder: Path) -> bool:
-    """Whether the file is in its place, verified. Raises DownloadError for another file of its name."""
-    path = folder / file.path
-    if not os.path.lexists(path):
-        return False
-    _verify(file, path, file.sha256, "present", f"{path} is another file; move it away and run this again")
-    return True
+def _is_there(file: File, path: Path) -> bool:
+    """Whether the file is in its place, verified; another one of its name is an error."""
+    if os.path.lexists(path):
+        _verify(file, path, file.sha256, "present", f"{path} is another file; move it away and run this again")
+    return os.path.lexists(path)
 
 
 def _verify(file: File, path: Path, expected: str | None, state: str, mend: str) -> None:
@@ -120,51 +123,28 @@ def _verify(file: File, path: Path, expected: str | None, state: str, mend: str)
     print(f"{file.path}: {state}, SHA-256 {got} {verdict}", flush=True)
 
 
-def _fetch(file: File, folder: Path) -> None:
-    """Download one file, verify it, and move it to its place.
+def _fetch(file: File, path: Path) -> None:
+    """Download one file, verify it, and move it to its place. Raises many things, which ``_explain`` tells apart."""
+    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download
 
-    Raises:
-        DownloadError: the hub has another file, or it arrived damaged.
-        ImportError, OSError, Exception: what ``_explain`` tells apart.
-    """
-    from huggingface_hub import hf_hub_download
-
-    record = _ask_hub(file)
+    # hf_hub_download alone tries for minutes to reach a silent hub, and no time limit of a request covers name look-up
+    # or a host of many addresses. A pool's threads do not keep the program from ending.
+    with ThreadPool(1) as pool:
+        record = pool.apply_async(get_hf_file_metadata, [file.url]).get(max(REACH_S, constants.HF_HUB_ETAG_TIMEOUT))
     recorded = record.etag if re.fullmatch("[0-9a-f]{64}", record.etag or "") else None  # of large files alone
     expected = file.sha256 or recorded
     if recorded not in (None, expected):
-        raise DownloadError(f"{_url(file)} is another file (SHA-256 {recorded}, not {expected}); update this project")
-    place = (folder / file.path).parent
-    place.mkdir(parents=True, exist_ok=True)
-    if (record.size or 0) > shutil.disk_usage(place).free:
-        raise OSError(errno.ENOSPC, f"no room for the {record.size / 1e9:.2f} GB of {file.path}", str(place))
+        raise DownloadError(f"{file.url} is another file (SHA-256 {recorded}, not {expected}); update this project")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if (record.size or 0) > shutil.disk_usage(path.parent).free:
+        raise OSError(errno.ENOSPC, f"no room for the {record.size / 1e9:.2f} GB of {file.path}", str(path.parent))
     # A folder of its own: huggingface_hub never continues the part of an earlier run, and one download in a shared
     # folder deletes what another has just finished.
-    with TemporaryDirectory(prefix=".download-", dir=place) as staging:
+    with TemporaryDirectory(prefix=".download-", dir=path.parent) as staging:
         arrived = Path(hf_hub_download(file.repo, file.remote, local_dir=staging))
         _verify(file, arrived, expected, "downloaded", f"{file.path} arrived damaged; run this again")
-        if not _is_there(file, folder):  # put there in the meantime, it stays
-            arrived.replace(folder / file.path)
-
-
-def _ask_hub(file: File) -> Any:
-    """The hub's HfFileMetadata of a file. Raises TimeoutError after REACH_S, or what huggingface_hub raises.
-
-    hf_hub_download alone tries for minutes to reach a silent hub. A thread, because the time limit of a request covers
-    neither name look-up nor a host of many addresses; as a daemon it ends with the program.
-    """
-    from huggingface_hub import constants, get_hf_file_metadata
-
-    answer: Future[Any] = Future()
-
-    def ask() -> None:
-        try:
-            answer.set_result(get_hf_file_metadata(_url(file)))
-        except Exception as error:
-            answer.set_exception(error)
-
-    Thread(target=ask, daemon=True).start()
-    return answer.result(max(REACH_S, constants.HF_HUB_ETAG_TIMEOUT))
+        if not _is_there(file, path):  # put there in the meantime, it stays
+            arrived.replace(path)
 
 
 def _explain(error: Exception, left: Sequence[File], folder: Path) -> str:
@@ -178,17 +158,11 @@ def _explain(error: Exception, left: Sequence[File], folder: Path) -> str:
         mend = "free some space there" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "mend that"
         return f"{error.filename or folder}: {error.strerror}; {mend} and run this again"
     if status in (401, 403, 404):
-        return f"{_url(left[0])} answers HTTP {status}; check HF_ENDPOINT, HF_TOKEN and the repository's page"
+        return f"{left[0].url} answers HTTP {status}; check HF_ENDPOINT, HF_TOKEN and the repository's page"
     reason = " ".join(f"{type(error).__name__}: {str(error) or 'no answer'}".split())
     start = f"cannot fetch {left[0].path} ({reason}); try again later, set HF_ENDPOINT to a mirror, or fetch by hand"
-    by_hand = [f"  {_url(file)} into {folder / file.path}" for file in left]
+    by_hand = [f"  {file.url} into {folder / file.path}" for file in left]
     return "\n".join([start, *by_hand, "then run this again to verify"])
-
-
-def _url(file: File) -> str:
-    from huggingface_hub import hf_hub_url
-
-    return hf_hub_url(file.repo, file.remote)
 
 
 if __name__ == "__main__":

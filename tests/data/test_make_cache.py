@@ -13,7 +13,6 @@ import pytest
 import torch
 from tqdm import tqdm
 
-from data import make_cache as cache_module
 from data.cache import (
     DONE,
     MANIFEST,
@@ -35,7 +34,6 @@ from tests.pictures import NumberedImages, damage, picture, write_pictures
 
 SIZE = 32  # pixels; the autoencoder's stride is 4
 SCALES = (1, 2, 3, 5, 8)
-CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +75,7 @@ def make(images: LabelledImages, autoencoder: Autoencoder, crop: str = "ten", **
     """A maker of two images of ten crops at once."""
     scale_sizes, num_codes = overrides.pop("scale_sizes", SCALES), autoencoder.config.n_embed
     manifest = describe(images, SIZE, crop, scale_sizes, num_codes, autoencoder_hash(autoencoder))
-    settings = {"batch_size": 20, "num_workers": 0, "device": CPU} | overrides
+    settings = {"batch_size": 20, "num_workers": 0} | overrides
     return CacheMaker(images, autoencoder, manifest, **settings)
 
 
@@ -159,7 +157,7 @@ def test_codes_that_do_not_fit_two_bytes_are_refused(pets: Path) -> None:
 
 
 def kill_before_the_manifest(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("data.cache.json.dumps", lambda *args, **kwargs: die())
+    monkeypatch.setattr("runtime.files.json.dumps", lambda *args, **kwargs: die())
 
 
 def kill_between_codes_and_status(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -371,11 +369,11 @@ def test_too_little_space_is_refused_before_anything_is_written(
     maker = make(images_of(pets), autoencoder)
     needed = maker.manifest.num_bytes
     usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(cache_module.shutil, "disk_usage", lambda path: usage._replace(free=needed - 1))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=needed - 1))
     with pytest.raises(UserError, match=r"does not fit under .*; free space or set cached_path"):
         maker.create(tmp_path / "caches")
     assert list((tmp_path / "caches").iterdir()) == []
-    monkeypatch.setattr(cache_module.shutil, "disk_usage", lambda path: usage._replace(free=needed))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=needed))
     maker.create(tmp_path / "caches")
 
 
