@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from data.images import CroppedImages, LabelledImages, open_dataset
+from data.images import CroppedImages, open_dataset
 from models.autoencoder import Autoencoder
 from models.loading.autoencoder import open_autoencoder
 from models.loading.checkpoint import CONFIG_NAME
@@ -28,7 +28,11 @@ def train_autoencoder(settings: dict[str, Any], name: str) -> None:
     args: PyramidArgs = settings[section]
     torch.manual_seed(args.seed)
     device = distributed.set_up(pick_device(args.device))
-    train, validation = _open_data(args)
+    train = validation = open_dataset(args.dataset, args.data_path, args.img_size)
+    try:
+        validation = open_dataset(args.dataset, args.data_path, args.img_size, "val")
+    except UserError as error:
+        distributed.say(f"measuring on training images: {error}")
     args.check_steps(args.epochs * count_steps(len(train), args))
     held_out = CroppedImages(validation, args.img_size, "center")
     if section == "requantize":
@@ -51,16 +55,6 @@ def train_autoencoder(settings: dict[str, Any], name: str) -> None:
             task.export(trainer.trained, export)
             print(f"autoencoder: {export}; reconstructions: {folder / 'samples'}")
     distributed.tear_down()
-
-
-def _open_data(args: PyramidArgs) -> tuple[LabelledImages, LabelledImages]:
-    """Images to train on, and to measure on: held-out ones if the data has any."""
-    train = open_dataset(args.dataset, args.data_path, args.img_size)
-    try:
-        return train, open_dataset(args.dataset, args.data_path, args.img_size, "val")
-    except UserError as error:
-        distributed.say(f"measuring on training images: {error}")
-        return train, train
 
 
 def _start_from(module: Autoencoder, path: str) -> None:
