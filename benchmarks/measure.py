@@ -13,19 +13,11 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 
-class Clock:
-    """Seconds between laps, the device's work done."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.lap()
-
-    def lap(self) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        now = time.perf_counter()
-        elapsed, self.start = now - getattr(self, "start", now), now
-        return elapsed
+def now(device: torch.device) -> float:
+    """Seconds of a clock, once the device's work is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 class RecordProducts(TorchFunctionMode):
@@ -35,9 +27,7 @@ class RecordProducts(TorchFunctionMode):
         super().__init__()
         self.products: list[partial[Tensor]] = []
 
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func in (F.linear, F.conv2d):
             detached = (value.detach() if isinstance(value, Tensor) else value for value in args)
@@ -47,10 +37,10 @@ class RecordProducts(TorchFunctionMode):
 
 def time_products(products: Sequence[Callable[[], Tensor]], device: torch.device) -> float:
     """Seconds that the products alone take, one after the other."""
-    clock = Clock(device)
+    start = now(device)
     for product in products:
         product()
-    return clock.lap()
+    return now(device) - start
 
 
 def products_of_linear(x: Tensor, weight: Tensor) -> list[partial[Tensor]]:
@@ -67,9 +57,7 @@ class CountKernels(TorchDispatchMode):
         super().__init__()
         self.count = 0
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
         aliases = [value.alias_info for value in func._schema.returns]
         self.count += not any(alias is not None and not alias.is_write for alias in aliases)
         return func(*args, **(kwargs or {}))
@@ -83,14 +71,11 @@ def forget_peak(device: torch.device) -> None:
         Path("/proc/self/clear_refs").write_text("5")
 
 
-def peak_memory(device: torch.device) -> float:
-    """Bytes held at most since ``forget_peak``, of the GPU or of this process."""
-    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else process_memory("VmHWM")
-
-
-def held_memory(device: torch.device) -> float:
-    """Bytes held now, as ``peak_memory``."""
-    return torch.cuda.memory_allocated(device) if device.type == "cuda" else process_memory("VmRSS")
+def held_memory(device: torch.device, peak: bool = False) -> float:
+    """Bytes held now, or at most since ``forget_peak``, of the GPU or of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) if peak else torch.cuda.memory_allocated(device)
+    return process_memory("VmHWM" if peak else "VmRSS")
 
 
 def process_memory(kind: str) -> float:

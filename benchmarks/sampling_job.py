@@ -2,19 +2,18 @@
 
 import multiprocessing
 import os
-import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise, product
+from itertools import product
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.measure import Clock, CountKernels, RecordProducts, forget_peak, held_memory, peak_memory, time_products
+from benchmarks.measure import CountKernels, RecordProducts, forget_peak, held_memory, now, time_products
 from benchmarks.sampling import BenchmarkArgs
 from models.family import Generator, Sampler
 from models.loading.checkpoint import random_model
@@ -26,6 +25,8 @@ COLUMNS = (
     *("decoding s", "floor s", "s an image", "operations", "memory GB", "weights + cache", "by scale s"),
 )
 ROW = "{:<14}{:>6}{:>10}{:>10}{:>10}{:>10}{:>9}{:>7}{:>11}{:>9}{:>11}{:>11}{:>10}{:>16}  {}"
+# Tells glibc to return freed memory at once, of which it else keeps up to 100 MB to save the time of asking.
+RETURNS_MEMORY = "MALLOC_MMAP_THRESHOLD_"
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,15 @@ class Case:
     mode: str
     args: BenchmarkArgs
 
+    def make(self, device: torch.device) -> tuple[Generator, Tensor]:
+        """Model and labels of a batch."""
+        torch.manual_seed(0)
+        model, _ = random_model(Path(self.config))
+        return model.to(device=device, dtype=DTYPES[self.dtype]), torch.arange(self.batch) % model.config.num_classes
+
+    def sampler(self, model: Generator, mode: str) -> Sampler:
+        return model.sampler(self.batch, checked_drawing(model, self.args.drawing), compiled=mode == "compiled")
+
 
 def print_rows(args: BenchmarkArgs) -> None:
     """Measure every case that ``args`` name, and print the table."""
@@ -46,8 +56,9 @@ def print_rows(args: BenchmarkArgs) -> None:
     print(ROW.format(*COLUMNS), flush=True)
     for case in product(args.configs, args.dtypes, args.batch_sizes, args.modes):
         times = _in_process(measure_times, Case(*case, args))
-        with _returned_at_once():
-            memory = _in_process(measure_memory, Case(*case, args))
+        os.environ[RETURNS_MEMORY] = "1000000"
+        memory = _in_process(measure_memory, Case(*case, args))
+        del os.environ[RETURNS_MEMORY]
         print(ROW.format(*times[:-1], *memory, times[-1]), flush=True)
 
 
@@ -56,44 +67,34 @@ def _in_process(measure: Callable[[Case], tuple[str, ...]], case: Case) -> tuple
         return pool.submit(measure, case).result()
 
 
-@contextmanager
-def _returned_at_once() -> Iterator[None]:
-    """Processes started here return freed memory; glibc else keeps up to 100 MB of it, to save the time of asking."""
-    name = "MALLOC_MMAP_THRESHOLD_"
-    os.environ[name] = "1000000"
-    yield
-    del os.environ[name]
-
-
 @torch.inference_mode()
 def measure_memory(case: Case) -> tuple[str, ...]:
     """The cells of memory: the most that is held while a batch is drawn and decoded, and weights and cache of that."""
     device = pick_device(case.args.device)
     before = held_memory(device)
-    model, labels = _make(case, device)
-    sampler = _sampler(case, model, case.mode)
+    model, labels = case.make(device)
+    sampler = case.sampler(model, case.mode)
     weights = [*model.state_dict().values(), *model.autoencoder.state_dict().values()]
     needed = sum(tensor.nbytes for tensor in (*weights, *sampler.cache()))
     if case.mode == "compiled":  # compilers hold more than the result does
         sampler(labels, range(case.batch))
     forget_peak(device)
     sampler(labels, range(case.batch))
-    return f"{(peak_memory(device) - before) / 1e9:.2f}", f"{needed / 1e9:.2f}"
+    return f"{(held_memory(device, peak=True) - before) / 1e9:.2f}", f"{needed / 1e9:.2f}"
 
 
 @torch.inference_mode()
 def measure_times(case: Case) -> tuple[str, ...]:
     """The other cells of a row; those of scales last."""
     device, repeats = pick_device(case.args.device), range(case.args.repeats)
-    model, labels = _make(case, device)
-    sampler, clock = _sampler(case, model, case.mode), Clock(device)
+    model, labels = case.make(device)
+    sampler, start = case.sampler(model, case.mode), now(device)
     _time_scales(sampler, labels, device)
-    warm_up = clock.lap()
-    runs = [_time_scales(sampler, labels, device) for _ in repeats]
-    *scales, decoding = [statistics.median(times) for times in zip(*runs, strict=True)]
+    warm_up = now(device) - start
+    *scales, decoding = np.median([_time_scales(sampler, labels, device) for _ in repeats], axis=0)
     drawing = sum(scales)
-    *recorded, operations = _products(_sampler(case, model, "eager"), labels)
-    floors = [statistics.median(time_products(products, device) for _ in repeats) for products in recorded]
+    *recorded, operations = _products(case.sampler(model, "eager"), labels)
+    floors = [np.median([time_products(products, device) for _ in repeats]) for products in recorded]
     return (
         *(Path(case.config).stem.removeprefix("config_"), str(case.batch), case.dtype, case.mode),
         *(f"{warm_up:.1f}", f"{drawing:.2f}", f"{floors[0]:.2f}", f"{drawing / floors[0]:.2f}"),
@@ -102,26 +103,14 @@ def measure_times(case: Case) -> tuple[str, ...]:
     )
 
 
-def _make(case: Case, device: torch.device) -> tuple[Generator, Tensor]:
-    """Model and labels of a batch."""
-    torch.manual_seed(0)
-    model, _ = random_model(Path(case.config))
-    return model.to(device=device, dtype=DTYPES[case.dtype]), torch.arange(case.batch) % model.config.num_classes
-
-
-def _sampler(case: Case, model: Generator, mode: str) -> Sampler:
-    return model.sampler(case.batch, checked_drawing(model, case.args.drawing), compiled=mode == "compiled")
-
-
 def _time_scales(sampler: Sampler, labels: Tensor, device: torch.device) -> list[float]:
     """Seconds of drawing each scale (the preparation counts to the first) and of decoding the last."""
-    clock = Clock(device)
-    seconds = [clock.lap() for _ in sampler.steps(labels, range(len(labels)))]
-    clock.lap()
+    times = [now(device), *(now(device) for _ in sampler.steps(labels, range(len(labels))))]
+    start = now(device)
     samples = sampler.samples()
-    decoding = clock.lap()
-    ends = [int(steps.max()) + 1 for steps in samples.step]
-    return [*(sum(seconds[start:end]) for start, end in pairwise([0, *ends])), decoding]
+    decoding = now(device) - start
+    ends = [0, *(int(steps.max()) + 1 for steps in samples.step)]
+    return [*np.diff([times[end] for end in ends]), decoding]
 
 
 def _products(sampler: Sampler, labels: Tensor) -> tuple[list[partial[Tensor]], list[partial[Tensor]], int]:

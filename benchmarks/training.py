@@ -6,11 +6,12 @@ The products' own time is that of every linear layer, forward and both backward 
 same run. What is left is attention, norms, rotations, the loss and Python.
 """
 
-import statistics
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
 
 from runtime.command import run
 from runtime.config import option, parse_flags
@@ -36,7 +37,7 @@ def main(argv: Sequence[str]) -> None:
     args = parse_flags(argv, "benchmarks.training", __doc__, BenchmarkArgs)
     import torch  # takes seconds, and so do the rest
 
-    from benchmarks.measure import Clock, RecordProducts, products_of_linear, time_products
+    from benchmarks.measure import RecordProducts, now, products_of_linear, time_products
     from models.loading.checkpoint import random_model
     from runtime.device import describe_machine, describe_size, pick_device
     from training.task import step_context
@@ -47,22 +48,21 @@ def main(argv: Sequence[str]) -> None:
     codes = [torch.randint(num_codes, (args.batch_size, side, side), device=device) for side in model.scale_sizes]
     labels = torch.randint(model.config.num_classes, (args.batch_size,), device=device)
     optimizer = torch.optim.AdamW(model.parameters())
-    laps: list[tuple[float, float, float]] = []
-    record = RecordProducts()
+    times, record = [], RecordProducts()
     for step in range(WARM_UP + args.steps):
-        clock = Clock(device)
+        times.append([now(device)])
         with record if step == 0 else nullcontext():
             loss = model.training_loss(codes, labels, step_context(0, step, 0, device)).value
-        forward = clock.lap()
+        times[step].append(now(device))
         loss.backward()
-        backward = clock.lap()
+        times[step].append(now(device))
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        laps.append((forward, backward, clock.lap()))
-    medians = [statistics.median(part) for part in zip(*laps[WARM_UP:], strict=True)]
+        times[step].append(now(device))
+    medians = np.median(np.diff(times[WARM_UP:]), axis=0)
     total = sum(medians)
     products = [product for call in record.products for product in products_of_linear(*call.args[:2])]
-    seconds = statistics.median(time_products(products, device) for _ in range(args.steps))
+    seconds = np.median([time_products(products, device) for _ in range(args.steps)])
     print(f"{args.config}, batch {args.batch_size}, float32, {describe_size(model)}; {describe_machine(device)}")
     for name, value in zip(("forward", "backward", "optimizer", "step"), (*medians, total), strict=True):
         print(f"{name:>16}: {value:7.3f} s, {value / total:6.1%}")

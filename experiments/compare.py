@@ -95,7 +95,6 @@ def best_points(rows: Sequence[dict[str, str]], distance: str, score: str) -> li
 def draw_comparison(points: dict[str, list[Point]], distance: str, score: str) -> "Figure":
     """Distances above scores, over steps per scale at the left and over all steps at the right; a line a model."""
     from matplotlib.figure import Figure  # takes a second to import
-    from matplotlib.ticker import MaxNLocator
 
     labels = {"steps_per_scale": "steps per scale", "steps": "steps in all"}
     if any(point.steps_per_scale is None for line in points.values() for point in line):
@@ -114,7 +113,7 @@ def draw_comparison(points: dict[str, list[Point]], distance: str, score: str) -
     panels[0, -1].legend(fontsize=8)
     for panel in panels.flat:
         panel.grid(alpha=0.3)
-        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+        panel.locator_params(axis="x", integer=True)
     return figure
 
 

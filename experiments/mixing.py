@@ -48,7 +48,6 @@ def main(argv: Sequence[str]) -> None:
 def save_mixing(coeffs: np.ndarray, path: Path) -> None:
     """A picture of coefficients (layers, heads), before the sigmoid; blue below 0, red above."""
     from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
 
     layers, heads = coeffs.shape
     figure = Figure(figsize=(2 + 0.25 * heads, 1.5 + 0.25 * layers), layout="constrained")
@@ -56,8 +55,7 @@ def save_mixing(coeffs: np.ndarray, path: Path) -> None:
     limit = float(np.abs(coeffs).max()) or 1.0
     shown = axes.imshow(coeffs, cmap="bwr", vmin=-limit, vmax=limit)
     axes.set(xlabel="head", ylabel="layer")
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(MaxNLocator(integer=True))
+    axes.locator_params(integer=True)
     figure.colorbar(shown, ax=axes, label="coefficient before the sigmoid")
     figure.savefig(path, dpi=110)
 

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from evaluation.options import CheckpointArgs
 from models.config import at_scale
 from runtime.command import run
-from runtime.config import parse_open_flags, typed
+from runtime.config import option, parse_open_flags, typed
 from runtime.errors import UserError
 from runtime.files import move_aside, write_text
 from sampling.options import drawing_options
@@ -39,13 +39,9 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class SweepArgs(CheckpointArgs):
-    """What to draw and to compare.
+    """What to draw and to compare."""
 
-    Attributes:
-        num_samples: images of each combination, the classes in turn.
-        output_dir: folder to write to; default output/sweep/ and the checkpoint's name.
-        delete_samples: remove the samples of a combination when it is measured.
-    """
+    output_dir: str | None = option(None, "folder to write to; default output/sweep/ and the checkpoint's name")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -56,13 +52,10 @@ class SweepArgs(CheckpointArgs):
 
 
 def main(argv: Sequence[str]) -> None:
-    typed_options = drawing_options()
-    options = {
-        heading: [replace(option, hint=str, default=DEFAULTS.get(option.name, option.default)) for option in group]
-        for heading, group in typed_options.items()
-    }
-    args, texts = parse_open_flags(argv, "experiments.sweep", __doc__, SweepArgs, options)
-    hints = {option.name: option.hint for group in typed_options.values() for option in group}
+    ((heading, settings),) = drawing_options().items()
+    options = [replace(setting, hint=str, default=DEFAULTS.get(setting.name, setting.default)) for setting in settings]
+    args, texts = parse_open_flags(argv, "experiments.sweep", __doc__, SweepArgs, {heading: options})
+    hints = {setting.name: setting.hint for setting in settings}
     values = {name: parse_values(name, text, hints[name]) for name, text in (DEFAULTS | texts).items()}
     sweep(replace(args, reference=args.reference or args.shipped_reference), values, given=list(texts))
 
@@ -94,12 +87,9 @@ def _range_of(name: str, text: str) -> list[float]:
 
 
 def sweep(args: SweepArgs, values: Mapping[str, Sequence[Any]], given: Collection[str]) -> None:
-    """Draw and measure every combination of the values of each setting, those of cfg changing first.
+    """Draw and measure every combination of the values of each setting of the drawing, those of cfg changing first.
 
-    Args:
-        args: settings, the reference named.
-        values: of settings of the drawing, by name.
-        given: names of those that the user gave; others are for families that have them.
+    ``given`` are the names of settings that the user gave; others are for families that have them.
     """
     from evaluation.measure import CheckpointResults  # takes seconds to import
     from models.sampling import checked_drawing
@@ -118,9 +108,12 @@ def sweep(args: SweepArgs, values: Mapping[str, Sequence[Any]], given: Collectio
     with lock_folder(folder):
         found = {drawing: results.find(folder / drawing.label, drawing) for drawing in drawings}
         missing = [drawing for drawing, result in found.items() if result is None]
-        rows = [_row(result, columns, results.settings(drawing)) for drawing, result in found.items() if result]
+
+        def rows() -> list[Row]:
+            return [_row(result, columns, results.settings(drawing)) for drawing, result in found.items() if result]
+
         if is_main:
-            _keep_earlier(folder, rows)
+            _keep_earlier(folder, rows())
         distributed.say(f"{len(drawings)} combinations of {args.num_samples} images, {len(missing)} to do; {folder}")
         total = sum(map(num_steps, missing))  # an image's time is proportional to it, nearly
         with tqdm(total=total, desc="sweep", unit="step", disable=not is_main) as bar:
@@ -128,25 +121,21 @@ def sweep(args: SweepArgs, values: Mapping[str, Sequence[Any]], given: Collectio
                 bar.set_description(drawing.label)
                 found[drawing] = results.make(folder / drawing.label, drawing)
                 bar.update(num_steps(drawing))
-                rows = [_row(result, columns, results.settings(drawing)) for drawing, result in found.items() if result]
                 if is_main:
-                    write_text(folder / TABLE_NAME, table_of(rows))
+                    write_text(folder / TABLE_NAME, table_of(rows()))
         if is_main:
-            write_text(folder / TABLE_NAME, table_of(rows))
-            draw_figure(rows).savefig(folder / FIGURE_NAME, dpi=110)
+            write_text(folder / TABLE_NAME, table_of(rows()))
+            draw_figure(rows()).savefig(folder / FIGURE_NAME, dpi=110)
             print(f"{folder / TABLE_NAME}, {folder / FIGURE_NAME}")
     distributed.tear_down()
 
 
 def _row(result: Mapping[str, Any], columns: Sequence[str], settings: dict[str, Any]) -> Row:
     """The columns, steps, metrics, and all else that decides them."""
-    return (
-        {name: settings[name] for name in columns}
-        | {"steps": result["steps"]}
-        | {name: result[name] for name in result["metrics"]}
-        | {f"{name} of real test images": value for name, value in result["real_images"].items()}
-        | {name: value for name, value in settings.items() if name not in columns}
-    )
+    first = {name: settings[name] for name in columns} | {"steps": result["steps"]}
+    metrics = {name: result[name] for name in result["metrics"]}
+    real = {f"{name} of real test images": value for name, value in result["real_images"].items()}
+    return first | metrics | real | settings
 
 
 def _keep_earlier(folder: Path, rows: Sequence[Row]) -> None:
@@ -178,19 +167,19 @@ def draw_figure(rows: Sequence[Row]) -> "Figure":
     from matplotlib.figure import Figure  # takes a second to import
 
     distance, score = metric_names(rows)
-    others = [name for name in list(rows[0])[: list(rows[0]).index("steps")] if name != "cfg"]
+    names = list(rows[0])
+    others = [name for name in names[: names.index("steps")] if name != "cfg"]
     figure = Figure(figsize=(10, 4.5), layout="constrained")
     panels = figure.subplot_mosaic([["curves", "distance"], ["curves", "score"]])
     curves: dict[str, list[Row]] = {}
-    for row in rows:
+    for row in sorted(rows, key=lambda row: at_scale(row["cfg"], -1)):
         curves.setdefault(", ".join(str(row[name]) for name in others), []).append(row)
     for label, curve in curves.items():
-        curve.sort(key=lambda row: at_scale(row["cfg"], -1))
         xs, ys = (np.array([row[name] for row in curve], float) for name in (score, distance))  # None leaves a gap
         panels["curves"].plot(xs, ys, marker="o", markersize=4, label=label)
-        for row, x, y in zip(curve, xs, ys, strict=True):
+        for row, *place in zip(curve, xs, ys, strict=True):
             cfg = f"{at_scale(row['cfg'], -1):g}"
-            panels["curves"].annotate(cfg, (x, y), fontsize=7, xytext=(3, 3), textcoords="offset points")
+            panels["curves"].annotate(cfg, place, fontsize=7, xytext=(3, 3), textcoords="offset points")
     panels["curves"].set(xlabel=score, ylabel=distance, title="each point a cfg")
     if others:
         panels["curves"].legend(title=", ".join(others).replace("_", " "), fontsize=8)

@@ -16,8 +16,8 @@ from tqdm import tqdm
 
 from data.crops import crop_image
 from data.images import CroppedImages, LabelledImages, open_dataset
-from evaluation.features.classifier import Classifier, ClassifierNetwork, RealData, save_network
-from evaluation.features.shipped import SIDE, ClassifierConfig, ClassifierSize, Split
+from evaluation.features.classifier import Classifier, ClassifierNetwork, save_network
+from evaluation.features.shipped import SIDE, ClassifierConfig, ClassifierSize
 from experiments.train_classifier import ClassifierArgs
 from models.family import Loss, StepContext
 from runtime import distributed
@@ -33,6 +33,8 @@ BATCH_SIZE = 500  # images measured at once
 class ClassifierTask(Task):
     """Trains a network to name the class of an image; ``held_out`` are images to measure on, centre crops."""
 
+    precision = torch.float32
+
     def __init__(self, module: ClassifierNetwork, args: ClassifierArgs, held_out: CroppedImages) -> None:
         self.module, self.args, self.held_out = module, args, held_out
 
@@ -41,9 +43,6 @@ class ClassifierTask(Task):
         images, labels = batch
         logits = self.module(augment(images, self.args, context.rank_rng))
         return Loss(F.cross_entropy(logits, labels), lambda: {"accuracy": (logits.argmax(1) == labels).float().mean()})
-
-    def precision(self) -> torch.dtype | None:
-        return torch.float32
 
     def show(self, module: ClassifierNetwork, folder: Path, name: str) -> dict[str, float]:
         """Accuracy on held-out images, 0..1."""
@@ -97,19 +96,14 @@ def train_classifier(size: ClassifierSize, args: ClassifierArgs, name: str) -> N
 
 
 def export(network: ClassifierNetwork, data: Sequence[LabelledImages], folder: Path, device: torch.device) -> None:
-    """Write the classifier, and what it makes of the training images and of held-out ones."""
+    """Write the classifier, and what it makes of training and held-out images, as evaluator.py reads them."""
     path = save_network(network, folder)
     classifier = Classifier(network.config.name, device, folder)
     for split, images in zip(("train", "test"), data, strict=True):
-        real = measure(classifier, images, split)
+        features = []
+        for indices in tqdm(torch.arange(len(images)).split(BATCH_SIZE), desc=f"features, {split}"):
+            pixels = torch.stack([crop_image(images.read(int(i)), SIDE, "center", 0) for i in indices])
+            features += classifier(pixels.permute(0, 2, 3, 1).numpy())
+        real = classifier.save_real_data(split, np.concatenate(features), np.array(images.labels))
         print(f"{split}: {real.accuracy:.2%} of {real.num_images} images recognised")
     print(f"classifier: {path}, {path.stat().st_size / 1e6:.2f} MB")
-
-
-def measure(classifier: Classifier, images: LabelledImages, split: Split) -> RealData:
-    """Features of all images, centre crops, read as evaluator.py reads them; written beside the classifier."""
-    features = []
-    for indices in tqdm(torch.arange(len(images)).split(BATCH_SIZE), desc=f"features, {split}"):
-        pixels = torch.stack([crop_image(images.read(int(i)), SIDE, "center", 0) for i in indices])
-        features += classifier(pixels.permute(0, 2, 3, 1).numpy())
-    return classifier.save_real_data(split, np.concatenate(features), np.array(images.labels))

@@ -13,8 +13,7 @@ from runtime import distributed
 from runtime.command import run
 from tests.factory import randomize, tiny_autoencoder
 from train_ae_codebook.options import AutoencoderArgs, RequantizeArgs
-from train_ae_codebook.requantize import RequantizeTask
-from train_ae_codebook.vqvae import VQVAETask
+from train_ae_codebook.tasks import RequantizeTask, VQVAETask
 from training.task import step_context
 from training.trainer import Trainer
 

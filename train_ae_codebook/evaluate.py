@@ -19,7 +19,7 @@ from train_ae_codebook.options import EvaluateArgs
 
 def main(argv: Sequence[str]) -> None:
     args = parse_flags(argv, "train_ae_codebook/evaluate.py", __doc__, EvaluateArgs)
-    from train_ae_codebook.evaluate_job import evaluate  # takes seconds to import
+    from train_ae_codebook.measure import evaluate  # takes seconds to import
 
     evaluate(args)
 

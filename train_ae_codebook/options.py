@@ -28,9 +28,7 @@ class PyramidArgs(LoopArgs):
     commitment: float = option(0.25, "weight of the pull of latents towards their codes")
     revive_freq: int = option(50, "steps between revivals of dead codes; 0 never revives")
     dead_below: float = option(0.03, "a code is dead if used less than this share of an equal one")
-    export_dir: str | None = option(
-        None, "folder that gets the finished autoencoder; default the run folder's autoencoder/"
-    )
+    export_dir: str | None = option(None, "folder of the finished autoencoder; default the run folder's autoencoder/")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -40,12 +38,6 @@ class PyramidArgs(LoopArgs):
         check_at_least(0, self, "commitment", "revive_freq", "dead_below")
         if not self.scale_sizes or min(self.scale_sizes) < 1:
             raise UserError(f"scale_sizes is {list(self.scale_sizes)}; name at least one side, each at least 1")
-
-    def check_stride(self, stride: int) -> None:
-        """Refuse a pyramid whose largest scale is not the image; ``stride`` is the autoencoder's, in pixels."""
-        largest = max(self.scale_sizes) * stride
-        if largest != self.img_size:
-            raise UserError(f"the largest of scale_sizes is one of {largest} pixels, but img_size is {self.img_size}")
 
     def draw_side(self, others: Sequence[int], rng: random.Random) -> int:
         """Side of the code maps of one step: the largest with probability ``full_size_share``, else of ``others``."""
@@ -58,17 +50,11 @@ class AutoencoderArgs(PyramidArgs):
     """The ``args:`` section of a configuration of train_ae_codebook/main.py."""
 
     start: str | None = option(
-        None,
-        "autoencoder whose weights a new run starts from: LlamaGen's vq_ds16_c2i.pt, or a folder; its codes too if it "
-        "has n_embed of them",
+        None, "autoencoder whose weights (n_embed codes too) a new run takes: LlamaGen's vq_ds16_c2i.pt, or a folder"
     )
-    perceptual: float = option(
-        0.0, "weight of the distance of EfficientNet-Lite0's features, which takes two packages more; 0 has none"
-    )
+    perceptual: float = option(0.0, "weight of EfficientNet-Lite0's distance (takes two packages more); 0 has none")
     discriminator: float = option(
-        0.0,
-        "weight of the wish that a patch discriminator, trained beside, take reconstructions of the full size for "
-        "real; 0 has none",
+        0.0, "weight of passing reconstructions of the full size for real before a patch discriminator; 0 has none"
     )
     discriminator_start: int = option(1000, "steps that the autoencoder trains without it")
     discriminator_lr: float = option(1e-4, "its learning rate, of Adam")

@@ -58,9 +58,6 @@ class GeneratorTask(Task):
         with torch.autocast(images.device.type, enabled=False):  # the same codes as a cache holds
             return self.module.tokenize(images)
 
-    def precision(self) -> torch.dtype | None:
-        return None
-
     def show(self, module: Generator, folder: Path, name: str) -> dict[str, float]:
         """Write a grid with one row a class (16 of them if there are more), the same random numbers every time.
 

@@ -17,16 +17,14 @@ class Task(Protocol):
 
     Attributes:
         module: whose parameters are trained and saved.
+        precision: that the task insists on, if any.
     """
 
     module: nn.Module
+    precision: torch.dtype | None = None
 
     def loss(self, batch: Any, context: StepContext) -> Loss:
         """The loss of a batch, and what else is logged of it."""
-
-    def precision(self) -> torch.dtype | None:
-        """A precision that the task insists on, or None."""
-        return None
 
     def show(self, module: nn.Module, folder: Path, name: str) -> dict[str, float]:
         """Write pictures ``folder / name...`` of what a (possibly averaged) module does; return metrics to be logged.

@@ -62,7 +62,7 @@ class Trainer:
     ) -> None:
         self.task, self.dataset, self.args, self.folder, self.device = task, dataset, args, folder, device
         self.settings = settings
-        self.dtype = task.precision() or pick_dtype(args.dtype, device)
+        self.dtype = task.precision or pick_dtype(args.dtype, device)
         self.state = TrainState(task, args, len(dataset), device, self.dtype)
         self.stop_signal = 0
         self.needs_workers = multiprocessing.RawValue("b", 0)  # seen by the loader's workers

@@ -19,9 +19,9 @@ from runtime.errors import UserError
 from tests.codebook_factory import CPU, digits, requantize_args, requantize_task, requantize_trainer, step
 from tests.command_factory import ROOT
 from tests.factory import Reference
-from train_ae_codebook.codebook import USAGE_RATE
+from train_ae_codebook.codebook import EMA_RATE, KMEANS_LATENTS, USAGE_RATE
 from train_ae_codebook.options import RequantizeArgs
-from train_ae_codebook.requantize import EMA_RATE, KMEANS_LATENTS, RequantizeTask
+from train_ae_codebook.tasks import RequantizeTask
 
 pytestmark = pytest.mark.quick
 

@@ -25,8 +25,7 @@ from tests.command_factory import ROOT, call
 from tests.evaluation.fake_inception import FakeInception
 from tests.factory import randomize, tiny_autoencoder
 from train_ae_codebook.evaluate import main
-from train_ae_codebook.evaluate_job import measure_rfid, table
-from train_ae_codebook.measure import ScaleMetrics, held_out_batches, measure_scales
+from train_ae_codebook.measure import ScaleMetrics, held_out_batches, measure_rfid, measure_scales, table
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from models.loading.autoencoder import open_autoencoder
 from tests.codebook_factory import CPU, requantize_args
 from tests.factory import tiny_autoencoder
 from train_ae_codebook.measure import held_out_batches
-from train_ae_codebook.requantize import RequantizeTask
+from train_ae_codebook.tasks import RequantizeTask
 from training.trainer import Trainer
 
 SIDES = (1, 2, 4, 8, 16)

@@ -17,9 +17,8 @@ from runtime.errors import UserError
 from tests.codebook_factory import ADVERSARIAL, CPU, ae_task, digits, step
 from tests.command_factory import ROOT
 from tests.training_factory import assert_same_state
-from train_ae_codebook.discriminator import Adversary, PatchDiscriminator
 from train_ae_codebook.main import WHOLE
-from train_ae_codebook.perceptual import BLOCKS, PACKAGES, PerceptualDistance
+from train_ae_codebook.realism import BLOCKS, PACKAGES, Adversary, PatchDiscriminator, PerceptualDistance
 
 pytestmark = pytest.mark.quick
 
@@ -232,7 +231,7 @@ def config_256() -> dict[str, Any]:
 def test_the_configuration_for_256_px_is_of_llamagen_s_architecture(config_256: dict[str, Any]) -> None:
     assert config_256["model"] == AutoencoderConfig()
     assert config_256["args"].start == "pretrained_models/llamagen/vq_ds16_c2i.pt"
-    config_256["args"].check_stride(config_256["model"].stride)
+    assert max(config_256["args"].scale_sizes) * config_256["model"].stride == config_256["args"].img_size
     assert (config_256["args"].perceptual, config_256["args"].discriminator) == (0, 0)
     header = (ROOT / "train_ae_codebook/config_256.yaml").read_text().split("model:")[0]
     assert "--config train_ae_codebook/config_256.yaml" in header

