@@ -1,7 +1,4 @@
-"""Compare two sets of images: every metric under an honest name, and all that it depends on.
-
-Letters: N images, H, W their sides in pixels.
-"""
+"""Compare two sets of images: every metric under an honest name, and all that it depends on."""
 
 import platform
 import sys
@@ -54,15 +51,6 @@ def compare(
     }
 
 
-def of_real_images(reference: ImageSet, network: Inception | Classifier) -> Metrics:
-    """The metrics of a classifier's real test images in place of samples; Inception has none."""
-    if not isinstance(network, Classifier):
-        return {}
-    real = network.real_data("test")
-    distance = frechet_distance(reference.statistics[0], real.statistics)
-    return {with_count(f"FD-{network.name}", real.num_images): distance, "Class accuracy": real.accuracy}
-
-
 def _distance(reference: ImageSet, samples: ImageSet, kind: int = 0) -> float | None:
     """Of one kind of features, if both have statistics of it."""
     first, second = reference.statistics[kind], samples.statistics[kind]
@@ -80,10 +68,9 @@ def warnings_of_pair(reference: ImageSet, samples: ImageSet, network: Network) -
     """All warnings: of each set, and of the pair."""
     found = [*reference.warnings, *samples.warnings]
     if reference.shape and samples.shape and reference.shape[1:] != samples.shape[1:]:
-        (height, width), (other_height, other_width) = reference.shape[1:], samples.shape[1:]
+        sizes = [f"{width} x {height}" for _, height, width in (reference.shape, samples.shape)]
         found.append(
-            f"the reference has {width} x {height} pixels, the samples {other_width} x {other_height}; their metrics "
-            "compare with no one's"
+            f"the reference has {sizes[0]} pixels, the samples {sizes[1]}; their metrics compare with no one's"
         )
     if reference.digests is not None and samples.digests is not None:
         copies = int(np.isin(samples.digests, reference.digests).sum())
@@ -98,20 +85,27 @@ def warnings_of_pair(reference: ImageSet, samples: ImageSet, network: Network) -
 def report(
     reference: ImageSet, samples: ImageSet, network: Inception | Classifier, with_prec_recall: bool = True
 ) -> dict[str, Any]:
-    """Metrics, and everything that decides them, as JSON takes it; ``metrics`` names which entries are metrics."""
-    metrics = compare(reference, samples, network, with_prec_recall)
-    libraries = {name: version(name) for name in ("numpy", "pillow", "torch")} | network.versions
+    """Metrics, and everything that decides them, as JSON takes it.
+
+    ``metrics`` names which entries are metrics, ``real_images`` has those of a classifier's real test images.
+    """
+    metrics, real_images = compare(reference, samples, network, with_prec_recall), {}
+    if isinstance(network, Classifier):
+        real = network.real_data("test")
+        distance = frechet_distance(reference.statistics[0], real.statistics)
+        real_images = {with_count(f"FD-{network.name}", real.num_images): distance, "Class accuracy": real.accuracy}
+    versions = {"python": platform.python_version()} | {name: version(name) for name in ("numpy", "pillow", "torch")}
     return {
         **metrics,
         "metrics": list(metrics),
-        "real_images": of_real_images(reference, network),
+        "real_images": real_images,
         "num_samples": samples.num_images,
         "num_reference": reference.num_images,
         "samples": _describe(samples),
         "reference": _describe(reference),
         f"{network.kind.lower()}_sha256": network.sha256,
         "warnings": warnings_of_pair(reference, samples, network),
-        "versions": {"python": platform.python_version(), **libraries},
+        "versions": versions | network.versions,
         "sampling": samples.settings,
     }
 

@@ -30,15 +30,10 @@ DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedEr
 
 
 class Images(ABC):
-    """Images of one size.
-
-    Attributes:
-        path: where they are.
-        shape: (N, H, W); None of a file that holds statistics alone.
-    """
+    """Images of one size."""
 
     path: Path
-    shape: tuple[int, int, int] | None
+    shape: tuple[int, int, int] | None  # (N, H, W); None of a file that holds statistics alone
 
     @cached_property
     def sha256(self) -> str:
@@ -63,23 +58,22 @@ class Images(ABC):
 
 
 class NpzImages(Images):
-    """``arr_0`` of an npz, uint8 (N, H, W, 3), compressed or not, never held whole; or an npz of statistics alone."""
+    """``arr_0`` of an npz, uint8 (N, H, W, 3), compressed or not, never held whole; or an npz of statistics alone.
+
+    Raises:
+        UserError: when it is made or read, the file is damaged, or holds something else.
+    """
 
     def __init__(self, path: Path) -> None:
-        """Read the header.
-
-        Raises:
-            UserError: the file is damaged, or holds something else.
-        """
         self.path, self.shape = path, None
-        with _damage(path), zipfile.ZipFile(path) as archive:
+        with self._archive() as archive:
             self.names = {name.removesuffix(".npy") for name in archive.namelist()}
         if IMAGES not in self.names:
             if not any(name.startswith("mu") for name in self.names):
                 held = ", ".join(sorted(self.names)) or "nothing"
                 raise UserError(f"{path} holds {held}; neither images ({IMAGES}) nor statistics")
             return
-        with self._open(IMAGES) as file:
+        with self._archive() as archive, archive.open(f"{IMAGES}.npy") as file:
             shape, fortran, dtype = _read_header(file)
         if len(shape) == 3 or shape[3:] == (1,):
             raise UserError(f"{path} holds greyscale images {shape}; repeat the channel to (N, H, W, 3)")
@@ -89,7 +83,7 @@ class NpzImages(Images):
 
     def batches(self, size: int) -> Iterator[np.ndarray]:
         num_images, *sides = self.shape
-        with self._open(IMAGES) as file:
+        with self._archive() as archive, archive.open(f"{IMAGES}.npy") as file:
             _read_header(file)
             for first in range(0, num_images, size):
                 shape = (min(size, num_images - first), *sides, 3)
@@ -105,11 +99,6 @@ class NpzImages(Images):
         return labels.tolist() if labels.ndim == 1 else []
 
     def statistics(self, suffix: str) -> Statistics | None:
-        """As in the base.
-
-        Raises:
-            UserError: they are damaged or of the wrong shape.
-        """
         keys = [f"mu{suffix}", f"sigma{suffix}"]
         if not set(keys) <= self.names:
             return None
@@ -120,12 +109,16 @@ class NpzImages(Images):
         return Statistics(mean, covariance)
 
     @contextmanager
-    def _open(self, name: str) -> Iterator[zipfile.ZipExtFile]:
-        with _damage(self.path), zipfile.ZipFile(self.path) as archive, archive.open(f"{name}.npy") as file:
-            yield file
+    def _archive(self) -> Iterator[zipfile.ZipFile]:
+        """The file, open; damage to it is a UserError."""
+        try:
+            with zipfile.ZipFile(self.path) as archive:
+                yield archive
+        except DAMAGE as error:
+            raise UserError(f"{self.path} is damaged, still being written, or no npz ({error})") from error
 
     def _read(self, name: str) -> np.ndarray:
-        with self._open(name) as file:
+        with self._archive() as archive, archive.open(f"{name}.npy") as file:
             return np.lib.format.read_array(file)
 
 
@@ -133,14 +126,12 @@ class FolderImages(Images):
     """PNG and JPEG files of a folder, at any depth, in the order of their paths.
 
     In a folder that main_sample.py wrote, its images alone: no grid and no maps.
+
+    Raises:
+        UserError: there are none, they are still being drawn, or one cannot be read.
     """
 
     def __init__(self, path: Path) -> None:
-        """Find the files.
-
-        Raises:
-            UserError: there are none, or they are still being drawn.
-        """
         if (path / PROGRESS_NAME).exists():
             raise UserError(f"{path} still lacks images; run the main_sample.py command that draws them again")
         ours = (path / SETTINGS_NAME).is_file()
@@ -148,8 +139,8 @@ class FolderImages(Images):
         self.path, self.files = path, sorted(f for f in found if f.suffix.lower() in SUFFIXES and f.is_file())
         if not self.files:
             raise UserError(f"{path} holds no images ({', '.join(SUFFIXES)})")
-        with open_image(self.files[0]) as image:
-            self.shape = (len(self.files), image.height, image.width)
+        first, _ = read_image(self.files[0])
+        self.shape = (len(self.files), first.height, first.width)
         self._modes: Counter[str] = Counter()
 
     @cached_property
@@ -171,15 +162,15 @@ class FolderImages(Images):
     def _read(self, path: Path) -> tuple[np.ndarray, str]:
         """Pixels (H, W, 3) and the mode they are stored in."""
         _, height, width = self.shape
-        with open_image(path) as image:
-            if image.size != (width, height):
-                raise UserError(
-                    f"{path} has {image.width} x {image.height} pixels, {self.files[0].name} {width} x {height}; "
-                    "all must have one size, as evaluator.py --make_reference FOLDER OUT.npz --image_size N makes them"
-                )
-            if image.mode.startswith(("I", "F")):
-                raise UserError(f"{path} has more than 8 bits a channel (mode {image.mode}); it must be 8-bit RGB")
-            return np.array(image.convert("RGB")), image.mode
+        image, mode = read_image(path)
+        if image.size != (width, height):
+            raise UserError(
+                f"{path} has {image.width} x {image.height} pixels, {self.files[0].name} {width} x {height}; all must "
+                "have one size, as evaluator.py --make_reference FOLDER OUT.npz --image_size N makes them"
+            )
+        if mode.startswith(("I", "F")):
+            raise UserError(f"{path} has more than 8 bits a channel (mode {mode}); it must be 8-bit RGB")
+        return np.array(image), mode
 
     def warnings(self) -> list[str]:
         found = []
@@ -209,28 +200,13 @@ def open_images(path: Path) -> Images:
     return FolderImages(path) if path.is_dir() else NpzImages(path)
 
 
-@contextmanager
-def open_image(path: Path) -> Iterator[Image.Image]:
-    """An image, decoded; what is wrong with it is a UserError."""
+def read_image(path: Path) -> tuple[Image.Image, str]:
+    """An image as RGB, and the mode it is stored in; what is wrong with it is a UserError."""
     try:
         with Image.open(path) as image:
-            image.load()
-            yield image
-    except UserError:
-        raise
+            return image.convert("RGB"), image.mode
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(f"{path} cannot be read as an image ({error}); draw or copy it again") from error
-
-
-@contextmanager
-def _damage(path: Path) -> Iterator[None]:
-    """What reading a damaged npz raises, as one line."""
-    try:
-        yield
-    except UserError:
-        raise
-    except DAMAGE as error:
-        raise UserError(f"{path} is damaged, still being written, or no npz ({error})") from error
 
 
 def _read_header(file: zipfile.ZipExtFile) -> tuple[tuple[int, ...], bool, np.dtype]:

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from data.crops import center_crop
 from evaluation.features.network import Network
-from evaluation.image_files import DAMAGE, IMAGES, FolderImages, Images, open_image, open_images
+from evaluation.image_files import DAMAGE, IMAGES, FolderImages, Images, open_images, read_image
 from evaluation.metrics import Statistics, statistics_of
 from evaluation.neighbours import NEIGHBOURS
 from runtime import distributed
@@ -29,35 +29,21 @@ CACHE_VERSION = 1  # of the arrays in a cache; part of its name
 Arrays = dict[str, np.ndarray]
 
 
-@dataclass(frozen=True)
+@dataclass
 class ImageSet:
-    """What a comparison needs of images, or of statistics alone.
-
-    Attributes:
-        path: of the images or statistics.
-        sha256: of the file, or of all files of the folder and their names.
-        shape: (N, H, W) of the images; None if none were read.
-        features: (N, D) float32; None without images.
-        statistics: of each kind of features; None of those that a file of statistics lacks.
-        stored: the statistics are from the file, not from its images.
-        digests: (N,) uint64, a hash of each image; None without images.
-        labels: (N,) class of each image as the network counts them; None if they are not known.
-        warnings: what is doubtful about it.
-        label_warnings: why ``labels`` are not known, if files say something of them.
-        settings: what main_sample.py recorded of the samples, if it drew them.
-    """
+    """What a comparison needs of images, or of statistics alone, which have the first five attributes."""
 
     path: Path
-    sha256: str
-    shape: tuple[int, int, int] | None
-    features: np.ndarray | None
-    statistics: list[Statistics | None]
-    stored: bool
-    digests: np.ndarray | None
-    labels: np.ndarray | None
-    warnings: list[str]
-    label_warnings: list[str]
-    settings: Mapping[str, Any] | None
+    sha256: str  # of the file, or of all files of the folder and their names
+    statistics: list[Statistics | None]  # of each kind of features; None of those that a file of statistics lacks
+    stored: bool  # the statistics are from the file, not from its images
+    settings: Mapping[str, Any] | None  # what main_sample.py recorded of the samples, if it drew them
+    shape: tuple[int, int, int] | None = None  # (N, H, W)
+    features: np.ndarray | None = None  # (N, D) float32
+    digests: np.ndarray | None = None  # (N,) uint64, a hash of each image
+    labels: np.ndarray | None = None  # (N,) class of each image as the network counts them; None if not known
+    label_warnings: Sequence[str] = ()  # why they are not, if files say something of them
+    warnings: Sequence[str] = ()  # what is doubtful about it
 
     @property
     def num_images(self) -> int | None:
@@ -72,12 +58,9 @@ def load_image_set(
     need_features: bool = True,
     all_ranks: bool = False,
 ) -> ImageSet:
-    """Read a set, computing what it does not store.
+    """Read an npz, a folder of images, or a file of statistics, computing what it does not store.
 
     Args:
-        path: npz, folder of images, or statistics file.
-        network: computes the features.
-        batch_size: images whose features are computed at once.
         use_cache: keep what is computed in a file beside ``path``, and take it from there the next time.
         need_features: False reads no images if the file stores its statistics.
         all_ranks: the other ranks call ``compute_features`` of the same images meanwhile; not with ``use_cache``.
@@ -85,49 +68,34 @@ def load_image_set(
     Raises:
         UserError: there is nothing of the sort, or too few images.
     """
-    images = open_images(path)
-    statistics = [images.statistics(suffix) for suffix in network.key_suffixes]
+    images, suffixes = open_images(path), network.key_suffixes
+    statistics = [images.statistics(suffix) for suffix in suffixes]
     stored = statistics[0] is not None
     if images.shape is None and not stored:
         raise UserError(f"{path} holds statistics of another network's features, and no images to compute them from")
-    shape = images.shape if need_features or not stored else None
-    arrays: Arrays = {}
-    if shape is not None:
-        _check_count(images)
-        arrays = _cached_features(images, network, batch_size) if use_cache else {}
-        arrays = arrays or compute_features(images, network, batch_size, all_ranks)
+    settings = _settings(images.path)
+    drawn = settings.pop("images", [])
+    found = ImageSet(images.path, images.sha256, statistics, stored, settings or None)
+    if stored and (images.shape is None or not need_features):
+        return found
+    _check_count(images)
+    arrays = _cached_features(images, network, batch_size) if use_cache else {}
+    arrays = arrays or compute_features(images, network, batch_size, all_ranks)
     if not stored:
-        statistics = [Statistics.of_names(arrays, suffix) for suffix in network.key_suffixes]
-    record = _record(images.path)
-    drawn = record.pop("images", [])
-    labels, label_warnings = (None, []) if shape is None else read_labels(images, drawn, network.class_names)
-    return ImageSet(
-        path=images.path,
-        sha256=images.sha256,
-        shape=shape,
-        features=arrays.get("features"),
-        statistics=statistics,
-        stored=stored,
-        digests=arrays.get("digests"),
-        labels=labels,
-        warnings=[] if shape is None else warnings_of(images, arrays, network, stored),
-        label_warnings=label_warnings,
-        settings=record or None,
-    )
+        found.statistics = [Statistics.of_names(arrays, suffix) for suffix in suffixes]
+    found.shape, found.features, found.digests = images.shape, arrays["features"], arrays["digests"]
+    found.labels, found.label_warnings = read_labels(images, drawn, network.class_names)
+    found.warnings = warnings_of(images, arrays, network, stored)
+    return found
 
 
 def read_labels(
     images: Images, drawn: Sequence[Mapping[str, Any]], class_names: Sequence[str]
 ) -> tuple[np.ndarray | None, list[str]]:
-    """Class (N,) of each image, as its place in ``class_names``; None if the files do not say it, or if none are given.
+    """Class (N,) of each image, as its place in ``class_names``, and what is wrong with the labels that files have.
 
-    Args:
-        images: whose classes are asked for: by name or index, of samples.json, of arr_1 in an npz, or of class folders.
-        drawn: what samples.json says of each image, if there is one.
-        class_names: of the classifier.
-
-    Returns:
-        The labels, and what is wrong with those that the files have.
+    They are names or indices: of samples.json, which says ``drawn`` of each image, of arr_1 in an npz, or of class
+    folders. None if the files do not say them, or the network has no classes.
     """
     if not class_names:
         return None, []
@@ -166,18 +134,17 @@ def compute_features(images: Images, network: Network, batch_size: int, all_rank
 
     On all ranks, each computes the features of its share of the batches; all are gathered, and rank 0 returns them.
     """
-    num_images, first, digests, grey = images.shape[0], 0, [], True
+    num_images, digests, grey = images.shape[0], [], True
     rank, num_ranks = (distributed.rank(), distributed.num_ranks()) if all_ranks else (0, 1)
     found: list[np.ndarray] = []  # of each kind of features
     with tqdm(desc="features", total=num_images, unit="image", leave=None, disable=rank > 0) as bar:
         for i, batch in enumerate(images.batches(batch_size)):
             mine = i % num_ranks == rank
             if mine or i == 0:  # every rank learns the widths
-                new = network(batch)
+                new, first = network(batch), i * batch_size
                 found = found or [np.zeros((num_images, array.shape[1]), dtype=np.float32) for array in new]
                 for all_rows, rows in zip(found, new, strict=True):
                     all_rows[first : first + len(batch)] = rows * mine
-            first += len(batch)
             digests += [int.from_bytes(blake2b(image, digest_size=8).digest(), "little") for image in batch]
             grey = grey and bool((batch == batch[..., :1]).all())
             bar.update(len(batch))
@@ -215,10 +182,8 @@ def warnings_of(images: Images, arrays: Arrays, network: Network, stored: bool =
     """What is doubtful about images: of their files, and by what ``compute_features`` found."""
     found, (num_images, height, width) = list(map(str, arrays["warnings"])), images.shape
     if num_images < network.few and not stored:
-        found.append(
-            f"{num_images} images are fewer than {network.few}: Fréchet distances are far too high and compare with "
-            "nothing"
-        )
+        few = f"{num_images} images are fewer than {network.few}"
+        found.append(f"{few}: Fréchet distances are far too high and compare with nothing")
     if height != width:
         found.append(f"images of {width} x {height} pixels are stretched to squares")
     if network.side is not None and (height, width) != (network.side, network.side):
@@ -231,7 +196,7 @@ def warnings_of(images: Images, arrays: Arrays, network: Network, stored: bool =
     return [f"{images.path}: {warning}" for warning in found]
 
 
-def _record(path: Path) -> dict[str, Any]:
+def _settings(path: Path) -> dict[str, Any]:
     """What main_sample.py wrote beside samples that it drew; nothing beside others."""
     record = (path if path.is_dir() else path.parent) / SETTINGS_NAME
     if not record.is_file() or (path.is_file() and path.name != NPZ_NAME):
@@ -248,15 +213,8 @@ def _record(path: Path) -> dict[str, Any]:
 def make_reference(folder: Path, target: Path, size: int, network: Network, batch_size: int) -> list[str]:
     """Write the centre crops of all images of a folder, and their statistics, in the format of the ADM evaluator's.
 
-    Args:
-        folder: of images, at any depth.
-        target: npz to write: ``arr_0`` (N, S, S, 3) uint8, ``mu``, ``sigma`` and Inception's ``mu_s``, ``sigma_s``.
-        size: side of the crops, S.
-        network: computes the features.
-        batch_size: images whose features are computed at once.
-
-    Returns:
-        What is doubtful about the images.
+    ``target`` becomes an npz of ``arr_0`` (N, size, size, 3) uint8, ``mu``, ``sigma`` and Inception's ``mu_s``,
+    ``sigma_s``. Returns what is doubtful about the images.
 
     Raises:
         UserError: the target exists, or an image cannot be read.
@@ -284,12 +242,12 @@ class CroppedImages(FolderImages):
         self.shape, self._file = (len(self.files), size, size), file
 
     def batches(self, size: int) -> Iterator[np.ndarray]:
-        header = {"descr": np.dtype(np.uint8).str, "fortran_order": False, "shape": (*self.shape, 3)}
+        header = {"descr": "|u1", "fortran_order": False, "shape": (*self.shape, 3)}
         np.lib.format.write_array_header_1_0(self._file, header)
         for batch in super().batches(size):
             self._file.write(batch.data)
             yield batch
 
     def _read(self, path: Path) -> tuple[np.ndarray, str]:
-        with open_image(path) as image:
-            return np.array(center_crop(image.convert("RGB"), self.shape[1])), image.mode
+        image, mode = read_image(path)
+        return np.array(center_crop(image, self.shape[1])), mode

@@ -1,6 +1,5 @@
 """Draw images and measure them: for run_evaluator.sh, sweeps, evaluation while training and the digits' score alike."""
 
-import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +19,7 @@ from models.loading.checkpoint import find_checkpoint, load_checkpoint
 from runtime import distributed
 from runtime.config import plain
 from runtime.device import pick_device, pick_dtype
-from runtime.files import hash_file, move_aside, same_settings, write_json
+from runtime.files import hash_file, move_aside, read_json, same_settings, write_json
 from sampling.bulk import Request, draw_into
 from sampling.folder import SampleFolder, remove_samples
 from sampling.labels import balanced_labels
@@ -37,9 +36,7 @@ class Measurement:
 
     Args:
         network: computes the features; None on other ranks than 0 leaves all to that one.
-        reference: npz, folder of images or statistics file.
         with_prec_recall: of Inception: measure precision and recall.
-        batch_size: images whose features are computed at once.
     """
 
     def __init__(
@@ -78,11 +75,7 @@ class Measurement:
     ) -> dict[str, Any]:
         """As ``measure``, of the images of a request, after those that a folder lacks are drawn into it on all ranks.
 
-        Args:
-            model: draws.
-            request: which images.
-            folder: of the images; one of other settings is moved aside.
-            origin: what is recorded of the model, and compared with what the folder has.
+        A folder of other settings is moved aside; ``origin`` is what is recorded of the model among them.
         """
         missing, size = False, model.config.img_size
         images = SampleFolder(folder, (len(request.labels), size, size, 3), "npz")
@@ -100,8 +93,7 @@ class Measurement:
 class CheckpointResults:
     """Results of a checkpoint, one for each drawing, each in a folder of its own; made and used on all ranks.
 
-    Args:
-        args: what to draw and to compare, the reference named.
+    The reference is named in ``args``.
 
     Raises:
         UserError: the checkpoint, the network or the reference cannot be had.
@@ -138,14 +130,11 @@ class CheckpointResults:
         return distributed.from_main(find_result(folder / RESULT_NAME, wanted) if distributed.is_main() else None)
 
     def make(self, folder: Path, drawing: Drawing, **more: Any) -> dict[str, Any]:
-        """Draw and measure into a folder, going on with what is drawn already.
+        """Draw and measure into a folder, going on with what is drawn already; ``more`` are entries of the result.
 
-        Args:
-            folder: of the samples and the result.
-            drawing: checked settings.
-            more: entries of the result.
+        An earlier result of other settings keeps its metrics under another name.
         """
-        args, samples = self.args, folder / SAMPLES_NAME
+        args, samples, file = self.args, folder / SAMPLES_NAME, folder / RESULT_NAME
         self._warn(drawing.warnings(self.model.scale_sizes))
         labels = balanced_labels(self.model, args.num_samples)
         request = Request(labels, drawing, args.seed, args.batch_size, args.compile)
@@ -155,7 +144,8 @@ class CheckpointResults:
         if distributed.is_main():
             self._warn(result["warnings"])
             result |= {"run": plain(args) | self.settings(drawing), "steps": self.model.num_steps(drawing)} | more
-            write_result(folder / RESULT_NAME, result)
+            move_aside(file)
+            write_json(file, result)
             if args.delete_samples:
                 remove_samples(samples)
             else:
@@ -172,14 +162,6 @@ class CheckpointResults:
 
 def find_result(file: Path, wanted: Mapping[str, Any]) -> dict[str, Any] | None:
     """The result in a file, if its ``run`` was of these settings, whatever others it has; a damaged one is none."""
-    try:
-        result = json.loads(file.read_text())
-        return result if same_settings(result["run"], wanted, set(result["run"]) - set(wanted)) else None
-    except (ValueError, KeyError, TypeError, AttributeError, FileNotFoundError):
-        return None
-
-
-def write_result(file: Path, result: Mapping[str, Any]) -> None:
-    """Write a result whole; an earlier one keeps its metrics under another name."""
-    move_aside(file)
-    write_json(file, result)
+    result = read_json(file) or {}
+    found = result.get("run")
+    return result if isinstance(found, dict) and same_settings(found, found | wanted) else None

@@ -66,9 +66,7 @@ def check_inputs(args: RunArgs) -> None:
 def sample_and_evaluate(args: RunArgs, given: dict[str, Any]) -> None:
     """On all ranks: sample and evaluate, unless the result is there, and print the metrics.
 
-    Args:
-        args: completed.
-        given: settings of the drawing that were given.
+    ``args`` are completed; ``given`` are the settings of the drawing that the user gave.
     """
     from evaluation.compare import metric_lines, print_report  # takes seconds to import
     from evaluation.measure import RESULT_NAME, SAMPLES_NAME, CheckpointResults
@@ -79,8 +77,8 @@ def sample_and_evaluate(args: RunArgs, given: dict[str, Any]) -> None:
 
     results = CheckpointResults(args)
     preset = PRESETS[args.preset] if args.preset else None
-    open_ones = {} if results.model.config.class_cond else {"cfg": 0.0}
-    drawing = checked_drawing(results.model, open_ones | (preset.drawing if preset else {}) | given)
+    defaults = {} if results.model.config.class_cond else {"cfg": 0.0}
+    drawing = checked_drawing(results.model, defaults | (preset.drawing if preset else {}) | given)
     folder = Path(args.output_dir or default_folder(args, drawing))
     with lock_folder(folder):
         known = results.find(folder, drawing)
@@ -105,13 +103,7 @@ def default_folder(args: RunArgs, drawing: Drawing) -> str:
 
 
 def paper_lines(result: Mapping[str, Any], preset: PresetName, drawing: Drawing) -> list[str]:
-    """The metrics of a result with those of a preset beside them, and what was not set as in the paper.
-
-    Args:
-        result: of a run.
-        preset: whose metrics the paper gives.
-        drawing: the preset's.
-    """
+    """The metrics of a run's result with the paper's of a preset beside them, and what was not set as in the paper."""
     lines = [f"{'':<16} {'measured':>10} {'paper':>10}"]
     for name in result["metrics"]:
         measured = "-" if result[name] is None else f"{result[name]:.4g}"

@@ -7,12 +7,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import evaluator
-from evaluation.features.inception_tf import GRAPH_URL, TensorFlowInception, default_graph
+from evaluation.features.download import GRAPH_URL, fetched
+from evaluation.features.network import Inception, load_network
 from evaluation.image_files import SUFFIXES
 from evaluation.metrics import statistics_of
+from evaluation.options import NetworkArgs
 from runtime.errors import UserError
 from tests.command_factory import ROOT, Outcome, call, start_python
 
@@ -22,6 +25,10 @@ GRAPH = FIXTURE / GRAPH_NAME
 # Relative, but absolute for shares: fixtures/README.md.
 TOLERANCES = {"Inception Score": 1e-4, "FID": 1e-3, "sFID": 1e-3}
 SHARE_TOLERANCE = 0.01
+
+
+def inception() -> Inception:
+    return load_network(NetworkArgs(inception_graph=str(GRAPH)), torch.device("cpu"))
 
 
 def images_of(name: str) -> np.ndarray:
@@ -44,7 +51,7 @@ def save_folder(name: str, folder: Path) -> Path:
 def save_with_statistics(folder: Path, with_images: bool = True) -> Path:
     """A reference as OpenAI's are; its statistics are NumPy's own of the graph's features."""
     arrays = {"arr_0": images_of("reference")} if with_images else {}
-    pooled, spatial = TensorFlowInception(GRAPH)(images_of("reference"))
+    pooled, spatial = inception()(images_of("reference"))
     for end, features in (("", pooled), ("_s", spatial)):
         features = features.astype(np.float64)
         arrays |= {f"mu{end}": features.mean(axis=0), f"sigma{end}": np.cov(features, rowvar=False)}
@@ -201,14 +208,13 @@ def test_mistakes_in_files(tmp_path: Path) -> None:
 
 def test_the_graph_is_fetched_once_and_compared_ever_after(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr("evaluation.features.inception_tf.GRAPH_URL", GRAPH.as_uri())
-    path = default_graph()
+    path = fetched(GRAPH.as_uri(), "--inception_graph")
     assert path.read_bytes() == GRAPH.read_bytes()
-    monkeypatch.setattr("evaluation.features.inception_tf.GRAPH_URL", f"file:///nowhere/{GRAPH_NAME}")
-    assert default_graph() == path
+    elsewhere = f"file:///nowhere/{GRAPH_NAME}"
+    assert fetched(elsewhere, "--inception_graph") == path
     path.write_bytes(path.read_bytes()[:-1] + b"x")
     with pytest.raises(UserError, match="is not the file that was fetched"):
-        default_graph()
+        fetched(elsewhere, "--inception_graph")
 
 
 def test_offline_one_line_says_what_to_fetch_and_where_to_put_it(
@@ -222,25 +228,25 @@ def test_offline_one_line_says_what_to_fetch_and_where_to_put_it(
     assert f"put it at {place}" in message
     assert not list(place.parent.iterdir())
     shutil.copyfile(GRAPH, place)
-    assert default_graph() == place  # by hand: there is nothing to compare it with
+    assert fetched(GRAPH_URL, "--inception_graph") == place  # by hand: there is nothing to compare it with
 
 
 def test_distances_are_of_half_precision_unless_they_overflow() -> None:
-    inception = TensorFlowInception(GRAPH)
+    network = inception()
     random = np.random.default_rng(0)
     features = random.normal(size=(20, 2048)).astype(np.float32)
     exact = ((features[:, None].astype(np.float64) - features) ** 2).sum(axis=-1)
-    small = inception.squared_distances(features, features)
+    small = network.squared_distances(features, features)
     assert (small == small.astype(np.float16)).all()
     np.testing.assert_allclose(small, exact, atol=16)
-    large = inception.squared_distances(100 * features, 100 * features)
+    large = network.squared_distances(100 * features, 100 * features)
     assert np.isfinite(large).all()
     np.testing.assert_allclose(large, 1e4 * exact, atol=1e-5 * 1e4 * exact.max())
     assert (large >= 0).all()
 
 
 def test_features_of_the_graph_are_finite_and_of_the_layers_named() -> None:
-    pooled, spatial = TensorFlowInception(GRAPH)(images_of("samples")[:3])
+    pooled, spatial = inception()(images_of("samples")[:3])
     assert pooled.shape == (3, 2048)
     assert len(spatial) == 3
     assert spatial.shape[1] % 7 == 0

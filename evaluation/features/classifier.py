@@ -6,6 +6,7 @@ makes one. Letters: B images, H, W their sides in pixels, D features, K classes.
 """
 
 import json
+from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import get_args
@@ -20,15 +21,7 @@ from torch import Tensor, nn
 
 from data.crops import to_floats
 from evaluation.features.network import Network
-from evaluation.features.shipped import (
-    FOLDER,
-    SIDE,
-    ClassifierConfig,
-    ClassifierName,
-    Split,
-    statistics_file,
-    weights_file,
-)
+from evaluation.features.shipped import FOLDER, SIDE, ClassifierConfig, ClassifierName, Split, statistics_file
 from evaluation.metrics import Statistics, statistics_of
 from runtime.errors import UserError
 from runtime.files import hash_file, whole
@@ -68,25 +61,15 @@ def _convolution(inputs: int, outputs: int) -> list[nn.Module]:
 
 @dataclass(frozen=True)
 class RealData:
-    """Real images of the classifier's data, as features.
-
-    Attributes:
-        num_images: how many.
-        statistics: of their features.
-        accuracy: share of them that the classifier recognises, 0..1.
-    """
+    """What is known of real images of the classifier's data."""
 
     num_images: int
-    statistics: Statistics
-    accuracy: float
+    statistics: Statistics  # of their features
+    accuracy: float  # share of them that the classifier recognises, 0..1
 
 
 class Classifier(Network):
-    """A trained classifier, ready to compute.
-
-    Attributes:
-        name: what ``--features`` calls it.
-        key_suffixes: another training has others.
+    """A trained classifier, ready to compute; ``name`` is what ``--features`` calls it.
 
     Raises:
         UserError: the file is missing, or holds no classifier.
@@ -96,19 +79,18 @@ class Classifier(Network):
 
     def __init__(self, name: ClassifierName, device: torch.device, folder: Path = FOLDER) -> None:
         self.name, self._folder, self._device = name, folder, device
-        path = weights_file(name, folder)
-        network = _read_network(path).to(device)
-        self._network = network
-        self.class_names = list(network.config.class_keys)
-        self.class_weights = network.head.weight.detach().T.float().cpu().numpy()
-        self.few = len(self.class_weights)  # with fewer images than features the covariance is singular
+        path = folder / f"{name}.safetensors"
+        self._network = _read_network(path).to(device)
+        self.class_names = list(self._network.config.class_keys)
+        self.class_weights = self._network.head.weight.detach().T.float().cpu().numpy()
+        self.few = len(self.class_weights)
         self.sha256 = hash_file(path)
         self.versions = {"torch": torch.__version__}
-        self.key_suffixes = (f"_{name}_{self.sha256[:8]}",)
+        self.key_suffixes = (f"_{name}_{self.sha256[:8]}",)  # another training has others
 
     @torch.inference_mode()
     def __call__(self, images: np.ndarray) -> tuple[np.ndarray]:
-        """Features (B, D) float32 of images (B, H, W, 3) uint8, which are resized to 32 px if they have other sides."""
+        """As in the base; images are resized to 32 px if they have other sides."""
         x = to_floats(torch.from_numpy(images).to(self._device).permute(0, 3, 1, 2))
         if x.shape[2:] != (SIDE, SIDE):
             x = F.interpolate(x, (SIDE, SIDE), mode="bilinear", antialias=True)
@@ -134,24 +116,17 @@ class Classifier(Network):
         """Write what ``real_data`` reads, a file that is also a reference."""
         real = RealData(len(features), statistics_of(features), self.accuracy(features, labels))
         with whole(statistics_file(self.name, split, self._folder)) as temporary:
-            np.savez(
-                temporary,
-                **real.statistics.named(self.key_suffixes[0]),
-                num_images=real.num_images,
-                accuracy=real.accuracy,
-            )
+            statistics = real.statistics.named(self.key_suffixes[0])
+            np.savez(temporary, **statistics, num_images=real.num_images, accuracy=real.accuracy)
         return real
 
 
 def save_network(network: ClassifierNetwork, folder: Path) -> Path:
     """Write a classifier in half precision."""
     folder.mkdir(parents=True, exist_ok=True)
-    state = {name: value.detach().cpu() for name, value in network.state_dict().items()}
-    state = {name: value.half() if value.is_floating_point() else value for name, value in state.items()}
-    path = weights_file(network.config.name, folder)
+    state, path = deepcopy(network).cpu().half().state_dict(), folder / f"{network.config.name}.safetensors"
     with whole(path) as temporary:
-        metadata = {"config": json.dumps(asdict(network.config))}
-        temporary.write_bytes(save({name: value.contiguous() for name, value in state.items()}, metadata))
+        temporary.write_bytes(save(state, {"config": json.dumps(asdict(network.config))}))
     return path
 
 

@@ -1,7 +1,6 @@
 """The same Inception in PyTorch, by torch-fidelity: ADM's weights, TensorFlow's way to resize.
 
-Letters: B images, H, W their sides in pixels, D = 2048 features, S = 17 * 17 * 7 spatial ones, K classes, n, m images
-of a block of distances.
+Letters as in network.py: D = 2048 features, S = 17 * 17 * 7 spatial ones.
 """
 
 import pickle
@@ -15,55 +14,50 @@ from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, Featu
 from torch_fidelity.version import __version__
 
 from evaluation.features.download import fetched
-from evaluation.features.network import Inception
+from evaluation.features.network import SPATIAL_CHANNELS, Inception
 from runtime.errors import UserError
 from runtime.files import hash_file
 
-SPATIAL_CHANNELS = 7
-
 
 class TorchInception(Inception):
-    """torch-fidelity's Inception, ready to compute; by default with the weights of ``default_weights``.
+    """torch-fidelity's Inception, ready to compute; by default with the weights in the user's cache, fetched once.
 
     Raises:
         UserError: the file is missing, or not these weights.
     """
 
     def __init__(self, weights_path: str | Path | None, device: torch.device) -> None:
-        path = Path(weights_path or default_weights())
+        path = Path(weights_path or fetched(URL_INCEPTION_V3, "--inception_weights"))
         try:
             torch.load(path, weights_only=True)  # torch-fidelity would run whatever code a pickle holds
-            self._network = FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=str(path))
+            network = FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=str(path))
         except (RuntimeError, pickle.UnpicklingError, EOFError, TypeError, AttributeError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise UserError(f"{path} does not hold the weights of torch-fidelity's Inception ({reason})") from error
-        self._device = device
-        self._network.to(device)
+        self._network, self._device = network.to(device), device
         # ADM's mixed_6/conv, as TensorFlow counts the blocks: after normalization and ReLU.
-        self._network.Mixed_6d.branch1x1.register_forward_hook(self._keep_spatial)
-        self._spatial = torch.empty(0)
+        network.Mixed_6d.branch1x1.register_forward_hook(self._keep_spatial)
         self.sha256 = hash_file(path)
         self.versions = {"torch-fidelity": __version__}
-        self.class_weights = self._network.fc.weight.T.float().cpu().numpy()
+        self.class_weights = network.fc.weight.T.float().cpu().numpy()
 
     def _keep_spatial(self, _: nn.Module, __: Any, output: Tensor) -> None:
         self._spatial = output[:, :SPATIAL_CHANNELS]  # (B, 7, 17, 17)
 
     @torch.inference_mode()
     def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Features (B, D) and spatial ones (B, S), float32, of images (B, H, W, 3) uint8."""
         (pooled,) = self._network(torch.from_numpy(images).to(self._device).permute(0, 3, 1, 2))
         spatial = self._spatial.permute(0, 2, 3, 1).flatten(1)  # in TensorFlow's order
         return pooled.cpu().numpy(), spatial.float().cpu().numpy()
 
     @torch.inference_mode()
     def squared_distances(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-        """(n, m) float32 of features (n, D), (m, D): rounded to float16 where ADM rounds, unless that overflows.
+        """As in the base: rounded to float16 where ADM rounds, unless that overflows.
 
         Sums are in float32 before they are rounded, as GPUs do; TensorFlow on a CPU rounds in between too.
         """
-        singles = [torch.from_numpy(side).to(self._device) for side in (rows, columns)]
-        halves = [side.half() for side in singles]
+        singles = [torch.from_numpy(features).to(self._device) for features in (rows, columns)]
+        halves = [features.half() for features in singles]
         norms = [half.square().sum(dim=1, dtype=torch.float32).half() for half in halves]
         products = (halves[0].float() @ halves[1].float().T).half()
         distances = norms[0][:, None] - 2 * products + norms[1]
@@ -71,8 +65,3 @@ class TorchInception(Inception):
             norms = [single.square().sum(dim=1) for single in singles]
             distances = norms[0][:, None] - 2 * (singles[0] @ singles[1].T) + norms[1]
         return distances.clamp_(min=0).float().cpu().numpy()
-
-
-def default_weights() -> Path:
-    """torch-fidelity's weights in the user's cache, fetched the first time."""
-    return fetched(URL_INCEPTION_V3, "--inception_weights")

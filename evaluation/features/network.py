@@ -3,8 +3,9 @@
 Letters: B images, H, W their sides in pixels, D features, S spatial ones, K classes, n, m images of a block.
 """
 
+import os
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -13,25 +14,21 @@ from evaluation.options import NetworkArgs
 from runtime import distributed
 from runtime.errors import UserError
 
+SPATIAL_CHANNELS = 7  # of Inception's spatial features
+
 
 class Network(ABC):
-    """What computes features: Inception in TensorFlow or torch, or a classifier of ours.
+    """What computes features: Inception in TensorFlow or torch, or a classifier of ours."""
 
-    Attributes:
-        kind: what messages call it.
-        sha256: of its weights.
-        versions: of the libraries that compute it.
-        class_weights: (D, K) float32, from features to logits.
-        class_names: of its classes; none if they are not those of any samples.
-        key_suffixes: what the keys of mean and covariance end with in files of statistics, for each kind of features.
-        few: images below which metrics are not to be compared.
-        colour: whether it was made for colour.
-        side: of the images that it reads, in pixels; None if images of all sizes are enlarged.
-    """
-
-    class_names: Sequence[str] = ()
-    colour: bool = True
-    side: int | None = None
+    kind: str  # what messages call it
+    sha256: str  # of its weights
+    versions: Mapping[str, str]  # of the libraries that compute it
+    class_weights: np.ndarray  # (D, K) float32, from features to logits
+    class_names: Sequence[str] = ()  # none if its classes are not those of any samples
+    key_suffixes: Sequence[str]  # of the keys of mean and covariance in files of statistics, for each kind of features
+    few: int  # with fewer images than features the covariance is singular
+    colour = True  # whether it was made for colour
+    side: int | None = None  # of the images that it reads, in pixels; None if images of all sizes are enlarged
 
     @abstractmethod
     def __call__(self, images: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -41,8 +38,7 @@ class Network(ABC):
 class Inception(Network):
     """Inception, whoever computes it; precision and recall are measured by its features."""
 
-    kind, key_suffixes = "Inception", ("", "_s")
-    few = 2048  # with fewer images than features the covariance is singular
+    kind, key_suffixes, few = "Inception", ("", "_s"), 2048
 
     @abstractmethod
     def squared_distances(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
@@ -59,8 +55,11 @@ def load_network(args: NetworkArgs, device: torch.device) -> Network:
         from evaluation.features.inception_torch import TorchInception
 
         return TorchInception(args.inception_weights, device)
-    from evaluation.features.inception_tf import TensorFlowInception
-
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # or TensorFlow reports every CPU feature it found
+    try:
+        from evaluation.features.inception_tf import TensorFlowInception
+    except ImportError as error:
+        raise UserError(f"TensorFlow is missing ({error}); pip install -r requirements.txt") from error
     return TensorFlowInception(args.inception_graph)
 
 

@@ -35,11 +35,6 @@ class ClassifierConfig(ClassifierSize):
     class_keys: tuple[str, ...] = option((), "name of each class, in order")
 
 
-def weights_file(name: ClassifierName, folder: Path = FOLDER) -> Path:
-    """Where a classifier is."""
-    return folder / f"{name}.safetensors"
-
-
 def statistics_file(name: ClassifierName, split: Split, folder: Path = FOLDER) -> Path:
     """Where the statistics of real images are; the training ones are a reference for those who lack the data."""
     return folder / f"{name}-{split}.npz"

@@ -15,7 +15,7 @@ from PIL import Image
 import evaluator
 import main_sample
 from evaluation.features.shipped import statistics_file
-from evaluation.measure import find_result, write_result
+from evaluation.measure import find_result
 from experiments import sweep
 from experiments.sweep import draw_figure, parse_values
 from models.config import FAMILIES, Drawing
@@ -107,14 +107,13 @@ def test_what_is_wrong_with_values_is_said() -> None:
 
 
 @pytest.mark.parametrize("content", ['{"run"', "{}", "[]", '{"run": 3}'])
-def test_a_damaged_result_is_measured_again_and_kept(content: str, tmp_path: Path) -> None:
+def test_a_damaged_result_is_none(content: str, tmp_path: Path) -> None:
     file = tmp_path / "result.json"
     file.write_text(content)
     assert find_result(file, {"cfg": 1}) is None
-    write_result(file, {"run": {"cfg": 1, "seed": 0}})
+    file.write_text('{"run": {"cfg": 1, "seed": 0}}')
     assert find_result(file, {"cfg": 1}) is not None
     assert find_result(file, {"cfg": 2}) is None
-    assert (tmp_path / "result.1.json").read_text() == content
 
 
 # A sweep
