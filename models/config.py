@@ -97,7 +97,7 @@ class GeneratorConfig:
             raise UserError(f"num_classes is {self.num_classes}; a class-conditional model needs at least 1")
 
     def scale_sizes(self, stride: int) -> tuple[int, ...]:
-        """Sides of the code maps, ascending, if the settings make any; ``stride`` is pixels per code."""
+        """Sides of the code maps, ascending, or a UserError if there are none; ``stride`` is pixels per code."""
         side, rest = divmod(self.img_size, stride)
         if rest or side < 1:
             raise UserError(

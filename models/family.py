@@ -19,7 +19,7 @@ from models.autoencoder import Autoencoder
 from models.config import Drawing, GeneratorConfig
 from runtime.errors import UserError
 
-Maps = Sequence[Tensor] | None
+Maps = Sequence[Tensor] | None  # (B, S, S) of each scale, if there are any
 
 
 @dataclass(frozen=True)

@@ -175,10 +175,10 @@ class TransformerLayer(nn.Module):
     def modulations(self, class_embedding: Tensor) -> Modulations:
         return self.input_modulation(class_embedding), self.post_attention_modulation(class_embedding)
 
-    def forward(self, x: Tensor, modulations: Modulations, *context: Any) -> Tensor:
-        """``context`` is all that attention takes but its input."""
+    def forward(self, x: Tensor, modulations: Modulations, *attending: Any) -> Tensor:
+        """``attending`` is all that attention takes but its input."""
         h = modulate(self.attention_norm(x), modulations[0])
-        x = x + self.attention(h, *context)
+        x = x + self.attention(h, *attending)
         h = modulate(self.ffn_norm(x), modulations[1])
         return x + self.feed_forward(h)
 
