@@ -99,7 +99,7 @@ def partial_folder(folder: Path) -> Path:
 
 
 def begin_cache(folder: Path, manifest: Manifest, labels: Sequence[int]) -> None:
-    """Make the files of the cache that will be ``folder``, if there is room for them, or check those that were begun."""
+    """Make the files of the cache that will be ``folder``, if there is room for them, or check those there."""
     partial, root = partial_folder(folder), folder.parent
     if (partial / MANIFEST).exists():
         check_manifest(partial, manifest)

@@ -23,14 +23,9 @@ MAX_ROWS, COLUMNS = 16, 8
 
 
 class GeneratorTask(Task):
-    """Trains a generator on images or on cached codes.
+    """Trains a generator on images or on cached codes; ``drawing`` says how previews are drawn.
 
-    Args:
-        module: the model.
-        args: training settings.
-        drawing: how previews are drawn.
-        class_keys: the data's names of the classes, in order; kept with checkpoints and compared when a run goes on.
-        device: of this rank.
+    ``class_keys``, the data's names of the classes in order, are kept with checkpoints and compared when a run goes on.
     """
 
     def __init__(
@@ -50,22 +45,16 @@ class GeneratorTask(Task):
 
     def loss(self, batch: list[Any], context: StepContext) -> Loss:
         """Mean cross-entropy of (images or codes, labels)."""
-        inputs, labels = batch
-        codes = inputs if isinstance(inputs, list) else self._tokenize(inputs)
+        codes, labels = batch
+        if isinstance(codes, Tensor):  # images
+            with torch.autocast(codes.device.type, enabled=False):  # the same codes as a cache holds
+                codes = self.module.tokenize(codes)
         return self.module.training_loss(codes, labels, context)
 
-    def _tokenize(self, images: Tensor) -> list[Tensor]:
-        with torch.autocast(images.device.type, enabled=False):  # the same codes as a cache holds
-            return self.module.tokenize(images)
-
-    def precision(self) -> torch.dtype | None:
-        return None
-
     def show(self, module: Generator, folder: Path, name: str) -> dict[str, float]:
-        """Write a grid with one row a class (16 of them if there are more), the same random numbers every time.
+        """Write a grid with one row a class (16 of them if there are more), always of the same random numbers.
 
-        Returns:
-            What ``Evaluation`` measures, if asked for.
+        Returns what ``Evaluation`` measures, if asked for.
         """
         labels = shown_labels(module, MAX_ROWS)
         rows = [label for label in labels for _ in range(COLUMNS)]

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from timm.optim import param_groups_weight_decay
 from timm.utils import ModelEmaV3
-from torch import Tensor, nn
+from torch import Tensor
 
 from models.loading.state import read_torch_file
 from runtime import distributed
@@ -19,12 +19,7 @@ from training.task import Task
 class TrainState:
     """Weights, their average, the optimizer, and the place in the data.
 
-    Args:
-        task: what is trained.
-        args: how.
-        num_images: of an epoch.
-        device: of this rank.
-        dtype: that the loss is computed in; float16 takes loss scaling.
+    ``dtype`` is what the loss is computed in; float16 takes loss scaling.
 
     Attributes:
         step: updates of the weights so far.
@@ -61,11 +56,6 @@ class TrainState:
             rate *= factor if self.progress >= start else 1.0
         return rate
 
-    @property
-    def trained(self) -> nn.Module:
-        """What to use of the run: the averaged weights if there are any."""
-        return self.module if self.ema is None else self.ema.module
-
     def update(self, rate: float) -> None:
         """Change the weights by the gradients that were gathered."""
         for group in self.optimizer.param_groups:
@@ -88,11 +78,7 @@ class TrainState:
         self.first_bad_step = torch.where(bad & (self.first_bad_step < 0), step, self.first_bad_step)
 
     def check_finite(self, weights: bool = False) -> None:
-        """Stop every rank, before anything bad is saved, if any noted something; with ``weights`` look at them too.
-
-        Raises:
-            UserError: a loss or weight is not finite.
-        """
+        """Stop every rank by a UserError, before anything bad is saved, if any noted or now finds it."""
         if weights:
             self.note_bad(~torch.stack([p.isfinite().all() for p in self.module.parameters()]).all(), self.step - 1)
         bad = [(step, rank) for rank, step in enumerate(distributed.everyones(int(self.first_bad_step))) if step >= 0]
@@ -113,11 +99,7 @@ class TrainState:
                 torch.save(self._content(), temporary)
 
     def load(self, path: Path) -> None:
-        """Go on from a checkpoint.
-
-        Raises:
-            UserError: this run cannot.
-        """
+        """Go on from a checkpoint, or refuse it."""
         saved = read_torch_file(path)
         self._check(saved, path)
         self.module.load_state_dict(saved["model"])
@@ -164,13 +146,17 @@ class TrainState:
 
     def _data_order(self) -> dict[str, int]:
         """What decides which images a step of an epoch sees."""
-        images_a_step = self.args.batch_size * self.args.accum_steps * distributed.num_ranks()
-        return {"images": self.num_images, "images_a_step": images_a_step, "seed": self.args.seed}
+        return {"images": self.num_images, "images_a_step": images_a_step(self.args), "seed": self.args.seed}
 
 
 def count_steps(num_images: int, args: LoopArgs) -> int:
     """Steps of an epoch; the images left over wait for another epoch's order."""
-    images_a_step = args.batch_size * args.accum_steps * distributed.num_ranks()
-    if num_images < images_a_step:
-        raise UserError(f"{num_images} images do not fill one step of {images_a_step}; lower batch_size or accum_steps")
-    return num_images // images_a_step
+    step = images_a_step(args)
+    if num_images < step:
+        raise UserError(f"{num_images} images do not fill one step of {step}; lower batch_size or accum_steps")
+    return num_images // step
+
+
+def images_a_step(args: LoopArgs) -> int:
+    """On all ranks."""
+    return args.batch_size * args.accum_steps * distributed.num_ranks()

@@ -13,13 +13,9 @@ from runtime import distributed
 
 
 class Task(Protocol):
-    """Something to train.
+    """Something to train."""
 
-    Attributes:
-        module: whose parameters are trained and saved.
-    """
-
-    module: nn.Module
+    module: nn.Module  # whose parameters are trained and saved
 
     def loss(self, batch: Any, context: StepContext) -> Loss:
         """The loss of a batch, and what else is logged of it."""
