@@ -18,7 +18,6 @@ from training.options import TrainArgs
 from training.preview import FIRST_SEED, Evaluation
 from training.task import Task
 
-CPU = torch.device("cpu")
 MAX_ROWS, COLUMNS = 16, 8
 
 
@@ -29,19 +28,16 @@ class GeneratorTask(Task):
     """
 
     def __init__(
-        self,
-        module: Generator,
-        args: TrainArgs,
-        drawing: Drawing,
-        class_keys: list[str] | None = None,
-        device: torch.device = CPU,
+        self, module: Generator, args: TrainArgs, drawing: Drawing, class_keys: list[str] | None = None
     ) -> None:
-        self.module, self.args, self.class_keys = module.to(device), args, class_keys
+        self.module, self.args, self.class_keys = module, args, class_keys
         self.settings = (args, drawing)
         self.drawing = drawing if module.config.class_cond else replace(drawing, cfg=0.0)
         self.drawing.check(module.scale_sizes)
         module.prepare_training(args.attention, args.compile, args.activation_checkpointing)
-        self.evaluation = Evaluation(args.eval_reference, args.inception_weights, device) if args.eval_samples else None
+        self.evaluation = None
+        if args.eval_samples:
+            self.evaluation = Evaluation(args.eval_reference, args.inception_weights, module.device)
 
     def loss(self, batch: list[Any], context: StepContext) -> Loss:
         """Mean cross-entropy of (images or codes, labels)."""
@@ -52,10 +48,7 @@ class GeneratorTask(Task):
         return self.module.training_loss(codes, labels, context)
 
     def show(self, module: Generator, folder: Path, name: str) -> dict[str, float]:
-        """Write a grid with one row a class (16 of them if there are more), always of the same random numbers.
-
-        Returns what ``Evaluation`` measures, if asked for.
-        """
+        """Write a grid, a row a class, up to 16, always by the same noise; return what ``Evaluation`` finds."""
         labels = shown_labels(module, MAX_ROWS)
         rows = [label for label in labels for _ in range(COLUMNS)]
         images = draw_on_all_ranks(module, Request(rows, self.drawing))

@@ -52,7 +52,7 @@ def prepare_and_train(config: GeneratorConfig, args: TrainArgs, drawing: Drawing
         dataset = CroppedImages(images, config.img_size, args.crop)
     if trains:
         torch.manual_seed(args.seed)
-        model = model_class(config)(config, autoencoder)
+        model = model_class(config)(config, autoencoder).to(device)
         model.class_names = images.class_names
         with lock_folder(folder):
             if distributed.is_main():
@@ -61,7 +61,7 @@ def prepare_and_train(config: GeneratorConfig, args: TrainArgs, drawing: Drawing
             if args.weights_init is not None and not (folder / CHECKPOINT_NAME).exists():
                 for remark in initialize_from(model, args.weights_init):
                     distributed.say(remark)
-            task = GeneratorTask(model, args, drawing, images.class_keys, device)
+            task = GeneratorTask(model, args, drawing, images.class_keys)
             train(Trainer(task, dataset, args, folder, device, run_settings(config, task.settings)))
     distributed.tear_down()
 

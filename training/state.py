@@ -20,13 +20,6 @@ class TrainState:
     """Weights, their average, the optimizer, and the place in the data.
 
     ``dtype`` is what the loss is computed in; float16 takes loss scaling.
-
-    Attributes:
-        step: updates of the weights so far.
-        epoch: whole passes over the data so far.
-        step_in_epoch: steps of the pass that is under way.
-        logged_step: the last step that was logged.
-        loss_sum: losses since then.
     """
 
     def __init__(self, task: Task, args: LoopArgs, num_images: int, device: torch.device, dtype: torch.dtype) -> None:
@@ -37,8 +30,9 @@ class TrainState:
         self.ema = ModelEmaV3(self.module, decay=args.ema_decay, use_warmup=True) if args.ema else None
         self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
         self.steps_per_epoch = count_steps(num_images, args)
-        self.step, self.epoch, self.step_in_epoch, self.logged_step = 0, 0, 0, 0
-        self.loss_sum = torch.zeros((), device=device)
+        self.step = 0  # updates of the weights so far
+        self.epoch, self.step_in_epoch = 0, 0  # whole passes over the data, and steps of the one that is under way
+        self.logged_step, self.loss_sum = 0, torch.zeros((), device=device)  # the last that was logged, losses since
         self.first_bad_step = torch.full((), -1, device=device)
 
     @property
@@ -94,9 +88,20 @@ class TrainState:
         """Write a checkpoint; called on all ranks, rank 0 writes."""
         self.check_finite(weights=True)
         self.loss_sum = distributed.add_up(self.loss_sum) / distributed.num_ranks()  # the file holds one for all ranks
-        if distributed.is_main():
-            with whole(path) as temporary:
-                torch.save(self._content(), temporary)
+        if not distributed.is_main():
+            return
+        content = {
+            "model": self.module.state_dict(),
+            "model_ema": None if self.ema is None else self.ema.module.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            **{name: getattr(self, name) for name in ("step", "epoch", "step_in_epoch", "loss_sum", "logged_step")},
+            "data_order": self._data_order(),
+            "task": self.task.state(),
+            **self.task.describe(),
+        }
+        with whole(path) as temporary:
+            torch.save(content, temporary)
 
     def load(self, path: Path) -> None:
         """Go on from a checkpoint, or refuse it."""
@@ -113,18 +118,6 @@ class TrainState:
         self.step, self.epoch, self.step_in_epoch = saved["step"], saved["epoch"], saved["step_in_epoch"]
         self.loss_sum.copy_(saved["loss_sum"])
         self.logged_step = saved.get("logged_step", self.step - self.step % self.args.log_freq)  # earlier files lack it
-
-    def _content(self) -> dict[str, Any]:
-        return {
-            "model": self.module.state_dict(),
-            "model_ema": None if self.ema is None else self.ema.module.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
-            **{name: getattr(self, name) for name in ("step", "epoch", "step_in_epoch", "loss_sum", "logged_step")},
-            "data_order": self._data_order(),
-            "task": self.task.state(),
-            **self.task.describe(),
-        }
 
     def _check(self, saved: dict[str, Any], path: Path) -> None:
         """Refuse a checkpoint that this run cannot go on from."""

@@ -25,10 +25,7 @@ class Task(Protocol):
         return None
 
     def show(self, module: nn.Module, folder: Path, name: str) -> dict[str, float]:
-        """Write pictures ``folder / name...`` of what a (possibly averaged) module does; return metrics to be logged.
-
-        Called on every rank; rank 0 writes.
-        """
+        """Called on all ranks: draw with a (possibly averaged) module, write ``folder / name...``, return metrics."""
 
     def describe(self) -> dict[str, Any]:
         """Plain entries for the checkpoint, such as the configuration."""
@@ -47,10 +44,7 @@ class LossModule(nn.Module):
     def __init__(self, task: Task) -> None:
         super().__init__()
         self.module = task.module
-        self.loss = task.loss
-
-    def forward(self, batch: Any, context: StepContext) -> Loss:
-        return self.loss(batch, context)
+        self.forward = task.loss
 
 
 def step_context(seed: int, step: int, batch: int, device: torch.device, epoch: float = 0.0) -> StepContext:

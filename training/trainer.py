@@ -129,16 +129,16 @@ class Trainer:
             self.log.scalars(self.state.step, metrics)
 
     def _resume(self) -> None:
-        path = self.folder / CHECKPOINT_NAME
+        state, folder = self.state, self.folder
+        path = folder / CHECKPOINT_NAME
         if not path.exists() and self.args.resume is not None:
             path = find_checkpoint(self.args.resume)
         if path.exists():
-            self.state.load(path)
-            distributed.say(f"going on from {path}: epoch {self.state.epoch}, step {self.state.step}")
-        places = distributed.everyones((self.state.step, self.state.epoch, self.state.step_in_epoch))
-        if len(set(places)) > 1:
+            state.load(path)
+            distributed.say(f"going on from {path}: epoch {state.epoch}, step {state.step}")
+        if len(set(distributed.everyones((state.step, state.epoch, state.step_in_epoch)))) > 1:
             raise UserError(
-                f"ranks found different checkpoints in {self.folder}; it must be a folder that all of them share"
+                f"ranks found different checkpoints in {folder}; it must be a folder that all of them share"
             )
 
     def _train_epoch(self, bar: tqdm) -> None:
@@ -181,10 +181,9 @@ class Trainer:
         state, rate = self.state, self.state.learning_rate
         for index, batch in enumerate(group):
             context = step_context(self.args.seed, state.step, index, self.device, state.progress)
+            # Gradients of several ranks are averaged once a step, with its last batch.
             spare = index < len(group) - 1 and isinstance(self.forward, DistributedDataParallel)
-            with (
-                self.forward.no_sync() if spare else nullcontext()
-            ):  # ranks' gradients are averaged with the last batch
+            with self.forward.no_sync() if spare else nullcontext():
                 with autocast(self.device, self.dtype):
                     loss = self.forward(_to_device(batch, self.device), context)
                 state.scaler.scale(loss.value / len(group)).backward()
@@ -219,7 +218,11 @@ class Trainer:
             self.show(f"epoch_{state.epoch:04d}")
         self.save()
         if self.args.keep_freq and state.epoch % self.args.keep_freq == 0 and distributed.is_main():
-            _copy(self.folder / CHECKPOINT_NAME, self.folder / f"checkpoint-{state.epoch:04d}.pth")
+            with whole(self.folder / f"checkpoint-{state.epoch:04d}.pth") as kept:
+                try:
+                    kept.hardlink_to(self.folder / CHECKPOINT_NAME)
+                except OSError:  # a file system without links
+                    shutil.copyfile(self.folder / CHECKPOINT_NAME, kept)
 
     @contextmanager
     def _signals_wait(self) -> Iterator[None]:
@@ -240,15 +243,6 @@ class Trainer:
             raise KeyboardInterrupt
         self.stop_signal = number
         tqdm.write("stopping after this step; once more to stop at once, without saving")
-
-
-def _copy(path: Path, copy: Path) -> None:
-    """Keep a checkpoint under another name before the next one takes its place."""
-    with whole(copy) as temporary:
-        try:
-            temporary.hardlink_to(path)
-        except OSError:  # a file system without links
-            shutil.copyfile(path, temporary)
 
 
 def _leave_signals_to_main(needed: Any, worker: int) -> None:
