@@ -18,52 +18,37 @@ from training.options import TrainArgs
 from training.preview import FIRST_SEED, Evaluation
 from training.task import Task
 
-CPU = torch.device("cpu")
 MAX_ROWS, COLUMNS = 16, 8
 
 
 class GeneratorTask(Task):
-    """Trains a generator on images or on cached codes.
+    """Trains a generator on images or on cached codes; ``drawing`` says how previews are drawn.
 
-    Args:
-        module: the model.
-        args: training settings.
-        drawing: how previews are drawn.
-        class_keys: the data's names of the classes, in order; kept with checkpoints and compared when a run goes on.
-        device: of this rank.
+    ``class_keys``, the data's names of the classes in order, are kept with checkpoints and compared when a run goes on.
     """
 
     def __init__(
-        self,
-        module: Generator,
-        args: TrainArgs,
-        drawing: Drawing,
-        class_keys: list[str] | None = None,
-        device: torch.device = CPU,
+        self, module: Generator, args: TrainArgs, drawing: Drawing, class_keys: list[str] | None = None
     ) -> None:
-        self.module, self.args, self.class_keys = module.to(device), args, class_keys
+        self.module, self.args, self.class_keys = module, args, class_keys
         self.settings = (args, drawing)
         self.drawing = drawing if module.config.class_cond else replace(drawing, cfg=0.0)
         self.drawing.check(module.scale_sizes)
         module.prepare_training(args.attention, args.compile, args.activation_checkpointing)
-        self.evaluation = Evaluation(args.eval_reference, args.inception_weights, device) if args.eval_samples else None
+        self.evaluation = None
+        if args.eval_samples:
+            self.evaluation = Evaluation(args.eval_reference, args.inception_weights, module.device)
 
     def loss(self, batch: list[Any], context: StepContext) -> Loss:
         """Mean cross-entropy of (images or codes, labels)."""
-        inputs, labels = batch
-        codes = inputs if isinstance(inputs, list) else self._tokenize(inputs)
+        codes, labels = batch
+        if isinstance(codes, Tensor):  # images
+            with torch.autocast(codes.device.type, enabled=False):  # the same codes as a cache holds
+                codes = self.module.tokenize(codes)
         return self.module.training_loss(codes, labels, context)
 
-    def _tokenize(self, images: Tensor) -> list[Tensor]:
-        with torch.autocast(images.device.type, enabled=False):  # the same codes as a cache holds
-            return self.module.tokenize(images)
-
     def show(self, module: Generator, folder: Path, name: str) -> dict[str, float]:
-        """Write a grid with one row a class (16 of them if there are more), the same random numbers every time.
-
-        Returns:
-            What ``Evaluation`` measures, if asked for.
-        """
+        """Write a grid, a row a class, up to 16, always by the same noise; return what ``Evaluation`` finds."""
         labels = shown_labels(module, MAX_ROWS)
         rows = [label for label in labels for _ in range(COLUMNS)]
         images = draw_on_all_ranks(module, Request(rows, self.drawing))

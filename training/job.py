@@ -4,7 +4,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch.utils.data import Dataset
 
 from data.cache import TokenCache, check_images, describe
 from data.images import CroppedImages, LabelledImages, check_num_classes, open_dataset
@@ -12,7 +11,6 @@ from data.make_cache import PAPER_SCALE_SIZES, CacheMaker
 from data.report import check_data
 from models.autoencoder import Autoencoder
 from models.config import Drawing, GeneratorConfig
-from models.family import Generator
 from models.loading.autoencoder import autoencoder_hash, load_autoencoder
 from models.loading.checkpoint import CHECKPOINT_NAME, initialize_from, model_class
 from runtime import distributed
@@ -31,14 +29,7 @@ MAX_DIFFERENT_SHARE = 0.01  # of codes; rounding flips far fewer
 
 
 def prepare_and_train(config: GeneratorConfig, args: TrainArgs, drawing: Drawing, name: str) -> None:
-    """Look at the data, make or open a cache, and train, as ``args`` say.
-
-    Args:
-        config: of the model.
-        args: of the training.
-        drawing: how previews are drawn.
-        name: of the configuration.
-    """
+    """Look at the data, make or open a cache, and train, as ``args`` of the configuration ``name`` say."""
     images = open_dataset(args.dataset, args.data_path, config.img_size)
     if args.check_data:
         if check_data(images, args.num_workers):
@@ -50,45 +41,49 @@ def prepare_and_train(config: GeneratorConfig, args: TrainArgs, drawing: Drawing
     trains = not args.verify_cache and (args.use_cache or not args.create_cache)
     if trains:
         count_steps(len(images), args)  # too few images are an error now, not after hours of making a cache
-    autoencoder = load_autoencoder(config.autoenc)
+    autoencoder = load_autoencoder(config.autoenc).to(device)
     autoencoder_sha256 = autoencoder_hash(autoencoder)
     folder = Path(args.output_dir or f"output/{name}")
     if trains and distributed.is_main():
         check_same(folder, config, autoencoder_sha256)  # likewise
-    dataset = open_training_data(images, config, args, autoencoder, autoencoder_sha256, device)
-    if dataset is not None:
+    if args.create_cache or args.use_cache or args.verify_cache:
+        dataset = prepare_cache(images, config, args, autoencoder, autoencoder_sha256)
+    else:
+        dataset = CroppedImages(images, config.img_size, args.crop)
+    if trains:
         torch.manual_seed(args.seed)
-        model = model_class(config)(config, autoencoder)
+        model = model_class(config)(config, autoencoder).to(device)
         model.class_names = images.class_names
         with lock_folder(folder):
-            train(model, args, drawing, dataset, images.class_keys, folder, device)
+            if distributed.is_main():
+                begin_run(folder, autoencoder)
+            distributed.barrier()
+            if args.weights_init is not None and not (folder / CHECKPOINT_NAME).exists():
+                for remark in initialize_from(model, args.weights_init):
+                    distributed.say(remark)
+            task = GeneratorTask(model, args, drawing, images.class_keys)
+            train(Trainer(task, dataset, args, folder, device, run_settings(config, task.settings)))
     distributed.tear_down()
 
 
-def open_training_data(
-    images: LabelledImages,
-    config: GeneratorConfig,
-    args: TrainArgs,
-    autoencoder: Autoencoder,
-    autoencoder_sha256: str,
-    device: torch.device,
-) -> Dataset | None:
-    """What to train from, images or a cache, after making the cache if asked; None if that was all."""
-    if not (args.create_cache or args.use_cache or args.verify_cache):
-        return CroppedImages(images, config.img_size, args.crop)
+def prepare_cache(
+    images: LabelledImages, config: GeneratorConfig, args: TrainArgs, autoencoder: Autoencoder, sha256: str
+) -> TokenCache | None:
+    """Make and verify a cache if asked; the cache if it is to be used. ``sha256`` is the autoencoder's."""
     own = config.scale_sizes(autoencoder.config.stride)
     paper = [side for side in PAPER_SCALE_SIZES if side <= own[-1]]
     cached = sorted({*own, *paper}) if args.cache_scales == "paper" else own
-    num_codes = autoencoder.config.n_embed
-    manifest = describe(images, config.img_size, args.crop, cached, num_codes, autoencoder_sha256)
-    maker = CacheMaker(images, autoencoder, manifest, args.batch_size, args.num_workers, device)
+    manifest = describe(images, config.img_size, args.crop, cached, autoencoder.config.n_embed, sha256)
+    maker = CacheMaker(images, autoencoder, manifest, args.batch_size, args.num_workers)
     folder = Path(args.cached_path) / manifest.folder_name
     if args.create_cache:
         maker.create(folder.parent)
     if args.verify_cache:
-        verify_cache(maker, folder, args)
-        return None
-    if not args.use_cache:
+        different, compared = maker.verify(folder, args.verify_cache, args.seed)
+        distributed.say(f"{different} of {compared} codes differ from those in {folder}")
+        if different > MAX_DIFFERENT_SHARE * compared:
+            raise UserError(f"{folder} does not hold the codes of these images; move it away and make it again")
+    if args.verify_cache or not args.use_cache:
         return None
     cache = TokenCache(folder, replace(manifest, scale_sizes=list(own)), own)
     if distributed.is_main():
@@ -96,37 +91,15 @@ def open_training_data(
     return cache
 
 
-def verify_cache(maker: CacheMaker, folder: Path, args: TrainArgs) -> None:
-    """Encode some images again; more differences than rounding explains are an error."""
-    different, compared = maker.verify(folder, args.verify_cache, args.seed)
-    distributed.say(f"{different} of {compared} codes differ from those in {folder}")
-    if different > MAX_DIFFERENT_SHARE * compared:
-        raise UserError(f"{folder} does not hold the codes of these images; move it away and make it again")
-
-
-def train(
-    model: Generator,
-    args: TrainArgs,
-    drawing: Drawing,
-    dataset: Dataset,
-    class_keys: list[str],
-    folder: Path,
-    device: torch.device,
-) -> None:
-    """Train a fresh model in ``folder``, which is locked and holds no other, and say what came of it."""
-    if distributed.is_main():
-        begin_run(folder, model.autoencoder)
-    distributed.barrier()
-    if args.weights_init is not None and not (folder / CHECKPOINT_NAME).exists():
-        for remark in initialize_from(model, args.weights_init):
-            distributed.say(remark)
-    task = GeneratorTask(model, args, drawing, class_keys, device)
-    trainer = Trainer(task, dataset, args, folder, device, run_settings(model.config, (args, drawing)))
+def train(trainer: Trainer) -> None:
+    """Train in a folder that is locked and holds no other run, and say what came of it."""
+    task, args, folder, model = trainer.task, trainer.args, trainer.folder, trainer.task.module
     ranks = "1 rank" if distributed.num_ranks() == 1 else f"{distributed.num_ranks()} ranks"
     distributed.say(
-        f"{describe_size(model)}; scales {' '.join(map(str, model.scale_sizes))}; {len(dataset)} images of "
+        f"{describe_size(model)}; scales {' '.join(map(str, model.scale_sizes))}; {len(trainer.dataset)} images of "
         f"{model.config.num_classes} classes; {trainer.state.steps_per_epoch} steps an epoch on {ranks}; "
-        f"{str(trainer.dtype).removeprefix('torch.')} on {device.type}; attention {args.attention}; run folder {folder}"
+        f"{str(trainer.dtype).removeprefix('torch.')} on {trainer.device.type}; attention {args.attention}; "
+        f"run folder {folder}"
     )
     if not trainer.fit():
         return

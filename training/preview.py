@@ -25,14 +25,8 @@ DIGITS_AT_ONCE = 50
 class Evaluation:
     """Measures a model against a reference, by torch-fidelity's Inception. Made and used on all ranks.
 
-    Args:
-        reference: npz, folder of images or statistics file, as evaluator.py takes it.
-        weights: of Inception; None takes the copy in the user's cache, downloaded once. Where that cannot be had a
-            warning says so, and nothing is measured.
-        device: of the network.
-
-    Raises:
-        UserError: the reference is none.
+    Without ``weights``, Inception's are the copy in the user's cache, downloaded once. Where that cannot be had a
+    warning says so, and nothing is measured. A reference that is none is a UserError.
     """
 
     def __init__(self, reference: str, weights: str | None, device: torch.device) -> None:
@@ -48,7 +42,7 @@ class Evaluation:
                 warn([f"no FID during training: {error}"])
 
     def measure(self, model: Generator, request: Request, folder: Path) -> dict[str, float]:
-        """Metrics of the request's images by name, on rank 0, which prints them; ``folder`` is for ``measure_new``."""
+        """Metrics by name, on rank 0, which prints them, of the request's images; they pass through ``folder``."""
         if self.measurement is None:
             return {}
         result = measure_new(self.measurement, model, request, folder)
@@ -60,11 +54,7 @@ class Evaluation:
 
 
 def score_digits(model: Generator, count: int, drawing: Drawing, folder: Path) -> list[str]:
-    """Draw digits, classes in turn, on all ranks: what the classifier that ships says of them, and of real scans.
-
-    Returns:
-        Lines to print; on rank 0. ``folder`` is for ``measure_new``.
-    """
+    """Lines, on rank 0: what the classifier that ships says of digits drawn on all ranks, and of real scans."""
     args = NetworkArgs(features="digits")
     measurement = Measurement(load_on_all_ranks(args, torch.device("cpu")), Path(args.shipped_reference))
     request = Request(balanced_labels(model, count), drawing, DIGITS_SEED, DIGITS_AT_ONCE)
@@ -74,12 +64,9 @@ def score_digits(model: Generator, count: int, drawing: Drawing, folder: Path) -
 
 
 def measure_new(measurement: Measurement, model: Generator, request: Request, folder: Path) -> dict[str, Any]:
-    """Draw and measure images that pass through ``folder``; the result, on rank 0.
-
-    The folder is removed, also before: what a killed run left there may be of other weights.
-    """
+    """Draw and measure images that pass through ``folder``; the result, on rank 0."""
     if distributed.is_main():
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)  # what a killed run left there may be of other weights
     result = measurement.draw_and_measure(model, request, folder)
     if distributed.is_main():
         shutil.rmtree(folder)

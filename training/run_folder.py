@@ -31,11 +31,7 @@ def holds_run(folder: Path) -> bool:
 
 
 def check_same(folder: Path, config: GeneratorConfig, autoencoder_sha256: str) -> None:
-    """Refuse to go on with a run of another model, if the folder holds one.
-
-    Raises:
-        UserError: the folder holds a run of another model or autoencoder.
-    """
+    """Refuse to go on with a run of another model or autoencoder, if the folder holds one."""
     if not holds_run(folder):
         return
     saved = read_model_config(folder / CHECKPOINT_NAME)

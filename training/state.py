@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from timm.optim import param_groups_weight_decay
 from timm.utils import ModelEmaV3
-from torch import Tensor, nn
+from torch import Tensor
 
 from models.loading.state import read_torch_file
 from runtime import distributed
@@ -19,19 +19,7 @@ from training.task import Task
 class TrainState:
     """Weights, their average, the optimizer, and the place in the data.
 
-    Args:
-        task: what is trained.
-        args: how.
-        num_images: of an epoch.
-        device: of this rank.
-        dtype: that the loss is computed in; float16 takes loss scaling.
-
-    Attributes:
-        step: updates of the weights so far.
-        epoch: whole passes over the data so far.
-        step_in_epoch: steps of the pass that is under way.
-        logged_step: the last step that was logged.
-        loss_sum: losses since then.
+    ``dtype`` is what the loss is computed in; float16 takes loss scaling.
     """
 
     def __init__(self, task: Task, args: LoopArgs, num_images: int, device: torch.device, dtype: torch.dtype) -> None:
@@ -42,8 +30,9 @@ class TrainState:
         self.ema = ModelEmaV3(self.module, decay=args.ema_decay, use_warmup=True) if args.ema else None
         self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
         self.steps_per_epoch = count_steps(num_images, args)
-        self.step, self.epoch, self.step_in_epoch, self.logged_step = 0, 0, 0, 0
-        self.loss_sum = torch.zeros((), device=device)
+        self.step = 0  # updates of the weights so far
+        self.epoch, self.step_in_epoch = 0, 0  # whole passes over the data, and steps of the one that is under way
+        self.logged_step, self.loss_sum = 0, torch.zeros((), device=device)  # the last that was logged, losses since
         self.first_bad_step = torch.full((), -1, device=device)
 
     @property
@@ -60,11 +49,6 @@ class TrainState:
         for start, factor in self.args.lr_drops.items():
             rate *= factor if self.progress >= start else 1.0
         return rate
-
-    @property
-    def trained(self) -> nn.Module:
-        """What to use of the run: the averaged weights if there are any."""
-        return self.module if self.ema is None else self.ema.module
 
     def update(self, rate: float) -> None:
         """Change the weights by the gradients that were gathered."""
@@ -88,11 +72,7 @@ class TrainState:
         self.first_bad_step = torch.where(bad & (self.first_bad_step < 0), step, self.first_bad_step)
 
     def check_finite(self, weights: bool = False) -> None:
-        """Stop every rank, before anything bad is saved, if any noted something; with ``weights`` look at them too.
-
-        Raises:
-            UserError: a loss or weight is not finite.
-        """
+        """Stop every rank by a UserError, before anything bad is saved, if any noted or now finds it."""
         if weights:
             self.note_bad(~torch.stack([p.isfinite().all() for p in self.module.parameters()]).all(), self.step - 1)
         bad = [(step, rank) for rank, step in enumerate(distributed.everyones(int(self.first_bad_step))) if step >= 0]
@@ -108,16 +88,23 @@ class TrainState:
         """Write a checkpoint; called on all ranks, rank 0 writes."""
         self.check_finite(weights=True)
         self.loss_sum = distributed.add_up(self.loss_sum) / distributed.num_ranks()  # the file holds one for all ranks
-        if distributed.is_main():
-            with whole(path) as temporary:
-                torch.save(self._content(), temporary)
+        if not distributed.is_main():
+            return
+        content = {
+            "model": self.module.state_dict(),
+            "model_ema": None if self.ema is None else self.ema.module.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            **{name: getattr(self, name) for name in ("step", "epoch", "step_in_epoch", "loss_sum", "logged_step")},
+            "data_order": self._data_order(),
+            "task": self.task.state(),
+            **self.task.describe(),
+        }
+        with whole(path) as temporary:
+            torch.save(content, temporary)
 
     def load(self, path: Path) -> None:
-        """Go on from a checkpoint.
-
-        Raises:
-            UserError: this run cannot.
-        """
+        """Go on from a checkpoint, or refuse it."""
         saved = read_torch_file(path)
         self._check(saved, path)
         self.module.load_state_dict(saved["model"])
@@ -131,18 +118,6 @@ class TrainState:
         self.step, self.epoch, self.step_in_epoch = saved["step"], saved["epoch"], saved["step_in_epoch"]
         self.loss_sum.copy_(saved["loss_sum"])
         self.logged_step = saved.get("logged_step", self.step - self.step % self.args.log_freq)  # earlier files lack it
-
-    def _content(self) -> dict[str, Any]:
-        return {
-            "model": self.module.state_dict(),
-            "model_ema": None if self.ema is None else self.ema.module.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
-            **{name: getattr(self, name) for name in ("step", "epoch", "step_in_epoch", "loss_sum", "logged_step")},
-            "data_order": self._data_order(),
-            "task": self.task.state(),
-            **self.task.describe(),
-        }
 
     def _check(self, saved: dict[str, Any], path: Path) -> None:
         """Refuse a checkpoint that this run cannot go on from."""
@@ -164,13 +139,17 @@ class TrainState:
 
     def _data_order(self) -> dict[str, int]:
         """What decides which images a step of an epoch sees."""
-        images_a_step = self.args.batch_size * self.args.accum_steps * distributed.num_ranks()
-        return {"images": self.num_images, "images_a_step": images_a_step, "seed": self.args.seed}
+        return {"images": self.num_images, "images_a_step": images_a_step(self.args), "seed": self.args.seed}
 
 
 def count_steps(num_images: int, args: LoopArgs) -> int:
     """Steps of an epoch; the images left over wait for another epoch's order."""
-    images_a_step = args.batch_size * args.accum_steps * distributed.num_ranks()
-    if num_images < images_a_step:
-        raise UserError(f"{num_images} images do not fill one step of {images_a_step}; lower batch_size or accum_steps")
-    return num_images // images_a_step
+    step = images_a_step(args)
+    if num_images < step:
+        raise UserError(f"{num_images} images do not fill one step of {step}; lower batch_size or accum_steps")
+    return num_images // step
+
+
+def images_a_step(args: LoopArgs) -> int:
+    """On all ranks."""
+    return args.batch_size * args.accum_steps * distributed.num_ranks()

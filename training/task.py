@@ -13,24 +13,16 @@ from runtime import distributed
 
 
 class Task(Protocol):
-    """Something to train.
+    """Something to train."""
 
-    Attributes:
-        module: whose parameters are trained and saved.
-        precision: that the task insists on, if any.
-    """
-
-    module: nn.Module
-    precision: torch.dtype | None = None
+    module: nn.Module  # whose parameters are trained and saved
+    precision: torch.dtype | None = None  # that the task insists on, if any
 
     def loss(self, batch: Any, context: StepContext) -> Loss:
         """The loss of a batch, and what else is logged of it."""
 
     def show(self, module: nn.Module, folder: Path, name: str) -> dict[str, float]:
-        """Write pictures ``folder / name...`` of what a (possibly averaged) module does; return metrics to be logged.
-
-        Called on every rank; rank 0 writes.
-        """
+        """Called on all ranks: draw with a (possibly averaged) module, write ``folder / name...``, return metrics."""
 
     def describe(self) -> dict[str, Any]:
         """Plain entries for the checkpoint, such as the configuration."""
@@ -49,10 +41,7 @@ class LossModule(nn.Module):
     def __init__(self, task: Task) -> None:
         super().__init__()
         self.module = task.module
-        self.loss = task.loss
-
-    def forward(self, batch: Any, context: StepContext) -> Loss:
-        return self.loss(batch, context)
+        self.forward = task.loss
 
 
 def step_context(seed: int, step: int, batch: int, device: torch.device, epoch: float = 0.0) -> StepContext:

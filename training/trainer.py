@@ -4,12 +4,13 @@ A *step* is one update of the weights, from ``accum_steps`` batches on every ran
 the run's seed, the step and the rank, so that a run that was stopped anywhere goes on as if it had not been.
 """
 
+import json
 import multiprocessing
 import os
 import shutil
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from itertools import islice
@@ -18,6 +19,7 @@ from types import FrameType
 from typing import Any
 
 import torch
+from tensorboardX import SummaryWriter
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset
@@ -31,7 +33,6 @@ from runtime.config import write_yaml
 from runtime.device import autocast, pick_dtype
 from runtime.errors import UserError
 from runtime.files import whole
-from training.log import RunLog
 from training.options import LoopArgs
 from training.state import TrainState
 from training.task import LossModule, Task, step_context
@@ -39,26 +40,34 @@ from training.task import LossModule, Task, step_context
 SYNC_STEPS = 10  # between agreements of several ranks on whether to stop or save
 
 
+class RunLog:
+    """Appends to ``log.jsonl`` and to TensorBoard's event files. A run that goes on adds to the same files."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path, self.writer = folder / "log.jsonl", SummaryWriter(str(folder))
+        if self.path.exists() and self.path.read_bytes()[-1:] not in (b"", b"\n"):  # a full disk cut the last line
+            with self.path.open("a") as file:
+                file.write("\n")
+
+    def write(self, **entry: Any) -> None:
+        with self.path.open("a") as file:
+            file.write(json.dumps({**entry, "time": round(time.time(), 1)}) + "\n")
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        """Record metrics after so many steps."""
+        self.write(step=step, **values)
+        for name, value in values.items():
+            self.writer.add_scalar(name, value, step)
+
+
 class Trainer:
     """Trains a task on a dataset in a run folder, going on from the folder's last checkpoint if there is one.
 
-    Args:
-        task: what is trained.
-        dataset: gives the batches.
-        args: how to train.
-        folder: of the run.
-        device: of this rank.
-        settings: written to the folder's ``config.yaml`` when steps are taken.
+    ``settings`` are written to the folder's ``config.yaml`` when steps are taken.
     """
 
     def __init__(
-        self,
-        task: Task,
-        dataset: Dataset,
-        args: LoopArgs,
-        folder: Path,
-        device: torch.device,
-        settings: Mapping[str, Any],
+        self, task: Task, dataset: Dataset, args: LoopArgs, folder: Path, device: torch.device, settings: dict[str, Any]
     ) -> None:
         self.task, self.dataset, self.args, self.folder, self.device = task, dataset, args, folder, device
         self.settings = settings
@@ -77,20 +86,19 @@ class Trainer:
         self._resume()
         state = self.state
         if state.epoch >= self.args.epochs:
-            if distributed.is_main():
-                print(
-                    f"the run in {self.folder} is finished with {state.epoch} epochs; a higher --epochs goes on with it"
-                )
+            distributed.say(
+                f"the run in {self.folder} is finished with {state.epoch} epochs; a higher --epochs goes on with it"
+            )
             return False
-        if distributed.is_main():
-            write_yaml(self.folder / CONFIG_NAME, self.settings)
         self.forward = LossModule(self.task)
         if distributed.num_ranks() > 1:
             self.forward = DistributedDataParallel(self.forward, broadcast_buffers=False)
         total = state.step + (self.args.epochs - state.epoch) * state.steps_per_epoch - state.step_in_epoch
-        self.log = RunLog(self.folder) if distributed.is_main() else None
-        if self.log is not None:
-            self.log.event("start", step=state.step, ranks=distributed.num_ranks(), dtype=str(self.dtype))
+        self.log = None
+        if distributed.is_main():
+            write_yaml(self.folder / CONFIG_NAME, self.settings)
+            self.log = RunLog(self.folder)
+            self.log.write(event="start", step=state.step, ranks=distributed.num_ranks(), dtype=str(self.dtype))
         self.last_save = time.monotonic()
         bar = tqdm(total=total, initial=state.step, unit="step", mininterval=1.0, smoothing=0.05, disable=not self.log)
         with self._signals_wait(), bar:
@@ -102,7 +110,7 @@ class Trainer:
     @property
     def trained(self) -> nn.Module:
         """What to use of the run: the averaged weights if there are any."""
-        return self.state.trained
+        return self.state.module if self.state.ema is None else self.state.ema.module
 
     def save(self) -> None:
         """Write ``checkpoint-last.pth``; called on all ranks, rank 0 writes."""
@@ -121,16 +129,16 @@ class Trainer:
             self.log.scalars(self.state.step, metrics)
 
     def _resume(self) -> None:
-        path = self.folder / CHECKPOINT_NAME
+        state, folder = self.state, self.folder
+        path = folder / CHECKPOINT_NAME
         if not path.exists() and self.args.resume is not None:
             path = find_checkpoint(self.args.resume)
         if path.exists():
-            self.state.load(path)
-            distributed.say(f"going on from {path}: epoch {self.state.epoch}, step {self.state.step}")
-        places = distributed.everyones((self.state.step, self.state.epoch, self.state.step_in_epoch))
-        if len(set(places)) > 1:
+            state.load(path)
+            distributed.say(f"going on from {path}: epoch {state.epoch}, step {state.step}")
+        if len(set(distributed.everyones((state.step, state.epoch, state.step_in_epoch)))) > 1:
             raise UserError(
-                f"ranks found different checkpoints in {self.folder}; it must be a folder that all of them share"
+                f"ranks found different checkpoints in {folder}; it must be a folder that all of them share"
             )
 
     def _train_epoch(self, bar: tqdm) -> None:
@@ -156,55 +164,38 @@ class Trainer:
         return max(signals), any(saves)
 
     def _batches(self) -> Iterator[Any]:
-        state = self.state
-        sampler = EpochBatches(
-            num_images=len(self.dataset),
-            num_crops=self.dataset.num_crops,
-            batch_size=self.args.batch_size,
-            seed=self.args.seed,
-            epoch=state.epoch,
-            start=state.step_in_epoch * self.args.accum_steps,
-            rank=distributed.rank(),
-            num_ranks=distributed.num_ranks(),
-        )
+        state, args, data = self.state, self.args, self.dataset
+        place = (state.epoch, state.step_in_epoch * args.accum_steps, distributed.rank(), distributed.num_ranks())
         loader = DataLoader(
-            self.dataset,
-            batch_sampler=sampler,
-            num_workers=self.args.num_workers,
-            collate_fn=self.dataset.collate,
+            data,
+            batch_sampler=EpochBatches(len(data), data.num_crops, args.batch_size, args.seed, *place),
+            num_workers=args.num_workers,
+            collate_fn=data.collate,
             pin_memory=self.device.type == "cuda",
             worker_init_fn=partial(_leave_signals_to_main, self.needs_workers),
         )
-        return islice(iter(loader), (state.steps_per_epoch - state.step_in_epoch) * self.args.accum_steps)
+        return islice(iter(loader), (state.steps_per_epoch - state.step_in_epoch) * args.accum_steps)
 
     def _train_step(self, group: list[Any], bar: tqdm | None) -> None:
         """One update from the batches of ``group``; with a progress bar it logs too."""
         state, rate = self.state, self.state.learning_rate
         for index, batch in enumerate(group):
             context = step_context(self.args.seed, state.step, index, self.device, state.progress)
-            with self._last_batch_syncs(index == len(group) - 1):
+            # Gradients of several ranks are averaged once a step, with its last batch.
+            spare = index < len(group) - 1 and isinstance(self.forward, DistributedDataParallel)
+            with self.forward.no_sync() if spare else nullcontext():
                 with autocast(self.device, self.dtype):
                     loss = self.forward(_to_device(batch, self.device), context)
                 state.scaler.scale(loss.value / len(group)).backward()
             state.loss_sum += loss.value.detach() / len(group)
             state.note_bad(~loss.value.detach().isfinite(), state.step)
-        norm = self._gradient_norm(needed=bar is not None)
+        if self.args.clip_grad or bar is not None:
+            state.scaler.unscale_(state.optimizer)
+            norm = nn.utils.clip_grad_norm_(state.module.parameters(), self.args.clip_grad or torch.inf)
         state.update(rate)
         if bar is not None:
             with torch.no_grad():
                 self._log(bar, {"lr": rate, "grad_norm": norm, **loss.metrics()})
-
-    def _last_batch_syncs(self, last: bool) -> Any:
-        """Gradients of several ranks are averaged once a step, with its last batch."""
-        spare = isinstance(self.forward, DistributedDataParallel) and not last
-        return self.forward.no_sync() if spare else nullcontext()
-
-    def _gradient_norm(self, needed: bool) -> Tensor | None:
-        """Norm before clipping, if it is clipped or asked for."""
-        if not needed and not self.args.clip_grad:
-            return None
-        self.state.scaler.unscale_(self.state.optimizer)
-        return nn.utils.clip_grad_norm_(self.state.module.parameters(), self.args.clip_grad or torch.inf)
 
     def _log(self, bar: tqdm, metrics: dict[str, Tensor | float]) -> None:
         """Write metrics, each the mean over ranks."""
@@ -227,7 +218,11 @@ class Trainer:
             self.show(f"epoch_{state.epoch:04d}")
         self.save()
         if self.args.keep_freq and state.epoch % self.args.keep_freq == 0 and distributed.is_main():
-            _copy(self.folder / CHECKPOINT_NAME, self.folder / f"checkpoint-{state.epoch:04d}.pth")
+            with whole(self.folder / f"checkpoint-{state.epoch:04d}.pth") as kept:
+                try:
+                    kept.hardlink_to(self.folder / CHECKPOINT_NAME)
+                except OSError:  # a file system without links
+                    shutil.copyfile(self.folder / CHECKPOINT_NAME, kept)
 
     @contextmanager
     def _signals_wait(self) -> Iterator[None]:
@@ -241,22 +236,13 @@ class Trainer:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
             if self.log is not None:
-                self.log.close()
+                self.log.writer.close()
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.stop_signal:
             raise KeyboardInterrupt
         self.stop_signal = number
         tqdm.write("stopping after this step; once more to stop at once, without saving")
-
-
-def _copy(path: Path, copy: Path) -> None:
-    """Keep a checkpoint under another name before the next one takes its place."""
-    with whole(copy) as temporary:
-        try:
-            temporary.hardlink_to(path)
-        except OSError:  # a file system without links
-            shutil.copyfile(path, temporary)
 
 
 def _leave_signals_to_main(needed: Any, worker: int) -> None:

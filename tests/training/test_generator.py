@@ -185,8 +185,8 @@ def test_flex_attention_trains_alike_on_cuda() -> None:
     """To the same gradients, but for rounding."""
     cuda, gradients = torch.device("cuda"), []
     for attention in ("sdpa", "flex"):
-        model = tiny_model(scale_ratio=3.0)
-        task = GeneratorTask(model, tiny_args(attention=attention), PREVIEW, device=cuda)
+        model = tiny_model(scale_ratio=3.0).to(cuda)
+        task = GeneratorTask(model, tiny_args(attention=attention), PREVIEW)
         assert model.use_flex_attention == (attention == "flex")
         batch = (random_codes(model, batch=2), torch.tensor([1, 2], device=cuda))
         task.loss(batch, step_context(0, 0, 0, cuda)).value.backward()
