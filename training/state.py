@@ -30,8 +30,7 @@ class TrainState:
         self.ema = ModelEmaV3(self.module, decay=args.ema_decay, use_warmup=True) if args.ema else None
         self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
         self.steps_per_epoch = count_steps(num_images, args)
-        self.step = 0  # updates of the weights so far
-        self.epoch, self.step_in_epoch = 0, 0  # whole passes over the data, and steps of the one that is under way
+        self.step, self.epoch, self.step_in_epoch = 0, 0, 0  # updates; whole passes over the data; updates since those
         self.logged_step, self.loss_sum = 0, torch.zeros((), device=device)  # the last that was logged, losses since
         self.first_bad_step = torch.full((), -1, device=device)
 
