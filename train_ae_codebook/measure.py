@@ -188,10 +188,7 @@ class EightBitImages(Images):
 def measure_rfid(
     autoencoder: Autoencoder, data: CroppedImages, count: int, inception: Network
 ) -> tuple[str, float, list[str]]:
-    """The distance between Inception's features of images and of their reconstructions.
-
-    Returns:
-        Its name, which tells the number of images below 50,000, its value, and what is doubtful about it.
+    """The distance of reconstructions: its name, which tells N below 50,000, its value, and what is doubtful about it.
 
     Raises:
         UserError: one image has no covariance.

@@ -50,11 +50,13 @@ class AutoencoderArgs(PyramidArgs):
     """The ``args:`` section of a configuration of train_ae_codebook/main.py."""
 
     start: str | None = option(
-        None, "autoencoder whose weights (n_embed codes too) a new run takes: LlamaGen's vq_ds16_c2i.pt, or a folder"
+        None, "autoencoder a new run starts from, codes too if it has n_embed: LlamaGen's vq_ds16_c2i.pt, or a folder"
     )
-    perceptual: float = option(0.0, "weight of EfficientNet-Lite0's distance (takes two packages more); 0 has none")
+    perceptual: float = option(
+        0.0, "weight of the distance of EfficientNet-Lite0's features, which takes two packages more; 0 has none"
+    )
     discriminator: float = option(
-        0.0, "weight of passing reconstructions of the full size for real before a patch discriminator; 0 has none"
+        0.0, "weight of passing full-size reconstructions for real before a discriminator trained beside; 0 has none"
     )
     discriminator_start: int = option(1000, "steps that the autoencoder trains without it")
     discriminator_lr: float = option(1e-4, "its learning rate, of Adam")

@@ -131,10 +131,8 @@ class VQVAETask(PyramidTask):
 
     def restore(self, state: dict[str, Any]) -> None:
         if bool(state) != (self.adversary is not None):
-            kind = "with" if state else "without"
-            raise UserError(
-                f"the checkpoint is of a run {kind} a discriminator; keep it so, or name another output_dir"
-            )
+            run = f"a run {'with' if state else 'without'} a discriminator"
+            raise UserError(f"the checkpoint is of {run}; keep it so, or name another output_dir")
         if self.adversary is not None:
             self.adversary.restore(state)
 
