@@ -122,9 +122,8 @@ class CheckpointResults:
         """
         args, samples, file = self.args, folder / SAMPLES_NAME, folder / RESULT_NAME
         self._warn(drawing.warnings(self.model.scale_sizes))
-        request = Request(
-            balanced_labels(self.model, args.num_samples), drawing, args.seed, args.batch_size, args.compile
-        )
+        labels = balanced_labels(self.model, args.num_samples)
+        request = Request(labels, drawing, args.seed, args.batch_size, args.compile)
         origin = {"checkpoint": args.checkpoint, "use_ema": args.use_ema}
         origin["checkpoint_sha256"] = self.hashes["checkpoint_sha256"]
         result = self.measurement.draw_and_measure(self.model, request, samples, **origin)
