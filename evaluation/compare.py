@@ -13,8 +13,7 @@ from evaluation.features.classifier import Classifier
 from evaluation.features.network import Inception, Network
 from evaluation.image_files import LABELS
 from evaluation.image_sets import ImageSet
-from evaluation.metrics import frechet_distance, inception_score
-from evaluation.neighbours import precision_recall
+from evaluation.metrics import frechet_distance, inception_score, precision_recall
 from runtime.errors import UserError
 
 FULL = 50_000  # samples whose FID needs no N beside its name
@@ -26,21 +25,14 @@ def with_count(distance: str, num_samples: int | None) -> str:
     return distance if num_samples is not None and num_samples >= FULL else f"{distance}-{num_samples or 'unknown'}"
 
 
-def compare(
-    reference: ImageSet, samples: ImageSet, network: Inception | Classifier, with_prec_recall: bool = True
-) -> Metrics:
-    """All metrics that the two sets have the data for.
-
-    Raises:
-        UserError: their statistics are of different features.
-    """
+def compare(reference: ImageSet, samples: ImageSet, network: Inception | Classifier) -> Metrics:
+    """All metrics that the two sets have the data for. UserError if their statistics are of different features."""
     count, features, distance = samples.num_images, samples.features, _distance(reference, samples)
     if isinstance(network, Classifier):
-        known = features is not None and samples.labels is not None
-        accuracy = network.accuracy(features, samples.labels) if known else None
+        accuracy = None if samples.labels is None else network.accuracy(features, samples.labels)
         return {with_count(f"FD-{network.name}", count): distance, "Class accuracy": accuracy}
     precision = recall = None
-    if with_prec_recall and reference.features is not None and features is not None:
+    if reference.features is not None and features is not None:
         precision, recall = precision_recall(reference.features, features, network.squared_distances)
     return {
         "Inception Score": None if features is None else inception_score(features, network.class_weights),
@@ -82,14 +74,9 @@ def warnings_of_pair(reference: ImageSet, samples: ImageSet, network: Network) -
     return found
 
 
-def report(
-    reference: ImageSet, samples: ImageSet, network: Inception | Classifier, with_prec_recall: bool = True
-) -> dict[str, Any]:
-    """Metrics, and everything that decides them, as JSON takes it.
-
-    ``metrics`` names which entries are metrics, ``real_images`` has those of a classifier's real test images.
-    """
-    metrics, real_images = compare(reference, samples, network, with_prec_recall), {}
+def report(reference: ImageSet, samples: ImageSet, network: Inception | Classifier) -> dict[str, Any]:
+    """Metrics, which ``metrics`` names, those of a classifier's real images, and all that decides them, for JSON."""
+    metrics, real_images = compare(reference, samples, network), {}
     if isinstance(network, Classifier):
         real = network.real_data("test")
         distance = frechet_distance(reference.statistics[0], real.statistics)

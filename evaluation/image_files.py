@@ -30,7 +30,7 @@ DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedEr
 
 
 class Images(ABC):
-    """Images of one size."""
+    """Images of one size. UserError, when made or read, if there are none, or they are damaged or of another kind."""
 
     path: Path
     shape: tuple[int, int, int] | None  # (N, H, W); None of a file that holds statistics alone
@@ -58,11 +58,7 @@ class Images(ABC):
 
 
 class NpzImages(Images):
-    """``arr_0`` of an npz, uint8 (N, H, W, 3), compressed or not, never held whole; or an npz of statistics alone.
-
-    Raises:
-        UserError: when it is made or read, the file is damaged, or holds something else.
-    """
+    """``arr_0`` of an npz, uint8 (N, H, W, 3), compressed or not, never held whole; or an npz of statistics alone."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.shape = path, None
@@ -123,13 +119,7 @@ class NpzImages(Images):
 
 
 class FolderImages(Images):
-    """PNG and JPEG files of a folder, at any depth, in the order of their paths.
-
-    In a folder that main_sample.py wrote, its images alone: no grid and no maps.
-
-    Raises:
-        UserError: there are none, they are still being drawn, or one cannot be read.
-    """
+    """PNG and JPEG files at any depth of a folder, by path; of a folder that main_sample.py wrote, its images alone."""
 
     def __init__(self, path: Path) -> None:
         if (path / PROGRESS_NAME).exists():
@@ -188,11 +178,7 @@ class FolderImages(Images):
 
 
 def open_images(path: Path) -> Images:
-    """What a path holds: a folder, an npz, or the samples.npz in a folder that main_sample.py wrote.
-
-    Raises:
-        UserError: there is nothing of the sort, or it is damaged.
-    """
+    """What a path holds: a folder, an npz, or the samples.npz in a folder that main_sample.py wrote."""
     if not path.exists():
         raise UserError(f"{path} does not exist; name an npz or a folder of images")
     if (path / SETTINGS_NAME).is_file() and (path / NPZ_NAME).is_file():

@@ -18,8 +18,7 @@ from tqdm import tqdm
 from data.crops import center_crop
 from evaluation.features.network import Network
 from evaluation.image_files import DAMAGE, IMAGES, FolderImages, Images, open_images, read_image
-from evaluation.metrics import Statistics, statistics_of
-from evaluation.neighbours import NEIGHBOURS
+from evaluation.metrics import NEIGHBOURS, Statistics, statistics_of
 from runtime import distributed
 from runtime.errors import UserError
 from runtime.files import whole
@@ -39,7 +38,7 @@ class ImageSet:
     stored: bool  # the statistics are from the file, not from its images
     settings: Mapping[str, Any] | None  # what main_sample.py recorded of the samples, if it drew them
     shape: tuple[int, int, int] | None = None  # (N, H, W)
-    features: np.ndarray | None = None  # (N, D) float32
+    features: np.ndarray | None = None  # (N, D) float32, if they are needed
     digests: np.ndarray | None = None  # (N,) uint64, a hash of each image
     labels: np.ndarray | None = None  # (N,) class of each image as the network counts them; None if not known
     label_warnings: Sequence[str] = ()  # why they are not, if files say something of them
@@ -51,22 +50,14 @@ class ImageSet:
 
 
 def load_image_set(
-    path: Path,
-    network: Network,
-    batch_size: int,
-    use_cache: bool = False,
-    need_features: bool = True,
-    all_ranks: bool = False,
+    path: Path, network: Network, batch_size: int, cache: bool = False, features: bool = True, all_ranks: bool = False
 ) -> ImageSet:
     """Read an npz, a folder of images, or a file of statistics, computing what it does not store.
 
     Args:
-        use_cache: keep what is computed in a file beside ``path``, and take it from there the next time.
-        need_features: False reads no images if the file stores its statistics.
-        all_ranks: the other ranks call ``compute_features`` of the same images meanwhile; not with ``use_cache``.
-
-    Raises:
-        UserError: there is nothing of the sort, or too few images.
+        cache: keep what is computed in a file beside ``path``, and take it from there the next time.
+        features: False leaves them out, and reads no images if the file stores its statistics.
+        all_ranks: the other ranks call ``compute_features`` of the same images meanwhile; not with ``cache``.
     """
     images, suffixes = open_images(path), network.key_suffixes
     statistics = [images.statistics(suffix) for suffix in suffixes]
@@ -76,14 +67,15 @@ def load_image_set(
     settings = _settings(images.path)
     drawn = settings.pop("images", [])
     found = ImageSet(images.path, images.sha256, statistics, stored, settings or None)
-    if stored and (images.shape is None or not need_features):
+    if stored and (images.shape is None or not features):
         return found
     _check_count(images)
-    arrays = _cached_features(images, network, batch_size) if use_cache else {}
+    arrays = _cached_features(images, network, batch_size) if cache else {}
     arrays = arrays or compute_features(images, network, batch_size, all_ranks)
     if not stored:
         found.statistics = [Statistics.of_names(arrays, suffix) for suffix in suffixes]
-    found.shape, found.features, found.digests = images.shape, arrays["features"], arrays["digests"]
+    found.shape, found.digests = images.shape, arrays["digests"]
+    found.features = arrays["features"] if features else None
     found.labels, found.label_warnings = read_labels(images, drawn, network.class_names)
     found.warnings = warnings_of(images, arrays, network, stored)
     return found
@@ -92,10 +84,9 @@ def load_image_set(
 def read_labels(
     images: Images, drawn: Sequence[Mapping[str, Any]], class_names: Sequence[str]
 ) -> tuple[np.ndarray | None, list[str]]:
-    """Class (N,) of each image, as its place in ``class_names``, and what is wrong with the labels that files have.
+    """Class (N,) of each image as its place in ``class_names``, None if unsaid, and what is wrong with what is said.
 
-    They are names or indices: of samples.json, which says ``drawn`` of each image, of arr_1 in an npz, or of class
-    folders. None if the files do not say them, or the network has no classes.
+    Files say it by name or index: samples.json, which has ``drawn`` of each image, arr_1 of an npz, or class folders.
     """
     if not class_names:
         return None, []
@@ -207,17 +198,11 @@ def _settings(path: Path) -> dict[str, Any]:
         raise UserError(f"{record} is damaged ({error}); remove it to evaluate without settings") from error
 
 
-# Making a reference set
-
-
 def make_reference(folder: Path, target: Path, size: int, network: Network, batch_size: int) -> list[str]:
     """Write the centre crops of all images of a folder, and their statistics, in the format of the ADM evaluator's.
 
-    ``target`` becomes an npz of ``arr_0`` (N, size, size, 3) uint8, ``mu``, ``sigma`` and Inception's ``mu_s``,
-    ``sigma_s``. Returns what is doubtful about the images.
-
-    Raises:
-        UserError: the target exists, or an image cannot be read.
+    ``target``, which must be new, becomes an npz of ``arr_0`` (N, size, size, 3) uint8, ``mu``, ``sigma`` and
+    Inception's ``mu_s``, ``sigma_s``. Returns what is doubtful about the images.
     """
     if target.exists():
         raise UserError(f"{target} exists; name another file, or remove it")

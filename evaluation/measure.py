@@ -11,7 +11,7 @@ from evaluation.compare import report, warn
 from evaluation.features.network import Inception, Network, load_on_all_ranks
 from evaluation.image_files import open_images
 from evaluation.image_sets import ImageSet, check_reference, compute_features, load_image_set
-from evaluation.neighbours import check_order
+from evaluation.metrics import check_order
 from evaluation.options import CheckpointArgs
 from models.config import Drawing
 from models.family import Generator
@@ -26,7 +26,6 @@ from sampling.labels import balanced_labels
 from sampling.pictures import save_grid
 from sampling.record import sample_settings
 
-BATCH_SIZE = 64  # images whose features are computed at once
 RESULT_NAME, SAMPLES_NAME = "result.json", "samples"
 IN_GRID, COLUMNS = 100, 10
 
@@ -36,14 +35,13 @@ class Measurement:
 
     Args:
         network: computes the features; None on other ranks than 0 leaves all to that one.
-        with_prec_recall: of Inception: measure precision and recall.
+        neighbours: of Inception: measure precision and recall.
+        batch_size: images whose features are computed at once.
     """
 
-    def __init__(
-        self, network: Network | None, reference: Path, with_prec_recall: bool = True, batch_size: int = BATCH_SIZE
-    ) -> None:
-        self.network, self.reference_path, self.batch_size = network, reference, batch_size
-        self.by_neighbours = with_prec_recall and isinstance(network, Inception)
+    def __init__(self, network: Network | None, reference: Path, neighbours: bool = True, batch_size: int = 64) -> None:
+        self.network, self.path, self.batch_size = network, reference, batch_size
+        self.by_neighbours = neighbours and isinstance(network, Inception)
         self.shared = all(distributed.everyones(network is not None))
 
     @cached_property
@@ -51,28 +49,20 @@ class Measurement:
         """Computed once, on rank 0."""
         if self.by_neighbours:
             check_order(self.network.squared_distances, self.network.class_weights.shape[0])
-        return load_image_set(
-            self.reference_path, self.network, self.batch_size, use_cache=True, need_features=self.by_neighbours
-        )
+        return load_image_set(self.path, self.network, self.batch_size, cache=True, features=self.by_neighbours)
 
     def measure(self, samples: Path) -> dict[str, Any]:
-        """The ``report`` on images in files, on rank 0; nothing on the others.
-
-        Raises:
-            UserError: they cannot be read or compared.
-        """
+        """The ``report`` on images in files, on rank 0; nothing on the others."""
         torch.cuda.empty_cache()  # TensorFlow needs some of it
         if distributed.is_main():
             reference = self.reference
             found = load_image_set(samples, self.network, self.batch_size, all_ranks=self.shared)
-            return report(reference, found, self.network, self.by_neighbours) | {"batch_size": self.batch_size}
+            return report(reference, found, self.network) | {"batch_size": self.batch_size}
         if self.shared:
             compute_features(open_images(samples), self.network, self.batch_size, all_ranks=True)
         return {}
 
-    def draw_and_measure(
-        self, model: Generator, request: Request, folder: Path, origin: Mapping[str, Any] | None = None
-    ) -> dict[str, Any]:
+    def draw_and_measure(self, model: Generator, request: Request, folder: Path, **origin: Any) -> dict[str, Any]:
         """As ``measure``, of the images of a request, after those that a folder lacks are drawn into it on all ranks.
 
         A folder of other settings is moved aside; ``origin`` is what is recorded of the model among them.
@@ -80,7 +70,7 @@ class Measurement:
         missing, size = False, model.config.img_size
         images = SampleFolder(folder, (len(request.labels), size, size, 3), "npz")
         if distributed.is_main():
-            options = plain(request.drawing) | {"seed": request.seed, "format": "npz"} | dict(origin or {})
+            options = plain(request.drawing) | {"seed": request.seed, "format": "npz"} | origin
             missing = images.prepare(sample_settings(options, model, request.labels, {}))
         if distributed.from_main(missing):
             draw_into(images, model, request)
@@ -93,10 +83,7 @@ class Measurement:
 class CheckpointResults:
     """Results of a checkpoint, one for each drawing, each in a folder of its own; made and used on all ranks.
 
-    The reference is named in ``args``.
-
-    Raises:
-        UserError: the checkpoint, the network or the reference cannot be had.
+    ``args`` name the reference. UserError if it, the checkpoint or the network cannot be had.
     """
 
     def __init__(self, args: CheckpointArgs) -> None:
@@ -126,8 +113,7 @@ class CheckpointResults:
 
     def find(self, folder: Path, drawing: Drawing) -> dict[str, Any] | None:
         """The result in a folder, if it is there and of the same settings."""
-        wanted = self.settings(drawing)
-        return distributed.from_main(find_result(folder / RESULT_NAME, wanted) if distributed.is_main() else None)
+        return distributed.from_main(find_result(folder / RESULT_NAME, self.settings(drawing)))
 
     def make(self, folder: Path, drawing: Drawing, **more: Any) -> dict[str, Any]:
         """Draw and measure into a folder, going on with what is drawn already; ``more`` are entries of the result.
@@ -140,7 +126,7 @@ class CheckpointResults:
         request = Request(labels, drawing, args.seed, args.batch_size, args.compile)
         origin = {"checkpoint": args.checkpoint, "use_ema": args.use_ema}
         origin["checkpoint_sha256"] = self.hashes["checkpoint_sha256"]
-        result = self.measurement.draw_and_measure(self.model, request, samples, origin)
+        result = self.measurement.draw_and_measure(self.model, request, samples, **origin)
         if distributed.is_main():
             self._warn(result["warnings"])
             result |= {"run": plain(args) | self.settings(drawing), "steps": self.model.num_steps(drawing)} | more

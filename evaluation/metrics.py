@@ -1,9 +1,9 @@
-"""Fréchet distance and Inception Score from features, in float64 (method.md Sec. 9).
+"""Fréchet distance, Inception Score, precision and recall from features (method.md Sec. 9).
 
-Letters: N images, D features of each, K classes. NumPy alone: every backend shares these.
+Letters: N images, n, m of a block, D features of each, K classes. NumPy alone: every backend shares these.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +11,11 @@ import numpy as np
 ROWS = 4096  # rows turned to float64 at once
 SPLIT = 5000  # images a split of the Inception Score
 EPSILON = np.finfo(np.float64).eps
+NEIGHBOURS = 3  # in precision and recall
+BLOCK = 4096  # images of each set whose distances are held at once
+CHECKED, CHECKED_SLACK = 200, 0.1  # images of the self-test, and how far its shares may be from 1 and 0
+# Squared distances (n, m), float32, of features (n, D) and (m, D); each backend has its own.
+Distances = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,7 @@ def statistics_of(features: np.ndarray) -> Statistics:
 
     Block by block: ``np.cov`` would hold two copies of all features in float64.
     """
-    blocks = [features[first : first + ROWS] for first in range(0, len(features), ROWS)]
+    blocks = [features[rows] for rows in _slices(features, ROWS)]
     mean = sum(block.sum(axis=0, dtype=np.float64) for block in blocks) / len(features)
     covariance = np.zeros((features.shape[1],) * 2)
     for block in blocks:
@@ -75,8 +80,8 @@ def inception_score(features: np.ndarray, weights: np.ndarray, split: int = SPLI
     The mean over splits of ``split`` images in the order given, the last as long as what remains.
     """
     weights = weights.astype(np.float64)
-    parts = [features[first : first + split] for first in range(0, len(features), split)]
-    return float(np.mean([_score(part.astype(np.float64) @ weights) for part in parts]))
+    parts = [features[rows].astype(np.float64) for rows in _slices(features, split)]
+    return float(np.mean([_score(part @ weights) for part in parts]))
 
 
 def _score(logits: np.ndarray) -> float:
@@ -88,3 +93,51 @@ def _score(logits: np.ndarray) -> float:
     # A class whose share underflows to 0 adds nothing: p log p and p log(marginal) both vanish.
     log_marginal = np.log(marginal, where=marginal > 0, out=np.zeros_like(marginal))
     return float(np.exp((p * (log_p - log_marginal)).sum(axis=1).mean()))
+
+
+def precision_recall(
+    reference: np.ndarray, samples: np.ndarray, distances: Distances, block: int = BLOCK
+) -> tuple[float, float]:
+    """Precision: share of samples inside the reference's manifold; recall: share of the reference inside the samples'.
+
+    Of features (N, D) and (N', D), float32; each set has more images than ``NEIGHBOURS``. Memory is that of a few
+    blocks of distances, ``block`` images of each set.
+    """
+    radii_reference, radii_samples = (manifold_radii(side, distances, block) for side in (reference, samples))
+    reference_inside, samples_inside = (np.zeros(len(side), dtype=bool) for side in (reference, samples))
+    for i in _slices(reference, block):
+        for j in _slices(samples, block):
+            d = distances(reference[i], samples[j])  # (n, m)
+            reference_inside[i] |= (d <= radii_samples[j]).any(axis=1)
+            samples_inside[j] |= (d <= radii_reference[i, None]).any(axis=0)
+    return float(samples_inside.mean()), float(reference_inside.mean())
+
+
+def check_order(distances: Distances, width: int) -> None:
+    """A self-test of which share is which: samples that are all alike are precise, and recall next to nothing.
+
+    RuntimeError if the shares of features (N, ``width``) are exchanged, or the distances are none.
+    """
+    random = np.random.default_rng(0)
+    reference = random.normal(size=(CHECKED, width)).astype(np.float32)
+    collapsed = reference[:1] + random.normal(scale=1e-2, size=(CHECKED, width)).astype(np.float32)
+    precision, recall = precision_recall(reference, collapsed, distances)
+    if precision < 1 - CHECKED_SLACK or recall > CHECKED_SLACK:
+        raise RuntimeError(f"of a collapsed set precision is {precision} and recall {recall}; they are exchanged")
+
+
+def manifold_radii(features: np.ndarray, distances: Distances, block: int = BLOCK) -> np.ndarray:
+    """(N,) squared distance of each image to its third nearest neighbour; the nearest of all is the image itself."""
+    radii = np.empty(len(features), dtype=np.float32)
+    for i in _slices(features, block):
+        nearest = np.empty((len(radii[i]), 0), dtype=np.float32)
+        for j in _slices(features, block):
+            candidates = np.concatenate([nearest, distances(features[i], features[j])], axis=1)
+            last = min(NEIGHBOURS, candidates.shape[1] - 1)
+            nearest = np.partition(candidates, last, axis=1)[:, : last + 1]
+        radii[i] = nearest.max(axis=1)
+    return radii
+
+
+def _slices(features: np.ndarray, block: int) -> list[slice]:
+    return [slice(first, first + block) for first in range(0, len(features), block)]

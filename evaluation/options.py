@@ -2,20 +2,19 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from evaluation.features.shipped import statistics_file
-from evaluation.neighbours import NEIGHBOURS
+from evaluation.metrics import NEIGHBOURS
 from runtime.config import option
 from runtime.errors import UserError, check_at_least
 from sampling.options import SamplingArgs
 
 ROOT = Path(__file__).resolve().parents[1]
 REFERENCE = ROOT / "data/VIRTUAL_imagenet256_labeled.npz"
-REFERENCE_URL = (
-    "https://openaipublic.blob.core.windows.net/diffusion/jul-2021/ref_batches/imagenet/256/"
-    "VIRTUAL_imagenet256_labeled.npz"
-)
+ADM_URL = "https://openaipublic.blob.core.windows.net/diffusion/jul-2021/ref_batches"
+REFERENCE_URL = f"{ADM_URL}/imagenet/256/{REFERENCE.name}"
+GRAPH_URL = f"{ADM_URL}/classify_image_graph_def.pb"
 
 
 @dataclass(frozen=True)
@@ -41,16 +40,15 @@ class NetworkArgs:
     no_prec_recall: bool = option(False, "of inception: leave out precision and recall, the slowest part of large sets")
 
     def __post_init__(self) -> None:
-        unused = {"tensorflow": ("inception_weights",), "torch": ("inception_graph",)}[self.backend]
-        self.refuse(unused, f"--backend {self.backend}")
+        self.refuse("backend", "inception_weights" if self.backend == "tensorflow" else "inception_graph")
         if self.features != "inception":
-            self.refuse(("backend", "inception_graph", "no_prec_recall"), f"--features {self.features}")
+            self.refuse("features", "backend", "inception_graph", "no_prec_recall")
 
-    def refuse(self, names: tuple[str, ...], beside: str) -> None:
-        """An option that would do nothing is a mistake."""
+    def refuse(self, chosen: str, *names: str) -> None:
+        """An option that would do nothing beside what is chosen is a mistake."""
         for name in names:
             if getattr(self, name) != getattr(type(self), name):
-                raise UserError(f"--{name} means nothing with {beside}; leave it out")
+                raise UserError(f"--{name} means nothing with --{chosen} {getattr(self, chosen)}; leave it out")
 
     @property
     def shipped_reference(self) -> str | None:
@@ -88,7 +86,7 @@ class EvaluatorArgs(NetworkArgs):
         if self.make_reference is not None and self.output_file is not None:
             raise UserError("--output_file is of a comparison; --make_reference FOLDER OUT.npz measures nothing")
         if not self.in_torch:
-            self.refuse(("device",), f"--backend {self.backend}")
+            self.refuse("backend", "device")
         check_at_least(1, self, "batch_size", "image_size")
 
 
@@ -114,8 +112,7 @@ class CheckpointArgs(NetworkArgs, SamplingArgs):
         check_at_least(NEIGHBOURS + 1, self, "num_samples")
 
 
-@dataclass(frozen=True)
-class Preset:
+class Preset(NamedTuple):
     """A row of the paper's Table 1: a released model, settings of the drawing, and metrics of 50,000 samples."""
 
     checkpoint: str
@@ -150,13 +147,12 @@ class RunArgs(CheckpointArgs):
         super().__post_init__()
         check_at_least(1, self, "nproc")
         if self.features != "inception":
-            self.refuse(("preset",), f"--features {self.features}")
+            self.refuse("features", "preset")
             if self.checkpoint is None:
                 raise UserError(f"name the --checkpoint of the {self.features} model that --features measures")
 
     def completed(self) -> "RunArgs":
         """With the defaults of what was left open."""
         checkpoint = self.checkpoint or PRESETS[self.preset or "2x-cfg1.5"].checkpoint
-        return replace(
-            self, checkpoint=checkpoint, reference=self.reference or self.shipped_reference or str(REFERENCE)
-        )
+        reference = self.reference or self.shipped_reference or str(REFERENCE)
+        return replace(self, checkpoint=checkpoint, reference=reference)

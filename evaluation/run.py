@@ -28,6 +28,7 @@ from runtime.errors import UserError
 from sampling.options import drawing_options
 
 RANK = "RANK"  # variable that torchrun sets
+PR_SET_PDEATHSIG = 1  # of Linux
 
 
 def main(argv: Sequence[str]) -> None:
@@ -36,20 +37,13 @@ def main(argv: Sequence[str]) -> None:
     variables = [f"--{name}={value}" for name in names if (value := os.environ.get(name.upper()))]
     args, drawing = parse_open_flags([*variables, *argv], "run_evaluator.sh", __doc__, RunArgs, options)
     args = args.completed()
-    if RANK in os.environ:
-        _end_with_parent()
+    if RANK in os.environ and sys.platform == "linux":  # end with torchrun: else it would draw on beside the next run
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     check_inputs(args)
     if args.nproc > 1 and RANK not in os.environ:
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={args.nproc}"]
         os.execv(sys.executable, [*torchrun, "-m", "--", "evaluation.run", *argv])
     sample_and_evaluate(args, drawing)
-
-
-def _end_with_parent() -> None:
-    """Let Linux end this process when torchrun is killed: else it would draw on beside the next run."""
-    if sys.platform == "linux":
-        PR_SET_PDEATHSIG = 1
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def check_inputs(args: RunArgs) -> None:
@@ -64,10 +58,7 @@ def check_inputs(args: RunArgs) -> None:
 
 
 def sample_and_evaluate(args: RunArgs, given: dict[str, Any]) -> None:
-    """On all ranks: sample and evaluate, unless the result is there, and print the metrics.
-
-    ``args`` are completed; ``given`` are the settings of the drawing that the user gave.
-    """
+    """On all ranks: sample, with ``given`` settings of the drawing, and evaluate, unless it is done; print metrics."""
     from evaluation.compare import metric_lines, print_report  # takes seconds to import
     from evaluation.measure import RESULT_NAME, SAMPLES_NAME, CheckpointResults
     from models.sampling import checked_drawing

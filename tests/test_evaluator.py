@@ -11,11 +11,10 @@ import torch
 from PIL import Image
 
 import evaluator
-from evaluation.features.download import GRAPH_URL, fetched
-from evaluation.features.network import Inception, load_network
+from evaluation.features.network import Inception, fetched, load_network
 from evaluation.image_files import SUFFIXES
 from evaluation.metrics import statistics_of
-from evaluation.options import NetworkArgs
+from evaluation.options import GRAPH_URL, NetworkArgs
 from runtime.errors import UserError
 from tests.command_factory import ROOT, Outcome, call, start_python
 

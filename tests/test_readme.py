@@ -433,8 +433,8 @@ def test_a_command(command: str, project: Project) -> None:
 def test_without_network_the_download_says_what_to_fetch_by_hand(project: Project) -> None:
     outcome = project.outcome("bash pretrained_models/download.sh")
     assert outcome.err.startswith("error: ")
-    for settings, _ in PRESETS.values():
-        name = Path(settings["checkpoint"]).name
+    for preset in PRESETS.values():
+        name = Path(preset.checkpoint).name
         assert re.search(rf"https://\S+/{name}/checkpoint-last\.pth", outcome.err)
         assert str(project.folder / "fresh/pretrained_models" / name) in outcome.err
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from data.options import CropRecipe, DatasetName
-from evaluation.neighbours import NEIGHBOURS
+from evaluation.metrics import NEIGHBOURS
 from runtime.config import option
 from runtime.errors import UserError, check_at_least
 

@@ -1,15 +1,13 @@
 """A small classifier that ships with the project: features where Inception's are not to be had, and class accuracy.
 
-    python -m experiments.train_classifier --config experiments/classifier_digits.yaml
-
-makes one. Letters: B images, H, W their sides in pixels, D features, K classes.
+experiments/train_classifier.py makes one. Letters: B images, H, W their sides in pixels, D features, K classes.
 """
 
 import json
 from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import get_args
+from typing import NamedTuple, get_args
 from zipfile import BadZipFile
 
 import numpy as np
@@ -59,8 +57,7 @@ def _convolution(inputs: int, outputs: int) -> list[nn.Module]:
     return [nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
 
 
-@dataclass(frozen=True)
-class RealData:
+class RealData(NamedTuple):
     """What is known of real images of the classifier's data."""
 
     num_images: int
@@ -69,11 +66,7 @@ class RealData:
 
 
 class Classifier(Network):
-    """A trained classifier, ready to compute; ``name`` is what ``--features`` calls it.
-
-    Raises:
-        UserError: the file is missing, or holds no classifier.
-    """
+    """A trained classifier, ready to compute; UserError if its file is missing, or holds none."""
 
     kind, side, colour = "classifier", SIDE, False
 

@@ -10,8 +10,8 @@ import numpy as np
 import tensorflow as tf
 from google.protobuf.message import DecodeError
 
-from evaluation.features.download import GRAPH_URL, fetched
-from evaluation.features.network import SPATIAL_CHANNELS, Inception
+from evaluation.features.network import SPATIAL_CHANNELS, Inception, fetched
+from evaluation.options import GRAPH_URL
 from runtime.errors import UserError
 from runtime.files import hash_file
 
@@ -19,15 +19,16 @@ INPUT, POOLED, SPATIAL, LOGITS = "ExpandDims:0", "pool_3:0", "mixed_6/conv:0", "
 
 
 class TensorFlowInception(Inception):
-    """The frozen graph, ready to compute; by default the copy in the user's cache, fetched the first time.
-
-    Raises:
-        UserError: the file is not the graph.
-    """
+    """The frozen graph, ready to compute; by default of the user's cache. UserError if the file is not the graph."""
 
     def __init__(self, graph_path: str | Path | None) -> None:
         path = Path(graph_path or fetched(GRAPH_URL, "--inception_graph"))
-        definition = _read_definition(path)
+        definition = tf.compat.v1.GraphDef()
+        try:
+            definition.ParseFromString(path.read_bytes())
+        except DecodeError as error:
+            wrong = f"{path} is damaged or no frozen TensorFlow graph ({error}); remove it to fetch it"
+            raise UserError(wrong) from error
         self.sha256 = hash_file(path)
         self.versions = {"tensorflow": tf.__version__}
         with tf.Graph().as_default() as graph:
@@ -40,9 +41,8 @@ class TensorFlowInception(Inception):
                 raise UserError(f"{path} is not ADM's Inception graph: {' '.join(str(error).split())}") from error
             self._outputs = pooled, spatial[..., :SPATIAL_CHANNELS]
             self._rows, self._columns = (tf.compat.v1.placeholder(tf.float32, (None, None)) for _ in range(2))
-            self._halves, self._singles = (
-                _distances(tf.cast(self._rows, kind), tf.cast(self._columns, kind)) for kind in (tf.float16, tf.float32)
-            )
+            self._halves = _distances(self._rows, self._columns, tf.float16)
+            self._singles = _distances(self._rows, self._columns, tf.float32)
             # Not all of a GPU's memory at once: others may use it too.
             config = tf.compat.v1.ConfigProto(gpu_options=tf.compat.v1.GPUOptions(allow_growth=True))
             self._session = tf.compat.v1.Session(graph=graph, config=config)
@@ -66,17 +66,9 @@ class TensorFlowInception(Inception):
         return np.maximum(distances, 0, out=distances)
 
 
-def _distances(rows: Any, columns: Any) -> Any:
-    """The squared distances in the precision of the features, as float32; rounding may leave small ones below 0."""
+def _distances(rows: Any, columns: Any, kind: Any) -> Any:
+    """The squared distances in a precision, as float32; rounding may leave small ones below 0."""
+    rows, columns = tf.cast(rows, kind), tf.cast(columns, kind)
     norms = [tf.reduce_sum(tf.square(features), axis=1) for features in (rows, columns)]
     products = tf.matmul(rows, columns, transpose_b=True)
     return tf.cast(norms[0][:, None] - 2 * products + norms[1][None], tf.float32)
-
-
-def _read_definition(path: Path) -> Any:
-    definition = tf.compat.v1.GraphDef()
-    try:
-        definition.ParseFromString(path.read_bytes())
-    except DecodeError as error:
-        raise UserError(f"{path} is damaged or no frozen TensorFlow graph ({error}); remove it to fetch it") from error
-    return definition

@@ -13,18 +13,13 @@ from torch import Tensor, nn
 from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
 from torch_fidelity.version import __version__
 
-from evaluation.features.download import fetched
-from evaluation.features.network import SPATIAL_CHANNELS, Inception
+from evaluation.features.network import SPATIAL_CHANNELS, Inception, fetched
 from runtime.errors import UserError
 from runtime.files import hash_file
 
 
 class TorchInception(Inception):
-    """torch-fidelity's Inception, ready to compute; by default with the weights in the user's cache, fetched once.
-
-    Raises:
-        UserError: the file is missing, or not these weights.
-    """
+    """torch-fidelity's, ready to compute; by default with weights of the user's cache. UserError if they are others."""
 
     def __init__(self, weights_path: str | Path | None, device: torch.device) -> None:
         path = Path(weights_path or fetched(URL_INCEPTION_V3, "--inception_weights"))

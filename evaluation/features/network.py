@@ -1,11 +1,15 @@
-"""What computes features, and the choice of it.
+"""What computes features, the choice of it, and weights that others publish.
 
 Letters: B images, H, W their sides in pixels, D features, S spatial ones, K classes, n, m images of a block.
 """
 
+import json
 import os
+import shutil
+import urllib.request
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,7 +17,9 @@ import torch
 from evaluation.options import NetworkArgs
 from runtime import distributed
 from runtime.errors import UserError
+from runtime.files import hash_file, whole, write_json
 
+TIMEOUT_S = 30  # of a download
 SPATIAL_CHANNELS = 7  # of Inception's spatial features
 
 
@@ -66,10 +72,7 @@ def load_network(args: NetworkArgs, device: torch.device) -> Network:
 def load_on_all_ranks(args: NetworkArgs, device: torch.device) -> Network | None:
     """As ``load_network``: on rank 0, and where torch computes on the others too, once nothing is left to download.
 
-    TensorFlow takes all GPUs that it finds, so one process has it.
-
-    Raises:
-        UserError: on every rank, if one of them lacks anything.
+    TensorFlow takes all GPUs that it finds, so one process has it. UserError on every rank, if one lacks anything.
     """
     network = error = None
     for on_main in (True, False):
@@ -82,3 +85,35 @@ def load_on_all_ranks(args: NetworkArgs, device: torch.device) -> Network | None
         if errors:
             raise UserError(errors[0])
     return network
+
+
+def fetched(url: str, flag: str) -> Path:
+    """The file of a URL in the user's cache, fetched the first time; ``flag`` names a copy instead.
+
+    UserError if it cannot be fetched, or is not the file that was fetched.
+    """
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "progressive-checkerboard"
+    path = cache / url.rpartition("/")[2]
+    record = path.with_name(f"{path.name}.json")
+    if not path.exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        with whole(path) as temporary:
+            try:
+                _download(url, temporary)
+            except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+                raise UserError(
+                    f"the Inception weights cannot be downloaded ({getattr(error, 'reason', error)}); fetch {url} "
+                    f"(96 MB) by hand and put it at {path}, or name a copy with {flag}"
+                ) from error
+        write_json(record, {"url": url, "sha256": hash_file(path)})
+    elif record.exists() and json.loads(record.read_text())["sha256"] != hash_file(path):  # none: put there by hand
+        raise UserError(f"{path} is not the file that was fetched; remove it and {record.name} to fetch it again")
+    return path
+
+
+def _download(url: str, path: Path) -> None:
+    with urllib.request.urlopen(url, timeout=TIMEOUT_S) as response, path.open("wb") as file:
+        shutil.copyfileobj(response, file)
+        expected = response.headers["Content-Length"]
+        if expected is not None and file.tell() != int(expected):
+            raise urllib.error.URLError(f"{file.tell()} of {expected} bytes arrived")

@@ -49,7 +49,7 @@ def test_features_and_statistics_in_batches_are_those_of_all_at_once(tmp_path: P
 def test_features_are_kept_beside_and_taken_from_there(tmp_path: Path) -> None:
     path = save(tmp_path / "a.npz", arr_0=pictures())
     inception = FakeInception()
-    first, second = (load_image_set(path, inception, 7, use_cache=True) for _ in range(2))
+    first, second = (load_image_set(path, inception, 7, cache=True) for _ in range(2))
     assert inception.num_seen == 30
     assert len(caches(tmp_path)) == 1
     np.testing.assert_array_equal(first.features, second.features)
@@ -59,12 +59,12 @@ def test_features_are_kept_beside_and_taken_from_there(tmp_path: Path) -> None:
 
 def test_other_images_or_another_graph_are_computed_anew(tmp_path: Path) -> None:
     path = save(tmp_path / "a.npz", arr_0=pictures())
-    load_image_set(path, FakeInception(), 7, use_cache=True)
+    load_image_set(path, FakeInception(), 7, cache=True)
     other_graph = FakeInception("other")
-    load_image_set(path, other_graph, 7, use_cache=True)
+    load_image_set(path, other_graph, 7, cache=True)
     save(path, arr_0=pictures(seed=1))
     other_images = FakeInception()
-    images = load_image_set(path, other_images, 7, use_cache=True)
+    images = load_image_set(path, other_images, 7, cache=True)
     assert (other_graph.num_seen, other_images.num_seen) == (30, 30)
     np.testing.assert_allclose(images.features, FakeInception()(pictures(seed=1))[0], rtol=1e-6)
     assert len(caches(tmp_path)) == 3
@@ -72,10 +72,10 @@ def test_other_images_or_another_graph_are_computed_anew(tmp_path: Path) -> None
 
 def test_a_damaged_cache_is_made_again(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     path = save(tmp_path / "a.npz", arr_0=pictures())
-    whole = load(path, use_cache=True)
+    whole = load(path, cache=True)
     (cache,) = caches(tmp_path)
     cache.write_bytes(cache.read_bytes()[:500])
-    np.testing.assert_array_equal(load(path, use_cache=True).features, whole.features)
+    np.testing.assert_array_equal(load(path, cache=True).features, whole.features)
     assert "damaged; computing it again" in capsys.readouterr().out
     assert np.load(cache)["features"].shape == (30, WIDTH)
 
@@ -83,7 +83,7 @@ def test_a_damaged_cache_is_made_again(tmp_path: Path, capsys: pytest.CaptureFix
 def test_a_disk_that_is_full(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     path = save(tmp_path / "a.npz", arr_0=pictures())
     with largest_file(1000):
-        assert load(path, use_cache=True).shape == (30, 8, 8)
+        assert load(path, cache=True).shape == (30, 8, 8)
     assert "not kept for the next time: could not write" in capsys.readouterr().out
     assert not caches(tmp_path)
 
@@ -93,7 +93,7 @@ def test_a_read_only_folder(tmp_path: Path) -> None:
     path = save(tmp_path / "a.npz", arr_0=pictures())
     tmp_path.chmod(0o500)
     try:
-        assert load(path, use_cache=True).shape == (30, 8, 8)
+        assert load(path, cache=True).shape == (30, 8, 8)
     finally:
         tmp_path.chmod(0o700)
 
@@ -101,7 +101,7 @@ def test_a_read_only_folder(tmp_path: Path) -> None:
 def test_a_cache_of_a_folder_lies_beside_it(tmp_path: Path) -> None:
     for i, image in enumerate(pictures()):
         save_image(image, tmp_path / f"a/{i}.png")
-    load(tmp_path / "a", use_cache=True)
+    load(tmp_path / "a", cache=True)
     assert len(caches(tmp_path)) == 1
     assert not caches(tmp_path / "a")
 
@@ -120,7 +120,7 @@ def test_stored_statistics_win_and_images_give_the_features(tmp_path: Path) -> N
 def test_no_image_is_read_that_is_not_needed(tmp_path: Path) -> None:
     inception = FakeInception()
     path = save(tmp_path / "a.npz", arr_0=pictures(), mu=np.zeros(WIDTH), sigma=np.eye(WIDTH))
-    images = load_image_set(path, inception, 7, need_features=False)
+    images = load_image_set(path, inception, 7, features=False)
     assert (images.features, images.shape, inception.num_seen) == (None, None, 0)
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from evaluation.neighbours import check_order, manifold_radii, precision_recall
+from evaluation.metrics import check_order, manifold_radii, precision_recall
 
 
 def exact_distances(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:

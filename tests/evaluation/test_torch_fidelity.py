@@ -11,8 +11,7 @@ from torch_fidelity.metric_prc import (
     prc_features_to_metric,
 )
 
-from evaluation.metrics import frechet_distance, inception_score, statistics_of
-from evaluation.neighbours import precision_recall
+from evaluation.metrics import frechet_distance, inception_score, precision_recall, statistics_of
 
 WIDTH, CLASSES = 40, 12
 

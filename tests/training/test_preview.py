@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from data.crops import to_uint8
-from evaluation import neighbours
+from evaluation import metrics as metric_functions
 from evaluation.features.classifier import Classifier
 from evaluation.features.network import Inception
 from evaluation.metrics import frechet_distance, statistics_of
@@ -147,8 +147,8 @@ def test_exchanged_precision_and_recall_are_found(
     reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By the first evaluation, on a collapsed set, before any metric is printed."""
-    right = neighbours.precision_recall
-    monkeypatch.setattr(neighbours, "precision_recall", lambda *sides, **options: right(*sides, **options)[::-1])
+    right = metric_functions.precision_recall
+    monkeypatch.setattr(metric_functions, "precision_recall", lambda *sides, **options: right(*sides, **options)[::-1])
     with pytest.raises(RuntimeError, match=r"of a collapsed set precision is 0\.005 and recall 1\.0"):
         Evaluation(str(reference), None, CPU).measure(tiny_model(), Request([1] * 8, Drawing()), tmp_path / "drawn")
 
