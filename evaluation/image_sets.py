@@ -23,7 +23,7 @@ from evaluation.neighbours import NEIGHBOURS
 from runtime import distributed
 from runtime.errors import UserError
 from runtime.files import whole
-from sampling.record import NPZ_NAME, SETTINGS_NAME
+from sampling.folder import NPZ_NAME, SETTINGS_NAME
 
 CACHE_VERSION = 1  # of the arrays in a cache; part of its name
 Arrays = dict[str, np.ndarray]
