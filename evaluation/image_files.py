@@ -21,7 +21,7 @@ from PIL import Image
 from evaluation.metrics import Statistics
 from runtime.errors import UserError
 from runtime.files import hash_file
-from sampling.record import NPZ_NAME, NUMBER, PROGRESS_NAME, SETTINGS_NAME
+from sampling.folder import NPZ_NAME, NUMBER, PROGRESS_NAME, SETTINGS_NAME
 
 IMAGES, LABELS = "arr_0", "arr_1"
 SUFFIXES = (".png", ".jpg", ".jpeg")

@@ -22,7 +22,7 @@ from evaluation.metrics import NEIGHBOURS, Statistics, statistics_of
 from runtime import distributed
 from runtime.errors import UserError
 from runtime.files import whole
-from sampling.record import NPZ_NAME, SETTINGS_NAME
+from sampling.folder import NPZ_NAME, SETTINGS_NAME
 
 CACHE_VERSION = 1  # of the arrays in a cache; part of its name
 Arrays = dict[str, np.ndarray]

@@ -21,10 +21,9 @@ from runtime.config import plain
 from runtime.device import pick_device, pick_dtype
 from runtime.files import hash_file, move_aside, read_json, same_settings, write_json
 from sampling.bulk import Request, draw_into
-from sampling.folder import SampleFolder, remove_samples
+from sampling.folder import SampleFolder, remove_samples, sample_settings
 from sampling.labels import balanced_labels
 from sampling.pictures import save_grid
-from sampling.record import sample_settings
 
 RESULT_NAME, SAMPLES_NAME = "result.json", "samples"
 IN_GRID, COLUMNS = 100, 10

@@ -17,38 +17,20 @@ from sampling.folder import SampleFolder
 
 @dataclass(frozen=True)
 class Constraint:
-    """What stays of an image that is edited, at each scale.
+    """What stays of an image that is edited: (S, S) of each scale."""
 
-    Attributes:
-        mask: (S, S) of each scale, True where the code stays.
-        codes: (S, S) of each scale.
-    """
-
-    mask: list[Tensor]
+    mask: list[Tensor]  # True where the code stays
     codes: list[Tensor]
-
-    def of_batch(self, batch: int) -> tuple[list[Tensor], list[Tensor]]:
-        """Mask and codes for so many images, (B, S, S) of each scale."""
-        return tuple([scale.expand(batch, -1, -1) for scale in maps] for maps in (self.mask, self.codes))
 
 
 @dataclass(frozen=True)
 class Request:
-    """Which images to draw; image i has label ``labels[i]`` and seed ``seed + i``, wherever it is drawn.
-
-    Attributes:
-        labels: class index of each image.
-        drawing: settings.
-        seed: of image 0.
-        batch_size: images at once on each rank.
-        compiled: compile the steps.
-        constraint: what stays, if images are edited.
-    """
+    """Which images to draw; image i has label ``labels[i]`` and seed ``seed + i``, wherever it is drawn."""
 
     labels: Sequence[int]
     drawing: Drawing
     seed: int = 0
-    batch_size: int = 16
+    batch_size: int = 16  # images at once on each rank
     compiled: bool = False
     constraint: Constraint | None = None
 
@@ -64,27 +46,22 @@ def draw_many(
     indices = list(range(len(request.labels))) if indices is None else list(indices)
     batch = min(request.batch_size, -(-len(request.labels) // distributed.num_ranks()))
     sampler = model.sampler(batch, request.drawing, request.compiled)
-    keep = (None, None) if request.constraint is None else request.constraint.of_batch(batch)
+    kept = (request.constraint.mask, request.constraint.codes) if request.constraint else ()
+    kept_in_batch = [[scale.expand(batch, -1, -1) for scale in scales] for scales in kept]
     for first in range(0, len(indices), batch):
         wanted = indices[first : first + batch]
         filled = wanted + wanted[-1:] * (batch - len(wanted))
         labels = torch.tensor([request.labels[i] for i in filled])
-        yield wanted, sampler(labels, [request.seed + i for i in filled], *keep).first(len(wanted))
+        yield wanted, sampler(labels, [request.seed + i for i in filled], *kept_in_batch).first(len(wanted))
 
 
 def draw_into(
-    folder: SampleFolder, model: Generator, request: Request, change: Callable[[Tensor], Tensor] = lambda pixels: pixels
+    folder: SampleFolder, model: Generator, request: Request, change: Callable[[Tensor], Tensor] | None = None
 ) -> int:
-    """Draw the images that a prepared folder lacks, on all ranks; rank 0 then sees all of them and can finish it.
+    """Draw the images that a folder lacks, on all ranks, and return how many; rank 0 then sees all and can finish it.
 
-    Args:
-        folder: rank 0 prepared it, and all ranks know; a lock keeps other programs out.
-        model: draws.
-        request: all images of the folder.
-        change: what to do to uint8 images (B, 3, H, W) before they are stored.
-
-    Returns:
-        How many images were drawn, by all ranks.
+    Rank 0 has prepared the folder, all ranks know, and a lock keeps other programs out. ``change`` is done to uint8
+    images (B, 3, H, W) before they are stored.
 
     Raises:
         UserError: they could not be stored, or some are gone again.
@@ -93,27 +70,23 @@ def draw_into(
     # As rank 0 saw it, before anyone adds: another machine may see less, and shares would overlap or leave gaps.
     todo = distributed.from_main(folder.todo)
     mine = todo[distributed.rank() :: distributed.num_ranks()].tolist()
-    with tqdm(
-        desc="sampling",
-        total=len(request.labels),
-        initial=len(request.labels) - len(todo),
-        unit="image",
-        leave=None,
-        disable=not distributed.is_main(),
-    ) as bar:
+    total, on_main = len(request.labels), distributed.is_main()
+    bar = tqdm(desc="sampling", total=total, initial=total - len(todo), unit="image", leave=None, disable=not on_main)
+    with bar:
         before = folder.num_stored() - bar.n
 
         def show() -> None:
-            if not bar.disable:  # to count what all ranks have stored takes time
+            if on_main:  # to count what all ranks have stored takes time
                 bar.update(folder.num_stored() - before - bar.n)
 
         with folder.writing():
             for indices, out in draw_many(model, request, mine):
-                folder.add(indices, change(to_uint8(out.images)), out)
+                pixels = to_uint8(out.images)
+                folder.add(indices, pixels if change is None else change(pixels), out)
                 show()
         show()
     distributed.barrier()  # all have written their files
-    if distributed.is_main():
+    if on_main:
         folder.look()
         if len(folder.todo):
             raise UserError(f"{folder.path} still lacks {len(folder.todo)} images; run the same command again to go on")

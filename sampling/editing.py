@@ -19,17 +19,11 @@ from sampling.bulk import Constraint
 
 @dataclass(frozen=True)
 class Edit:
-    """An image and where to draw anew.
+    """An image, cropped to the model's size, and where to draw anew."""
 
-    Attributes:
-        image: (3, H, W) uint8, cropped to the model's size.
-        mask: (H, W), True where it is drawn anew.
-        constraint: what stays, for ``draw_many``.
-    """
-
-    image: Tensor
-    mask: Tensor
-    constraint: Constraint
+    image: Tensor  # (3, H, W) uint8
+    mask: Tensor  # (H, W), True where it is drawn anew
+    constraint: Constraint  # what stays, for ``draw_many``
 
     def pictures(self) -> Tensor:
         """(2, 3, H, W) uint8: the image, and the image with what is drawn anew grey."""

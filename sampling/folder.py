@@ -21,6 +21,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from hashlib import blake2b
+from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
@@ -30,14 +31,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.family import Samples, join_scales, split_scales
+from models.family import Generator, Samples, join_scales, split_scales
 from runtime import distributed
 from runtime.errors import UserError
-from runtime.files import flush, free_name, read_json, same_settings, whole, write_json
+from runtime.files import flush, free_name, hash_file, read_json, same_settings, whole, write_json
+from sampling.labels import class_names
 from sampling.options import Format
 from sampling.pictures import read_png, save_png, write_npz
-from sampling.record import NPZ_NAME, OUR_FILES, PROGRESS_NAME, SETTINGS_NAME, UNIMPORTANT, UNUSED_NAME, image_name
 
+SETTINGS_NAME, PROGRESS_NAME, NPZ_NAME, CODES_NAME = "samples.json", ".progress", "samples.npz", "codes.npz"
+GRID_NAME, MAPS_NAME = "grid.png", "maps.npz"
+ENTROPY_NAME, ANIMATION_NAME = "entropy_by_step.png", "animation.gif"
+NUMBER = 6 * "[0-9]"
+UNUSED_NAME = ".progress.unused"  # progress that is being prepared, or removed
+MADE_OF_ALL = (MAPS_NAME, GRID_NAME, ENTROPY_NAME, ANIMATION_NAME, CODES_NAME, NPZ_NAME)
+# Moved aside in this order: progress never stays with the settings of others.
+OUR_FILES = (PROGRESS_NAME, f"{NUMBER}.png", f"maps_{NUMBER}.png", *MADE_OF_ALL, UNUSED_NAME, SETTINGS_NAME)
+# Settings that change no image but by rounding; of files that were read, the hashes count.
+UNIMPORTANT = ("batch_size", "compile", "output_dir", "duplicates", "checkpoint", "edit", "mask", "label_file")
 MAPS = ("codes", "entropy", "step", "probability")
 WRITERS = 4  # threads, and batches that may wait for them
 CHUNK = 2**28  # bytes of images that are joined at once
@@ -45,17 +56,38 @@ BATCH_NAMES = "[0-9a-f]*.npz"  # not those of files that are still being written
 EARLIER_NAMES = ("layout.json", "done.npy")  # in the progress of earlier versions
 
 
+def image_name(index: int) -> str:
+    return f"{index:06d}.png"
+
+
+def sample_settings(
+    args: Mapping[str, Any], model: Generator, labels: Sequence[int], files: Mapping[str, Path | str | None]
+) -> dict[str, Any]:
+    """All settings, as JSON takes them: options by name, with ``seed`` and ``format``, and hashes of files read."""
+    names = class_names(model) or []
+    return {
+        **args,
+        **{f"{name}_sha256": None if path is None else hash_file(Path(path)) for name, path in files.items()},
+        "resolved_dtype": str(model.dtype).removeprefix("torch."),
+        "resolved_device": str(model.device),
+        "torch": version("torch"),
+        "images": [
+            {
+                "file": image_name(i) if args["format"] == "png" else None,
+                "label": label,
+                "class": names[label] if label < len(names) else None,
+                "seed": args["seed"] + i,
+            }
+            for i, label in enumerate(labels)
+        ],
+    }
+
+
 class SampleFolder:
     """Images going into a folder. Rank 0 prepares it, all ranks add images, rank 0 finishes it.
 
-    Args:
-        path: of the folder.
-        shape: (N, H, W, 3) of all images.
-        file_format: single PNGs, or one npz.
-        maps: which of ``MAPS`` to keep of each image.
-
-    Attributes:
-        todo: (n,) indices of the images that were missing at the last ``look``.
+    ``shape`` is (N, H, W, 3) of all images, ``maps`` which of ``MAPS`` to keep of each. ``todo`` has the indices (n,)
+    of the images that were missing at the last ``look``.
     """
 
     def __init__(self, path: Path, shape: Sequence[int], file_format: Format, maps: Collection[str] = ()) -> None:
@@ -63,31 +95,25 @@ class SampleFolder:
         self.shape, self.format, self.maps = tuple(shape), file_format, maps
 
     def prepare(self, settings: Mapping[str, Any], made: Sequence[str] = ()) -> bool:
-        """Make it ready for images.
+        """Make it ready for images, and return whether anything is missing.
 
         A run of the same settings goes on, also one that was complete and lost files since; one of others is moved to
-        a folder beside it.
-
-        Args:
-            settings: everything that decides the images; becomes ``samples.json``.
-            made: names of the files that are made of all images when the folder is finished.
-
-        Returns:
-            Whether anything is missing.
+        a folder beside it. ``settings`` is everything that decides the images; it becomes ``samples.json``. ``made``
+        names the files that are made of all images when the folder is finished.
 
         Raises:
             UserError: it holds images that are not ours, there is too little space, or what was begun cannot go on.
         """
-        begun, recorded = self.progress.exists(), read_json(self.path / SETTINGS_NAME)
+        unused, record = self.path / UNUSED_NAME, self.path / SETTINGS_NAME
+        begun, recorded = self.progress.exists(), read_json(record)
         same = recorded is not None and same_settings(recorded, settings, UNIMPORTANT)
         if same and begun:
             self.look()  # what cannot go on is an error now, before a model is made ready
             return True
-        unused = self.path / UNUSED_NAME
         shutil.rmtree(unused, ignore_errors=True)
         if same and self._is_whole(made):
             return False
-        known = begun or (self.path / SETTINGS_NAME).exists()
+        known = begun or record.exists()
         strange = [] if known else [path for name in ("*.png", "*.npz", "*.gif") for path in self.path.glob(name)]
         if strange:
             raise UserError(
@@ -97,11 +123,16 @@ class SampleFolder:
         TemporaryFile(dir=self.path).close()  # a folder that cannot be written to is an error now, not after drawing
         self._check_space()
         if known and not same:
-            self._move_aside()
+            folder = self.path.absolute()
+            aside = free_name(folder)
+            aside.mkdir()
+            for path in _our_files(folder):
+                path.rename(aside / path.name)
+            print(f"the earlier samples in {folder} are now in {aside}")
         (unused / "present").mkdir(parents=True)
         if same and self.format == "png" and not self.maps:
             self._note_present(unused / "present")
-        write_json(self.path / SETTINGS_NAME, settings)
+        write_json(record, settings)
         unused.rename(self.progress)  # last: a folder with progress has all else
         return True
 
@@ -118,14 +149,6 @@ class SampleFolder:
                 f"{self.shape[0]} images take {needed / 1e9:.3g} GB while {NPZ_NAME} is written, but {free / 1e9:.3g} "
                 f"GB are free under {self.path}; free space or name another --output_dir"
             )
-
-    def _move_aside(self) -> None:
-        folder = self.path.absolute()
-        aside = free_name(folder)
-        aside.mkdir()
-        for path in _our_files(folder):
-            path.rename(aside / path.name)
-        print(f"the earlier samples in {folder} are now in {aside}")
 
     def _note_present(self, to: Path) -> None:
         """Of a folder that was complete: what is still there, and whole, need not be drawn again."""
@@ -197,11 +220,10 @@ class SampleFolder:
     def read(self, name: str, images: slice = slice(None)) -> np.ndarray:
         """A map (n, L), or ``images`` (n, H, W, 3) of an npz, of all images or these. None may be missing."""
         file_of, row_of = self.file_of[images], self.row_of[images]
-        found = np.empty(0)
+        found = None
         for number in np.unique(file_of):
             (rows,) = _read_batch(self.files[number], name)
-            if not len(found):
-                found = np.empty((len(file_of), *rows.shape[1:]), rows.dtype)
+            found = np.empty((len(file_of), *rows.shape[1:]), rows.dtype) if found is None else found
             found[file_of == number] = rows[row_of[file_of == number]]
         return found
 
@@ -218,8 +240,7 @@ class SampleFolder:
     def finish(self, labels: Sequence[int]) -> list[list[int]]:
         """Join the images of an npz, and remove what going on would need. No image may be missing.
 
-        Returns:
-            Groups of images that are the same to the last bit; they are also in ``samples.json``.
+        Returns groups of images that are the same to the last bit; they are also in ``samples.json``.
         """
         assert not len(self.todo)
         if self.format == "npz":

@@ -18,14 +18,14 @@ from runtime import distributed
 from runtime.device import describe_size, pick_device, pick_dtype
 from runtime.files import whole
 from runtime.lock import lock_folder
+from sampling import folder as sample_folder
 from sampling.bulk import Request, draw_into, draw_many
 from sampling.editing import Edit, load_edit
-from sampling.folder import MAPS, SampleFolder
+from sampling.folder import MAPS, SampleFolder, sample_settings
 from sampling.labels import balanced_labels, parse_labels, read_labels, shown_labels
 from sampling.maps import MAX_ANIMATED, save_animation, save_entropy_by_step, save_maps
 from sampling.options import SampleArgs
 from sampling.pictures import save_grid
-from sampling.record import ANIMATION_NAME, CODES_NAME, ENTROPY_NAME, GRID_NAME, MAPS_NAME, NPZ_NAME, sample_settings
 
 NUM_SHOWN = 16
 MAX_IN_GRID = 100
@@ -44,8 +44,7 @@ def draw_samples(args: SampleArgs, settings: dict[str, Any]) -> None:
     dtype = pick_dtype(args.dtype, device)
     model.to(device=device, dtype=dtype)
     edit = None if args.edit is None else load_edit(args.edit, args.mask, model)
-    constraint = None if edit is None else edit.constraint
-    request = Request(labels, drawing, args.seed, args.batch_size, args.compile, constraint)
+    request = Request(labels, drawing, args.seed, args.batch_size, args.compile, edit and edit.constraint)
     path = distributed.from_main(Path(args.output_dir or Path("samples") / datetime.now().strftime("%Y%m%d-%H%M%S")))
     side, maps = model.config.img_size, MAPS if args.maps or args.animation else ("codes",) if args.save_codes else ()
     folder = SampleFolder(path, (len(labels), side, side, 3), args.format, maps)
@@ -55,25 +54,18 @@ def draw_samples(args: SampleArgs, settings: dict[str, Any]) -> None:
                 f"{describe_size(model)}; {len(labels)} images of {model.config.img_size} px in "
                 f"{model.num_steps(drawing)} steps; {str(dtype).removeprefix('torch.')} on {device}"
             )
-            draw_and_finish(folder, model, request, args, edit)
+            if args.compile:
+                start = time.perf_counter()
+                next(draw_many(model, request, [0]))
+                distributed.say(f"compiled in {time.perf_counter() - start:.0f} s")
+            start = time.perf_counter()
+            count = draw_into(folder, model, request, edit and edit.paste_back)
+            seconds = time.perf_counter() - start
+            if distributed.is_main():
+                _finish(folder, model, labels, args, edit)
+                rate = f"{seconds / count:.2f} s an image; " if count else ""
+                print(f"{rate}{path / (sample_folder.NPZ_NAME if args.format == 'npz' else sample_folder.GRID_NAME)}")
     distributed.tear_down()
-
-
-def draw_and_finish(
-    folder: SampleFolder, model: Generator, request: Request, args: SampleArgs, edit: Edit | None
-) -> None:
-    """Draw the images that a prepared folder lacks, on all ranks, and finish it."""
-    if request.compiled:
-        start = time.perf_counter()
-        next(draw_many(model, request, [0]))
-        distributed.say(f"compiled in {time.perf_counter() - start:.0f} s")
-    start = time.perf_counter()
-    count = draw_into(folder, model, request) if edit is None else draw_into(folder, model, request, edit.paste_back)
-    seconds = time.perf_counter() - start
-    if distributed.is_main():
-        _finish(folder, model, request.labels, args, edit)
-        rate = f"{seconds / count:.2f} s an image; " if count else ""
-        print(f"{rate}{folder.path / (NPZ_NAME if args.format == 'npz' else GRID_NAME)}")
 
 
 def _load_model(args: SampleArgs) -> Generator:
@@ -103,9 +95,9 @@ def _prepare(folder: SampleFolder, model: Generator, request: Request, args: Sam
         checkpoint = None if args.checkpoint is None else find_checkpoint(args.checkpoint)
         files = {"checkpoint": checkpoint, "edit": args.edit, "mask": args.mask}
         settings = sample_settings(asdict(args) | asdict(request.drawing), model, request.labels, files)
-        made = {CODES_NAME: args.save_codes, ANIMATION_NAME: args.animation}
-        made |= dict.fromkeys((MAPS_NAME, ENTROPY_NAME), args.maps)
-        missing = folder.prepare(settings, [GRID_NAME, *(name for name, wanted in made.items() if wanted)])
+        made = [sample_folder.GRID_NAME] + [sample_folder.CODES_NAME] * args.save_codes
+        made += [sample_folder.MAPS_NAME, sample_folder.ENTROPY_NAME] * args.maps
+        missing = folder.prepare(settings, made + [sample_folder.ANIMATION_NAME] * args.animation)
         if not missing:
             print(f"{folder.path} holds these samples already; name another --output_dir, or change a setting")
     return distributed.from_main(missing)
@@ -118,19 +110,19 @@ def _finish(folder: SampleFolder, model: Generator, labels: Sequence[int], args:
     if edit is not None:
         shown = torch.cat([edit.pictures(), shown])
         columns = math.ceil(math.sqrt(len(shown)))
-    save_grid(shown, folder.path / GRID_NAME, columns)
+    save_grid(shown, folder.path / sample_folder.GRID_NAME, columns)
     maps = {name: folder.read_map(name, model.scale_sizes) for name in folder.maps}
     if args.save_codes:
         codes = {f"codes_{scale.shape[-1]}": scale.numpy() for scale in maps["codes"]}
-        with whole(folder.path / CODES_NAME) as path:
+        with whole(folder.path / sample_folder.CODES_NAME) as path:
             np.savez(path, labels=np.array(labels), **codes)
     if args.maps or args.animation:
         samples = Samples((folder.first_images(MAX_ANIMATED) + 0.5) / 127.5 - 1, **maps)
         if args.maps:
             save_maps(samples, model, folder.path)
-            save_entropy_by_step(samples, folder.path / ENTROPY_NAME)
+            save_entropy_by_step(samples, folder.path / sample_folder.ENTROPY_NAME)
         if args.animation:
-            save_animation(samples, model, folder.path / ANIMATION_NAME)
+            save_animation(samples, model, folder.path / sample_folder.ANIMATION_NAME)
     duplicates = folder.finish(labels)
     if duplicates and args.edit is None:
         first = ", ".join(map(str, duplicates[0][:5]))

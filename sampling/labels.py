@@ -2,6 +2,7 @@
 
 import csv
 import re
+from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -21,22 +22,22 @@ def class_names(model: Generator) -> list[str] | None:
     return names if model.config.class_cond and model.config.num_classes == len(names) else None
 
 
+def balanced_labels(model: Generator, count: int) -> list[int]:
+    """``count`` labels, the classes in turn, each as often as the others or once more."""
+    if not model.config.class_cond:
+        return [model.unconditional_label] * count
+    return [i % model.config.num_classes for i in range(count)]
+
+
 def shown_labels(model: Generator, count: int) -> list[int]:
     """Up to ``count`` classes to show: all, or the field's usual ones of ImageNet, or evenly spaced ones."""
     num_classes = model.config.num_classes
     if not model.config.class_cond:
-        return [model.unconditional_label] * count
+        return balanced_labels(model, count)
     if num_classes == len(imagenet_names()):
         return list(SHOWN_IMAGENET_CLASSES[:count])
-    return [i * num_classes // count for i in range(count)] if num_classes > count else list(range(num_classes))
-
-
-def balanced_labels(model: Generator, count: int) -> list[int]:
-    """``count`` labels, the classes in turn, each as often as the others or once more."""
-    num_classes = model.config.num_classes
-    if not model.config.class_cond:
-        return [model.unconditional_label] * count
-    return [i % num_classes for i in range(count)]
+    count = min(count, num_classes)
+    return [i * num_classes // count for i in range(count)]
 
 
 def read_labels(path: str, model: Generator) -> list[int]:
@@ -47,21 +48,33 @@ def read_labels(path: str, model: Generator) -> list[int]:
         lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is no text file; put one index or name on a line") from error
-    index_of = _index_of_names(model)
-    labels: list[int] = []
-    for line in lines:
-        whole = index_of.get(line.strip().lower())
-        labels += _parse_words(_words(line), model, index_of) if whole is None else [whole]
-    return _not_empty(labels)
+    return _parse(lines, model, names_first=True)
 
 
 def parse_labels(text: str, model: Generator) -> list[int]:
     """Class indices of a list of indices and names, separated by commas or new lines, as in ``207,"tabby cat",3``.
 
-    Raises:
-        UserError: an index out of range, or a name that is no class; the nearest one is named.
+    Raises UserError: an index out of range, or a name that is no class; the nearest one is named.
     """
-    return _not_empty(_parse_words(_words(text), model, _index_of_names(model)))
+    return _parse([text], model, names_first=False)
+
+
+def _parse(texts: Sequence[str], model: Generator, names_first: bool) -> list[int]:
+    """Labels of all texts; with ``names_first``, a text that is a name as a whole is that class and no list."""
+    index_of: dict[str, int] = {}
+    for label, names in enumerate(class_names(model) or []):
+        for name in (names, *names.split(",")):
+            index_of.setdefault(name.strip().lower(), label)
+    labels: list[int] = []
+    for text in texts:
+        name = text.strip().lower()
+        if names_first and name in index_of:
+            labels.append(index_of[name])
+        else:
+            labels += [_parse_label(word, model.config.num_classes, index_of) for word in _words(text)]
+    if not labels:
+        raise UserError('labels is empty; give indices or names, as in 207,"tabby cat"')
+    return labels
 
 
 def _words(text: str) -> list[str]:
@@ -71,16 +84,6 @@ def _words(text: str) -> list[str]:
     except csv.Error as error:
         raise UserError(f'labels are no list ({error}); give indices or names, as in 207,"tabby cat"') from error
     return [word for word in words if word]
-
-
-def _parse_words(words: list[str], model: Generator, index_of: dict[str, int]) -> list[int]:
-    return [_parse_label(word, model.config.num_classes, index_of) for word in words]
-
-
-def _not_empty(labels: list[int]) -> list[int]:
-    if not labels:
-        raise UserError('labels is empty; give indices or names, as in 207,"tabby cat"')
-    return labels
 
 
 def _parse_label(word: str, num_classes: int, index_of: dict[str, int]) -> int:
@@ -94,11 +97,3 @@ def _parse_label(word: str, num_classes: int, index_of: dict[str, int]) -> int:
         hint = f"did you mean {near[0]}?" if near else "give its index" if index_of else "this model has no class names"
         raise UserError(f"no class is called {word}; {hint}")
     return index_of[word.lower()]
-
-
-def _index_of_names(model: Generator) -> dict[str, int]:
-    index_of: dict[str, int] = {}
-    for label, names in enumerate(class_names(model) or []):
-        for name in (names, *names.split(",")):
-            index_of.setdefault(name.strip().lower(), label)
-    return index_of

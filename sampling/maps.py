@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from data.crops import to_uint8
-from models.family import Generator, Samples
+from models.family import Generator, Samples, join_scales
 from runtime.files import whole
 from sampling.pictures import grid_of
 
@@ -87,8 +87,7 @@ def save_animation(samples: Samples, model: Generator, path: Path) -> None:
 
 def entropy_by_step(samples: Samples) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Mean, 25th and 75th percentile, over images and locations, of the entropy (nats) of each step, (steps,) each."""
-    entropy = np.concatenate([_numpy(scale).ravel() for scale in samples.entropy])
-    step = np.concatenate([_numpy(scale).ravel() for scale in samples.step])
+    entropy, step = (_numpy(join_scales(maps)) for maps in (samples.entropy, samples.step))
     drawn = [entropy[step == i] for i in range(num_steps(samples))]
     low, high = np.array([np.percentile(values, [25, 75]) for values in drawn]).T
     return np.array([values.mean() for values in drawn]), low, high
@@ -100,11 +99,9 @@ def num_steps(samples: Samples) -> int:
 
 
 def known_latents(samples: Samples, model: Generator, step: int) -> tuple[Tensor, Tensor]:
-    """What is known of the scale being drawn once ``step`` is done.
+    """Latents (B, C, S, S) of the scale being drawn once ``step`` is done, and (B, S, S), True where it is drawn.
 
-    Returns:
-        (B, C, S, S) latents: of the codes where they are drawn, elsewhere upsampled from the previous scale (zeros in
-        the first scale); and (B, S, S), True where drawn.
+    Elsewhere they are upsampled from the previous scale, zeros in the first scale.
     """
     scale = next(i for i, steps in enumerate(samples.step) if step <= steps.max())
     drawn = samples.step[scale] <= step

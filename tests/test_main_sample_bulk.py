@@ -25,9 +25,8 @@ from runtime.errors import UserError
 from sampling import bulk, job
 from sampling import maps as visualize
 from sampling.bulk import Request, draw_many
-from sampling.folder import SampleFolder
+from sampling.folder import SampleFolder, image_name
 from sampling.labels import parse_labels, read_labels
-from sampling.record import image_name
 from tests.command_factory import PATIENCE, ROOT, call
 from tests.factory import tiny_model
 from tests.pictures import picture

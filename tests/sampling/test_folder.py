@@ -26,10 +26,9 @@ from runtime.errors import UserError
 from runtime.lock import lock_folder
 from sampling import folder as sample_folder
 from sampling.bulk import Request, draw_into
-from sampling.folder import MAPS, SampleFolder, remove_samples
+from sampling.folder import MAPS, SampleFolder, image_name, remove_samples
 from sampling.options import Format
 from sampling.pictures import write_npz
-from sampling.record import image_name
 from tests.factory import tiny_model
 from tests.limits import largest_file
 from tests.training_factory import exit_codes, start_ranks
