@@ -105,10 +105,12 @@ def begin_cache(folder: Path, manifest: Manifest, labels: Sequence[int]) -> None
         check_manifest(partial, manifest)
         return
     if not partial.exists():
-        free, needed = shutil.disk_usage(root).free, f"{manifest.num_bytes / 1e9:.3g} GB"
-        print(f"the cache takes {needed}; {free / 1e9:.3g} GB are free under {root}", flush=True)
-        if manifest.num_bytes > free:
-            raise UserError(f"the cache of {needed} does not fit under {root}; free space or set cached_path")
+        free, needed = shutil.disk_usage(root).free, 2 * math.prod(manifest.shape)
+        print(f"the cache takes {needed / 1e9:.3g} GB; {free / 1e9:.3g} GB are free under {root}", flush=True)
+        if needed > free:
+            raise UserError(
+                f"the cache of {needed / 1e9:.3g} GB does not fit under {root}; free space or set cached_path"
+            )
     partial.mkdir(parents=True, exist_ok=True)
     for name, (dtype, shape) in manifest.arrays.items():
         array = np.lib.format.open_memmap(partial / f"{name}.npy", "w+", dtype, shape)
@@ -188,10 +190,7 @@ class PartialCache:
 class TokenCache(Dataset):
     """(codes, label) of (index, crop) pairs, a whole batch at a time; pages are shared by all processes that read.
 
-    Args:
-        folder: of the cache.
-        expected: what it must be a cache of; the first difference is an error that names it.
-        scale_sizes: the scales to read, a subset of the cached ones.
+    What is not as ``expected`` is an error that names it; ``scale_sizes`` are those to read, a subset of the cached.
     """
 
     def __init__(self, folder: Path, expected: Manifest, scale_sizes: Sequence[int]) -> None:

@@ -32,10 +32,7 @@ class UnreadableImageError(UserError):
 class LabelledImages(Dataset):
     """Images with class labels; ``name`` identifies the dataset in caches and logs.
 
-    Args:
-        keys: an identifier of each image, stable over runs (a path below the root, or a number).
-        labels: class index of each image.
-        class_keys: name of each class in the data (a folder); its place in the list is the class index.
+    ``keys`` identify images over runs (a path below the root, or a number), ``class_keys`` classes (folders' names).
     """
 
     def __init__(self, name: str, keys: Sequence[str], labels: Sequence[int], class_keys: Sequence[str]) -> None:
@@ -94,11 +91,7 @@ class ImageArrays(LabelledImages):
 
 
 def open_dataset(dataset: DatasetName, data_path: str, img_size: int, split: str = "train") -> LabelledImages:
-    """The images, of the split ``train`` or ``val``, that a configuration names; digits are enlarged to ``img_size``.
-
-    Raises:
-        UserError: the data is not there.
-    """
+    """The images of a split, ``train`` or ``val``, or a UserError if there are none; digits come in ``img_size``."""
     held_out = split == "val"
     if dataset == "digits":
         return _digits(img_size, held_out)
@@ -156,11 +149,9 @@ def _digits(size: int, held_out: bool) -> ImageArrays:
 
 def check_num_classes(dataset: LabelledImages, num_classes: int) -> None:
     """Refuse a class count that is not the data's."""
-    found = len(dataset.class_keys)
+    name, found = dataset.name, len(dataset.class_keys)
     if found != num_classes:
-        raise UserError(
-            f"{dataset.name} has {found} classes, but num_classes is {num_classes}; set num_classes {found}"
-        )
+        raise UserError(f"{name} has {found} classes, but num_classes is {num_classes}; set num_classes {found}")
 
 
 def human_names(class_keys: Sequence[str]) -> list[str]:

@@ -35,11 +35,7 @@ class CacheMaker:
     num_workers: int  # processes that load images
 
     def create(self, root: Path) -> Path:
-        """Make, or go on making, the cache below ``root``; return its folder.
-
-        Raises:
-            UserError: not enough disk space, or another cache is in the way. What was done stays done.
-        """
+        """Make, or go on making, the cache below ``root``; return its folder. What was done before an error stays."""
         folder = root / self.manifest.folder_name
         if not distributed.from_main(folder.exists()):
             if distributed.is_main():
@@ -81,10 +77,7 @@ class CacheMaker:
         return folder
 
     def verify(self, folder: Path, count: int, seed: int) -> tuple[int, int]:
-        """Encode a random sample of a cache's images again; return how many codes differ, and of how many.
-
-        Codes differ only where rounding decides between two codes, on another device or library version.
-        """
+        """Encode some images again; return how many codes differ, as rounding may let them, and of how many."""
         cache = TokenCache(folder, self.manifest, scale_sizes=())
         done = np.flatnonzero(cache.stand_in == np.arange(len(cache)))
         chosen = np.random.default_rng(seed).choice(done, min(count, len(done)), replace=False)

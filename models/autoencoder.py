@@ -59,22 +59,16 @@ class AttentionBlock(nn.Module):
         return x + self.proj_out(attended.transpose(1, 2).reshape(x.shape))
 
 
-class Downsample(nn.Module):
-    def __init__(self, channels: int) -> None:
+class Resample(nn.Module):
+    """Half the resolution by a convolution of stride 2, or twice it by repeated pixels and a convolution."""
+
+    def __init__(self, channels: int, halve: bool) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+        self.halve = halve
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2) if halve else nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.pad(x, (0, 1, 0, 1)))
-
-
-class Upsample(nn.Module):
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        return self.conv(F.pad(x, (0, 1, 0, 1)) if self.halve else F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
 class Level(nn.Module):
@@ -84,8 +78,8 @@ class Level(nn.Module):
         super().__init__()
         self.res = nn.ModuleList(ResidualBlock(*pair) for pair in pairwise(channels))
         self.attn = nn.ModuleList(AttentionBlock(c) for c in channels[1:] if attend)
-        self.downsample = Downsample(channels[-1]) if downsample else nn.Identity()
-        self.upsample = Upsample(channels[-1]) if upsample else nn.Identity()
+        self.downsample = Resample(channels[-1], halve=True) if downsample else nn.Identity()
+        self.upsample = Resample(channels[-1], halve=False) if upsample else nn.Identity()
 
 
 def _in_order(levels: Iterable[Level]) -> list[nn.Module]:

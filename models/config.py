@@ -26,9 +26,7 @@ class AutoencoderConfig:
     """Architecture of the autoencoder; the defaults are LlamaGen's VQ-16 with the paper's codebook."""
 
     ch: int = option(128, "channels at full resolution, a multiple of 32")
-    ch_mult: tuple[int, ...] = option(
-        (1, 1, 2, 2, 4), "channel multiplier of each resolution level, full resolution first"
-    )
+    ch_mult: tuple[int, ...] = option((1, 1, 2, 2, 4), "channel multiplier of each level, full resolution first")
     num_res_blocks: int = option(2, "residual blocks a level in the encoder; the decoder has one more")
     z_channels: int = option(256, "channels between encoder or decoder and the 1x1 convolutions at the codebook")
     embed_dim: int = option(8, "C, dimension of a code's latent")
@@ -48,9 +46,7 @@ class AutoencoderConfig:
 class AutoencoderPaths:
     """Files of the frozen autoencoder; relative paths are tried from the checkpoint's folder, then from here."""
 
-    config_path: str | None = option(
-        None, "YAML of the autoencoder's architecture; without one it is read off the weights"
-    )
+    config_path: str | None = option(None, "YAML of the architecture; without one it is read off the weights")
     checkpoint_path: str | None = option(None, "weights: .pth (published or LlamaGen) or .safetensors")
     params: dict[str, Any] = option(dict, "settings that override the YAML's")
 
@@ -114,12 +110,8 @@ class GeneratorConfig:
 class Drawing:
     """What decides a drawing of any family, beside labels and seeds."""
 
-    cfg: Schedule = option(
-        1.5, "guidance, cond + cfg * (cond - uncond); 0 is off. A list has one value for each scale."
-    )
-    temperature: Schedule = option(
-        1.0, "divides the logits; 0 takes the likeliest code. A list has one value for each scale."
-    )
+    cfg: Schedule = option(1.5, "guidance, cond + cfg * (cond - uncond); 0 is off. A list has one value a scale.")
+    temperature: Schedule = option(1.0, "divides the logits; 0 takes the likeliest code. A list has one value a scale.")
     top_k: int = option(0, "codes kept at each draw; 0 keeps all")
     top_p: float = option(1.0, "probability mass kept at each draw; 1 keeps all")
 

@@ -68,12 +68,7 @@ class _Frozen:
 
 
 class Generator(nn.Module, ABC):
-    """An autoregressive model over the codes of a frozen autoencoder.
-
-    Args:
-        config: the ``model:`` section.
-        autoencoder: tokenizer and decoder; moves with the model, but is none of its parameters or state.
-    """
+    """An autoregressive model over the codes of a frozen autoencoder, which moves with it but is none of its state."""
 
     Config: ClassVar[type[GeneratorConfig]]
     Drawing: ClassVar[type[Drawing]]
@@ -103,11 +98,7 @@ class Generator(nn.Module, ABC):
         """Steps that one image takes."""
 
     def prepare_training(self, attention: str, compiled: bool, activation_checkpointing: bool) -> None:
-        """Set how, not what, the training computes; UserError if this family or device cannot do that.
-
-        ``attention`` is sdpa, or flex for FlexAttention; ``activation_checkpointing`` keeps less for the gradients and
-        computes it again.
-        """
+        """Set how, not what, the training computes, ``attention`` by sdpa or flex; UserError if that cannot be."""
         if attention != "sdpa" or compiled or activation_checkpointing:
             raise UserError(
                 f"{self.config.architecture} has neither attention {attention} nor compile nor activation_checkpointing"
@@ -197,13 +188,7 @@ class Generator(nn.Module, ABC):
 
 
 class Sampler(ABC):
-    """Draws batches of one size, step by step, into buffers made once.
-
-    Args:
-        model: of any device and precision.
-        batch: B, images of every batch.
-        drawing: checked settings.
-    """
+    """Draws batches of ``batch`` images, step by step, into buffers made once; ``drawing`` is checked settings."""
 
     @torch.inference_mode()
     def __init__(self, model: Generator, batch: int, drawing: Drawing) -> None:
@@ -215,14 +200,7 @@ class Sampler(ABC):
         self.kept: tuple[Tensor, Tensor] | None = None  # (B, L) whether a location keeps its code, and those codes
 
     def __call__(self, labels: Tensor, seeds: Sequence[int], keep: Maps = None, keep_codes: Maps = None) -> Samples:
-        """Draw a batch.
-
-        Args:
-            labels: (B,) class of each image.
-            seeds: of each image.
-            keep: (B, S, S) of each scale, True where the code of ``keep_codes`` stays instead of a drawn one: editing.
-            keep_codes: (B, S, S) codes of each scale.
-        """
+        """Draw a batch of labels (B,) and seeds; where ``keep`` is True, the code of ``keep_codes`` stays: editing."""
         for _ in self.steps(labels, seeds, keep, keep_codes):
             pass
         return self.samples()

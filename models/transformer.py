@@ -23,8 +23,6 @@ CosSin = tuple[Tensor, Tensor]  # broadcast over what is rotated
 
 
 class Rotations(Protocol):
-    """What turns the queries and keys of a run of tokens."""
-
     def of_layer(self, layer: int) -> CosSin:
         """The pair for ``rotate`` on queries and keys (B, 2, h, T, d) of a layer."""
 
@@ -102,8 +100,7 @@ class Modulation(nn.Module):
 
     def forward(self, class_embedding: Tensor) -> ShiftScale:
         """(B, 1, D) shift and scale of class embeddings (B, D)."""
-        shift, scale = self.linear(F.silu(class_embedding)).unsqueeze(1).chunk(2, dim=-1)
-        return shift, scale
+        return self.linear(F.silu(class_embedding)).unsqueeze(1).chunk(2, dim=-1)
 
 
 def modulate(x: Tensor, shift_scale: ShiftScale) -> Tensor:
@@ -206,16 +203,10 @@ class Transformer(nn.Module):
         cache: KVCache | None = None,
         start: Start = 0,
     ) -> Tensor:
-        """Run tokens ``start...start + T``, in the order drawn.
+        """Run the inputs (B, T, D) of tokens ``start...start + T``, in the order drawn; add them to the cache.
 
-        Args:
-            x: (B, T, D) token inputs.
-            modulations: as ``self.modulations`` gives them.
-            rotary: rotations of these T tokens.
-            mask: (T, tokens so far) boolean, True where attention is allowed, or the same for FlexAttention; None where
-                all of it is.
-            cache: keys and values of the tokens before ``start``; these T are added to it.
-            start: index of the first token, or (T,) of all (see ``KVCache.append``).
+        ``mask`` is (T, tokens so far), True where attention is allowed, or the same for FlexAttention; None where all
+        of it is. ``start`` is the index of the first token, or (T,) of all (see ``KVCache.append``).
         """
         checkpointing = self.activation_checkpointing and self.training
         for index, (layer, modulation) in enumerate(zip(self.layers, modulations, strict=True)):

@@ -22,21 +22,20 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
     """Run a command line's ``main`` and exit as the shell expects: 0, 2 for a user's error, 130 for Ctrl-C."""
     try:
         main(sys.argv[1:])
+        return
     except UserError as error:
         # A loader's worker passes its error on with its traceback as text.
-        _stop(f"error: {str(error).rsplit(f'{UserError.__name__}: ', 1)[-1].strip()}", USER_ERROR)
+        message, code = f"error: {str(error).rsplit(f'{UserError.__name__}: ', 1)[-1].strip()}", USER_ERROR
     except OSError as error:
         if error.filename is None and error.errno is None:
             raise  # not from the file system: a bug of ours keeps its traceback
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         hint = "; free some space and run the same command again" if full else ""
-        _stop(f"error: {error.filename or 'output'}: {error.strerror}{hint}", USER_ERROR)
+        message, code = f"error: {error.filename or 'output'}: {error.strerror}{hint}", USER_ERROR
     except Stopped as stop:
-        _stop("stopped; the checkpoint is written, and the same command goes on from it", 128 + stop.signal_number)
+        message = "stopped; the checkpoint is written, and the same command goes on from it"
+        code = 128 + stop.signal_number
     except KeyboardInterrupt:
-        _stop("interrupted", INTERRUPTED)
-
-
-def _stop(message: str, code: int) -> None:
+        message, code = "interrupted", INTERRUPTED
     print(message, file=sys.stderr)
     sys.exit(code)

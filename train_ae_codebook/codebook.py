@@ -60,10 +60,7 @@ class Codebook(nn.Module):
 
     @torch.no_grad()
     def gather(self, step: int, scale: int, latents_NC: Tensor, rng: torch.Generator) -> None:
-        """Take latents of every rank into a scale's mean and variance, by Chan's formula for merging two samples.
-
-        For k-means some of them are kept; each step as many, as each weighs the same in the loss.
-        """
+        """Take latents of every rank into a scale's moments (Chan's formula); keep as many each step for k-means."""
         more = len(latents_NC) * distributed.num_ranks()
         mean = distributed.add_up(latents_NC.sum(0)) / more
         squares = distributed.add_up((latents_NC - mean).square().sum(0))
@@ -133,10 +130,7 @@ class Codebook(nn.Module):
 
     @torch.no_grad()
     def move_to_averages(self, latents_NC: Tensor, codes_N: Tensor) -> None:
-        """Move each code that latents of this batch chose to the moving average of its latents.
-
-        Sums suffice, their length is lost with the norm; and of other codes they keep their direction.
-        """
+        """Move each code that latents of this batch chose to the moving average of their sums; its norm is lost."""
         sums = torch.zeros_like(self.latent_sums).index_add_(0, codes_N, latents_NC)
         chosen = code_frequencies(codes_N, len(self.usage)) > 0
         sums = distributed.add_up(sums) / (len(latents_NC) * distributed.num_ranks())

@@ -80,11 +80,11 @@ def evaluate(args: EvaluateArgs) -> None:
         warn(warnings)
         print(f"{name}: {value:.6g}")
         result |= {name: value, "inception_sha256": inception.sha256, "versions": inception.versions}
+    for file in filter(None, (args.grid, args.output_file)):
+        Path(file).parent.mkdir(parents=True, exist_ok=True)
     if args.grid is not None:
-        Path(args.grid).parent.mkdir(parents=True, exist_ok=True)
         save_pyramid(autoencoder, data, sides, Path(args.grid), min(count, SHOWN_IMAGES))
     if args.output_file is not None:
-        Path(args.output_file).parent.mkdir(parents=True, exist_ok=True)
         write_json(Path(args.output_file), result)
 
 
@@ -109,10 +109,7 @@ def held_out_batches(images: Dataset, most: int = MAX_HELD_OUT, size: int = BATC
 def measure_scales(
     autoencoder: Autoencoder, batches: Iterable[Tensor], sides: Sequence[int], with_ssim: bool = False
 ) -> tuple[dict[int, ScaleMetrics], int]:
-    """Metrics of each side of a code map, with SSIM, which is slow, if asked for; and how many codes occur at any.
-
-    ``batches`` are of images (B, 3, H, W) in [-1, 1], one at least.
-    """
+    """Metrics of each side of a code map, and how many codes occur at any; of images (B, 3, H, W) in [-1, 1]."""
     num_codes = autoencoder.config.n_embed
     counts = {side: torch.zeros(num_codes, dtype=torch.long) for side in sides}
     values: dict[int, dict[str, list[float]]] = {side: defaultdict(list) for side in sides}  # of each image
@@ -188,11 +185,7 @@ class EightBitImages(Images):
 def measure_rfid(
     autoencoder: Autoencoder, data: CroppedImages, count: int, inception: Network
 ) -> tuple[str, float, list[str]]:
-    """The distance of reconstructions: its name, which tells N below 50,000, its value, and what is doubtful about it.
-
-    Raises:
-        UserError: one image has no covariance.
-    """
+    """rFID: its name with the number of images below 50,000, its value, and what is doubtful about it."""
     if count < 2:
         raise UserError("rFID needs at least 2 images; raise num_images, or leave the Inception weights out")
     statistics, warnings = [], []

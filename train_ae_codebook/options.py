@@ -60,9 +60,7 @@ class AutoencoderArgs(PyramidArgs):
     )
     discriminator_start: int = option(1000, "steps that the autoencoder trains without it")
     discriminator_lr: float = option(1e-4, "its learning rate, of Adam")
-    export_dtype: Literal["float32", "float16"] = option(
-        "float32", "precision of the finished autoencoder's file; it is computed with in float32 all the same"
-    )
+    export_dtype: Literal["float32", "float16"] = option("float32", "precision of the finished file, not of computing")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -133,23 +131,16 @@ class EvaluateArgs:
 
     autoencoder: str | None = option(None, "folder of an autoencoder, or its file (LlamaGen's, published or ours)")
     dataset: DatasetName = option(
-        "folder",
-        "folder (class folders of images), cifar10, food101 or celeba (torchvision's files), digits (built in)",
+        "folder", "folder (class folders), cifar10, food101, celeba (torchvision's files), digits (built in)"
     )
-    data_path: str = option(
-        "data/imagenet", "root of the dataset; a folder's held-out images are in val/CLASS or test/CLASS"
-    )
+    data_path: str = option("data/imagenet", "root of the dataset; held-out images are in val/CLASS or test/CLASS")
     split: Literal["val", "train"] = option("val", "val for held-out images, train for those to train on")
     img_size: int = option(256, "side of the full images, in pixels")
-    scale_sizes: tuple[int, ...] = option(
-        (), "sides of the code maps to judge; by default the full one, halved down to 1"
-    )
+    scale_sizes: tuple[int, ...] = option((), "sides of the code maps to judge; by default the full one and its halves")
     num_images: int = option(0, "how many images, evenly spaced over the split; 0 takes all")
     output_file: str | None = option(None, "JSON to write")
     grid: str | None = option(None, "PNG to write: originals over reconstructions at every scale")
-    inception_weights: str | None = option(
-        None, "torch-fidelity's weights-inception-2015-12-05-6726825d.pth, for rFID by torch"
-    )
+    inception_weights: str | None = option(None, "torch-fidelity's weights-inception-2015-12-05-6726825d.pth, for rFID")
     inception_graph: str | None = option(None, "ADM's classify_image_graph_def.pb, for rFID by TensorFlow")
     device: str = option("auto", "auto, cuda, mps or cpu")
 

@@ -23,11 +23,8 @@ BETAS = (0.5, 0.9)  # of the discriminator's optimizer
 class PerceptualDistance(nn.Module):
     """How far apart images are in the features of a frozen classifier, EfficientNet-Lite0; gradients pass through it.
 
-    As Zhang et al. (2018) have it, but every channel weighs the same. The weights, of ImageNet, ship in a package, so
-    that nothing is downloaded. Both packages (Apache-2.0) are imported only where the distance is asked for.
-
-    Raises:
-        UserError: the packages are not installed.
+    As Zhang et al. (2018) have it, but every channel weighs the same. Weights, of ImageNet, and network come in two
+    packages (Apache-2.0), imported here alone; a UserError if they are not installed.
     """
 
     def __init__(self) -> None:
@@ -60,10 +57,7 @@ class PerceptualDistance(nn.Module):
 
 
 class PatchDiscriminator(nn.Module):
-    """A logit for each patch of 54 pixels, 8 apart: positive for real ones (Isola et al., 2017).
-
-    Groups are normalized, not batches, so that a batch may be split.
-    """
+    """A logit for each patch of 54 pixels, 8 apart (Isola et al., 2017). Norms are of groups: batches may be split."""
 
     def __init__(self, channels: int = 64) -> None:
         super().__init__()
@@ -87,10 +81,8 @@ class Adversary:
         self.accum_steps = accum_steps
 
     def fooled(self, rebuilt: Tensor) -> Tensor:
-        """The autoencoder's loss: how little its images (B, 3, H, W) pass for real ones.
-
-        Of copies of the weights: its gradient must not reach them, and they change before it is computed.
-        """
+        """The autoencoder's loss: how little its images (B, 3, H, W) pass for real ones."""
+        # Copies: the loss's gradient must not reach the weights, and they change before it is computed.
         weights = {name: weight.detach().clone() for name, weight in self.network.named_parameters()}
         return -functional_call(self.network, weights, (rebuilt,)).mean()
 

@@ -137,7 +137,6 @@ class VQVAETask(PyramidTask):
             self.adversary.restore(state)
 
     def export(self, module: Autoencoder, folder: Path) -> None:
-        """Write the trained autoencoder."""
         save_autoencoder(module.cpu(), folder, DTYPES[self.args.export_dtype])
 
 
@@ -194,7 +193,6 @@ class RequantizeTask(PyramidTask):
         return metrics
 
     def logged(self, by_side: Mapping[int, ScaleMetrics], name: str) -> dict[str, float]:
-        """Metrics of each scale."""
         found = {f"{key}_scale_{side}": value for side, of in by_side.items() for key, value in asdict(of).items()}
         return {f"held_out_{key}": value for key, value in found.items() if value is not None}
 
@@ -210,5 +208,4 @@ class RequantizeTask(PyramidTask):
         return whole.eval()
 
     def export(self, module: Codebook, folder: Path) -> None:
-        """Write the retrained autoencoder in the published format."""
         export_autoencoder(self.assemble(module).cpu(), folder)

@@ -19,24 +19,14 @@ NO_LOCATION = -1
 
 @dataclass(frozen=True)
 class Layout:
-    """Every token's location, and the location whose code it is told of (Eq. 1).
-
-    Attributes:
-        positions: (b, L) location index of each token.
-        prev_positions: (b, L) location index of the token at the same place in the previous block of its scale;
-            NO_LOCATION in a scale's first block and beyond the previous block's length.
-        steps: (L,) the step, counted over all scales from 0, that draws each token.
-    """
+    """Every token's location, and the location whose code it is told of (Eq. 1)."""
 
     scale_sizes: Sequence[int]
     blocks: Blocks
-    positions: Tensor
+    positions: Tensor  # (b, L) location index of each token
+    # (b, L) that of the token at the same place in the previous block of its scale; NO_LOCATION where there is none.
     prev_positions: Tensor
-    steps: Tensor
-
-    @property
-    def num_steps(self) -> int:
-        return sum(len(lengths) for lengths in self.blocks)
+    steps: Tensor  # (L,) the step, counted over all scales from 0, that draws each token
 
     def to(self, device: torch.device) -> "Layout":
         moved = (t.to(device, non_blocking=True) for t in (self.positions, self.prev_positions, self.steps))

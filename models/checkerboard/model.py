@@ -157,12 +157,8 @@ class Checkerboard(Generator):
     ) -> tuple[Tensor, Tensor]:
         """(B, L, V) logits in scan order, and their mean cross-entropy in nats, each of the tokens before its block.
 
-        Args:
-            codes: (B, S, S) codes of each scale.
-            labels: (B,) class indices; ``num_classes`` is unconditional.
-            steps_per_scale: steps that each scale's tokens are divided into; ignored if ``layout`` is given.
-            layout: order and blocks, for instance drawn at random for a training step.
-            generator: of random scan orders, and in training mode of dropped labels and replaced codes; on the device.
+        Of (B, S, S) codes of each scale and labels (B,). A ``layout`` wins over ``steps_per_scale``; ``generator``, on
+        the device, draws random scan orders, and in training mode what labels are dropped and codes replaced.
         """
         if layout is None:
             blocks = sampling_blocks(self.scale_sizes, steps_per_scale)
@@ -205,10 +201,7 @@ class Checkerboard(Generator):
     def location_inputs(self, layout: Layout, tokens: slice, sources: Tensor) -> Tensor:
         """(B, l, D) the part of Eq. 1 that is known before the previous block is drawn, for a run of whole scales.
 
-        Args:
-            layout: order and blocks.
-            tokens: the run, as a slice of the L tokens.
-            sources: (B, l, C) latents upsampled from the previous scale, by location.
+        ``sources`` are (B, l, C) latents upsampled from the previous scale, by location.
         """
         positions, prev_positions = layout.positions[:, tokens], layout.prev_positions[:, tokens]
         weight_pos, weight_src, weight_prev_pos, _ = self.combine_inputs.weight.chunk(4, dim=1)

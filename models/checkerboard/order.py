@@ -25,10 +25,7 @@ def _checkerboard_locations(size: int, y: int = 0, x: int = 0) -> list[tuple[int
 
 @lru_cache
 def progressive_checkerboard(size: int) -> tuple[int, ...]:
-    """Raster indices of an S x S grid in progressive-checkerboard order (Algorithm 1).
-
-    A size that is no power of two takes the order of the next one, restricted to the grid.
-    """
+    """Raster indices of an S x S grid by Algorithm 1; for no power of two, the next one's order within the grid."""
     power = 1 << (size - 1).bit_length()
     return tuple(y * size + x for y, x in _checkerboard_locations(power) if y < size and x < size)
 
@@ -47,11 +44,7 @@ def split_blocks(num_locations: int, block_size: int, remainder: Remainder = "se
 
 
 def sampling_blocks(scale_sizes: Sequence[int], steps_per_scale: int, remainder: Remainder = "separate") -> Blocks:
-    """Block lengths of every scale for ``steps_per_scale`` steps (method.md Sec. 2).
-
-    The published rule, ``separate``, gives a remainder a step of its own; ``fold`` does not. On small odd scales either
-    may run more steps than asked, never more than the scale has locations.
-    """
+    """Block lengths of every scale for ``steps_per_scale`` steps, on small odd scales some more (method.md Sec. 2)."""
     if steps_per_scale < 1:
         raise UserError(f"steps_per_scale is {steps_per_scale}; it must be at least 1")
     sizes = (side * side for side in scale_sizes)

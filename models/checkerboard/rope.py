@@ -41,7 +41,6 @@ class Rotary:
     cos_sin: list[CosSin]  # broadcast over (B, 2, h, T, d): queries and keys turn at once
 
     def of_layer(self, layer: int) -> CosSin:
-        """The pair for ``rotate`` on queries and keys (B, 2, h, T, d) of a layer."""
         return self.cos_sin[min(layer, len(self.cos_sin) - 1)]
 
     def slice(self, tokens: slice) -> "Rotary":
@@ -63,14 +62,10 @@ class Rotary:
 
 
 def rotary_of(queries: CosSin, keys: Iterable[CosSin]) -> Rotary:
-    """Rotations from real and imaginary parts, (b, 1 or h, T, d) of queries and (b, h, T, d) of each layer's own keys.
-
-    Where a layer has no keys of its own, those are turned as the queries.
-    """
-    cos_sin = [
-        signed(torch.stack([q.expand_as(k), k], dim=1) for q, k in zip(queries, pair, strict=True)) for pair in keys
-    ]
-    return Rotary([*cos_sin, signed(part.unsqueeze(1) for part in queries)])
+    """Rotations from (real, imaginary) parts: (b, 1 or h, T, d) of queries; (b, h, T, d) of each layer's own keys."""
+    both = (zip(queries, pair, strict=True) for pair in keys)
+    cos_sin = [signed(torch.stack([q.expand_as(k), k], dim=1) for q, k in parts) for parts in both]
+    return Rotary([*cos_sin, signed(part.unsqueeze(1) for part in queries)])  # where keys turn as the queries
 
 
 class RotaryEmbedding(nn.Module):

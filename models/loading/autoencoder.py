@@ -18,7 +18,7 @@ from torch import Tensor
 from models.autoencoder import Autoencoder
 from models.config import AutoencoderConfig, AutoencoderPaths
 from models.loading.state import load_exactly, our_names, published_name, read_torch_file
-from runtime.config import dataclass_from_dict, read_yaml, write_yaml
+from runtime.config import dataclass_from_dict, plain, read_yaml, write_yaml
 from runtime.errors import UserError
 from runtime.files import whole
 
@@ -132,10 +132,9 @@ def export_autoencoder(autoencoder: Autoencoder, folder: Path) -> None:
 
 def autoencoder_config_dict(config: AutoencoderConfig) -> dict[str, Any]:
     """An autoencoder's YAML content in the published schema."""
-    ddconfig = {key: getattr(config, key) for key in ("ch", "ch_mult", "num_res_blocks", "z_channels")}
-    ddconfig["ch_mult"] = list(config.ch_mult)
-    params = {"embed_dim": config.embed_dim, "n_embed": config.n_embed, "normalize": True, "ddconfig": ddconfig}
-    return {"model": {"params": params}}
+    ddconfig = plain(config)
+    sizes = {key: ddconfig.pop(key) for key in ("embed_dim", "n_embed")}
+    return {"model": {"params": {**sizes, "normalize": True, "ddconfig": ddconfig}}}
 
 
 def resolve(path: str | None, folder: Path) -> Path | None:

@@ -28,12 +28,8 @@ AUTOENCODER_PREFIX = "autoenc."
 def load_checkpoint(path: str | Path, use_ema: bool = False) -> Generator:
     """A model in eval mode on the CPU, float32, from a checkpoint of ours or of the published release.
 
-    Args:
-        path: the file, or the folder holding ``checkpoint-last.pth``; ``config.yaml`` lies beside it.
-        use_ema: take the averaged weights.
-
-    Raises:
-        UserError: the file is missing, damaged, unsafe, or not such a model; or ``use_ema`` and it has no EMA weights.
+    ``path`` is the file, with ``config.yaml`` beside it, or its folder; ``use_ema`` takes the averaged weights. A
+    UserError: it is missing, damaged, unsafe, not such a model, or without those weights.
     """
     path = find_checkpoint(path)
     config = read_model_config(path)
@@ -94,10 +90,9 @@ def split_off_autoencoder(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor
 
 
 def random_model(path: Path) -> tuple[Generator, bool]:
-    """The model of a configuration in eval mode, to try its size and speed; and whether its autoencoder was there.
+    """The model of a configuration in eval mode, of random weights; and whether its autoencoder was there.
 
-    Weights are drawn from torch's global generator. Where the autoencoder's file that the YAML names is missing, one of
-    LlamaGen's size and of random weights takes its place.
+    Where it is missing, one of LlamaGen's size and of random weights takes its place.
     """
     section = read_yaml(path).get("model") or {}
     config = dataclass_from_dict(family_of(section).load("config"), section, str(path))

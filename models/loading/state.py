@@ -19,20 +19,15 @@ _CODEBOOK = ("quantize.embedding", "quantize.embedding.parametrizations.weight.o
 _LLAMAGEN_CODEBOOK = "quantize.embedding.weight"
 _WRAPPERS = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
 # How torch's restricted reader names what it will not load.
-_REFUSED = re.compile(
-    r"(?:unsupported global: global|unsupported global|trying to instantiate a class) ([\w.]+)", flags=re.IGNORECASE
-)
+_REFUSED = re.compile(r"(?:unsupported global(?:: global)?|trying to instantiate a class) ([\w.]+)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class PublishedLayout:
-    """How a family's weights were published.
-
-    ``section`` gives the ``model:`` section in the published schema, of a configuration, its autoencoder's files, and
-    the checkpoint's path for messages; a UserError says what the schema cannot.
-    """
+    """How a family's weights were published."""
 
     names: Names
+    # The ``model:`` section in that schema, of a configuration, its autoencoder's files and a path for messages.
     section: Callable[[Any, AutoencoderPaths, Path], dict[str, Any]]
 
 

@@ -148,7 +148,7 @@ def test_published_block_counts() -> None:
 
 @pytest.mark.parametrize(("scales", "steps_per_scale"), [((1, 2, 4, 8, 16), 4), ((1, 4, 16), 8)])
 def test_both_released_models_run_17_steps(scales: tuple[int, ...], steps_per_scale: int) -> None:
-    assert make_layout(scales, sampling_blocks(scales, steps_per_scale)).num_steps == 17
+    assert make_layout(scales, sampling_blocks(scales, steps_per_scale)).steps[-1] + 1 == 17
 
 
 def test_wrong_block_settings_are_refused() -> None:
@@ -230,7 +230,7 @@ def test_layout_against_a_slow_restatement(scales: tuple[int, ...], steps_per_sc
     layout = make_layout(scales, blocks)
     assert layout.positions.shape == layout.prev_positions.shape == (1, len(layout.steps))
     assert rows_of(layout) == slow_layout(checkerboard_positions(scales), blocks)
-    assert layout.num_steps == layout.steps[-1] + 1
+    assert sum(map(len, layout.blocks)) == layout.steps[-1] + 1
 
 
 def test_layout_of_drawn_blocks() -> None:
