@@ -5,7 +5,6 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -93,12 +92,17 @@ def measure_times(case: Case) -> tuple[str, ...]:
     warm_up = now(device) - start
     *scales, decoding = np.median([_time_scales(sampler, labels, device) for _ in repeats], axis=0)
     drawing = sum(scales)
-    *recorded, operations = _products(case.sampler(model, "eager"), labels)
-    floors = [np.median([time_products(products, device) for _ in repeats]) for products in recorded]
+    eager = case.sampler(model, "eager")
+    with RecordProducts() as of_drawing, CountKernels() as kernels:
+        list(eager.steps(labels, range(case.batch)))
+    with RecordProducts() as of_decoding:
+        eager.samples()
+    records = (of_drawing, of_decoding)
+    floors = [np.median([time_products(record.products, device) for _ in repeats]) for record in records]
     return (
         *(Path(case.config).stem.removeprefix("config_"), str(case.batch), case.dtype, case.mode),
         *(f"{warm_up:.1f}", f"{drawing:.2f}", f"{floors[0]:.2f}", f"{drawing / floors[0]:.2f}"),
-        *(f"{decoding:.2f}", f"{floors[1]:.2f}", f"{(drawing + decoding) / case.batch:.2f}", str(operations)),
+        *(f"{decoding:.2f}", f"{floors[1]:.2f}", f"{(drawing + decoding) / case.batch:.2f}", str(kernels.count)),
         " ".join(f"{seconds:.2f}" for seconds in scales),
     )
 
@@ -111,13 +115,3 @@ def _time_scales(sampler: Sampler, labels: Tensor, device: torch.device) -> list
     decoding = now(device) - start
     ends = [0, *(int(steps.max()) + 1 for steps in samples.step)]
     return [*np.diff([times[end] for end in ends]), decoding]
-
-
-def _products(sampler: Sampler, labels: Tensor) -> tuple[list[partial[Tensor]], list[partial[Tensor]], int]:
-    """The products of drawing and those of decoding; and the operations of drawing."""
-    with RecordProducts() as drawing, CountKernels() as kernels:
-        for _ in sampler.steps(labels, range(len(labels))):
-            pass
-    with RecordProducts() as decoding:
-        sampler.samples()
-    return drawing.products, decoding.products, kernels.count

@@ -7,10 +7,12 @@ of it, from the least to the greatest.
 """
 
 import csv
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from statistics import fmean
+from typing import TYPE_CHECKING, NamedTuple
 
 from experiments.sweep import TABLE_NAME, metric_names
 from runtime.command import run
@@ -30,28 +32,20 @@ class CompareArgs:
     sweeps: str | None = option(None, "folders of experiments.sweep, separated by commas")
     output: str = option("compare.png", "picture to write")
 
-    def __post_init__(self) -> None:
-        if self.sweeps is None:
-            raise UserError("name the --sweeps to compare, folders separated by commas")
 
-
-@dataclass(frozen=True)
-class Point:
+class Point(NamedTuple):
     """A model at one number of steps: the lowest distance over guidance, and the scores of the guidances near it."""
 
     steps: int
     steps_per_scale: int | None  # None of a model that has no such setting
     distance: float
-    scores: tuple[float, ...]  # none where no score was measured
-
-    @property
-    def score(self) -> float:
-        """Their mean; NaN without any."""
-        return sum(self.scores) / len(self.scores) if self.scores else float("nan")
+    scores: tuple[float, ...]  # NaN alone where none was measured
 
 
 def main(argv: Sequence[str]) -> None:
     args = parse_flags(argv, "experiments.compare", __doc__, CompareArgs)
+    if args.sweeps is None:
+        raise UserError("name the --sweeps to compare, folders separated by commas")
     tables = {str(Path(folder)): read_table(Path(folder)) for folder in args.sweeps.split(",")}
     names = {metric_names(rows) for rows in tables.values()}
     if len(names) > 1:
@@ -60,7 +54,7 @@ def main(argv: Sequence[str]) -> None:
     points = {name: best_points(rows, distance, score) for name, rows in tables.items()}
     for name, line in points.items():
         for point in line:
-            print(f"{name}, {point.steps} steps: {distance} {point.distance:.4g}, {score} {point.score:.4g}")
+            print(f"{name}, {point.steps} steps: {distance} {point.distance:.4g}, {score} {fmean(point.scores):.4g}")
     draw_comparison(points, distance, score).savefig(args.output, dpi=110)
     print(args.output)
 
@@ -88,7 +82,7 @@ def best_points(rows: Sequence[dict[str, str]], distance: str, score: str) -> li
         lowest = min(float(row[distance]) for row in at_steps)
         near = [row for row in at_steps if float(row[distance]) <= NEAR * lowest]
         scores = tuple(float(row[score]) for row in near if row[score])
-        points.append(Point(steps, None if per_scale is None else int(per_scale), lowest, scores))
+        points.append(Point(steps, None if per_scale is None else int(per_scale), lowest, scores or (math.nan,)))
     return points
 
 
@@ -105,8 +99,10 @@ def draw_comparison(points: dict[str, list[Point]], distance: str, score: str) -
         for name, line in points.items():
             xs = [getattr(point, key) for point in line]
             above.plot(xs, [point.distance for point in line], marker="o", label=name)
-            spread = [(point.score - min(p), max(p) - point.score) for point in line if (p := point.scores or (0,))]
-            below.errorbar(xs, [point.score for point in line], list(zip(*spread, strict=True)), marker="o", capsize=3)
+            means = [fmean(point.scores) for point in line]
+            down = [mean - min(point.scores) for mean, point in zip(means, line, strict=True)]
+            up = [max(point.scores) - mean for mean, point in zip(means, line, strict=True)]
+            below.errorbar(xs, means, (down, up), marker="o", capsize=3)
         below.set_xlabel(label)
     panels[0, 0].set_ylabel(distance)
     panels[1, 0].set_ylabel(score)

@@ -27,13 +27,11 @@ class CurvesArgs:
     output: str = option("curves.png", "picture to write")
     smoothing: int = option(5, "log entries that each point is the mean of")
 
-    def __post_init__(self) -> None:
-        if self.run is None or self.smoothing < 1:
-            raise UserError("name the --run to draw, and a --smoothing of at least 1")
-
 
 def main(argv: Sequence[str]) -> None:
     args = parse_flags(argv, "experiments.curves", __doc__, CurvesArgs)
+    if args.run is None or args.smoothing < 1:
+        raise UserError("name the --run to draw, and a --smoothing of at least 1")
     folder = Path(args.run)
     grid = max((folder / "samples").glob("epoch_*.png"), default=None)
     save_curves(read_steps(folder), grid, args.smoothing, args.output)

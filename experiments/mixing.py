@@ -24,13 +24,11 @@ class MixingArgs:
     use_ema: bool = option(False, "take the averaged weights of the checkpoint")
     output: str = option("mixing.png", "picture to write")
 
-    def __post_init__(self) -> None:
-        if self.checkpoint is None:
-            raise UserError("name the --checkpoint whose mixing to draw")
-
 
 def main(argv: Sequence[str]) -> None:
     args = parse_flags(argv, "experiments.mixing", __doc__, MixingArgs)
+    if args.checkpoint is None:
+        raise UserError("name the --checkpoint whose mixing to draw")
     from models.checkerboard.model import Checkerboard  # takes seconds to import
     from models.loading.checkpoint import load_checkpoint
 
@@ -51,10 +49,9 @@ def save_mixing(coeffs: np.ndarray, path: Path) -> None:
 
     layers, heads = coeffs.shape
     figure = Figure(figsize=(2 + 0.25 * heads, 1.5 + 0.25 * layers), layout="constrained")
-    axes = figure.add_subplot()
+    axes = figure.add_subplot(xlabel="head", ylabel="layer")
     limit = float(np.abs(coeffs).max()) or 1.0
     shown = axes.imshow(coeffs, cmap="bwr", vmin=-limit, vmax=limit)
-    axes.set(xlabel="head", ylabel="layer")
     axes.locator_params(integer=True)
     figure.colorbar(shown, ax=axes, label="coefficient before the sigmoid")
     figure.savefig(path, dpi=110)

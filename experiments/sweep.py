@@ -61,11 +61,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def parse_values(name: str, text: str, hint: Any) -> list[Any]:
-    """The values of ``1,2.5``, of ``FIRST:LAST:STEP``, which includes its ends, or of ``[1,2],[1,3]``.
-
-    Raises:
-        UserError: one is not of the setting's type, or a range does not reach its end.
-    """
+    """The values, of the setting's type, of ``1,2.5``, ``FIRST:LAST:STEP`` or ``[1,2],[1,3]``, or a UserError."""
     values: list[Any] = []
     for part in re.split(r",(?![^\[]*\])", text):
         try:
@@ -87,10 +83,7 @@ def _range_of(name: str, text: str) -> list[float]:
 
 
 def sweep(args: SweepArgs, values: Mapping[str, Sequence[Any]], given: Collection[str]) -> None:
-    """Draw and measure every combination of the values of each setting of the drawing, those of cfg changing first.
-
-    ``given`` are the names of settings that the user gave; others are for families that have them.
-    """
+    """Draw and measure each combination, cfg changing first; settings not ``given`` are for families that have them."""
     from evaluation.measure import CheckpointResults  # takes seconds to import
     from models.sampling import checked_drawing
     from runtime import distributed
@@ -112,8 +105,10 @@ def sweep(args: SweepArgs, values: Mapping[str, Sequence[Any]], given: Collectio
         def rows() -> list[Row]:
             return [_row(result, columns, results.settings(drawing)) for drawing, result in found.items() if result]
 
-        if is_main:
-            _keep_earlier(folder, rows())
+        table, figure = folder / TABLE_NAME, folder / FIGURE_NAME
+        if is_main and table.exists() and not set(table.read_text().split("\n")) <= set(table_of(rows()).split("\n")):
+            move_aside(table)  # it holds other rows than these
+            move_aside(figure)
         distributed.say(f"{len(drawings)} combinations of {args.num_samples} images, {len(missing)} to do; {folder}")
         total = sum(map(num_steps, missing))  # an image's time is proportional to it, nearly
         with tqdm(total=total, desc="sweep", unit="step", disable=not is_main) as bar:
@@ -122,11 +117,11 @@ def sweep(args: SweepArgs, values: Mapping[str, Sequence[Any]], given: Collectio
                 found[drawing] = results.make(folder / drawing.label, drawing)
                 bar.update(num_steps(drawing))
                 if is_main:
-                    write_text(folder / TABLE_NAME, table_of(rows()))
+                    write_text(table, table_of(rows()))
         if is_main:
-            write_text(folder / TABLE_NAME, table_of(rows()))
-            draw_figure(rows()).savefig(folder / FIGURE_NAME, dpi=110)
-            print(f"{folder / TABLE_NAME}, {folder / FIGURE_NAME}")
+            write_text(table, table_of(rows()))
+            draw_figure(rows()).savefig(figure, dpi=110)
+            print(f"{table}, {figure}")
     distributed.tear_down()
 
 
@@ -136,14 +131,6 @@ def _row(result: Mapping[str, Any], columns: Sequence[str], settings: dict[str, 
     metrics = {name: result[name] for name in result["metrics"]}
     real = {f"{name} of real test images": value for name, value in result["real_images"].items()}
     return first | metrics | real | settings
-
-
-def _keep_earlier(folder: Path, rows: Sequence[Row]) -> None:
-    """Move a table and its figure aside if it holds other rows than these."""
-    table = folder / TABLE_NAME
-    if table.exists() and not set(table.read_text().splitlines()) <= set(table_of(rows).splitlines()):
-        move_aside(table)
-        move_aside(folder / FIGURE_NAME)
 
 
 def table_of(rows: Sequence[Row]) -> str:

@@ -1,7 +1,4 @@
-"""What train_classifier.py does once its arguments are understood.
-
-Letters: B images, H, W their sides in pixels.
-"""
+"""What train_classifier.py does once its arguments are understood. Letters: B images, H, W their sides in pixels."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -63,13 +60,10 @@ def augment(images: Tensor, args: ClassifierArgs, rng: torch.Generator) -> Tenso
     batch, _, height, width = images.shape
     device, span = images.device, 2 * args.shift + 1
     padded = F.pad(images, (args.shift,) * 4, mode="replicate")
-    rows, columns = (
-        torch.randint(span, (batch, 1), generator=rng, device=device) + torch.arange(side, device=device)
-        for side in (height, width)
-    )
+    rows = torch.randint(span, (batch, 1), generator=rng, device=device) + torch.arange(height, device=device)
+    columns = torch.randint(span, (batch, 1), generator=rng, device=device) + torch.arange(width, device=device)
     if args.mirror:
-        mirrored = torch.rand(batch, 1, generator=rng, device=device) < 0.5
-        columns = torch.where(mirrored, columns.flip(1), columns)
+        columns = torch.where(torch.rand(batch, 1, generator=rng, device=device) < 0.5, columns.flip(1), columns)
     first = torch.arange(batch, device=device)[:, None, None]
     moved = padded.permute(0, 2, 3, 1)[first, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
     if args.noise:

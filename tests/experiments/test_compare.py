@@ -1,5 +1,6 @@
 """Sweeps beside each other."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -23,9 +24,7 @@ ROWS = ["1,4,17,10.1,200", "1.1,4,17,10,210", "1.2,4,17,10.2,220", "1.3,4,17,10.
 
 def test_a_point_is_the_lowest_distance_with_the_scores_near_it(tmp_path: Path) -> None:
     points = best_points(read_table(write_sweep(tmp_path / "a", ROWS)), FID, SCORE)
-    assert points == [Point(9, 2, 12.0, ()), Point(17, 4, 10.0, (200.0, 210.0, 220.0))]
-    assert points[1].score == 210
-    assert points[0].score != points[0].score  # no score was measured at the lowest distance
+    assert points == [Point(9, 2, 12.0, (math.nan,)), Point(17, 4, 10.0, (200.0, 210.0, 220.0))]
 
 
 def test_the_command_draws_a_line_a_sweep(tmp_path: Path) -> None:
