@@ -1,5 +1,6 @@
 """Autoregressive image generation from codes: load a checkpoint, tokenize, score, sample."""
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -7,14 +8,11 @@ if TYPE_CHECKING:
     from models.sampling import sample
 
 __all__ = ["load_checkpoint", "sample"]
+_WHERE = {"load_checkpoint": "models.loading.checkpoint", "sample": "models.sampling"}
 
 
 def __getattr__(name: str) -> Any:
     """Import torch when it is needed: options and --help are read before."""
-    if name == "load_checkpoint":
-        from models.loading.checkpoint import load_checkpoint as found
-    elif name == "sample":
-        from models.sampling import sample as found
-    else:
+    if name not in _WHERE:
         raise AttributeError(f"module {__name__} has no attribute {name}")
-    return found
+    return getattr(import_module(_WHERE[name]), name)

@@ -61,10 +61,7 @@ def draw_into(
     """Draw the images that a folder lacks, on all ranks, and return how many; rank 0 then sees all and can finish it.
 
     Rank 0 has prepared the folder, all ranks know, and a lock keeps other programs out. ``change`` is done to uint8
-    images (B, 3, H, W) before they are stored.
-
-    Raises:
-        UserError: they could not be stored, or some are gone again.
+    images (B, 3, H, W) before they are stored. If they cannot be, or are gone again, that is a UserError.
     """
     folder.look()
     # As rank 0 saw it, before anyone adds: another machine may see less, and shares would overlap or leave gaps.

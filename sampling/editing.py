@@ -37,8 +37,7 @@ class Edit:
 def load_edit(image_path: str, mask_path: str, model: Generator) -> Edit:
     """Read an image and its mask, white where it is to be drawn anew; both are cropped to the model's square.
 
-    Raises:
-        UserError: a file cannot be read, the two differ in size, or the mask is all black.
+    A UserError says that one cannot be read, that the two differ in size, or that the mask is all black.
     """
     image, mask = _read(image_path), _read(mask_path)
     if image.size != mask.size:

@@ -99,10 +99,8 @@ class SampleFolder:
 
         A run of the same settings goes on, also one that was complete and lost files since; one of others is moved to
         a folder beside it. ``settings`` is everything that decides the images; it becomes ``samples.json``. ``made``
-        names the files that are made of all images when the folder is finished.
-
-        Raises:
-            UserError: it holds images that are not ours, there is too little space, or what was begun cannot go on.
+        names the files that are made of all images when the folder is finished. A UserError says that it holds images
+        that are not ours, that there is too little space, or that what was begun cannot go on.
         """
         unused, record = self.path / UNUSED_NAME, self.path / SETTINGS_NAME
         begun, recorded = self.progress.exists(), read_json(record)
@@ -161,11 +159,7 @@ class SampleFolder:
         _write_batch(to, list(hashes), list(hashes.values()), {})
 
     def look(self) -> None:
-        """See what all ranks, also those on other machines, have done so far.
-
-        Raises:
-            UserError: a file is damaged, or of an earlier version.
-        """
+        """See what all ranks, on any machine, have done; a damaged file or an earlier version's is a UserError."""
         if any((self.progress / name).exists() for name in EARLIER_NAMES):
             raise UserError(
                 f"{self.progress} was begun by an earlier version, which kept it otherwise; move it away and start anew"

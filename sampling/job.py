@@ -95,9 +95,10 @@ def _prepare(folder: SampleFolder, model: Generator, request: Request, args: Sam
         checkpoint = None if args.checkpoint is None else find_checkpoint(args.checkpoint)
         files = {"checkpoint": checkpoint, "edit": args.edit, "mask": args.mask}
         settings = sample_settings(asdict(args) | asdict(request.drawing), model, request.labels, files)
-        made = [sample_folder.GRID_NAME] + [sample_folder.CODES_NAME] * args.save_codes
-        made += [sample_folder.MAPS_NAME, sample_folder.ENTROPY_NAME] * args.maps
-        missing = folder.prepare(settings, made + [sample_folder.ANIMATION_NAME] * args.animation)
+        made = {sample_folder.GRID_NAME: True, sample_folder.CODES_NAME: args.save_codes}
+        made |= {sample_folder.MAPS_NAME: args.maps, sample_folder.ENTROPY_NAME: args.maps}
+        made |= {sample_folder.ANIMATION_NAME: args.animation}
+        missing = folder.prepare(settings, [name for name, wanted in made.items() if wanted])
         if not missing:
             print(f"{folder.path} holds these samples already; name another --output_dir, or change a setting")
     return distributed.from_main(missing)

@@ -18,13 +18,11 @@ class ExportArgs:
     checkpoint: str | None = option(None, "checkpoint file, or the folder holding checkpoint-last.pth")
     output_dir: str | None = option(None, "folder to write; new or empty")
 
-    def __post_init__(self) -> None:
-        if self.checkpoint is None or self.output_dir is None:
-            raise UserError("name the --checkpoint to export and the --output_dir to write")
-
 
 def main(argv: Sequence[str]) -> None:
     args = parse_flags(argv, "training.export", __doc__, ExportArgs)
+    if args.checkpoint is None or args.output_dir is None:
+        raise UserError("name the --checkpoint to export and the --output_dir to write")
     from models.loading.checkpoint import export_published  # takes seconds to import
 
     export_published(args.checkpoint, args.output_dir)
