@@ -210,7 +210,8 @@ class _Parser(argparse.ArgumentParser):
 
     def __init__(self, prog: str, description: str) -> None:
         formatter = argparse.RawDescriptionHelpFormatter
-        super().__init__(prog=prog, description=description, formatter_class=formatter, allow_abbrev=False)
+        usage = f"{prog} [--option VALUE ...]"
+        super().__init__(usage=usage, description=description, formatter_class=formatter, allow_abbrev=False)
         self.options: dict[str, Option] = {}
 
     def error(self, message: str) -> NoReturn:

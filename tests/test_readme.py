@@ -30,7 +30,7 @@ import yaml
 from PIL import Image
 from torch import Tensor
 
-from evaluation.run import PRESETS
+from evaluation.options import PRESETS
 from models.loading.checkpoint import export_published
 from tests.command_factory import ROOT, Outcome, call, save_run, start
 from tests.factory import TINY_TRANSFORMER, tiny_autoencoder, tiny_model
@@ -613,7 +613,7 @@ def test_the_layout_names_every_folder_of_code() -> None:
 def test_the_presets_are_those_of_the_table() -> None:
     rows = re.findall(r"^\| `(\d+x-cfg[\d.]+)` \|.*?\| (\d.*) \|$", PAGES["README.md"], flags=re.MULTILINE)
     table = {name: [float(value) for value in values.split(" | ")] for name, values in rows}
-    assert table == {name: list(paper.values()) for name, (_, paper) in PRESETS.items()}
+    assert table == {name: list(preset.paper.values()) for name, preset in PRESETS.items()}
 
 
 @pytest.mark.quick

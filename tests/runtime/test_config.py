@@ -364,7 +364,7 @@ def test_help_explains_every_option(capsys: pytest.CaptureFixture[str]) -> None:
             assert name in text
     assert "None of" not in text
     assert text.count("default: ") > 50
-    for explained in ("passes over the data", "width of a token", "YAML of the autoencoder's architecture"):
+    for explained in ("passes over the data", "width of a token", "YAML of the architecture"):
         assert explained in text
 
 
