@@ -36,9 +36,7 @@ class BenchmarkArgs:
     stored_images: int = option(20_000, "images of the cache with codes on the disk, 17 kB each")
     batches: int = option(156, "batches read of each")
     batch_size: int = option(128, "images a batch")
-    folder: str | None = option(
-        None, "where the caches are made and removed; default the system's folder for temporary files"
-    )
+    folder: str | None = option(None, "where the caches are made and removed; default the system's temporary folder")
 
     def __post_init__(self) -> None:
         check_at_least(1, self, "images", "stored_images", "batches", "batch_size")

@@ -70,7 +70,7 @@ class EvaluatorArgs(NetworkArgs):
     )
     samples: str | None = option(None, "npz, folder or statistics file of the samples (SAMPLES)")
     output_file: str | None = option(
-        None, "JSON file to write: every metric, N of each set, hashes, settings and versions"
+        None, "JSON file to write: every metric, N of each set, hashes, settings, versions"
     )
     device: str = option("auto", "of what torch computes: auto, cuda, mps or cpu; TensorFlow takes the GPU it finds")
     batch_size: int = option(64, "images whose features are computed at once")
@@ -101,9 +101,7 @@ class CheckpointArgs(NetworkArgs, SamplingArgs):
     )
     num_samples: int = option(50_000, "number of images, the classes in turn")
     compile: bool = option(False, "compile the steps of sampling")
-    output_dir: str | None = option(
-        None, "folder of samples/ and result.json; default output/evaluation/ and the settings"
-    )
+    output_dir: str | None = option(None, "folder of samples/ and result.json; default output/evaluation/ and settings")
     delete_samples: bool = option(False, "remove the samples when they are measured")
 
     def __post_init__(self) -> None:

@@ -10,7 +10,7 @@ from pkgutil import resolve_name
 from typing import Any, Literal, Self
 
 from runtime.config import option
-from runtime.errors import UserError
+from runtime.errors import UserError, check_at_least
 
 DEFAULT_FAMILY = "checkerboard"
 FFN_MULTIPLE = 256
@@ -89,6 +89,7 @@ class GeneratorConfig:
     autoenc: AutoencoderPaths = option(AutoencoderPaths, "files of the autoencoder")
 
     def __post_init__(self) -> None:
+        check_at_least(1, self, "img_size")
         if self.num_classes < self.class_cond:
             raise UserError(f"num_classes is {self.num_classes}; a class-conditional model needs at least 1")
 

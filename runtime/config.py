@@ -6,6 +6,8 @@ Everything from a YAML or a flag passes ``typed``, the one check of types.
 
 import argparse
 import json
+import math
+import re
 import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -104,10 +106,11 @@ def parse_open_flags(
 
 def config_path(argv: Words) -> str | None:
     """The YAML that a command line names, if any."""
+    found = None
     for word, following in zip_longest(argv, argv[1:]):
         if word == "--config" or word.startswith("--config="):
-            return word.partition("=")[2] or following
-    return None
+            found = word.partition("=")[2] or following
+    return found
 
 
 def options_of(kind: type, prefix: str = "") -> list[Option]:
@@ -143,7 +146,7 @@ def dataclass_from_dict(kind: type[Settings], values: Any, where: str) -> Settin
 
 
 def typed(value: Any, hint: Any, name: str) -> Any:
-    """A value as its type wants it, or a UserError: lists become tuples; whole numbers and text of a number, floats."""
+    """A value as its type wants it, or a UserError: lists become tuples, and text of a number that number."""
     origin, inner, members = get_origin(hint) or hint, get_args(hint), _members(hint)
     if hint is Any or (origin is Literal and value in inner):
         return value
@@ -158,8 +161,9 @@ def typed(value: Any, hint: Any, name: str) -> Any:
     elif origin is dict and isinstance(value, dict):
         return {typed(key, inner[0], name): typed(item, inner[1], name) for key, item in value.items()}
     elif origin is float and isinstance(value, int | float | str) and not isinstance(value, bool):
-        with suppress(ValueError):
-            return float(value)
+        with suppress(ValueError, OverflowError):
+            if math.isfinite(number := float(value)):
+                return number
     elif isinstance(origin, type) and type(value) is origin:
         return value
     raise UserError(f"{name} is {value}; it must be {_described(hint)[1]}")
@@ -193,7 +197,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise UserError(f"no such file: {path}")
     try:
         content = yaml.load(path.read_text(), Loader=_UniqueKeyLoader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} holds no settings")
@@ -213,6 +217,7 @@ class _Parser(argparse.ArgumentParser):
         usage = f"{prog} [--option VALUE ...]"
         super().__init__(usage=usage, description=description, formatter_class=formatter, allow_abbrev=False)
         self.options: dict[str, Option] = {}
+        self._negative_number_matcher = re.compile(r"-\.?\d")  # argparse does not know -1e-3
 
     def error(self, message: str) -> NoReturn:
         raise UserError(message.removeprefix("argument "))
@@ -248,18 +253,20 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _from_text(text: str, option: Option) -> Any:
-    """What was typed, by the option's type: text stays as it is, the rest is read as YAML."""
+    """What was typed, by the option's type: lists and mappings are read as YAML, other text stays as it is."""
     kinds, value = _members(option.hint), text
     if text == "null" and type(None) in kinds:
         return None
     if str in kinds:
         return text
-    with suppress(yaml.YAMLError):
-        value = yaml.load(text, Loader=_UniqueKeyLoader)
+    with suppress(yaml.YAMLError, ValueError, RecursionError):
+        value = yaml.load(text, Loader=_UniqueKeyLoader) if text[:1] in ("[", "{") else text
     if is_dataclass(option.hint):
         return _mapping(value, option.name)
-    if bool in kinds and isinstance(value, str) and value.lower() in ("true", "false"):
-        value = value.lower() == "true"
+    if bool in kinds and text.lower() in ("true", "false"):
+        value = text.lower() == "true"
+    if int in kinds and re.fullmatch(r"\s*[-+]?\d{1,100}\s*", text):
+        value = int(text)
     return typed(value, option.hint, option.name)
 
 

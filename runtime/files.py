@@ -21,6 +21,9 @@ def whole(path: Path) -> Iterator[Path]:
     A kill or a full disk, a UserError, leaves the file that was there before. The suffix, which names the format,
     stays. What killed processes of this machine have left is removed.
     """
+    path = path.resolve()  # what a link names is replaced, not the link
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path} is no file that can be replaced; name another")
     start, end = f".{path.stem}.{socket.gethostname()}-", f".tmp{path.suffix}"
     for left in path.parent.glob(f"{start}*{end}"):
         if not _is_running(left.name.removeprefix(start).removesuffix(end)):

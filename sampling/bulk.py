@@ -81,8 +81,8 @@ def draw_into(
                 pixels = to_uint8(out.images)
                 folder.add(indices, pixels if change is None else change(pixels), out)
                 show()
+        distributed.barrier()  # all have written their files
         show()
-    distributed.barrier()  # all have written their files
     if on_main:
         folder.look()
         if len(folder.todo):

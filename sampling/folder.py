@@ -14,6 +14,7 @@ images that are done are those of any npz. Two may hold the same image: its seed
 Letters: N images, n of a batch, L locations of all scales, S side of a scale, H, W image sides in pixels.
 """
 
+import re
 import shutil
 import zipfile
 from collections import deque
@@ -52,7 +53,7 @@ UNIMPORTANT = ("batch_size", "compile", "output_dir", "duplicates", "checkpoint"
 MAPS = ("codes", "entropy", "step", "probability")
 WRITERS = 4  # threads, and batches that may wait for them
 CHUNK = 2**28  # bytes of images that are joined at once
-BATCH_NAMES = "[0-9a-f]*.npz"  # not those of files that are still being written
+BATCH_NAME = re.compile(r"[0-9a-f]{32}-(\d+)\.npz")  # not that of a file that is still being written
 EARLIER_NAMES = ("layout.json", "done.npy")  # in the progress of earlier versions
 
 
@@ -152,7 +153,7 @@ class SampleFolder:
         """Of a folder that was complete: what is still there, and whole, need not be drawn again."""
         hashes = {}
         for index in range(self.shape[0]):
-            with suppress(OSError, SyntaxError, ValueError):  # missing, or damaged
+            with suppress(UserError):  # missing, or damaged
                 image = read_png(self.path / image_name(index))
                 if tuple(image.shape[1:]) == self.shape[1:3]:
                     hashes[index] = _hash(image)
@@ -166,7 +167,7 @@ class SampleFolder:
             )
         folders = [self.progress / name for name in _names_in(self.progress)]
         files = [path / name for path in folders if path.is_dir() for name in _names_in(path)]
-        self.files = sorted(path for path in files if path.match(BATCH_NAMES))
+        self.files = sorted(path for path in files if BATCH_NAME.fullmatch(path.name))
         self.file_of, self.row_of = np.full(self.shape[0], -1), np.zeros(self.shape[0], np.int64)
         self._hashes = np.zeros(self.shape[0], np.uint64)
         for number, file in enumerate(self.files):
@@ -209,7 +210,8 @@ class SampleFolder:
 
     def num_stored(self) -> int:
         """How many images all ranks have stored by now, as far as this machine can see."""
-        return sum(int(file.stem.rpartition("-")[2]) for file in self.progress.glob(f"*/{BATCH_NAMES}"))
+        found = (BATCH_NAME.fullmatch(file.name) for file in self.progress.glob("*/*.npz"))
+        return sum(int(name[1]) for name in found if name)
 
     def read(self, name: str, images: slice = slice(None)) -> np.ndarray:
         """A map (n, L), or ``images`` (n, H, W, 3) of an npz, of all images or these. None may be missing."""
@@ -274,7 +276,7 @@ def _read_batch(file: Path, *names: str) -> list[np.ndarray]:
     try:
         with np.load(file) as batch:
             return [batch[name] for name in names]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, TypeError, EOFError, NotImplementedError, zipfile.BadZipFile) as error:
         raise UserError(f"{file} is damaged ({error}); remove it, and run the same command again to go on") from error
 
 

@@ -33,9 +33,7 @@ class SamplingArgs:
 class SampleArgs(SamplingArgs):
     """What to draw."""
 
-    config: str | None = option(
-        None, "a training configuration instead of a checkpoint: random weights, to try size and speed"
-    )
+    config: str | None = option(None, "a training configuration instead of a checkpoint: random weights, for a trial")
     labels: str | None = option(
         None,
         "classes to draw, by index or name, separated by commas; default all in turn, but 16 if there are more "
@@ -50,9 +48,7 @@ class SampleArgs(SamplingArgs):
     format: Format = option(
         "png", "png writes single images, npz one samples.npz (arr_0 images, arr_1 labels), for many images"
     )
-    edit: str | None = option(
-        None, "image to edit: what --mask leaves black stays, the rest is drawn as the labels say"
-    )
+    edit: str | None = option(None, "image to edit: what --mask leaves black stays, the rest is drawn by the labels")
     mask: str | None = option(None, "image of the same size, white where --edit is drawn anew")
     save_codes: bool = option(False, "also write codes.npz: labels, and codes_S of each scale")
     maps: bool = option(

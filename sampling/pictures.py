@@ -10,6 +10,7 @@ from torch import Tensor
 from torchvision.utils import make_grid
 
 from data.crops import to_bytes
+from runtime.errors import UserError
 from runtime.files import whole
 
 MIN_GRID_SIDE = 64  # pixels; each image of a grid has at least as many, or nearly
@@ -22,8 +23,11 @@ def save_png(image: Tensor, path: Path) -> None:
 
 def read_png(path: Path) -> Tensor:
     """One image (3, H, W), uint8."""
-    with Image.open(path) as image:
-        return to_bytes(image)
+    try:
+        with Image.open(path) as image:
+            return to_bytes(image)
+    except (OSError, SyntaxError, ValueError) as error:
+        raise UserError(f"{path} is damaged ({error}); remove it, and run the same command again") from error
 
 
 def save_grid(images: Tensor, path: Path, columns: int) -> None:

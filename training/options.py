@@ -17,9 +17,7 @@ class LoopArgs:
     output_dir: str | None = option(
         None, "folder of the run; default output/ and the configuration's name. Running again goes on there."
     )
-    resume: str | None = option(
-        None, "checkpoint, or folder of one, that a new run goes on from; a run's own checkpoint comes first"
-    )
+    resume: str | None = option(None, "checkpoint or folder that a new run goes on from; a run's own comes first")
     dataset: DatasetName = option(
         "folder",
         "folder (class folders of images), cifar10, food101 or celeba (torchvision's files), digits (built in)",
@@ -39,9 +37,7 @@ class LoopArgs:
     lr_drops: dict[float, float] = option(dict, "epoch -> factor on the learning rate from that epoch on")
     clip_grad: float = option(0.0, "largest norm of the gradient; 0 does not clip")
     ema: bool = option(False, "also average the weights")
-    ema_decay: float = option(
-        0.9999, "of the average, reached after a warm-up: after t steps it is 1 - (1 + t)^(-2/3) at most"
-    )
+    ema_decay: float = option(0.9999, "of the average; after t steps it is 1 - (1 + t)^(-2/3) at most")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
         "auto", "auto (bfloat16 where the GPU has it, else float32), float32, bfloat16, or float16 with loss scaling"
     )
@@ -50,12 +46,8 @@ class LoopArgs:
     num_workers: int = option(4, "processes that load images")
     log_freq: int = option(50, "steps between log entries; the last step of a run has one too")
     eval_freq: int = option(10, "epochs between grids of samples; 0 draws them at the end alone")
-    save_minutes: float = option(
-        10.0, "minutes between checkpoints within an epoch; there is one after every epoch too"
-    )
-    keep_freq: int = option(
-        0, "epochs between checkpoints that are kept as checkpoint-EPOCH.pth; 0 keeps the last alone"
-    )
+    save_minutes: float = option(10.0, "minutes between checkpoints within an epoch; one comes after every epoch too")
+    keep_freq: int = option(0, "epochs between checkpoints kept as checkpoint-EPOCH.pth; 0 keeps the last alone")
 
     def __post_init__(self) -> None:
         check_at_least(1, self, "epochs", "batch_size", "accum_steps", "log_freq")
@@ -96,14 +88,12 @@ class TrainArgs(LoopArgs):
     )
     compile: bool = option(False, "compile the transformer; the first steps take longer")
     activation_checkpointing: bool = option(
-        False, "keep less for the gradients and compute it again: less memory, more time"
+        False, "keep less for the gradients, compute it again: less memory, more time"
     )
     eval_samples: int = option(
         0, "images drawn every eval_freq epochs, on all ranks, for FID, IS, precision and recall; 0 measures nothing"
     )
-    eval_reference: str | None = option(
-        None, "what they are compared with, as evaluator.py takes it; it makes one of any folder"
-    )
+    eval_reference: str | None = option(None, "what they are compared with, as evaluator.py takes it and makes it")
     inception_weights: str | None = option(
         None, "torch-fidelity's weights-inception-2015-12-05-6726825d.pth; default a copy downloaded once"
     )

@@ -433,3 +433,39 @@ def test_the_large_model_has_the_published_size() -> None:
         model = Checkerboard(config, Autoencoder(AutoencoderConfig()))
     assert model.scale_sizes == [1, 2, 4, 8, 16]
     assert describe_size(model) == "367.6M parameters + 71.8M autoencoder"
+
+
+# What is typed is no YAML, but for lists and mappings
+
+
+@pytest.mark.parametrize(("text", "seed"), [("010", 10), ("+7", 7), (" 5 ", 5)])
+def test_a_whole_number_is_read_as_it_is_written(text: str, seed: int) -> None:
+    assert parse("--seed", text)["args"].seed == seed
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [
+        ("seed", "1:30"),
+        ("seed", "2020-13-45"),
+        ("seed", "0x_"),
+        ("seed", "5" * 5000),
+        ("seed", "["),
+        ("seed", "[" * 3000),
+        ("lr", "nan"),
+        ("clip_grad", ".inf"),
+        ("lr_drops", "{nan: 0.3}"),
+        ("num_mixing_layers", ""),
+    ],
+)
+def test_what_is_no_finite_number_is_refused(flag: str, value: str) -> None:
+    assert f"{flag} is " in refusal(f"--{flag}", value)
+
+
+def test_a_negative_number_may_have_an_exponent() -> None:
+    assert "lr is -0.001; it must not be negative" in refusal("--lr", "-1e-3")
+
+
+def test_the_last_of_several_configurations_counts(config: str) -> None:
+    assert config_path(["--config", "first.yaml", f"--config={config}"]) == config
+    assert config_path(["--epochs", "3"]) is None

@@ -197,3 +197,26 @@ def test_an_earlier_file_or_folder_is_moved_aside(tmp_path: Path, capsys: pytest
 def test_hash_of_a_file(tmp_path: Path) -> None:
     (tmp_path / "abc").write_bytes(b"abc")
     assert hash_file(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_a_link_stays_one_and_what_it_names_is_replaced(tmp_path: Path) -> None:
+    path, link = tmp_path / "there" / "a.txt", tmp_path / "link.txt"
+    path.parent.mkdir()
+    write_text(path, OLD)
+    link.symlink_to(path)
+    write_text(link, NEW)
+    assert link.is_symlink()
+    assert path.read_text() == NEW
+
+
+def test_what_is_no_file_is_not_replaced(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match="pipe is no file that can be replaced; name another"):
+        write_text(tmp_path / "pipe", NEW)
+    assert (tmp_path / "pipe").is_fifo()
+
+
+def test_an_error_that_is_no_full_disk_stays_what_it_is(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="a bug"), whole(tmp_path / "a.txt"):
+        raise RuntimeError("a bug")
+    assert not list(tmp_path.iterdir())

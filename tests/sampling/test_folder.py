@@ -585,3 +585,25 @@ def kill(processes: Sequence[BaseProcess]) -> None:
 
 def num_batches(folder: Path) -> int:
     return sum(1 for _ in folder.glob(".progress/rank*/[!.]*.npz"))
+
+
+def test_files_that_others_put_into_progress_do_not_count(folder: Path, images: Tensor) -> None:
+    prepare(folder)
+    found = fill(folder, images, range(3))
+    batch = next(folder.glob(".progress/rank*/[!.]*.npz"))
+    for name in ("a.npz", f"{batch.stem} (copy).npz"):
+        batch.with_name(name).write_bytes(b"strange")
+    assert found.num_stored() == 3
+    assert todo(folder) == list(range(3, COUNT))
+
+
+def test_a_truncated_png_of_a_run_under_way_is_named(folder: Path, images: Tensor) -> None:
+    prepare(folder)
+    fill(folder, images, range(COUNT))
+    path = folder / "000001.png"
+    path.write_bytes(path.read_bytes()[:60])
+    found = opened(folder)
+    with pytest.raises(UserError, match=r"000001\.png is damaged .*; remove it, and run the same command again"):
+        found.first_images(COUNT)
+    path.unlink()
+    assert todo(folder) == [1]
