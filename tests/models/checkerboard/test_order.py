@@ -70,7 +70,7 @@ def test_scales_with_a_minimum_or_a_single_one() -> None:
     ("img_size", "ratio", "min_size", "named"),
     [
         (250, 2, 1, "img_size 250"),
-        (0, 2, 1, "img_size 0"),
+        (0, 2, 1, "img_size is 0"),
         (256, 1, 1, "scale_ratio 1"),
         (256, 0.5, 1, "scale_ratio 0.5"),
         (256, 2, 0, "scale_min_size 0"),
