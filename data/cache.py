@@ -21,13 +21,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from data.files import composed
 from data.images import LabelledImages
 from data.options import NUM_CROPS, CropRecipe
 from models.family import scale_slices
 from runtime.errors import UserError
 from runtime.files import read_json, write_json
 
-VERSION = 2
+VERSION = 3  # raised when the same images give other codes: 3 reads photographs upright and lays alpha over white
 MANIFEST = "manifest.json"
 MAX_CODES = 2**16
 MEND = "move it away and make it again, or set another cached_path"
@@ -68,8 +69,12 @@ class Manifest:
 
     @property
     def folder_name(self) -> str:
-        """Tells apart datasets, sizes and crop recipes."""
-        return f"{self.dataset}-{self.img_size}-{self.crop}"
+        return cache_name(self.dataset, self.img_size, self.crop)
+
+
+def cache_name(dataset: str, size: int, crop: CropRecipe) -> str:
+    """Folder of a cache; it tells apart datasets, sizes and crop recipes."""
+    return f"{dataset}-{size}-{crop}"
 
 
 def describe(
@@ -78,7 +83,7 @@ def describe(
     """The manifest of a cache of these images under an autoencoder of this hash and number of codes."""
     if num_codes > MAX_CODES:
         raise UserError(f"a cache holds up to {MAX_CODES} codes, not {num_codes}; train from images")
-    listing = "\n".join(f"{key}\t{label}" for key, label in zip(images.keys, images.labels, strict=True))
+    listing = "\n".join(f"{composed(key)}\t{label}" for key, label in zip(images.keys, images.labels, strict=True))
     return Manifest(
         version=VERSION,
         dataset=images.name,
@@ -88,7 +93,7 @@ def describe(
         scale_sizes=list(scales),
         num_codes=num_codes,
         autoencoder_sha256=autoencoder_sha256,
-        images_sha256=hashlib.sha256(listing.encode()).hexdigest(),
+        images_sha256=hashlib.sha256(os.fsencode(listing)).hexdigest(),
         class_keys=images.class_keys,
         class_names=images.class_names,
     )
@@ -120,6 +125,11 @@ def begin_cache(folder: Path, manifest: Manifest, labels: Sequence[int]) -> None
         if name == "labels":
             array[:] = labels
     write_json(partial / MANIFEST, asdict(manifest))  # last: a folder with a manifest has all its files
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether there is a cache that was made to its end."""
+    return (folder / MANIFEST).is_file()
 
 
 def read_manifest(folder: Path) -> Manifest:

@@ -44,13 +44,6 @@ def crop_image(image: Image.Image, size: int, recipe: CropRecipe, crop: int) -> 
     return all_crops(image, size, recipe)[crop]
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Any image as RGB; of 16 bits the upper 8, where Pillow alone would make almost all of it white."""
-    if image.mode.startswith("I"):
-        image = Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
-    return image.convert("RGB")
-
-
 def to_bytes(image: Image.Image) -> Tensor:
     """(3, H, W) uint8 of an RGB image."""
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)

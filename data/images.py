@@ -15,25 +15,25 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 from tqdm import tqdm
 
-from data.crops import crop_image, to_floats, to_rgb
+from data.class_folders import read_class_folders
+from data.crops import crop_image, to_floats
+from data.files import UnreadableImageError, read_image
 from data.options import NUM_CROPS, CropRecipe, DatasetName
 from runtime.errors import UserError
 
 TORCHVISION = {"cifar10": tv.CIFAR10, "food101": tv.Food101, "celeba": tv.CelebA}
-VALIDATION_FOLDERS = ("val", "test")
 DIGITS_HELD_OUT = 297  # the last of 1,797 scans, which no model of ours trains on
 MAX_UNREADABLE_SHARE = 0.01
-
-
-class UnreadableImageError(UserError):
-    """One image of a dataset is damaged or missing."""
 
 
 class LabelledImages(Dataset):
     """Images with class labels; ``name`` identifies the dataset in caches and logs.
 
     ``keys`` identify images over runs (a path below the root, or a number), ``class_keys`` classes (folders' names).
+    ``remarks`` say what of the data a user may not expect: how it was read, what was left out.
     """
+
+    remarks: Sequence[str] = ()
 
     def __init__(self, name: str, keys: Sequence[str], labels: Sequence[int], class_keys: Sequence[str]) -> None:
         self.name, self.keys, self.labels, self.class_keys = name, list(keys), list(labels), list(class_keys)
@@ -55,18 +55,13 @@ class ImageFiles(LabelledImages):
     """Images in files, ``keys`` being their paths below ``root``."""
 
     def __init__(
-        self, name: str, root: Path, paths: Sequence[str | Path], labels: Sequence[int], class_keys: Sequence[str]
+        self, name: str, root: Path, keys: Sequence[str], labels: Sequence[int], class_keys: Sequence[str]
     ) -> None:
         self.root = root
-        super().__init__(name, [str(Path(path).relative_to(root)) for path in paths], labels, class_keys)
+        super().__init__(name, keys, labels, class_keys)
 
     def read(self, index: int) -> Image.Image:
-        path = self.root / self.keys[index]
-        try:
-            with Image.open(path) as image:
-                return to_rgb(image)
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise UnreadableImageError(f"{path} cannot be read as an image ({error}); mend or move it") from error
+        return read_image(self.root / self.keys[index])[0]
 
     def checksum(self, index: int) -> int:
         path = self.root / self.keys[index]
@@ -105,21 +100,16 @@ def open_dataset(dataset: DatasetName, data_path: str, img_size: int, split: str
         raise UserError(f"no {dataset} under {root}; fetch it in Python by {call}, or set data_path") from error
 
 
+def dataset_name(dataset: DatasetName, data_path: str) -> str:
+    """What a dataset is called in caches and logs, whether it is there or not: a folder's by its own name."""
+    return Path(data_path).expanduser().absolute().name if dataset == "folder" else dataset
+
+
 def _class_folders(root: Path, held_out: bool) -> ImageFiles:
-    if not root.is_dir():
-        raise UserError(
-            f"no image folder at {root}; link or unpack one there, or set data_path (or dataset, see --help)"
-        )
-    parts = [root / part for part in (VALIDATION_FOLDERS if held_out else ("train",)) if (root / part).is_dir()]
-    if held_out and not parts:
-        raise UserError(f"{root} has no val/ or test/ folder; add one of class folders, or take the training images")
-    folder = parts[0] if parts else root
-    try:
-        files = tv.ImageFolder(str(folder))
-    except FileNotFoundError as error:
-        raise UserError(f"{folder} must hold CLASS/IMAGE.jpg, and no empty class ({error})") from error
-    paths, labels = zip(*files.samples, strict=True)
-    return ImageFiles(root.name, folder, paths, labels, files.classes)
+    found = read_class_folders(root, held_out)
+    images = ImageFiles(root.absolute().name, found.folder, found.keys, found.labels, found.class_keys)
+    images.remarks = found.remarks
+    return images
 
 
 def _downloaded(dataset: str, root: Path, held_out: bool) -> LabelledImages:
@@ -130,10 +120,11 @@ def _downloaded(dataset: str, root: Path, held_out: bool) -> LabelledImages:
         return ImageArrays(dataset, data.data, data.targets, data.classes)
     if dataset == "food101":
         data = opened(str(root), split="test" if held_out else "train")
-        return ImageFiles(dataset, root, data._image_files, data._labels, data.classes)
+        keys = [str(Path(path).relative_to(root)) for path in data._image_files]
+        return ImageFiles(dataset, root, keys, data._labels, data.classes)
     data = opened(str(root), split="valid" if held_out else "train")
     folder = root / data.base_folder / "img_align_celeba"
-    return ImageFiles(dataset, folder, [folder / name for name in data.filename], [0] * len(data), ["face"])
+    return ImageFiles(dataset, folder, data.filename, [0] * len(data), ["face"])
 
 
 def _digits(size: int, held_out: bool) -> ImageArrays:
@@ -147,9 +138,9 @@ def _digits(size: int, held_out: bool) -> ImageArrays:
     return ImageArrays("digits", np.stack(large), labels[part].tolist(), [str(digit) for digit in range(10)])
 
 
-def check_num_classes(dataset: LabelledImages, num_classes: int) -> None:
-    """Refuse a class count that is not the data's."""
-    name, found = dataset.name, len(dataset.class_keys)
+def check_num_classes(name: str, class_keys: Sequence[str], num_classes: int) -> None:
+    """Refuse a class count that is not that of the data of this name."""
+    found = len(class_keys)
     if found != num_classes:
         raise UserError(f"{name} has {found} classes, but num_classes is {num_classes}; set num_classes {found}")
 

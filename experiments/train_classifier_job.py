@@ -75,6 +75,8 @@ def train_classifier(size: ClassifierSize, args: ClassifierArgs, name: str) -> N
     """Train, and export the classifier with what it makes of real images; ``name`` is the configuration's."""
     data = [open_dataset(args.dataset, args.data_path, SIDE, split) for split in ("train", "val")]
     device = distributed.set_up(pick_device(args.device))
+    for remark in [*data[0].remarks, *data[1].remarks]:
+        distributed.say(remark)
     torch.manual_seed(args.seed)
     network = ClassifierNetwork(ClassifierConfig(size.name, size.widths, tuple(data[0].class_keys)))
     folder = Path(args.output_dir or f"output/classifiers/{name}")

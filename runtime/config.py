@@ -7,6 +7,7 @@ Everything from a YAML or a flag passes ``typed``, the one check of types.
 import argparse
 import json
 import math
+import os
 import re
 import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -165,7 +166,7 @@ def typed(value: Any, hint: Any, name: str) -> Any:
             if math.isfinite(number := float(value)):
                 return number
     elif isinstance(origin, type) and type(value) is origin:
-        return value
+        return os.path.expanduser(value) if origin is str else value  # a shell leaves the ~ of --flag=~/x alone
     raise UserError(f"{name} is {value}; it must be {_described(hint)[1]}")
 
 
@@ -196,7 +197,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"no such file: {path}")
     try:
-        content = yaml.load(path.read_text(), Loader=_UniqueKeyLoader)
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
@@ -258,7 +259,7 @@ def _from_text(text: str, option: Option) -> Any:
     if text == "null" and type(None) in kinds:
         return None
     if str in kinds:
-        return text
+        return typed(text, option.hint, option.name)
     with suppress(yaml.YAMLError, ValueError, RecursionError):
         value = yaml.load(text, Loader=_UniqueKeyLoader) if text[:1] in ("[", "{") else text
     if is_dataclass(option.hint):

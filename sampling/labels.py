@@ -2,12 +2,14 @@
 
 import csv
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
+from data.files import composed
 from data.images import imagenet_names
 from models.family import Generator
+from runtime import distributed
 from runtime.errors import UserError
 
 # The classes that papers of this field show: macaw, golden retriever, otter, volcano, lion, valley, balloon, fox, ...
@@ -48,30 +50,26 @@ def read_labels(path: str, model: Generator) -> list[int]:
         lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is no text file; put one index or name on a line") from error
-    return _parse(lines, model, names_first=True)
+    return _parse(lines, model)
 
 
 def parse_labels(text: str, model: Generator) -> list[int]:
     """Class indices of a list of indices and names, separated by commas or new lines, as in ``207,"tabby cat",3``.
 
-    Raises UserError: an index out of range, or a name that is no class; the nearest one is named.
+    An exact name comes before an index, and a class's first name before other names of it. Raises UserError: an index
+    out of range, a name that several classes bear, or that is no class; the nearest one is named.
     """
-    return _parse([text], model, names_first=False)
+    return _parse([text], model)
 
 
-def _parse(texts: Sequence[str], model: Generator, names_first: bool) -> list[int]:
-    """Labels of all texts; with ``names_first``, a text that is a name as a whole is that class and no list."""
-    index_of: dict[str, int] = {}
-    for label, names in enumerate(class_names(model) or []):
-        for name in (names, *names.split(",")):
-            index_of.setdefault(name.strip().lower(), label)
+def _parse(texts: Sequence[str], model: Generator) -> list[int]:
+    """Labels of all texts; one that is a name as a whole is that class, and no list."""
+    names = ClassNames(model)
     labels: list[int] = []
     for text in texts:
-        name = text.strip().lower()
-        if names_first and name in index_of:
-            labels.append(index_of[name])
-        else:
-            labels += [_parse_label(word, model.config.num_classes, index_of) for word in _words(text)]
+        whole = names.bearers(text.strip())
+        words = [text.strip()] if whole else _words(text)
+        labels += [names.label(word) for word in words]
     if not labels:
         raise UserError('labels is empty; give indices or names, as in 207,"tabby cat"')
     return labels
@@ -86,14 +84,55 @@ def _words(text: str) -> list[str]:
     return [word for word in words if word]
 
 
-def _parse_label(word: str, num_classes: int, index_of: dict[str, int]) -> int:
-    if re.fullmatch(r"-?\d{1,18}", word):
-        label = int(word)
-        if not 0 <= label < num_classes:
-            raise UserError(f"label {label} is out of range; this model has classes 0 to {num_classes - 1}")
-        return label
-    if word.lower() not in index_of:
-        near = get_close_matches(word.lower(), index_of, n=1)
-        hint = f"did you mean {near[0]}?" if near else "give its index" if index_of else "this model has no class names"
-        raise UserError(f"no class is called {word}; {hint}")
-    return index_of[word.lower()]
+class ClassNames:
+    """Which classes a word may mean. A class has one name or several, separated by commas."""
+
+    def __init__(self, model: Generator) -> None:
+        self.names = [composed(name) for name in class_names(model) or []]
+        self.num_classes = model.config.num_classes
+        all_of = [[part.strip() for part in name.split(",")] for name in self.names]
+        first = [{name, parts[0]} for name, parts in zip(self.names, all_of, strict=True)]
+        # Tables of classes by name, in the order that they are asked: what is nearer to the class's name comes first.
+        tables = [first, [{name.casefold() for name in names} for names in first], all_of]
+        tables.append([[part.casefold() for part in parts] for parts in all_of])
+        self.tables = [_by_name(table) for table in tables]
+        # Whether classes are called by numbers that are not their indices.
+        self.other_numbers = any(name.isdecimal() and int(name) != label for label, name in enumerate(self.names))
+
+    def bearers(self, word: str) -> list[int]:
+        """Classes that bear a name, none if there is no such name."""
+        word = composed(word)
+        found = (table.get(key) for table in self.tables for key in (word, word.casefold()))
+        return next(filter(None, found), [])
+
+    def label(self, word: str) -> int:
+        """The class that a word means, by name or index."""
+        bearers, index = self.bearers(word), int(word) if re.fullmatch(r"-?\d{1,18}", word) else None
+        if len(bearers) > 1:
+            listed = ", ".join(f"{label} ({self.names[label]})" for label in bearers)
+            raise UserError(f"several classes are called {word}: {listed}; give the index or the full name of one")
+        if bearers:
+            if index not in (None, bearers[0]):
+                distributed.say(f"label {word} is the class called so, which has index {bearers[0]}")
+            return bearers[0]
+        if index is None:
+            near = get_close_matches(word.casefold(), self.tables[-1], n=1)
+            hint = f"did you mean {near[0]}?" if near else "give its index"
+            raise UserError(f"no class is called {word}; {hint if self.names else 'this model has no class names'}")
+        if not 0 <= index < self.num_classes:
+            raise UserError(f"label {word} is out of range; this model has classes 0 to {self.num_classes - 1}")
+        if self.other_numbers:
+            raise UserError(
+                f"no class is called {word}, and index {word} is the class called {self.names[index]}; where classes "
+                "are called by numbers, give the name"
+            )
+        return index
+
+
+def _by_name(names: Sequence[Iterable[str]]) -> dict[str, list[int]]:
+    """Classes by name, of the names of each class."""
+    table: dict[str, list[int]] = {}
+    for label, of_class in enumerate(names):
+        for name in set(of_class):
+            table.setdefault(name, []).append(label)
+    return table

@@ -1,9 +1,10 @@
 """The cache by the command line: killed and continued, on one rank and two; verified; trained from; refused.
 
-Images are held up by named pipes: a process that opens one waits, so that it can be killed at a known place.
+Images are held up by leases: a process that opens one waits, so that it can be killed at a known place.
 """
 
 import errno
+import fcntl
 import json
 import os
 import re
@@ -89,23 +90,21 @@ def command(flags: list[str]) -> Outcome:
 
 
 @contextmanager
-def blocked(path: Path) -> Iterator[None]:
-    """A named pipe in place of a picture."""
-    content = path.read_bytes()
-    path.unlink()
-    os.mkfifo(path)
-    yield
-    path.unlink()
-    path.write_bytes(content)
+def blocked(path: Path) -> Iterator[int]:
+    """A picture that nobody can open: whoever tries waits. Yields the file's lease for ``wait_at``."""
+    before = signal.signal(signal.SIGIO, signal.SIG_IGN)  # comes when somebody waits
+    lease = os.open(path, os.O_RDWR)
+    fcntl.fcntl(lease, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+    try:
+        yield lease
+    finally:
+        os.close(lease)
+        signal.signal(signal.SIGIO, before)
 
 
-def wait_at(pipe: Path, process: BaseProcess) -> int:
-    """Return, as soon as a process waits for the picture in ``pipe``, the writing end, which keeps it waiting."""
-    while True:
-        try:
-            return os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
-        except OSError as error:
-            assert error.errno == errno.ENXIO  # nobody reads yet
+def wait_at(lease: int, process: BaseProcess) -> None:
+    """Return as soon as a process waits for the picture."""
+    while fcntl.fcntl(lease, fcntl.F_GETLEASE) == fcntl.F_WRLCK:
         process.join(0.02)
         assert process.is_alive(), "main.py ended too early"
 
@@ -116,12 +115,11 @@ def test_creation_survives_kills(work: Work) -> None:
     assert command(work.flags(*flags, cached="undisturbed")).code == 0
     for number, done in ((4, 4), (9, 8)):
         path = work.pictures[number]
-        with blocked(path):
+        with blocked(path) as lease:
             process = start_process(work.output, main_command, work.flags(*flags))
-            pipe = wait_at(path, process)
+            wait_at(lease, process)
             process.kill()
             assert exit_codes([process]) == [-signal.SIGKILL]
-            os.close(pipe)
         assert work.status() == [DONE] * done + [TODO] * (12 - done)
         assert not (work.folder / "cached" / NAME).exists()
     outcome = command(work.flags(*flags))
@@ -138,14 +136,13 @@ def test_two_ranks_killed_half_way_and_continued_by_one(work: Work) -> None:
     flags = ("--create_cache", "--batch_size", "20")
     assert command(work.flags(*flags, cached="undisturbed")).code == 0
     paths = work.pictures[4:6]  # in the second group of either rank
-    with blocked(paths[0]), blocked(paths[1]):
+    with blocked(paths[0]) as first, blocked(paths[1]) as second:
         ranks = start_ranks(work.folder, 2, main_command, work.flags(*flags))
-        pipes = [wait_at(path, rank) for path, rank in zip(paths, ranks, strict=True)]
+        for lease, rank in zip((first, second), ranks, strict=True):
+            wait_at(lease, rank)
         for rank in ranks:
             rank.terminate()  # as torchrun passes it on when a job's time is up
         assert exit_codes(ranks) == [-signal.SIGTERM] * 2
-        for pipe in pipes:
-            os.close(pipe)
     assert work.status() == [DONE] * 4 + [TODO] * 8
     assert command(work.flags(*flags)).code == 0
     assert np.array_equal(work.codes(), work.codes("undisturbed"))
@@ -248,11 +245,30 @@ def test_another_autoencoder_is_refused(work: Work) -> None:
 def test_changed_data_is_refused(work: Work) -> None:
     assert command(work.flags("--create_cache", "--crop", "center")).code == 0
     picture(40, 40, seed=99).save(work.folder / "pets" / "bee" / "new.png")
-    said = command(work.flags("--use_cache", "--crop", "center")).error()
-    assert "is of another num_images (12, not 13)" in said
+    for flags in (("--use_cache", "--check_images"), ("--use_cache", "--create_cache")):
+        said = command(work.flags(*flags, "--crop", "center")).error()
+        assert "is of another num_images (12, not 13)" in said
 
 
-@pytest.mark.parametrize("flags", [("--create_cache",), ("--use_cache",), ()])
+def test_a_cache_serves_without_its_images(work: Work) -> None:
+    flags = ("--crop", "center", "--use_cache")
+    assert command(work.flags("--create_cache", "--crop", "center")).code == 0
+    (work.folder / "pets").rename(work.folder / "elsewhere")
+    for more in ((), ("--create_cache",)):
+        outcome = command(work.flags(*flags, *more, "--output_dir", str(work.folder / f"run{len(more)}")))
+        assert outcome.code == 0, outcome.err
+        assert "without a look at the images" in outcome.out
+    saved = torch.load(work.folder / "run0" / "checkpoint-last.pth", weights_only=True)
+    assert (saved["class_keys"], saved["class_names"]) == (["ant", "bee"], ["ant", "bee"])
+    assert "no image folder at" in command(work.flags(*flags, "--check_images")).error()
+    assert "num_classes is 3; set num_classes 2" in command(work.flags(*flags, "--num_classes", "3")).error()
+
+
+def test_check_images_needs_a_cache(work: Work) -> None:
+    assert "means nothing without a cache" in command(work.flags("--check_images")).error()
+
+
+@pytest.mark.parametrize("flags", [("--create_cache",), ("--create_cache", "--use_cache"), ()])
 def test_a_wrong_class_count_is_refused(work: Work, flags: tuple[str, ...]) -> None:
     said = command(work.flags(*flags, "--num_classes", "1000")).error()
     assert said == "pets has 2 classes, but num_classes is 1000; set num_classes 2"

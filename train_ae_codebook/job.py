@@ -33,6 +33,8 @@ def train_autoencoder(settings: dict[str, Any], name: str) -> None:
         validation = open_dataset(args.dataset, args.data_path, args.img_size, "val")
     except UserError as error:
         distributed.say(f"measuring on training images: {error}")
+    for remark in dict.fromkeys([*train.remarks, *validation.remarks]):
+        distributed.say(remark)
     args.check_steps(args.epochs * count_steps(len(train), args))
     held_out = CroppedImages(validation, args.img_size, "center")
     if section == "requantize":

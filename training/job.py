@@ -1,15 +1,10 @@
 """What main.py does once its arguments are understood."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from data.cache import TokenCache, check_images, describe
-from data.images import CroppedImages, LabelledImages, check_num_classes, open_dataset
-from data.make_cache import PAPER_SCALE_SIZES, CacheMaker
 from data.report import check_data
-from models.autoencoder import Autoencoder
 from models.config import Drawing, GeneratorConfig
 from models.loading.autoencoder import autoencoder_hash, load_autoencoder
 from models.loading.checkpoint import CHECKPOINT_NAME, initialize_from, model_class
@@ -21,39 +16,36 @@ from training.generator import GeneratorTask
 from training.options import TrainArgs
 from training.preview import score_digits
 from training.run_folder import begin_run, check_same, run_settings
+from training.source import open_source
 from training.state import count_steps
 from training.trainer import Trainer
 
 NUM_SCORED_DIGITS = 500
-MAX_DIFFERENT_SHARE = 0.01  # of codes; rounding flips far fewer
 
 
 def prepare_and_train(config: GeneratorConfig, args: TrainArgs, drawing: Drawing, name: str) -> None:
     """Look at the data, make or open a cache, and train, as ``args`` of the configuration ``name`` say."""
-    images = open_dataset(args.dataset, args.data_path, config.img_size)
+    source = open_source(config, args)
     if args.check_data:
-        if check_data(images, args.num_workers):
+        if check_data(source.images, args.num_workers):
             raise UserError("mend or move the files above")
         return
-    if config.class_cond:
-        check_num_classes(images, config.num_classes)
     device = distributed.set_up(pick_device(args.device))
+    for remark in source.remarks:
+        distributed.say(remark)
     trains = not args.verify_cache and (args.use_cache or not args.create_cache)
     if trains:
-        count_steps(len(images), args)  # too few images are an error now, not after hours of making a cache
+        count_steps(source.num_images, args)  # too few images are an error now, not after hours of making a cache
     autoencoder = load_autoencoder(config.autoenc).to(device)
     autoencoder_sha256 = autoencoder_hash(autoencoder)
     folder = Path(args.output_dir or f"output/{name}")
     if trains and distributed.is_main():
         check_same(folder, config, autoencoder_sha256)  # likewise
-    if args.create_cache or args.use_cache or args.verify_cache:
-        dataset = prepare_cache(images, config, args, autoencoder, autoencoder_sha256)
-    else:
-        dataset = CroppedImages(images, config.img_size, args.crop)
+    dataset = source.dataset(config, args, autoencoder, autoencoder_sha256)
     if trains:
         torch.manual_seed(args.seed)
         model = model_class(config)(config, autoencoder).to(device)
-        model.class_names = images.class_names
+        model.class_names = list(source.class_names)
         with lock_folder(folder):
             if distributed.is_main():
                 begin_run(folder, autoencoder)
@@ -61,34 +53,9 @@ def prepare_and_train(config: GeneratorConfig, args: TrainArgs, drawing: Drawing
             if args.weights_init is not None and not (folder / CHECKPOINT_NAME).exists():
                 for remark in initialize_from(model, args.weights_init):
                     distributed.say(remark)
-            task = GeneratorTask(model, args, drawing, images.class_keys)
+            task = GeneratorTask(model, args, drawing, list(source.class_keys))
             train(Trainer(task, dataset, args, folder, device, run_settings(config, task.settings)))
     distributed.tear_down()
-
-
-def prepare_cache(
-    images: LabelledImages, config: GeneratorConfig, args: TrainArgs, autoencoder: Autoencoder, sha256: str
-) -> TokenCache | None:
-    """Make and verify a cache if asked; the cache if it is to be used. ``sha256`` is the autoencoder's."""
-    own = config.scale_sizes(autoencoder.config.stride)
-    paper = [side for side in PAPER_SCALE_SIZES if side <= own[-1]]
-    cached = sorted({*own, *paper}) if args.cache_scales == "paper" else own
-    manifest = describe(images, config.img_size, args.crop, cached, autoencoder.config.n_embed, sha256)
-    maker = CacheMaker(images, autoencoder, manifest, args.batch_size, args.num_workers)
-    folder = Path(args.cached_path) / manifest.folder_name
-    if args.create_cache:
-        maker.create(folder.parent)
-    if args.verify_cache:
-        different, compared = maker.verify(folder, args.verify_cache, args.seed)
-        distributed.say(f"{different} of {compared} codes differ from those in {folder}")
-        if different > MAX_DIFFERENT_SHARE * compared:
-            raise UserError(f"{folder} does not hold the codes of these images; move it away and make it again")
-    if args.verify_cache or not args.use_cache:
-        return None
-    cache = TokenCache(folder, replace(manifest, scale_sizes=list(own)), own)
-    if distributed.is_main():
-        check_images(folder, images)
-    return cache
 
 
 def train(trainer: Trainer) -> None:

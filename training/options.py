@@ -74,6 +74,9 @@ class TrainArgs(LoopArgs):
     verify_cache: int = option(
         0, "encode this many images of the cache again, report how many codes differ, and stop; 0 does not"
     )
+    check_images: bool = option(
+        False, "compare a cache with the images before it is used; without it, --use_cache needs no images at all"
+    )
     cached_path: str = option("data/cached", "folder of caches")
     cache_scales: Literal["paper", "model"] = option(
         "paper",
@@ -108,5 +111,7 @@ class TrainArgs(LoopArgs):
             raise UserError(f"eval_samples is {self.eval_samples}; it must be at least {NEIGHBOURS + 1}, better 2048")
         if self.inception_weights is not None and not self.eval_samples:
             raise UserError("inception_weights means nothing without eval_samples; leave it out")
+        if self.check_images and not (self.use_cache or self.create_cache):
+            raise UserError("check_images means nothing without a cache; add --use_cache, or leave it out")
         if self.verify_cache < 0:
             raise UserError(f"verify_cache is {self.verify_cache}; give a number of images")

@@ -19,6 +19,7 @@ from data.cache import (
     MANIFEST,
     TODO,
     UNREADABLE,
+    VERSION,
     Manifest,
     PartialCache,
     TokenCache,
@@ -35,7 +36,7 @@ from tests.pictures import NumberedImages
 pytestmark = pytest.mark.quick
 NUM_CODES = 16384  # of LlamaGen's tokenizer, the largest that we read
 PETS = Manifest(
-    version=2,
+    version=VERSION,
     dataset="pets",
     num_images=40,
     img_size=64,
@@ -158,7 +159,7 @@ def test_the_system_does_not_read_ahead(folder: Path) -> None:
 
 
 OTHER_VALUES = {
-    "version": 3,
+    "version": VERSION + 1,
     "dataset": "cars",
     "num_images": 41,
     "img_size": 32,

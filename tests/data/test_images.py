@@ -65,7 +65,7 @@ def test_any_kind_of_pixels_becomes_rgb(tmp_path: Path, mode: str) -> None:
         (["loose.jpg"], "CLASS/IMAGE.jpg"),
         (["train/loose.jpg"], "CLASS/IMAGE.jpg"),
         (["a/notes.txt"], "CLASS/IMAGE.jpg"),
-        (["a/1.jpg", "b/notes.txt"], "no valid file for the classes b"),
+        (["a/1.jpg", "b/notes.txt"], "no empty class (b hold none; left out: 1 .txt)"),
     ],
 )
 def test_a_missing_folder_is_one_line_with_the_mend(tmp_path: Path, prepare: list[str], mend: str) -> None:
@@ -117,7 +117,7 @@ def test_cifar10(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         for index in range(len(images)):
             expected = rows[first + index].reshape(3, 32, 32).transpose(1, 2, 0)
             assert np.array_equal(np.array(images.read(index)), expected)
-    check_num_classes(train, 10)
+    check_num_classes(train.name, train.class_keys, 10)
 
 
 def test_food101(tmp_path: Path) -> None:
@@ -212,9 +212,9 @@ def test_imagenets_order_is_the_fields() -> None:
 
 def test_class_count_is_checked() -> None:
     images = open_dataset("digits", "", 8)
-    check_num_classes(images, 10)
+    check_num_classes(images.name, images.class_keys, 10)
     with pytest.raises(UserError, match=r"digits has 10 classes, but num_classes is 1000; set num_classes 10$"):
-        check_num_classes(images, 1000)
+        check_num_classes(images.name, images.class_keys, 1000)
 
 
 def test_a_crop_of_an_image(tmp_path: Path) -> None:

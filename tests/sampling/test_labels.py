@@ -35,6 +35,7 @@ def imagenet() -> Checkerboard:
         ("Tinca tinca", [0]),
         ('"tench, Tinca tinca"', [0]),
         ("crane", [3]),
+        ("Crane", [4]),
         ("chair", [5]),
     ],
 )
@@ -89,3 +90,38 @@ def test_shown_classes(named: Checkerboard, imagenet: Checkerboard) -> None:
         labels = shown_labels(model, count)
         assert len(labels) == len(set(labels)) == min(count, model.config.num_classes)
         assert all(0 <= label < model.config.num_classes for label in labels)
+
+
+def test_an_exact_first_name_comes_before_another_classs_other_name(imagenet: Checkerboard) -> None:
+    assert parse_labels("harp,Harp", imagenet) == [594, 594]  # 593 is "harmonica, mouth organ, harp, mouth harp"
+
+
+@pytest.mark.parametrize(("name", "indices"), [("crane", ("134", "517")), ("maillot", ("638", "639"))])
+def test_a_name_of_several_classes_is_refused_with_their_indices(
+    name: str, indices: tuple[str, ...], imagenet: Checkerboard
+) -> None:
+    with pytest.raises(UserError, match="several classes are called") as caught:
+        parse_labels(name, imagenet)
+    assert all(index in str(caught.value) for index in indices)
+
+
+def test_classes_called_by_numbers(capsys: pytest.CaptureFixture[str]) -> None:
+    model = tiny_model()
+    model.class_names = ["1", "10", "2", "3", "4", "5", "6", "7", "8", "9"]
+    assert parse_labels("2,10,1", model) == [2, 1, 0]
+    assert "10 is the class called so, which has index 1" in capsys.readouterr().out
+    with pytest.raises(UserError, match="no class is called 0, and index 0 is the class called 1"):
+        parse_labels("0", model)
+
+
+def test_numbers_that_are_their_own_indices_need_no_word(capsys: pytest.CaptureFixture[str]) -> None:
+    model = tiny_model()
+    model.class_names = [str(i) for i in range(10)]
+    assert parse_labels("3,9", model) == [3, 9]
+    assert capsys.readouterr().out == ""
+
+
+def test_accents_may_be_composed_or_not() -> None:
+    model = tiny_model()
+    model.class_names = ["cafe\u0301", *"bcdefghij"]
+    assert parse_labels("caf\xe9,CAFE\u0301", model) == [0, 0]

@@ -1,0 +1,133 @@
+"""Listing and reading of image files: what is left out is counted by kind, what is read means one thing."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data.files import UnreadableImageError, composed, left_out_text, list_images, read_image, to_rgb
+from tests.pictures import picture
+
+pytestmark = pytest.mark.quick
+ORIENTATION = 0x112  # EXIF tag
+LEFT_RED = np.array([[[255, 0, 0], [0, 0, 255]]], np.uint8).repeat(8, 0).repeat(4, 1)  # (8, 8, 3)
+
+
+def save(path: Path, how: str = "") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if how == "broken":
+        path.symlink_to("nowhere")
+    elif how == "text":
+        path.write_text("no image")
+    else:
+        Image.fromarray(LEFT_RED).save(path)
+    return path
+
+
+def test_what_is_no_visible_image_is_left_out_and_counted(tmp_path: Path) -> None:
+    kept = [save(tmp_path / name) for name in ("a.png", "deep/er/b.JPG", "deep/c.tiff", "d.webp", "e.Bmp")]
+    for name in (".hidden.png", "._a.png", ".ipynb_checkpoints/a.png", "deep/.git/x.png", "__MACOSX/a.png"):
+        save(tmp_path / name)
+    for name in ("notes.txt", "more.TXT", "photo.heic", "README"):
+        save(tmp_path / name, "text")
+    save(tmp_path / "gone.png", "broken")
+    os.mkfifo(tmp_path / "pipe.png")
+    found = list_images(tmp_path)
+    assert found.files == sorted(kept)
+    expected = {
+        "hidden": 4,
+        "__MACOSX": 1,
+        ".txt": 2,
+        ".heic": 1,
+        "without suffix": 1,
+        "broken links": 1,
+        "no files": 1,
+    }
+    assert found.left_out == expected
+    assert left_out_text(found.left_out).startswith("left out: 1 .heic, 2 .txt")
+    assert left_out_text(list_images(tmp_path / "deep" / "er").left_out) == ""
+
+
+def test_links_are_followed_but_not_in_a_circle(tmp_path: Path) -> None:
+    save(tmp_path / "elsewhere" / "far.png")
+    folder = tmp_path / "folder"
+    save(folder / "near.png")
+    (folder / "link").symlink_to(tmp_path / "elsewhere")
+    (folder / "one.png").symlink_to(folder / "near.png")
+    (tmp_path / "elsewhere" / "back").symlink_to(folder)
+    found = list_images(folder)
+    assert [str(path.relative_to(folder)) for path in found.files] == ["link/far.png", "near.png", "one.png"]
+    assert found.left_out == {"links that lead back": 1}
+
+
+def test_names_that_are_no_utf8_are_listed_and_read(tmp_path: Path) -> None:
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/b\xe4r.png"))
+    save(path)
+    (found,) = list_images(tmp_path).files
+    assert np.array_equal(read_image(found)[0], LEFT_RED)
+
+
+def test_accents_are_composed() -> None:
+    assert composed("cafe\u0301") == composed("caf\xe9") == "caf\xe9"
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_photo_is_upright_whatever_way_it_was_held(tmp_path: Path, orientation: int) -> None:
+    upright = picture(24, 16, seed=0)
+    undo = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # Pillow's transpositions that turn upright into the stored one
+    stored = upright if orientation == 1 else upright.transpose(Image.Transpose(undo[orientation]))
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    stored.save(tmp_path / "x.png", exif=exif)
+    assert np.array_equal(read_image(tmp_path / "x.png")[0], upright)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_what_is_transparent_is_white_whatever_colour_hides_there(tmp_path: Path, mode: str) -> None:
+    image = Image.new("RGBA", (8, 8), (255, 0, 0, 0))
+    image.paste((40, 40, 40, 255), (0, 0, 8, 4))
+    if mode == "P":
+        image = image.convert("RGB").quantize(8)
+        image.info["transparency"] = image.getpixel((0, 7))
+    else:
+        image = image.convert(mode)
+    image.save(tmp_path / "x.png", **({"transparency": image.info["transparency"]} if mode == "P" else {}))
+    read = np.array(read_image(tmp_path / "x.png")[0])
+    assert (read[:4] == 40).all()
+    assert (read[4:] == 255).all()
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif", "pgm"])
+def test_of_16_bits_the_upper_8_stay(tmp_path: Path, suffix: str) -> None:
+    values = np.array([[0, 257, 32896, 65535]], np.uint16).repeat(4, 0)
+    Image.fromarray(values).save(tmp_path / f"x.{suffix}")
+    image, mode = read_image(tmp_path / f"x.{suffix}")
+    assert mode.startswith("I")
+    assert np.array(image)[0].tolist() == [[value // 257] * 3 for value in (0, 257, 32896, 65535)]
+
+
+@pytest.mark.parametrize(("dtype", "word"), [(np.float32, "floating-point"), (np.int32, "32-bit")])
+def test_numbers_without_a_known_white_are_refused_by_name(tmp_path: Path, dtype: type, word: str) -> None:
+    Image.fromarray(np.linspace(0, 1, 64).reshape(8, 8).astype(dtype)).save(tmp_path / "x.tif")
+    with pytest.raises(UnreadableImageError, match=word) as caught:
+        read_image(tmp_path / "x.tif")
+    assert str(tmp_path / "x.tif") in str(caught.value)
+
+
+def test_a_thread_of_an_image_is_refused(tmp_path: Path) -> None:
+    Image.new("RGB", (1, 4000)).save(tmp_path / "x.png")
+    with pytest.raises(UnreadableImageError, match="1 x 4000 pixels"):
+        read_image(tmp_path / "x.png")
+    assert to_rgb(Image.new("RGB", (10, 1000))).size == (10, 1000)
+
+
+@pytest.mark.parametrize("content", [b"", b"no image", b"\x89PNG\r\n\x1a\n" + bytes(20), b"II*\0\x08\0\0\0\xff\xff"])
+def test_any_damage_names_the_file(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "x.tif"
+    path.write_bytes(content)
+    with pytest.raises(UnreadableImageError, match="cannot be read as an image") as caught:
+        read_image(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)

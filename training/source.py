@@ -1,0 +1,100 @@
+"""What a run of main.py learns from: images, a cache of their codes, or such a cache whose images are elsewhere."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from torch.utils.data import Dataset
+
+from data.cache import Manifest, TokenCache, cache_name, describe, is_complete, read_manifest
+from data.images import CroppedImages, LabelledImages, check_num_classes, dataset_name, open_dataset
+from data.make_cache import PAPER_SCALE_SIZES, CacheMaker
+from models.autoencoder import Autoencoder
+from models.config import GeneratorConfig
+from runtime import distributed
+from runtime.errors import UserError
+from training.options import TrainArgs
+
+MAX_DIFFERENT_SHARE = 0.01  # of codes; rounding flips far fewer
+
+
+@dataclass(frozen=True)
+class Source:
+    """Images, or, where a cache serves alone, what its manifest says of them."""
+
+    cache: Path  # folder that a cache of them has or would have
+    num_images: int
+    class_keys: Sequence[str]
+    class_names: Sequence[str]
+    images: LabelledImages | None
+    remarks: Sequence[str]  # what a user may not expect
+
+    def dataset(
+        self, config: GeneratorConfig, args: TrainArgs, autoencoder: Autoencoder, sha256: str
+    ) -> Dataset | None:
+        """What to train on; makes and verifies a cache first if asked, and is None if nothing is to be trained.
+
+        ``sha256`` is the autoencoder's.
+        """
+        if not (args.create_cache or args.use_cache or args.verify_cache):
+            return CroppedImages(self.images, config.img_size, args.crop)
+        own = config.scale_sizes(autoencoder.config.stride)
+        if self.images is None:
+            manifest = self._manifest_of(config, args, autoencoder, sha256)
+        else:
+            paper = [side for side in PAPER_SCALE_SIZES if side <= own[-1]]
+            cached = sorted({*own, *paper}) if args.cache_scales == "paper" else own
+            manifest = describe(self.images, config.img_size, args.crop, cached, autoencoder.config.n_embed, sha256)
+            self._make(manifest, args, autoencoder)
+        if args.verify_cache or not args.use_cache:
+            return None
+        return TokenCache(self.cache, replace(manifest, scale_sizes=list(own)), own)
+
+    def _manifest_of(self, config: GeneratorConfig, args: TrainArgs, autoencoder: Autoencoder, sha256: str) -> Manifest:
+        """What the cache says of the images, and the configuration of all else."""
+        return replace(
+            read_manifest(self.cache),
+            dataset=dataset_name(args.dataset, args.data_path),
+            img_size=config.img_size,
+            crop=args.crop,
+            num_codes=autoencoder.config.n_embed,
+            autoencoder_sha256=sha256,
+        )
+
+    def _make(self, manifest: Manifest, args: TrainArgs, autoencoder: Autoencoder) -> None:
+        """Make, verify and compare the cache, each if asked."""
+        maker = CacheMaker(self.images, autoencoder, manifest, args.batch_size, args.num_workers)
+        if args.create_cache:
+            maker.create(self.cache.parent)  # compares one that is there
+        if args.verify_cache:
+            different, compared = maker.verify(self.cache, args.verify_cache, args.seed)
+            distributed.say(f"{different} of {compared} codes differ from those in {self.cache}")
+            if different > MAX_DIFFERENT_SHARE * compared:
+                raise UserError(f"{self.cache} does not hold the codes of these images; move it away and make it again")
+        if args.check_images and not args.create_cache:
+            maker.check(self.cache)
+
+
+def open_source(config: GeneratorConfig, args: TrainArgs) -> Source:
+    """The images that ``args`` name, or a complete cache of them alone; UserError if there is neither."""
+    cache = Path(args.cached_path) / cache_name(dataset_name(args.dataset, args.data_path), config.img_size, args.crop)
+    if _serves_alone(cache, args):
+        manifest = read_manifest(cache)
+        remark = f"training from {cache} alone, without a look at the images; --check_images compares it with them"
+        found = Source(cache, manifest.num_images, manifest.class_keys, manifest.class_names, None, [remark])
+    else:
+        images = open_dataset(args.dataset, args.data_path, config.img_size)
+        found = Source(cache, len(images), images.class_keys, images.class_names, images, images.remarks)
+    if config.class_cond and not args.check_data:
+        check_num_classes(
+            cache.name if found.images is None else found.images.name, found.class_keys, config.num_classes
+        )
+    return found
+
+
+def _serves_alone(cache: Path, args: TrainArgs) -> bool:
+    """Whether the cache does without the images; to make one that is there compares it, unless they are gone."""
+    if not args.use_cache or args.check_data or args.check_images or args.verify_cache:
+        return False
+    gone = args.dataset != "digits" and not Path(args.data_path).exists()
+    return (gone and is_complete(cache)) if args.create_cache else True
