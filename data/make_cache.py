@@ -13,7 +13,8 @@ from tqdm import tqdm
 
 from data.cache import DONE, UNREADABLE, Manifest, PartialCache, TokenCache, begin_cache, check_images, check_manifest
 from data.crops import all_crops, to_floats
-from data.images import Attempts, LabelledImages, UnreadableImageError, check_unreadable, note_unreadable
+from data.files import UnreadableImageError
+from data.images import Attempts, LabelledImages, check_unreadable, note_unreadable
 from data.options import NUM_CROPS
 from models.autoencoder import Autoencoder
 from models.family import join_scales
@@ -44,10 +45,15 @@ class CacheMaker:
             with lock_file(folder.with_name(folder.name + ".lock"), busy):
                 if not distributed.from_main(folder.exists()):
                     return self._make(folder)
-        check_manifest(folder, self.manifest)
-        check_images(folder, self.images)
+        self.check(folder)
         distributed.say(f"the cache {folder} is complete already")
         return folder
+
+    def check(self, folder: Path) -> None:
+        """Refuse a cache of other images, scales or another autoencoder than these."""
+        check_manifest(folder, self.manifest)
+        if distributed.is_main():
+            check_images(folder, self.images)
 
     def _make(self, folder: Path) -> Path:
         if distributed.is_main():

@@ -33,6 +33,7 @@ def data_report(dataset: LabelledImages) -> list[str]:
     sizes = sorted(counts[label] for label in range(len(dataset.class_keys)))
     keys = dataset.class_keys
     remarks = [
+        *dataset.remarks,
         f"{dataset.name}: {len(dataset)} images of {len(keys)} classes; "
         f"{sizes[0]} to {sizes[-1]} images a class, median {sizes[len(sizes) // 2]}",
         f"first class: {keys[0]} ({dataset.class_names[0]}); last class: {keys[-1]} ({dataset.class_names[-1]})",

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from data.crops import center_crop, to_bytes, to_floats, to_rgb
+from data.crops import center_crop, to_bytes, to_floats
+from data.files import to_rgb
 from models.family import Generator
 from runtime.errors import UserError
 from sampling.bulk import Constraint
