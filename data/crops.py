@@ -13,7 +13,7 @@ from torchvision.transforms.v2 import functional as transforms
 
 from data.options import CropRecipe
 
-MARGIN = 1.1
+MARGINS = {"ten": 1.1, "ten105": 1.05, "five": 1.1}  # sides of what crops are taken from, over theirs
 
 
 def center_crop(image: Image.Image, size: int) -> Image.Image:
@@ -29,12 +29,14 @@ def center_crop(image: Image.Image, size: int) -> Image.Image:
 def all_crops(image: Image.Image, size: int, recipe: CropRecipe) -> Sequence[Tensor]:
     """Every training crop of an RGB image as bytes (3, size, size).
 
-    ``center`` is the centre crop alone; ``five`` and ``ten`` first crop to ``int(1.1 * size)``, then take top left, top
-    right, bottom left, bottom right and centre; ``ten`` goes on with those of the mirror image.
+    ``center`` is the centre crop alone, ``flip`` that and its mirror image; ``five`` and ``ten`` first crop to
+    ``int(1.1 * size)``, then take top left, top right, bottom left, bottom right and centre; ``ten`` goes on with those
+    of the mirror image; ``ten105`` is ``ten`` of ``int(1.05 * size)``.
     """
-    if recipe == "center":
-        return [to_bytes(center_crop(image, size))]
-    square = to_bytes(center_crop(image, int(MARGIN * size)))
+    if recipe in ("center", "flip"):
+        square = to_bytes(center_crop(image, size))
+        return [square] if recipe == "center" else [square, square.flip(2)]
+    square = to_bytes(center_crop(image, int(MARGINS[recipe] * size)))
     crops = transforms.five_crop(square, [size, size])
     return crops if recipe == "five" else crops + transforms.five_crop(square.flip(2), [size, size])
 

@@ -5,7 +5,8 @@ Letters: B batch, T tokens of a call (the class token is token 0), D width, h he
 
 from collections.abc import Callable, Iterable
 from functools import lru_cache
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, Self
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from models.config import TransformerConfig
 
-Mask = Tensor | BlockMask | None
+Mask = Tensor | BlockMask | Literal["causal"] | None
 ShiftScale = tuple[Tensor, Tensor]  # (B, 1, D) each
 Modulations = tuple[ShiftScale, ShiftScale]  # before attention and before the feed-forward layer
 Start = int | Tensor
@@ -35,6 +36,16 @@ def rotate(x: Tensor, cos_sin: CosSin) -> Tensor:
     return torch.addcmul(x * cos_sin[0], x.roll(x.shape[-1] // 2, dims=-1), cos_sin[1])
 
 
+@dataclass(frozen=True)
+class SameRotation:
+    """One rotation of all layers."""
+
+    cos_sin: CosSin
+
+    def of_layer(self, layer: int) -> CosSin:
+        return self.cos_sin
+
+
 def signed(rotation: Iterable[Tensor]) -> CosSin:
     """(cos, sin) -> what ``rotate`` takes: the sine negative in its first half."""
     cos, sin = rotation
@@ -50,11 +61,21 @@ def as_dtype(x: Tensor, dtype: torch.dtype) -> Tensor:
 class KVCache:
     """Keys and values of every token so far, allocated once for the whole image."""
 
-    def __init__(self, config: TransformerConfig, batch: int, max_tokens: int, like: Tensor) -> None:
+    def __init__(self, keys: list[Tensor], values: list[Tensor]) -> None:
+        self.keys, self.values = keys, values  # (B, h, T, d) of each layer
+
+    @classmethod
+    def zeros(cls, config: TransformerConfig, batch: int, max_tokens: int, like: Tensor) -> Self:
+        """An empty one, of the type and on the device of ``like``."""
         shape = (batch, config.num_attention_heads, max_tokens, config.head_dim)
-        layers = range(config.num_hidden_layers)
-        self.keys = [like.new_zeros(shape) for _ in layers]  # (B, h, T, d) of each layer
-        self.values = [like.new_zeros(shape) for _ in layers]
+        made = ([like.new_zeros(shape) for _ in range(config.num_hidden_layers)] for _ in range(2))
+        return cls(*made)
+
+    def first(self, batch: int) -> "KVCache":
+        """The first rows of the batch, in the same memory."""
+        if batch == len(self.keys[0]):
+            return self
+        return KVCache([keys[:batch] for keys in self.keys], [values[:batch] for values in self.values])
 
     def append(self, layer: int, start: Start, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Store keys and values (B, h, T, d) of new tokens of one layer; return all those that they may attend to.
@@ -103,14 +124,23 @@ class Modulation(nn.Module):
         return self.linear(F.silu(class_embedding)).unsqueeze(1).chunk(2, dim=-1)
 
 
+def float32_logits(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Logits (B, T, V) of outputs (B, T, D), computed in float32, under autocast too, by a float32 head (V, D)."""
+    with torch.autocast(x.device.type, enabled=False):
+        return F.linear(as_dtype(x, torch.float32), weight, bias)
+
+
 def modulate(x: Tensor, shift_scale: ShiftScale) -> Tensor:
     shift, scale = shift_scale
     return torch.addcmul(shift, x, scale)
 
 
 class Attention(nn.Module):
-    def __init__(self, config: TransformerConfig) -> None:
+    """``turn`` applies a rotation to queries and keys: ``rotate``, or another that the family needs."""
+
+    def __init__(self, config: TransformerConfig, turn: Callable[[Tensor, CosSin], Tensor] = rotate) -> None:
         super().__init__()
+        self.turn = turn
         self.num_heads = config.num_attention_heads
         self.wqkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=False)
         self.wo = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
@@ -121,11 +151,13 @@ class Attention(nn.Module):
         qkv = self.wqkv(x).unflatten(-1, (3, self.num_heads, -1))  # (B, T, 3, h, d)
         qkv = qkv.permute(0, 2, 3, 1, 4)  # (B, 3, h, T, d)
         v = qkv[:, 2]
-        q, k = as_dtype(rotate(qkv[:, :2], rotary.of_layer(layer)), v.dtype).unbind(1)  # (B, h, T, d)
+        q, k = as_dtype(self.turn(qkv[:, :2], rotary.of_layer(layer)), v.dtype).unbind(1)  # (B, h, T, d)
         if cache is not None:
             k, v = cache.append(layer, start, k, v)
         if isinstance(mask, BlockMask):
             attended = compiled_flex_attention()(q, k, v, block_mask=mask)
+        elif isinstance(mask, str):
+            attended = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         else:
             attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return self.wo(attended.transpose(1, 2).reshape(x.shape))

@@ -51,7 +51,7 @@ class CheckerboardSampler(Sampler):
         super().__init__(model, batch, drawing)
         self.compiled = compiled
         rows, num_tokens = batch * (1 + self.guided), 1 + model.num_locations
-        self.kv_cache = KVCache(model.config.llama_config, rows, num_tokens, like=model.lm_head.weight)
+        self.kv_cache = KVCache.zeros(model.config.llama_config, rows, num_tokens, like=model.lm_head.weight)
         self.codebook, self.head = model.codebook(), model.head_parameters()
         self.layout: Layout | None = None
         self.draw_block = compiled_step(model.device.type) if compiled else draw_block

@@ -133,7 +133,7 @@ def test_cached_blocks_equal_one_masked_pass() -> None:
     x, rotary = torch.randn(2, 10, 32), random_rotary(10)
     modulations = model.modulations(torch.randn(2, 32))
     whole = model(x, modulations, rotary, mask=steps[:, None] >= steps[None])
-    cache, start = KVCache(CONFIG, 2, max_tokens=10, like=x), 0
+    cache, start = KVCache.zeros(CONFIG, 2, max_tokens=10, like=x), 0
     for length in lengths:
         tokens = slice(start, start + length)
         block = model(x[:, tokens], modulations, rotary.slice(tokens), cache=cache, start=start)
@@ -150,7 +150,7 @@ def test_mask_matters_to_the_comparison_above() -> None:
 
 
 def test_cache_is_allocated_once_in_the_models_precision() -> None:
-    cache = KVCache(CONFIG, 2, max_tokens=5, like=torch.empty(0, dtype=torch.float16))
+    cache = KVCache.zeros(CONFIG, 2, max_tokens=5, like=torch.empty(0, dtype=torch.float16))
     assert [keys.shape for keys in cache.keys] == 2 * [(2, 2, 5, 16)]
     assert {tensor.dtype for tensor in (*cache.keys, *cache.values)} == {torch.float16}
     k, v = torch.randn(2, 2, 2, 3, 16).half().unbind(0)

@@ -1,0 +1,181 @@
+"""LlamaGen's GPT: a class token, then codes in raster order, each predicted from all before it (gpt.md Sec. 1, 4, 5).
+
+Letters: B batch, G side of the grid of codes, N = G * G codes, p side of a patch, M = (G / p) ** 2 patches (of single
+codes, M = N), T tokens of a call, D width, h heads, d dimension of a head, V codes. Module names are the keys of the
+published files.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Self
+
+import torch
+import torch.nn.functional as F
+from timm.layers import DropPath
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from models.autoencoder import Autoencoder
+from models.family import Generator, Loss, Sampler, StepContext
+from models.llamagen.config import LlamaGenConfig, LlamaGenDrawing
+from models.llamagen.patches import by_patch, pair_rotation, rotate_pairs
+from models.llamagen.sampler import LlamaGenSampler
+from models.transformer import Attention, FeedForward, KVCache, Mask, SameRotation, Start, as_dtype, float32_logits
+from runtime.errors import UserError
+
+INIT_STD = 0.02
+EPS = 1e-5  # of the norms
+
+
+class Norm(nn.Module):
+    """Root-mean-square norm in float32, and its weight in the precision of the input."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dtype == self.weight.dtype == torch.float32:
+            return F.rms_norm(x, self.weight.shape, self.weight, EPS)
+        return as_dtype(F.rms_norm(x.float(), self.weight.shape, eps=EPS), x.dtype) * self.weight
+
+
+class Layer(nn.Module):
+    def __init__(self, config: LlamaGenConfig, index: int) -> None:
+        super().__init__()
+        size = config.llama_config
+        self.attention = Attention(size, rotate_pairs)
+        self.feed_forward = FeedForward(size)
+        self.attention_norm, self.ffn_norm = Norm(size.hidden_size), Norm(size.hidden_size)
+        path = config.drop_path_rate
+        self.drop = DropPath(config.drop_path(index)) if path else nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor, *attending: Any) -> Tensor:
+        """``attending`` is all that attention takes but its input."""
+        x = x + self.drop(self.attention(self.attention_norm(x), *attending))
+        return x + self.drop(self.feed_forward(self.ffn_norm(x)))
+
+
+class LlamaGen(Generator):
+    """LlamaGen's GPT; ``class_rows`` is num_classes for published weights that lack the unconditional row."""
+
+    Config, Drawing = LlamaGenConfig, LlamaGenDrawing
+    learns_patches = True
+
+    def __init__(
+        self, config: LlamaGenConfig, autoencoder: Autoencoder | None = None, class_rows: int | None = None
+    ) -> None:
+        super().__init__(config, autoencoder)
+        if autoencoder is not None and autoencoder.config.n_embed != config.vocab_size:
+            raise UserError(
+                f"vocab_size is {config.vocab_size}, but the autoencoder has {autoencoder.config.n_embed} codes; set "
+                "vocab_size to that, or name another autoencoder"
+            )
+        D, V = config.llama_config.hidden_size, config.vocab_size
+        self.activation_checkpointing = False
+        self.cls_embedding = nn.ModuleDict(
+            {"embedding_table": nn.Embedding(class_rows or config.num_classes + 1, D)}  # the last is unconditional
+        )
+        self.tok_embeddings = nn.Embedding(V, D)
+        self.layers = nn.ModuleList(Layer(config, i) for i in range(config.llama_config.num_hidden_layers))
+        self.norm = Norm(D)
+        self.output = nn.Linear(D, V, bias=False)
+        self.token_dropout = nn.Dropout(config.dropout)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """N(0, 0.02), without scaling by depth, and the head zeros."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                nn.init.normal_(module.weight, std=INIT_STD)
+        nn.init.zeros_(self.output.weight)
+
+    @classmethod
+    def from_state(cls, config: LlamaGenConfig, autoencoder: Autoencoder | None, state: dict[str, Tensor]) -> Self:
+        table = state.get("cls_embedding.embedding_table.weight")
+        lacks_row = table is not None and len(table) == config.num_classes
+        return cls(config, autoencoder, class_rows=config.num_classes if lacks_row else None)
+
+    @property
+    def num_codes(self) -> int:
+        return self.config.vocab_size
+
+    @property
+    def has_unconditional_row(self) -> bool:
+        return self.cls_embedding["embedding_table"].num_embeddings > self.config.num_classes
+
+    def prepare_training(self, attention: str, compiled: bool, activation_checkpointing: bool) -> None:
+        if attention != "sdpa":
+            raise UserError("llamagen has the attention sdpa alone, which is causal without a mask; set attention sdpa")
+        self.activation_checkpointing = activation_checkpointing
+        if compiled:
+            for layer in self.layers:
+                layer.compile()
+
+    def training_loss(self, codes: Sequence[Tensor], labels: Tensor, context: StepContext) -> Loss:
+        dropped = torch.rand(labels.shape, device=self.device, generator=context.rank_rng) < self.config.label_drop
+        labels = labels.masked_fill(dropped & self.training, self.unconditional_label)
+        with seeded(context.rank_rng):
+            logits, loss = self(codes, labels, context.patch_side)
+        targets = by_patch(codes[-1], context.patch_side)  # (B, M, p * p)
+        return Loss(loss, lambda: {"accuracy": (logits.argmax(-1, keepdim=True) == targets).float().mean()})
+
+    def forward(self, codes: Sequence[Tensor], labels: Tensor, patch_size: int = 1) -> tuple[Tensor, Tensor]:
+        """(B, M, V) logits, row m of patch m in raster order, and their mean cross-entropy in nats.
+
+        Of (B, G, G) codes of the only scale and labels (B,). ``patch_size`` is p: a patch's input is the mean of its
+        codes' embeddings, and its one distribution is scored against each of its codes.
+        """
+        x = self.inputs(codes[-1], labels, patch_size)  # (B, M, D)
+        device = x.device
+        rotation = pair_rotation(codes[-1].shape[1] // patch_size, self.config.llama_config.head_dim, device)
+        rotation = SameRotation(tuple(part[: x.shape[1]] for part in rotation))
+        logits = self.logits(self.transform(x, rotation, "causal"))
+        targets = by_patch(codes[-1], patch_size)  # (B, M, p * p)
+        if patch_size == 1:
+            return logits, F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+        log_probs = logits.log_softmax(-1)
+        return logits, -log_probs.gather(-1, targets).mean()
+
+    def inputs(self, codes: Tensor, labels: Tensor, patch_size: int = 1) -> Tensor:
+        """(B, M, D) the class token and the inputs of all patches but the last, of codes (B, G, G)."""
+        patches = by_patch(codes, patch_size)[:, :-1]  # (B, M - 1, p * p)
+        tokens = self.tok_embeddings(patches).mean(2)
+        return self.token_dropout(torch.cat([self.embed_labels(labels).unsqueeze(1), tokens], dim=1))
+
+    def embed_labels(self, labels: Tensor) -> Tensor:
+        """(B, D) class tokens."""
+        if not self.config.class_cond:
+            labels = torch.full_like(labels, self.unconditional_label)
+        return self.cls_embedding["embedding_table"](labels)
+
+    def transform(
+        self, x: Tensor, rotation: SameRotation, mask: Mask = None, cache: KVCache | None = None, start: Start = 0
+    ) -> Tensor:
+        """Outputs (B, T, D), after the last norm, of the inputs (B, T, D) of tokens ``start...start + T``."""
+        for index, layer in enumerate(self.layers):
+            inputs = (x, rotation, index, mask, cache, start)
+            keeps_less = self.activation_checkpointing and self.training
+            x = checkpoint(layer, *inputs, use_reentrant=False) if keeps_less else layer(*inputs)
+        return self.norm(x)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """(B, T, V) float32 logits of outputs (B, T, D)."""
+        return float32_logits(x, self.output.weight.float())
+
+    def sampler(self, batch: int, drawing: LlamaGenDrawing, compiled: bool = False) -> Sampler:
+        if drawing.uses_cfg and self.config.class_cond and not self.has_unconditional_row:
+            raise UserError("this model was trained without unconditional labels and cannot be guided; set cfg 0")
+        return LlamaGenSampler(self, batch, drawing, compiled)
+
+    def num_steps(self, drawing: LlamaGenDrawing) -> int:
+        return self.num_locations
+
+
+@contextmanager
+def seeded(rng: torch.Generator) -> Iterator[None]:
+    """Let dropout follow from a step's generator: it takes none, but draws from the device's own."""
+    devices = [rng.device] if rng.device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(rng.initial_seed())
+        yield

@@ -1,0 +1,95 @@
+"""Sampling code by code, in raster order, with keys and values of all codes so far (gpt.md Sec. 6).
+
+Letters: B images, R rows of a batch (2B if guided: conditional, then unconditional), N codes of an image, V codes to
+choose from, D width, d dimension of a head.
+"""
+
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from models.config import at_scale
+from models.draw import draw, draw_noise, guide
+from models.family import Sampler, Setting
+from models.llamagen.config import LlamaGenDrawing
+from models.llamagen.patches import pair_rotation
+from models.transformer import KVCache, SameRotation, Start, float32_logits
+
+if TYPE_CHECKING:
+    from models.llamagen.model import LlamaGen
+
+NOISE_AT_ONCE = 2**22  # numbers of noise that are held, 16 MB
+
+
+class LlamaGenSampler(Sampler):
+    """Draws one code a step. The last code is never fed, so that N tokens have keys and values.
+
+    ``compiled`` compiles a step: one graph for all of them, on CUDA a CUDA graph.
+    """
+
+    @torch.inference_mode()
+    def __init__(self, model: "LlamaGen", batch: int, drawing: LlamaGenDrawing, compiled: bool = False) -> None:
+        super().__init__(model, batch, drawing, compiled)
+        size, N = model.config.llama_config, model.num_locations
+        rows = batch * (1 + self.guided)
+        self.kv_cache = KVCache.zeros(size, rows, N, like=model.output.weight)
+        self.inputs = model.output.weight.new_zeros(rows, 1, size.hidden_size)  # (R, 1, D) of the next step
+        self.cos, self.sin = (part[:N] for part in pair_rotation(model.scale_sizes[0], size.head_dim, model.device))
+        self.head = model.output.weight.float()
+        self.tokens = torch.arange(N, device=model.device)
+        self.draw_code = compiled_step(model.device.type) if compiled else draw_code
+        self.stay_in_place(self.inputs, self.sequence, self.maps, *self.cache())
+
+    def draw(self, labels: Tensor, seeds: list[int]) -> Iterator[int]:
+        model, drawing = self.model, self.drawing
+        if self.guided:
+            labels = torch.cat([labels, torch.full_like(labels, model.unconditional_label)])
+        self.inputs.copy_(model.embed_labels(labels).unsqueeze(1))
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        temperature = self.setting(at_scale(drawing.temperature, 0), zero_is_special=True)
+        at_once = max(1, NOISE_AT_ONCE // (self.batch * model.num_codes))
+        for step in range(model.num_locations):
+            if step % at_once == 0:
+                count = min(at_once, model.num_locations - step)
+                noise = draw_noise(generators, count, model.num_codes, device=model.device)
+            cfg = self.setting(at_scale(drawing.cfg, 0) if drawing.guides(step) else 0.0)
+            start = self.tokens[step : step + 1].clone() if self.compiled else step
+            self.draw_code(self, start, noise[:, step % at_once, None], cfg, temperature)
+            yield step
+
+    def step_of_location(self) -> Tensor:
+        return self.tokens[None]
+
+    def cache(self) -> list[Tensor]:
+        return [*self.kv_cache.keys, *self.kv_cache.values]
+
+
+def draw_code(run: LlamaGenSampler, start: Start, noise: Tensor, cfg: Setting, temperature: Setting) -> None:
+    """One step: draw the code of token ``start`` into the buffers of ``run``, and make the input of the next.
+
+    ``start`` is a number, or (1,) where it is compiled. ``noise`` (B, 1, V) is for ``draw``. Without syncs.
+    """
+    model = run.model
+    unguided = not run.guided or (isinstance(cfg, float) and cfg == 0)
+    rows = run.batch if unguided else len(run.inputs)
+    if isinstance(start, int):
+        mask, place = None, slice(start, start + 1)
+    else:
+        mask, place = run.tokens[None] <= start, start
+    rotation = SameRotation((run.cos[place], run.sin[place]))
+    x = model.transform(run.inputs[:rows], rotation, mask, run.kv_cache.first(rows), start)
+    logits = float32_logits(x, run.head)  # (R, 1, V)
+    logits = logits if unguided else guide(logits, cfg)
+    found = draw(logits, noise, temperature, run.drawing.top_k, run.drawing.top_p)
+    codes = run.store(run.tokens[place].expand(run.batch, 1), *found)
+    run.inputs.copy_(model.tok_embeddings(codes).repeat(len(run.inputs) // run.batch, 1, 1))
+
+
+@lru_cache
+def compiled_step(device_type: str) -> Callable[..., None]:
+    """``draw_code`` as one graph."""
+    mode = "reduce-overhead" if device_type == "cuda" else None
+    return torch.compile(draw_code, fullgraph=True, dynamic=False, mode=mode)
