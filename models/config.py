@@ -194,7 +194,13 @@ FAMILIES = {
         drawing="models.checkerboard.config:CheckerboardDrawing",
         generator="models.checkerboard.model:Checkerboard",
         published="models.loading.checkerboard:LAYOUT",
-    )
+    ),
+    "llamagen": Family(
+        config="models.llamagen.config:LlamaGenConfig",
+        drawing="models.llamagen.config:LlamaGenDrawing",
+        generator="models.llamagen.model:LlamaGen",
+        published="models.loading.llamagen:LAYOUT",
+    ),
 }
 
 

@@ -1,0 +1,103 @@
+"""Codes as LlamaGen's tools write them, read as a data set: a file an image (gpt.md Sec. 3).
+
+Letters: N images, A code maps an image (of crops or mirror images), G side of a code map.
+A folder has ``imagenet{size}_codes/{n}.npy`` int64 (1, A, G * G) and ``imagenet{size}_labels/{n}.npy`` int64 (1,).
+"""
+
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from runtime.errors import UserError
+
+MOST_REPEATED = 1024  # images that the last round of as many processes may have added
+MOST_COMPARED = 100  # labels that tell two folders apart
+
+
+class CodeFolders(Dataset):
+    """((B, G, G) codes in a list, (B,) labels) of (index, crop) pairs; a crop names a folder, then a map in it.
+
+    UserError: a folder lacks files, or folders are of different images.
+    """
+
+    def __init__(self, paths: Sequence[str], img_size: int, side: int, num_codes: int, num_classes: int) -> None:
+        self.folders = [_Folder(Path(path), img_size, side) for path in paths]
+        self.side, self.num_codes, self.num_classes = side, num_codes, num_classes
+        self.count = self.folders[0].num_images
+        compared = range(0, self.count, -(-self.count // MOST_COMPARED))
+        labels = [[folder.label(n) for n in compared] for folder in self.folders if folder.num_images == self.count]
+        if len(labels) < len(self.folders) or any(found != labels[0] for found in labels):
+            raise UserError(f"{', '.join(paths)} are of different images; name folders of the same ones")
+        self.num_crops = len(self.folders) * math.lcm(*(folder.num_maps for folder in self.folders))
+
+    def __len__(self) -> int:
+        return self.count
+
+    def collate(self, batch: tuple[list[Tensor], Tensor]) -> tuple[list[Tensor], Tensor]:
+        return batch
+
+    def __getitems__(self, items: list[tuple[int, int]]) -> tuple[list[Tensor], Tensor]:
+        rows = []
+        for index, crop in items:
+            folder = self.folders[crop % len(self.folders)]
+            rows.append(folder.read(index)[crop // len(self.folders) % folder.num_maps])
+        codes = torch.from_numpy(np.stack(rows))
+        labels = torch.tensor([self.folders[0].label(index) for index, _ in items])
+        for name, values, end in (("code", codes, self.num_codes), ("label", labels, self.num_classes)):
+            if values.min() < 0 or values.max() >= end:
+                raise UserError(f"{self.folders[0].path} holds {name} {values.max()}, but the model has {end}; name its own")
+        return [codes.unflatten(1, (self.side, self.side))], labels
+
+
+class _Folder:
+    """The files of one folder. With several processes the last files may repeat the first images: they do not count."""
+
+    def __init__(self, path: Path, img_size: int, side: int) -> None:
+        self.path, self.side = path, side
+        self.codes, self.labels = (path / f"imagenet{img_size}_{kind}" for kind in ("codes", "labels"))
+        counts = [_count(folder) for folder in (self.codes, self.labels)]
+        if counts[0] != counts[1]:
+            raise UserError(f"{path} has codes of {counts[0]} images, but {counts[1]} labels; extract them again")
+        self.num_maps = len(self.read(0))
+        self.num_images = counts[0] - self._repeated(counts[0])
+
+    def label(self, index: int) -> int:
+        return int(_load(self.labels / f"{index}.npy").item())
+
+    def read(self, index: int) -> np.ndarray:
+        """(A, G * G) codes of an image."""
+        file = self.codes / f"{index}.npy"
+        found = _load(file)
+        if found.ndim != 3 or len(found) != 1 or found.shape[2] != self.side**2:
+            raise UserError(f"{file} has shape {found.shape}, not (1, maps, {self.side**2}); name codes of this size")
+        return found[0]
+
+    def _repeated(self, count: int) -> int:
+        """How many of the last files repeat the first images."""
+        most = min(MOST_REPEATED, count // 2)
+        head, tail = ([self.read(n).tobytes() for n in part] for part in (range(most), range(count - most, count)))
+        return next((length for length in range(most, 0, -1) if tail[most - length :] == head[:length]), 0)
+
+
+def _count(folder: Path) -> int:
+    """How many files there are, which must be numbered from 0."""
+    if not folder.is_dir():
+        raise UserError(f"no folder {folder}; name the folder that holds it, as LlamaGen's extract_codes_c2i.sh makes it")
+    numbers = {entry.name.removesuffix(".npy") for entry in os.scandir(folder) if entry.name.endswith(".npy")}
+    missing = next((n for n in range(len(numbers)) if str(n) not in numbers), None)
+    if missing is not None or not numbers:
+        raise UserError(f"{folder} lacks {missing or 0}.npy; extract the codes again")
+    return len(numbers)
+
+
+def _load(file: Path) -> np.ndarray:
+    try:
+        return np.load(file)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{file} is missing or damaged ({error}); extract the codes again") from error

@@ -1,0 +1,95 @@
+"""Files of LlamaGen and of Next Patch Prediction: where their weights are, and what model they are of (gpt.md Sec. 2)."""
+
+import argparse
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from models.config import AutoencoderPaths
+from models.llamagen.config import STRIDE, LlamaGenConfig
+from models.loading.state import PublishedLayout
+from runtime.errors import UserError
+
+TABLE = "cls_embedding.embedding_table.weight"
+# Heads cannot be read off the weights; the published sizes by (layers, width).
+HEADS = {(12, 768): 12, (24, 1024): 16, (36, 1280): 20, (48, 1536): 24, (24, 3200): 32}
+STATES = ("model", "module", "state_dict")  # of DDP, DeepSpeed and others, in the order tried; without one, all is weights
+NO_WEIGHTS = re.compile(r"(.*\.)?(freqs_cis|causal_mask|kv_cache\.[kv]_cache)")
+IN_NAME = re.compile(r"_(256|384|512)(?!\d)")
+# The autoencoder of every released model, where download.sh puts it.
+AUTOENCODER = Path(__file__).resolve().parents[2] / "pretrained_models/llamagen/vq_ds16_c2i.pt"
+
+
+def states_of(content: Mapping[str, Any]) -> dict[str, Any]:
+    """``model``, and ``model_ema`` if there are averaged weights, of the contents of a file."""
+    state = next((content[key] for key in STATES if isinstance(content.get(key), Mapping)), content)
+    found = {"model": state, "model_ema": content.get("ema")}
+    return {
+        key: None if each is None else {name: w for name, w in each.items() if not NO_WEIGHTS.fullmatch(name)}
+        for key, each in found.items()
+    }
+
+
+def complete_section(
+    section: dict[str, Any] | None, content: Mapping[str, Any], state: Mapping[str, Tensor], path: Path
+) -> dict[str, Any] | None:
+    """The ``model:`` section with what it leaves open read off the file; None if the weights are not LlamaGen's."""
+    if TABLE not in state or "output.weight" not in state:
+        return section
+    section, args = dict(section or {}), content.get("args")
+    args = vars(args) if isinstance(args, argparse.Namespace) else args if isinstance(args, Mapping) else {}
+    size = _size(state)
+    given = section.get("llama_config") or {}
+    heads = given.get("num_attention_heads") or HEADS.get((size["num_hidden_layers"], size["hidden_size"]))
+    if heads is None:
+        raise UserError(
+            f"{path} has {size['num_hidden_layers']} layers of width {size['hidden_size']}, no published size; put a "
+            "config.yaml beside it whose model.llama_config names num_attention_heads"
+        )
+    autoencoder = {"autoenc": {"checkpoint_path": str(AUTOENCODER)}} if AUTOENCODER.is_file() else {}
+    found = {
+        "architecture": "llamagen",
+        "num_classes": args.get("num_classes") or len(state[TABLE]) - 1,
+        "vocab_size": len(state["output.weight"]),
+        **autoencoder,
+        **section,
+        "llama_config": {**size, "num_attention_heads": heads, **given},
+    }
+    return found if "img_size" in section else found | {"img_size": _image_size(args, path)}
+
+
+def _size(state: Mapping[str, Tensor]) -> dict[str, int]:
+    """Sizes that the shapes of the weights tell."""
+    layers = [int(key.split(".")[1]) for key in state if re.match(r"layers\.\d+\.", key)]
+    first = state.get("layers.0.feed_forward.w1.weight")
+    return {
+        "hidden_size": state["output.weight"].shape[1],
+        "intermediate_size": 1 if first is None else len(first),
+        "num_hidden_layers": 1 + max(layers, default=0),
+    }
+
+
+def _image_size(args: Mapping[str, Any], path: Path) -> int:
+    """Side of the images in pixels, as LlamaGen's autoencoder of 16 pixels a code makes them."""
+    if args.get("image_size"):
+        return args["image_size"] // (args.get("downsample_size") or STRIDE) * STRIDE
+    named = IN_NAME.search(path.name)
+    if named is None:
+        raise UserError(
+            f"{path} does not say the size of its grid of codes; put a config.yaml beside it with model.img_size, or "
+            "keep _256, _384 or _512 in the file's name"
+        )
+    return int(named[1])
+
+
+def published_section(config: LlamaGenConfig, autoenc: AutoencoderPaths, path: Path) -> dict[str, Any]:
+    """The ``model:`` section beside exported weights: what the file itself cannot say, and the sizes."""
+    section = asdict(replace(config, autoenc=autoenc))
+    return {key: section[key] for key in ("architecture", "img_size", "num_classes", "vocab_size", "llama_config", "autoenc")}
+
+
+LAYOUT = PublishedLayout((), published_section, states=states_of, complete=complete_section)
