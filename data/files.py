@@ -68,11 +68,11 @@ def left_out_text(left_out: Counter[str]) -> str:
     return f"left out: {kinds}" if kinds else ""
 
 
-def read_image(path: Path) -> tuple[Image.Image, str]:
-    """An image as RGB, and the mode it is stored in. Raises UnreadableImageError."""
+def read_image(path: Path, ground: str = "white") -> tuple[Image.Image, str]:
+    """An image as RGB, over a ground of a colour, and the mode it is stored in. Raises UnreadableImageError."""
     try:
         with Image.open(path) as image:
-            return to_rgb(image), image.mode
+            return to_rgb(image, ground), image.mode
     except UnreadableImageError as error:
         raise UnreadableImageError(f"{path} {error}") from error
     except Exception as error:  # of a damaged file, decoders raise anything
@@ -80,8 +80,8 @@ def read_image(path: Path) -> tuple[Image.Image, str]:
         raise UnreadableImageError(f"{path} cannot be read as an image ({reason}); mend or move it") from error
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Any image as 8-bit RGB, upright: turned as its EXIF data say, and what is transparent white.
+def to_rgb(image: Image.Image, ground: str = "white") -> Image.Image:
+    """Any image as 8-bit RGB, upright: turned as its EXIF data say, and laid over the ground where it is transparent.
 
     Of 16 bits it keeps the upper 8. Floats and 32-bit integers have no agreed white, so they are an
     UnreadableImageError, as are proportions beyond 100 to 1.
@@ -96,7 +96,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):
         image = Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
     if image.has_transparency_data:
-        image = over(image, "white")
+        image = over(image, ground)
     return image.convert("RGB")
 
 

@@ -44,7 +44,10 @@ class AutoencoderConfig:
 
 @dataclass(frozen=True)
 class AutoencoderPaths:
-    """Files of the frozen autoencoder; relative paths are tried from the checkpoint's folder, then from here."""
+    """Files of the frozen autoencoder; relative paths are tried from here, then from the project's folder.
+
+    Beside a checkpoint they are tried from its folder, then from the project's, and lie in one of the two.
+    """
 
     config_path: str | None = option(None, "YAML of the architecture; without one it is read off the weights")
     checkpoint_path: str | None = option(None, "weights: .pth (published or LlamaGen) or .safetensors")

@@ -1,4 +1,4 @@
-"""Logits -> codes: guidance, truncation, each image's own noise (method.md Sec. 6).
+"""Seeds of images; logits -> codes: guidance, truncation, each image's own noise (method.md Sec. 6).
 
 Letters: B images, l tokens of a block, V codes.
 """
@@ -7,6 +7,20 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+from models.config import NUM_SEEDS
+
+DRAWING_VERSION = 2  # recorded with samples; to be raised whenever the same settings give other images
+SEED_STRIDE = 0x9E3779B9  # NUM_SEEDS over the golden ratio, odd: multiples of it lie far apart modulo NUM_SEEDS
+
+
+def image_seed(seed: int, index: int) -> int:
+    """The seed, below ``NUM_SEEDS``, of image ``index`` of a run of this ``seed``.
+
+    No two images of a run share one. Two runs whose seeds differ by less than 30,000 share none among their first
+    50,000 images.
+    """
+    return (seed * SEED_STRIDE + index) % NUM_SEEDS
 
 
 def guide(logits: Tensor, cfg: float | Tensor) -> Tensor:
@@ -35,15 +49,15 @@ def draw(
     """One code a token, its probability and the entropy of its distribution, each (B, l).
 
     Of float32 logits (B, l, V) after guidance, and noise (B, l, V) above 0, exponentially distributed. The number 0 as
-    temperature takes the likeliest code, with entropy 0 and probability 1.
+    temperature takes the likeliest code, with entropy 0 and probability 1. Where logits are NaN or too large for
+    float32, the entropy is NaN.
 
     The code with the least noise for its probability is drawn, which happens with that probability (Gumbel-max).
     Two codes seldom come so close that rounding decides; an inverse CDF has a threshold next to each of V codes.
     """
     if isinstance(temperature, float | int) and temperature == 0:
-        codes = logits.argmax(-1)
-        certain = torch.ones(codes.shape, device=codes.device)
-        return codes, certain, torch.zeros_like(certain)
+        likeliest, codes = logits.max(-1)
+        return codes, torch.ones_like(likeliest), likeliest - likeliest
     probs = truncate(logits / temperature, top_k, top_p).softmax(-1)
     codes = (probs / noise).argmax(-1, keepdim=True)  # (B, l, 1)
     return codes.squeeze(-1), probs.gather(-1, codes).squeeze(-1), torch.special.entr(probs).sum(-1)

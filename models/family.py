@@ -4,6 +4,7 @@ Letters: B images, S side of a scale, L locations of all scales, V codes, C code
 into all scales concatenated, coarse to fine, each in raster order. Lists run over scales, coarse to fine.
 """
 
+import copy
 import math
 import random
 from abc import ABC, abstractmethod
@@ -68,7 +69,10 @@ class _Frozen:
 
 
 class Generator(nn.Module, ABC):
-    """An autoregressive model over the codes of a frozen autoencoder, which moves with it but is none of its state."""
+    """An autoregressive model over the codes of a frozen autoencoder, which moves with it but is none of its state.
+
+    A deep copy shares the autoencoder until one of the two moves.
+    """
 
     Config: ClassVar[type[GeneratorConfig]]
     Drawing: ClassVar[type[Drawing]]
@@ -135,8 +139,10 @@ class Generator(nn.Module, ABC):
         return remarks + [f"not loaded: {key} (this model has none)" for key in saved if key not in own]
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        """The autoencoder follows to a device as a copy, for others may share it; its precision stays."""
         super()._apply(fn, recurse)
-        self.autoencoder.to(self.device)  # follows to a device; its precision stays
+        if next(self.autoencoder.parameters()).device != self.device:
+            self._frozen = _Frozen(copy.deepcopy(self.autoencoder).to(self.device))
         return self
 
     @property
@@ -175,11 +181,13 @@ class Generator(nn.Module, ABC):
         return torch.cat([self.autoencoder.decode(part) for part in parts])
 
     def check_labels(self, labels: Tensor) -> None:
-        """Refuse what are no class indices (B,) of this model; ``num_classes`` is unconditional."""
+        """Refuse what are no class indices (B,) of this model; ``num_classes`` is unconditional, and for some all."""
         if labels.ndim != 1 or len(labels) == 0 or labels.is_floating_point():
             raise UserError(
                 f"labels have shape {tuple(labels.shape)} and type {labels.dtype}; give one class index an image"
             )
+        if not self.config.class_cond and (labels != self.unconditional_label).any():
+            raise UserError(f"this model knows no classes; give {self.unconditional_label} as the label of each image")
         wrong = labels[(labels < 0) | (labels > self.config.num_classes)]
         if len(wrong):
             raise UserError(
@@ -234,11 +242,28 @@ class Sampler(ABC):
 
     @torch.inference_mode()
     def samples(self) -> Samples:
-        """What was drawn; the last scale is decoded."""
+        """What was drawn; the last scale is decoded. Numbers that are not finite are a UserError."""
         entropy, probability = self.maps.clone()
         maps = (self.sequence.clone(), entropy, self.step_of_location().expand(self.batch, -1), probability)
         codes, entropy, step, probability = (split_scales(values, self.model.scale_sizes) for values in maps)
-        return Samples(self.model.decode(codes[-1]), codes, entropy, step, probability)
+        images = self.model.decode(codes[-1])
+        self._check_finite(images)
+        return Samples(images, codes, entropy, step, probability)
+
+    def _check_finite(self, images: Tensor) -> None:
+        """Refuse a batch whose logits, seen by their entropy, or images are not finite; one look once all is drawn."""
+        if self.maps[0].isfinite().all() and images.isfinite().all():
+            return
+        single = self.model.dtype == torch.float32
+        mend = "take another checkpoint" if single else "draw with --dtype float32, or take another checkpoint"
+        drawn = self.step_of_location().expand(self.batch, -1)[~self.maps[0].isfinite()]
+        if len(drawn):
+            first = int(drawn.min())
+            location = int((self.step_of_location() == first).nonzero()[0, 1])
+            scales = zip(self.model.scale_sizes, scale_slices(self.model.scale_sizes), strict=True)
+            side = next(side for side, locations in scales if location < locations.stop)
+            raise UserError(f"the logits are not finite from step {first} on, at the scale of side {side}; {mend}")
+        raise UserError("the decoded images are not finite; take another autoencoder")
 
     def _check_kept(self, keep: Maps, keep_codes: Maps) -> tuple[Tensor, Tensor] | None:
         if keep is None and keep_codes is None:

@@ -27,6 +27,7 @@ from runtime.files import write_text
 Settings = TypeVar("Settings")
 Words = Sequence[str]  # of a command line, without the program's name
 Kinds = type | tuple[type, ...]  # of one section: its keys are those of all
+MAX_DEPTH = 100  # of settings within settings
 # Each type as --help shows it, and what to type for a value of it.
 _VALUES = {
     int: ("INT", "a whole number"),
@@ -180,7 +181,20 @@ def check_keys(values: Iterable[str], known: Collection[str], where: str) -> Non
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
-    """Refuses a mapping that names a key twice: YAML would keep the last and drop the first silently."""
+    """Refuses a mapping that names a key twice: YAML would keep the last and drop the first silently.
+
+    And settings that are nested deeper than any of ours: they would exhaust Python's stack here, or later.
+    """
+
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node:
+        self.depth += 1
+        if self.depth > MAX_DEPTH:
+            raise yaml.composer.ComposerError(problem=f"more than {MAX_DEPTH} settings lie within each other")
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]

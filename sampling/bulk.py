@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from data.crops import to_uint8
 from models.config import Drawing
+from models.draw import image_seed
 from models.family import Generator, Samples
 from runtime import distributed
 from runtime.errors import UserError
@@ -25,7 +26,7 @@ class Constraint:
 
 @dataclass(frozen=True)
 class Request:
-    """Which images to draw; image i has label ``labels[i]`` and seed ``seed + i``, wherever it is drawn."""
+    """Which images to draw: image i has label ``labels[i]`` and ``image_seed(seed, i)``, wherever it is drawn."""
 
     labels: Sequence[int]
     drawing: Drawing
@@ -52,7 +53,7 @@ def draw_many(
         wanted = indices[first : first + batch]
         filled = wanted + wanted[-1:] * (batch - len(wanted))
         labels = torch.tensor([request.labels[i] for i in filled])
-        yield wanted, sampler(labels, [request.seed + i for i in filled], *kept_in_batch).first(len(wanted))
+        yield wanted, sampler(labels, [image_seed(request.seed, i) for i in filled], *kept_in_batch).first(len(wanted))
 
 
 def draw_into(

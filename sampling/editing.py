@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from data.crops import center_crop, to_bytes, to_floats
-from data.files import to_rgb
+from data.files import read_image
 from models.family import Generator
 from runtime.errors import UserError
 from sampling.bulk import Constraint
@@ -38,15 +38,15 @@ class Edit:
 def load_edit(image_path: str, mask_path: str, model: Generator) -> Edit:
     """Read an image and its mask, white where it is to be drawn anew; both are cropped to the model's square.
 
-    A UserError says that one cannot be read, that the two differ in size, or that the mask is all black.
+    What is transparent in the mask is black, whatever colour is hidden there. A UserError says that one cannot be
+    read, that the two differ in size, or that the mask is all black.
     """
-    image, mask = _read(image_path), _read(mask_path)
+    image, mask = _read(image_path), _read(mask_path, ground="black").convert("L")
     if image.size != mask.size:
         sizes = ["{} x {}".format(*picture.size) for picture in (mask, image)]
         raise UserError(f"{mask_path} is {sizes[0]} pixels, but {image_path} is {sizes[1]}; make them the same size")
     size = model.config.img_size
-    image, mask = to_rgb(image), to_rgb(_over_black(mask)).convert("L").convert("RGB")
-    pixels, redraw = to_bytes(center_crop(image, size)), to_bytes(center_crop(mask, size))[0] >= 128
+    pixels, redraw = to_bytes(center_crop(image, size)), to_bytes(center_crop(mask, size).convert("RGB"))[0] >= 128
     if not redraw.any():
         raise UserError(
             f"{mask_path} is black all over the middle square that is kept; paint white what is to be drawn anew"
@@ -65,19 +65,7 @@ def touched_locations(redraw: Tensor, side: int) -> Tensor:
     return F.adaptive_max_pool2d(redraw.float()[None, None], side)[0, 0] > 0
 
 
-def _over_black(mask: Image.Image) -> Image.Image:
-    """Strokes painted on a transparent ground, whose hidden colour may be white too."""
-    if "A" not in mask.getbands() and "transparency" not in mask.info:
-        return mask
-    mask = mask.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", mask.size, "black"), mask)
-
-
-def _read(path: str) -> Image.Image:
+def _read(path: str, ground: str = "white") -> Image.Image:
     if not Path(path).is_file():
         raise UserError(f"no such file: {path}")
-    try:
-        with Image.open(path) as image:
-            return image.copy()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path} cannot be read as an image ({error})") from error
+    return read_image(Path(path), ground)[0]

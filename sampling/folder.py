@@ -32,13 +32,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from models.draw import DRAWING_VERSION, image_seed
 from models.family import Generator, Samples, join_scales, split_scales
 from runtime import distributed
 from runtime.errors import UserError
 from runtime.files import flush, free_name, hash_file, read_json, same_settings, whole, write_json
 from sampling.labels import class_names
 from sampling.options import Format
-from sampling.pictures import read_png, save_png, write_npz
+from sampling.pictures import png_has_its_end, read_png, save_png, write_npz
 
 SETTINGS_NAME, PROGRESS_NAME, NPZ_NAME, CODES_NAME = "samples.json", ".progress", "samples.npz", "codes.npz"
 GRID_NAME, MAPS_NAME = "grid.png", "maps.npz"
@@ -48,13 +49,17 @@ UNUSED_NAME = ".progress.unused"  # progress that is being prepared, or removed
 MADE_OF_ALL = (MAPS_NAME, GRID_NAME, ENTROPY_NAME, ANIMATION_NAME, CODES_NAME, NPZ_NAME)
 # Moved aside in this order: progress never stays with the settings of others.
 OUR_FILES = (PROGRESS_NAME, f"{NUMBER}.png", f"maps_{NUMBER}.png", *MADE_OF_ALL, UNUSED_NAME, SETTINGS_NAME)
-# Settings that change no image but by rounding; of files that were read, the hashes count.
-UNIMPORTANT = ("batch_size", "compile", "output_dir", "duplicates", "checkpoint", "edit", "mask", "label_file")
+# Settings that change no image but by rounding; of files that were read, hashes count, or what is made of them.
+UNIMPORTANT = (
+    *("batch_size", "compile", "output_dir", "duplicates"),
+    *("checkpoint", "config", "edit", "mask", "label_file"),
+)
 MAPS = ("codes", "entropy", "step", "probability")
 WRITERS = 4  # threads, and batches that may wait for them
 CHUNK = 2**28  # bytes of images that are joined at once
 BATCH_NAME = re.compile(r"[0-9a-f]{32}-(\d+)\.npz")  # not that of a file that is still being written
 EARLIER_NAMES = ("layout.json", "done.npy")  # in the progress of earlier versions
+ASIDE_NAME = "earlier"  # and a number: samples that were moved aside within their folder
 
 
 def image_name(index: int) -> str:
@@ -64,11 +69,15 @@ def image_name(index: int) -> str:
 def sample_settings(
     args: Mapping[str, Any], model: Generator, labels: Sequence[int], files: Mapping[str, Path | str | None]
 ) -> dict[str, Any]:
-    """All settings, as JSON takes them: options by name, with ``seed`` and ``format``, and hashes of files read."""
+    """All that decides the images, as JSON takes it, and what is made of it.
+
+    ``args`` are options by name, with ``seed`` and ``format``, and the model's identity; of ``files`` the hashes count.
+    """
     names = class_names(model) or []
     return {
         **args,
         **{f"{name}_sha256": None if path is None else hash_file(Path(path)) for name, path in files.items()},
+        "drawing_version": DRAWING_VERSION,
         "resolved_dtype": str(model.dtype).removeprefix("torch."),
         "resolved_device": str(model.device),
         "torch": version("torch"),
@@ -77,7 +86,7 @@ def sample_settings(
                 "file": image_name(i) if args["format"] == "png" else None,
                 "label": label,
                 "class": names[label] if label < len(names) else None,
-                "seed": args["seed"] + i,
+                "seed": image_seed(args["seed"], i),
             }
             for i, label in enumerate(labels)
         ],
@@ -99,9 +108,9 @@ class SampleFolder:
         """Make it ready for images, and return whether anything is missing.
 
         A run of the same settings goes on, also one that was complete and lost files since; one of others is moved to
-        a folder beside it. ``settings`` is everything that decides the images; it becomes ``samples.json``. ``made``
-        names the files that are made of all images when the folder is finished. A UserError says that it holds images
-        that are not ours, that there is too little space, or that what was begun cannot go on.
+        a folder beside it, or in it. ``settings`` is everything that decides the images; it becomes ``samples.json``.
+        ``made`` names the files that are made of all images when the folder is finished. A UserError says that it holds
+        images that are not ours, that there is too little space, or that what was begun cannot go on.
         """
         unused, record = self.path / UNUSED_NAME, self.path / SETTINGS_NAME
         begun, recorded = self.progress.exists(), read_json(record)
@@ -122,12 +131,7 @@ class SampleFolder:
         TemporaryFile(dir=self.path).close()  # a folder that cannot be written to is an error now, not after drawing
         self._check_space()
         if known and not same:
-            folder = self.path.absolute()
-            aside = free_name(folder)
-            aside.mkdir()
-            for path in _our_files(folder):
-                path.rename(aside / path.name)
-            print(f"the earlier samples in {folder} are now in {aside}")
+            _move_aside(self.path.absolute())
         (unused / "present").mkdir(parents=True)
         if same and self.format == "png" and not self.maps:
             self._note_present(unused / "present")
@@ -138,8 +142,8 @@ class SampleFolder:
     def _is_whole(self, made: Sequence[str]) -> bool:
         """Whether a folder that was complete still is."""
         names = {*([NPZ_NAME] if self.format == "npz" else map(image_name, range(self.shape[0]))), *made}
-        cut_short = (name for name in names if name.endswith(".npz") and not zipfile.is_zipfile(self.path / name))
-        return names <= _names_in(self.path) and not any(cut_short)
+        is_whole = {".npz": zipfile.is_zipfile, ".png": png_has_its_end, ".gif": Path.is_file}
+        return names <= _names_in(self.path) and all(is_whole[Path(name).suffix](self.path / name) for name in names)
 
     def _check_space(self) -> None:
         needed, free = 2 * int(np.prod(self.shape)), shutil.disk_usage(self.path).free
@@ -264,6 +268,24 @@ def remove_samples(folder: Path) -> None:
 
 def _our_files(folder: Path) -> list[Path]:
     return [path for pattern in OUR_FILES for path in folder.glob(pattern)]
+
+
+def _move_aside(folder: Path) -> None:
+    """Move what drawing wrote into a folder to a new one beside it, or in it: one on a disk of its own."""
+    files = _our_files(folder)
+    for aside in (free_name(folder), free_name(folder / ASIDE_NAME)):
+        try:
+            aside.mkdir()
+            for path in files:
+                path.rename(aside / path.name)
+        except OSError:  # of a mount point, a link to another disk, or a parent that takes no folder
+            with suppress(OSError):
+                aside.rmdir()
+            if aside.exists() or aside.parent == folder:
+                raise
+        else:
+            print(f"the earlier samples in {folder} are now in {aside}")
+            return
 
 
 def _write_batch(to: Path, indices: list[int], hashes: list[int], kept: Mapping[str, np.ndarray]) -> None:

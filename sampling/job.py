@@ -2,7 +2,8 @@
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
@@ -12,11 +13,13 @@ import numpy as np
 import torch
 
 from models.family import Generator, Samples
-from models.loading.checkpoint import find_checkpoint, load_checkpoint, random_model
+from models.loading.checkpoint import load_checkpoint, random_model
+from models.loading.identity import model_sha256
 from models.sampling import checked_drawing
 from runtime import distributed
 from runtime.device import describe_size, pick_device, pick_dtype
-from runtime.files import whole
+from runtime.errors import UserError
+from runtime.files import free_name, whole
 from runtime.lock import lock_folder
 from sampling import folder as sample_folder
 from sampling.bulk import Request, draw_into, draw_many
@@ -39,17 +42,17 @@ def draw_samples(args: SampleArgs, settings: dict[str, Any]) -> None:
         settings = {"cfg": 0.0} | settings  # the default is for models that have classes
     drawing = checked_drawing(model, settings)
     labels = _choose_labels(model, args)
+    sha256 = model_sha256(model) if distributed.is_main() else ""
     for warning in drawing.warnings(model.scale_sizes):
         distributed.say(f"warning: {warning}")
     dtype = pick_dtype(args.dtype, device)
     model.to(device=device, dtype=dtype)
     edit = None if args.edit is None else load_edit(args.edit, args.mask, model)
     request = Request(labels, drawing, args.seed, args.batch_size, args.compile, edit and edit.constraint)
-    path = distributed.from_main(Path(args.output_dir or Path("samples") / datetime.now().strftime("%Y%m%d-%H%M%S")))
     side, maps = model.config.img_size, MAPS if args.maps or args.animation else ("codes",) if args.save_codes else ()
-    folder = SampleFolder(path, (len(labels), side, side, 3), args.format, maps)
-    with lock_folder(path):
-        if _prepare(folder, model, request, args):
+    with _output_folder(args) as path:
+        folder = SampleFolder(path, (len(labels), side, side, 3), args.format, maps)
+        if _prepare(folder, model, request, args, sha256):
             distributed.say(
                 f"{describe_size(model)}; {len(labels)} images of {model.config.img_size} px in "
                 f"{model.num_steps(drawing)} steps; {str(dtype).removeprefix('torch.')} on {device}"
@@ -68,6 +71,35 @@ def draw_samples(args: SampleArgs, settings: dict[str, Any]) -> None:
     distributed.tear_down()
 
 
+@contextmanager
+def _output_folder(args: SampleArgs) -> Iterator[Path]:
+    """The folder to write to, locked; one that is new and still empty is removed again after an error."""
+    new, path = True, Path()
+    if distributed.is_main():
+        new = args.output_dir is None or not Path(args.output_dir).exists()
+        path = _folder_of_now() if args.output_dir is None else Path(args.output_dir)
+    path = distributed.from_main(path)
+    try:
+        with lock_folder(path):
+            yield path
+    except BaseException:
+        if new and distributed.is_main():
+            with suppress(OSError):
+                path.rmdir()
+        raise
+
+
+def _folder_of_now() -> Path:
+    """A new folder named by the time; two jobs that begin in one second get two."""
+    now = path = Path("samples") / datetime.now().strftime("%Y%m%d-%H%M%S")
+    path.parent.mkdir(exist_ok=True)
+    while True:
+        with suppress(FileExistsError):
+            path.mkdir()
+            return path
+        path = free_name(now)
+
+
 def _load_model(args: SampleArgs) -> Generator:
     if args.checkpoint is not None:
         return load_checkpoint(args.checkpoint, use_ema=args.use_ema)
@@ -79,6 +111,8 @@ def _load_model(args: SampleArgs) -> Generator:
 
 
 def _choose_labels(model: Generator, args: SampleArgs) -> list[int]:
+    if not model.config.class_cond and (args.labels is not None or args.label_file is not None):
+        raise UserError("this model was trained without classes; leave out --labels and --label_file")
     if args.labels is None and args.label_file is None and (args.num_samples or 0) >= model.config.num_classes:
         return balanced_labels(model, args.num_samples)
     if args.label_file is not None:
@@ -88,13 +122,12 @@ def _choose_labels(model: Generator, args: SampleArgs) -> list[int]:
     return labels if args.num_samples is None else [labels[i % len(labels)] for i in range(args.num_samples)]
 
 
-def _prepare(folder: SampleFolder, model: Generator, request: Request, args: SampleArgs) -> bool:
+def _prepare(folder: SampleFolder, model: Generator, request: Request, args: SampleArgs, sha256: str) -> bool:
     """Make the folder ready to write to; whether anything is to be drawn, the same on every rank."""
     missing = False
     if distributed.is_main():
-        checkpoint = None if args.checkpoint is None else find_checkpoint(args.checkpoint)
-        files = {"checkpoint": checkpoint, "edit": args.edit, "mask": args.mask}
-        settings = sample_settings(asdict(args) | asdict(request.drawing), model, request.labels, files)
+        options = asdict(args) | asdict(request.drawing) | {"model_sha256": sha256}
+        settings = sample_settings(options, model, request.labels, {"edit": args.edit, "mask": args.mask})
         made = {sample_folder.GRID_NAME: True, sample_folder.CODES_NAME: args.save_codes}
         made |= {sample_folder.MAPS_NAME: args.maps, sample_folder.ENTROPY_NAME: args.maps}
         made |= {sample_folder.ANIMATION_NAME: args.animation}

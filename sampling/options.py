@@ -16,7 +16,7 @@ class SamplingArgs:
 
     checkpoint: str | None = option(None, "checkpoint file, or the folder holding checkpoint-last.pth")
     use_ema: bool = option(False, "take the averaged weights of the checkpoint")
-    seed: int = option(0, "of the first image; image i has seed + i, whatever its batch")
+    seed: int = option(0, "of all noise; another draws other images. An image follows from it and its own number")
     batch_size: int = option(16, "images drawn at once, on each rank")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
         "auto", "precision of the transformer's weights: auto (bfloat16 where the GPU has it, else float32), or a name"
@@ -25,8 +25,8 @@ class SamplingArgs:
 
     def __post_init__(self) -> None:
         check_at_least(1, self, "batch_size")
-        if not 0 <= self.seed < NUM_SEEDS // 2:  # image i has seed + i
-            raise UserError(f"seed is {self.seed}; it must lie between 0 and 2**31 - 1")
+        if not 0 <= self.seed < NUM_SEEDS:
+            raise UserError(f"seed is {self.seed}; it must lie between 0 and 2**32 - 1")
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from data.crops import to_bytes
 from runtime.errors import UserError
 from runtime.files import whole
 
+PNG_END = bytes.fromhex("0000000049454e44ae426082")  # the last part of every PNG, which is empty
 MIN_GRID_SIDE = 64  # pixels; each image of a grid has at least as many, or nearly
 
 
@@ -28,6 +29,13 @@ def read_png(path: Path) -> Tensor:
             return to_bytes(image)
     except (OSError, SyntaxError, ValueError) as error:
         raise UserError(f"{path} is damaged ({error}); remove it, and run the same command again") from error
+
+
+def png_has_its_end(path: Path) -> bool:
+    """Whether a PNG that we wrote was not cut short, without reading all of it."""
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - len(PNG_END)))
+        return file.read() == PNG_END
 
 
 def save_grid(images: Tensor, path: Path, columns: int) -> None:

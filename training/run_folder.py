@@ -6,7 +6,7 @@ from typing import Any
 
 from models.autoencoder import Autoencoder
 from models.config import AutoencoderPaths, GeneratorConfig
-from models.loading.autoencoder import hash_in_folder, save_autoencoder
+from models.loading.autoencoder import autoencoder_hash, open_autoencoder, save_autoencoder
 from models.loading.checkpoint import CHECKPOINT_NAME, CONFIG_NAME, read_model_config
 from runtime.config import plain
 from runtime.errors import UserError
@@ -44,7 +44,7 @@ def check_same(folder: Path, config: GeneratorConfig, autoencoder_sha256: str) -
             f"{folder} holds a run with {key} {theirs.get(key)}, not {ours[key]}; "
             "go on with the same model, or name another output_dir"
         )
-    if hash_in_folder(folder / "autoenc") != autoencoder_sha256:
+    if autoencoder_hash(open_autoencoder(folder / "autoenc")) != autoencoder_sha256:
         raise UserError(
             f"{folder} holds a run with another autoencoder; go on with that one, or name another output_dir"
         )

@@ -223,16 +223,18 @@ class Checkerboard(Generator):
         return F.linear(prev, self.combine_inputs.weight.chunk(4, dim=1)[3])
 
     def head_parameters(self) -> tuple[Tensor, Tensor]:
-        """(V, D) weight and (V,) bias of the output layer, float32."""
+        """(V, D) weight and (V,) bias of the output layer, float32; under autocast too."""
         weight = self.lm_head.weight
-        if self.head_mlp is not None:
-            weight = weight + self.head_mlp(self.codebook().to(weight.dtype))
-        return weight.float(), self.lm_head.bias.float()
+        with torch.autocast(weight.device.type, enabled=False):
+            if self.head_mlp is not None:
+                weight = weight + self.head_mlp(self.codebook().to(weight.dtype))
+            return weight.float(), self.lm_head.bias.float()
 
     @staticmethod
     def logits(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        """(B, l, V) float32 logits of transformer outputs (B, l, D)."""
-        return as_dtype(F.linear(as_dtype(x, torch.float32), weight, bias), torch.float32)
+        """(B, l, V) logits of transformer outputs (B, l, D): computed in float32, under autocast too."""
+        with torch.autocast(x.device.type, enabled=False):
+            return F.linear(as_dtype(x, torch.float32), weight, bias)
 
     def _training_noise(
         self, sequence: Tensor, labels: Tensor, generator: torch.Generator | None

@@ -4,14 +4,15 @@ Files that are missing, damaged or of another architecture than their YAML says 
 """
 
 import hashlib
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
@@ -22,8 +23,8 @@ from runtime.config import dataclass_from_dict, plain, read_yaml, write_yaml
 from runtime.errors import UserError
 from runtime.files import whole
 
+PROJECT = Path(__file__).resolve().parents[2]
 AUTOENCODER_CONFIG_NAME = "autoencoder_config.yaml"
-HASH_KEY = "codes_sha256"  # in our files: what ``autoencoder_hash`` gives
 AUTOENCODER_NAMES = ("checkpoint.pth", "autoencoder.safetensors")  # the published one's, ours
 PUBLISHED_PATHS = AutoencoderPaths(f"autoenc/{AUTOENCODER_CONFIG_NAME}", f"autoenc/{AUTOENCODER_NAMES[0]}")
 # Bookkeeping that files may hold or lack without being another model.
@@ -31,33 +32,63 @@ _OPTIONAL_KEYS = ("quantize.initialized", "cluster_usage_train")
 _IGNORED_KEYS = ("quantize.codebook_used",)
 
 
-def load_autoencoder(paths: AutoencoderPaths, folder: Path = Path()) -> Autoencoder:
-    """The frozen autoencoder of a configuration; relative paths are tried from ``folder``, then from here."""
+def load_autoencoder(paths: AutoencoderPaths, folder: Path | None = None) -> Autoencoder:
+    """The frozen autoencoder of a configuration; beside a checkpoint, in that ``folder`` (see ``places_of``)."""
     if paths.checkpoint_path is None:
         raise UserError("no autoencoder: set model.autoenc.checkpoint_path to its weights")
-    checkpoint_path = resolve(paths.checkpoint_path, folder)
+    tried = places_of(paths.checkpoint_path, folder)
+    checkpoint_path = first_file(tried)
     if checkpoint_path is None:
         raise UserError(
-            f"no autoencoder weights at {paths.checkpoint_path}; mend autoenc.checkpoint_path, or fetch the released "
-            "ones with bash pretrained_models/download.sh autoenc"
+            f"no autoencoder weights at {' nor at '.join(map(str, tried))}; mend autoenc.checkpoint_path, or fetch the "
+            "released ones with bash pretrained_models/download.sh autoenc"
         )
     return build_autoencoder(read_autoencoder_state(checkpoint_path), paths, folder, checkpoint_path)
 
 
 def open_autoencoder(path: str | Path) -> Autoencoder:
     """An autoencoder in eval mode on the CPU, from its weights or the folder of them (and of its configuration)."""
-    path = Path(path)
+    path = expanded(path)
     if not path.exists():
         raise UserError(
             f"no autoencoder weights at {path}; name a file or folder of them (LlamaGen's: bash "
             "pretrained_models/download.sh llamagen)"
         )
     if not path.is_dir():
-        return load_autoencoder(AutoencoderPaths(checkpoint_path=str(path)))
+        return build_autoencoder(read_autoencoder_state(path), AutoencoderPaths(), None, path)
     names = [name for name in AUTOENCODER_NAMES if (path / name).is_file()]
     if not names:
         raise UserError(f"{path} holds neither {' nor '.join(AUTOENCODER_NAMES)}; name an autoencoder's folder or file")
     return load_autoencoder(AutoencoderPaths(AUTOENCODER_CONFIG_NAME, names[0]), path)
+
+
+def places_of(path: str, folder: Path | None) -> list[Path]:
+    """Where a file that a configuration names may lie, in the order to try.
+
+    Without ``folder`` the configuration is the user's own: from the working directory, then from the project's root.
+    Beside a checkpoint it may be anyone's: from the checkpoint's ``folder``, then from the project's root, and a path
+    that leads out of both is a UserError. Links in them may lead anywhere.
+    """
+    if folder is None:
+        return list(dict.fromkeys(root / expanded(path) for root in (Path.cwd(), PROJECT)))
+    roots = [Path(os.path.normpath(folder.absolute())), PROJECT]
+    tried = dict.fromkeys(Path(os.path.normpath(root / path)) for root in roots)
+    inside = [place for place in tried if any(place.is_relative_to(root) for root in roots)]
+    if not inside:
+        raise UserError(
+            f"the configuration in {folder} names {path}, which is neither in that folder nor in the project; copy it "
+            "there and mend the path"
+        )
+    return inside
+
+
+def first_file(places: Iterable[Path]) -> Path | None:
+    return next((place for place in places if place.is_file()), None)
+
+
+def expanded(path: str | Path) -> Path:
+    """A user's path, ``~`` replaced by the home folder if there is one."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111 (that of Path is an error where there is none)
 
 
 def read_autoencoder_state(path: Path) -> dict[str, Tensor]:
@@ -74,7 +105,9 @@ def read_autoencoder_state(path: Path) -> dict[str, Tensor]:
     raise UserError(f"{path} holds neither state_dict nor model; it is no autoencoder checkpoint")
 
 
-def build_autoencoder(state: Mapping[str, Tensor], paths: AutoencoderPaths, folder: Path, path: Path) -> Autoencoder:
+def build_autoencoder(
+    state: Mapping[str, Tensor], paths: AutoencoderPaths, folder: Path | None, path: Path
+) -> Autoencoder:
     """An autoencoder from weights read from ``path``; its architecture is the YAML's, or read off them without one."""
     try:
         config = infer_autoencoder_config(state)
@@ -82,7 +115,7 @@ def build_autoencoder(state: Mapping[str, Tensor], paths: AutoencoderPaths, fold
         raise UserError(f"{path} lacks {error.args[0]}; it is no autoencoder of LlamaGen's layout") from error
     except (IndexError, ValueError) as error:
         raise UserError(f"{path} is no autoencoder of LlamaGen's layout ({error})") from error
-    config_path = resolve(paths.config_path, folder)
+    config_path = None if paths.config_path is None else first_file(places_of(paths.config_path, folder))
     if config_path is not None:
         config = read_autoencoder_config(config_path, paths.params)
     autoencoder = Autoencoder(config)
@@ -137,19 +170,13 @@ def autoencoder_config_dict(config: AutoencoderConfig) -> dict[str, Any]:
     return {"model": {"params": {**sizes, "normalize": True, "ddconfig": ddconfig}}}
 
 
-def resolve(path: str | None, folder: Path) -> Path | None:
-    """The first existing one of ``folder / path`` and ``path``."""
-    candidates = [] if path is None else [folder / path, Path(path)]
-    return next((candidate for candidate in candidates if candidate.is_file()), None)
-
-
 def save_autoencoder(autoencoder: Autoencoder, folder: Path, dtype: torch.dtype = torch.float32) -> None:
     """Write ``autoencoder.safetensors``, its floats in ``dtype``, and ``autoencoder_config.yaml``."""
     folder.mkdir(parents=True, exist_ok=True)
     state = autoencoder.state_dict()
     state = {key: value.to(dtype) if value.is_floating_point() else value for key, value in state.items()}
     with whole(folder / AUTOENCODER_NAMES[1]) as temporary:
-        temporary.write_bytes(save(state, {HASH_KEY: autoencoder_hash(autoencoder)}))
+        temporary.write_bytes(save(state))
     write_yaml(folder / AUTOENCODER_CONFIG_NAME, autoencoder_config_dict(autoencoder.config))
 
 
@@ -161,10 +188,3 @@ def autoencoder_hash(autoencoder: Autoencoder) -> str:
             digest.update(name.encode())
             digest.update(tensor.cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
-
-
-def hash_in_folder(folder: Path) -> str:
-    """``autoencoder_hash`` of what ``save_autoencoder`` wrote into a folder, without reading it but for older files."""
-    with safe_open(folder / AUTOENCODER_NAMES[1], "pt") as content:
-        stored = (content.metadata() or {}).get(HASH_KEY)
-    return autoencoder_hash(open_autoencoder(folder)) if stored is None else stored

@@ -1,7 +1,7 @@
 """Checkpoint files <-> models of any family: ours, and the published release's (method.md Sec. 3, 4).
 
-Reading runs no code of the file: tensors, plain containers and an ``argparse.Namespace`` of those are let through,
-nothing else. Nothing is loaded in part: missing, unexpected or misshapen keys are an error that lists them.
+Reading runs no code of the file: tensors, plain containers, paths and an ``argparse.Namespace`` of those are let
+through, nothing else. Nothing is loaded in part: missing, unexpected or misshapen keys are an error that lists them.
 """
 
 import argparse
@@ -15,8 +15,16 @@ from torch import Tensor
 from models.autoencoder import Autoencoder
 from models.config import FAMILIES, AutoencoderConfig, GeneratorConfig, family_of
 from models.family import Generator
-from models.loading.autoencoder import PUBLISHED_PATHS, build_autoencoder, export_autoencoder, load_autoencoder
-from models.loading.state import Names, load_exactly, our_names, published_name, read_torch_file
+from models.loading.autoencoder import (
+    PUBLISHED_PATHS,
+    build_autoencoder,
+    expanded,
+    export_autoencoder,
+    first_file,
+    load_autoencoder,
+    places_of,
+)
+from models.loading.state import Names, check_finite, load_exactly, our_names, published_name, read_torch_file
 from runtime.config import dataclass_from_dict, read_yaml, write_yaml
 from runtime.errors import UserError
 
@@ -46,12 +54,13 @@ def initialize_from(model: Generator, path: str | Path) -> list[str]:
     """Copy what fits of a checkpoint's weights into a model; return a remark on each tensor that does not."""
     path = find_checkpoint(path)
     saved, _ = split_off_autoencoder(model_states(read_torch_file(path), model.config, path)["model"])
+    check_finite(saved, path, names_of(model.config))
     return model.initialize_from(saved, str(path))
 
 
 def find_checkpoint(path: str | Path) -> Path:
     """The checkpoint file at a path or in a folder."""
-    path = Path(path)
+    path = expanded(path)
     file = path / CHECKPOINT_NAME if path.is_dir() else path
     if not file.is_file():
         hint = "train one with main.py, or fetch the released ones with bash pretrained_models/download.sh"
@@ -97,7 +106,7 @@ def random_model(path: Path) -> tuple[Generator, bool]:
     section = read_yaml(path).get("model") or {}
     config = dataclass_from_dict(family_of(section).load("config"), section, str(path))
     weights = config.autoenc.checkpoint_path
-    there = weights is not None and Path(weights).is_file()
+    there = weights is not None and first_file(places_of(weights, None)) is not None
     autoencoder = load_autoencoder(config.autoenc) if there else Autoencoder(AutoencoderConfig())
     return model_class(config)(config, autoencoder).eval(), there
 

@@ -5,7 +5,7 @@ import re
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import torch
@@ -18,6 +18,13 @@ Names = tuple[tuple[str, str], ...]  # parts of our names and of the published o
 _CODEBOOK = ("quantize.embedding", "quantize.embedding.parametrizations.weight.original")
 _LLAMAGEN_CODEBOOK = "quantize.embedding.weight"
 _WRAPPERS = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
+# What a checkpoint may hold beside tensors and plain values. A path of any system is read as one that touches no files.
+_PATHS = {"PosixPath": PurePosixPath, "WindowsPath": PureWindowsPath}
+_PATHS |= {f"Pure{name}": kind for name, kind in _PATHS.items()}
+_ALLOWED = [
+    argparse.Namespace,
+    *((kind, f"{module}.{name}") for module in ("pathlib", "pathlib._local") for name, kind in _PATHS.items()),
+]
 # How torch's restricted reader names what it will not load.
 _REFUSED = re.compile(r"(?:unsupported global(?:: global)?|trying to instantiate a class) ([\w.]+)", re.IGNORECASE)
 
@@ -32,7 +39,7 @@ class PublishedLayout:
 
 
 def load_exactly(module: nn.Module, state: Mapping[str, Tensor], path: Path, names: Names = ()) -> None:
-    """Load float32 copies of a state dict; every key and shape must match."""
+    """Load float32 copies of a state dict; every key and shape must match, and every number be finite."""
     expected = module.state_dict()
     problems = [f"missing {_both_names(key, names)}" for key in expected if key not in state]
     problems += [f"unexpected {_both_names(key, names)}" for key in state if key not in expected]
@@ -42,7 +49,18 @@ def load_exactly(module: nn.Module, state: Mapping[str, Tensor], path: Path, nam
         hint = "the file and its configuration are of different models"
         raise UserError(f"{path} does not fit the model ({hint}): {'; '.join(problems)}")
     state = {key: value.to(expected[key].dtype, copy=True) for key, value in state.items()}
+    check_finite(state, path, names)
     module.load_state_dict(state, assign=True)
+
+
+def check_finite(state: Mapping[str, Tensor], path: Path, names: Names = ()) -> None:
+    """Refuse weights with a number that is infinite or none."""
+    for key, value in state.items():
+        if value.numel() and not torch.stack(torch.aminmax(value.float())).isfinite().all():  # reads them once
+            raise UserError(
+                f"{path} holds numbers that are not finite, first in {_both_names(key, names)}; get it again, or take "
+                "an earlier checkpoint of its training"
+            )
 
 
 def read_torch_file(path: Path) -> dict[str, Any]:
@@ -51,7 +69,7 @@ def read_torch_file(path: Path) -> dict[str, Any]:
         raise UserError(f"no such file: {path}")
     _check_whole(path)
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals(_ALLOWED):
             checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except OSError:
         raise

@@ -12,6 +12,7 @@ from data.crops import to_uint8
 from models.checkerboard.config import CheckerboardDrawing
 from models.checkerboard.model import Checkerboard
 from models.checkerboard.sampler import CheckerboardSampler
+from models.draw import image_seed
 from models.family import Sampler
 from models.sampling import sample
 from runtime import distributed
@@ -45,10 +46,31 @@ def test_images_are_those_drawn_alone(batch_size: int, model: Checkerboard) -> N
     indices, images, codes = drawn(model, Request(LABELS, DRAWING, seed=5, batch_size=batch_size))
     assert indices == list(range(7))
     for i, label in enumerate(LABELS):
-        alone = sample(model, [label], cfg=1.5, temperature=0.9, top_k=20, seeds=[5 + i])
+        alone = sample(model, [label], cfg=1.5, temperature=0.9, top_k=20, seeds=[image_seed(5, i)])
         assert torch.equal(images[i], alone.images[0])
         assert all(torch.equal(ours[i], theirs[0]) for ours, theirs in zip(codes, alone.codes, strict=True))
     assert len(images.flatten(1).unique(dim=0)) == 7
+
+
+def test_neighbouring_seeds_share_no_image(model: Checkerboard) -> None:
+    labels = 20 * [3]
+    drawn_by_seed = [drawn(model, Request(labels, DRAWING, seed=seed))[1] for seed in (0, 1, 2, 2**32 - 1)]
+    assert len(torch.cat(drawn_by_seed).flatten(1).unique(dim=0)) == 4 * 20
+
+
+@pytest.mark.parametrize("file_format", ["png", "npz"])
+def test_nothing_is_stored_of_a_batch_that_is_not_finite(
+    file_format: Format, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoiled = tiny_model()
+    with torch.no_grad():
+        spoiled.lm_head.bias[5] = float("nan")
+    folder = empty_folder(tmp_path / "drawn", file_format)
+    with pytest.raises(UserError, match="logits are not finite from step 0 on"):
+        draw_into(folder, spoiled, Request(LABELS, DRAWING, batch_size=3))
+    assert folder.num_stored() == 0
+    assert not list(folder.path.glob("*.[pn][np][gz]"))
+    assert todo(folder) == list(range(7))
 
 
 @pytest.mark.parametrize("indices", [[6], [5, 2], [0, 2, 4, 6], [1, 3, 5], []])
@@ -75,7 +97,8 @@ def test_the_last_batch_is_filled_up_and_cut(model: Checkerboard, monkeypatch: p
 
     monkeypatch.setattr(CheckerboardSampler, "draw", noting)
     batches = list(draw_many(model, Request(LABELS, DRAWING, seed=10, batch_size=3)))
-    assert given == [([3, 7, 3], [10, 11, 12]), ([0, 9, 3], [13, 14, 15]), ([1, 1, 1], [16, 16, 16])]
+    seeds = [image_seed(10, i) for i in range(7)]
+    assert given == [([3, 7, 3], seeds[:3]), ([0, 9, 3], seeds[3:6]), ([1, 1, 1], seeds[6:] * 3)]
     assert [indices for indices, _ in batches] == [[0, 1, 2], [3, 4, 5], [6]]
     for indices, out in batches:
         for maps in ([out.images], out.codes, out.entropy, out.step, out.probability):

@@ -6,6 +6,7 @@ Letters: B batch, L locations of all scales, D width, V codes, C code dimension.
 import copy
 import math
 import random
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import Any
 from unittest.mock import patch
@@ -227,6 +228,17 @@ def test_half_precision_autocast_keeps_logits_and_loss_in_float32() -> None:
     torch.testing.assert_close(loss, model(codes, labels)[1], atol=0.05, rtol=0)
 
 
+@pytest.mark.parametrize("use_head_mlp", [False, True])
+@torch.no_grad()
+def test_half_precision_autocast_computes_logits_in_float32(use_head_mlp: bool) -> None:
+    model, hidden = tiny_model(use_head_mlp=use_head_mlp), list[Tensor]()
+    model.transformer.register_forward_hook(lambda module, args, output: hidden.append(output[:, 1:].float()))
+    weight, bias = model.head_parameters()
+    with torch.autocast("cpu", torch.bfloat16):
+        logits, _ = model(random_codes(model, batch=2), torch.tensor([1, 2]))
+    assert torch.equal(logits, F.linear(hidden[0], weight, bias))
+
+
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @torch.no_grad()
 def test_flex_attention_gives_the_same_logits() -> None:
@@ -273,6 +285,20 @@ def test_copies_share_the_autoencoder() -> None:
     assert duplicate.lm_head.weight is not model.lm_head.weight
     codes, labels = random_codes(model, batch=1), torch.tensor([0])
     assert torch.equal(duplicate(codes, labels)[0], model(codes, labels)[0])
+
+
+@pytest.mark.parametrize("move", [lambda model: model.to("meta"), lambda model: model.to("meta").double()])
+def test_a_copy_that_moves_leaves_the_originals_autoencoder(move: Callable[[Checkerboard], Checkerboard]) -> None:
+    model = tiny_model()
+    before = {key: value.clone() for key, value in model.autoencoder.state_dict().items()}
+    for mover, other in ((copy.deepcopy(model), model), (model, copy.deepcopy(model))):
+        kept = other.autoencoder
+        assert move(mover).autoencoder.quantize.embedding.device.type == "meta"
+        assert other.autoencoder is kept
+        assert all(torch.equal(value, before[key]) for key, value in kept.state_dict().items())
+        assert other.decode(torch.zeros(1, 8, 8, dtype=torch.long)).isfinite().all()
+        assert not mover.autoencoder.training
+        assert not any(parameter.requires_grad for parameter in mover.autoencoder.parameters())
 
 
 def test_the_autoencoder_follows_to_a_device_but_keeps_its_precision() -> None:

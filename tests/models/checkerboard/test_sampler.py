@@ -25,7 +25,7 @@ from models.checkerboard.layout import Layout
 from models.checkerboard.model import Checkerboard, in_scan_order
 from models.checkerboard.order import sampling_blocks
 from models.config import NUM_SEEDS, AutoencoderConfig
-from models.draw import draw, draw_uniforms, guide, noise_of, truncate
+from models.draw import draw, draw_uniforms, guide, image_seed, noise_of, truncate
 from models.family import Samples, join_scales
 from models.sampling import checked_drawing
 from runtime.config import dataclass_from_dict, read_yaml
@@ -258,6 +258,19 @@ def test_uniforms_belong_to_their_seed() -> None:
     assert uniforms.max() < 1
 
 
+def test_images_of_a_run_and_of_neighbouring_runs_have_seeds_of_their_own() -> None:
+    many = 50_000
+    for seed in (0, 1, 12345, NUM_SEEDS - 1):
+        seeds = {image_seed(seed, index) for index in range(many)}
+        assert len(seeds) == many
+        assert min(seeds) >= 0
+        assert max(seeds) < NUM_SEEDS
+    starts = torch.tensor([image_seed(seed, 0) for seed in range(30_000)]).sort().values
+    assert (starts.diff() >= many).all()  # so no two of these runs share one
+    assert starts[0] + NUM_SEEDS - starts[-1] >= many
+    assert image_seed(NUM_SEEDS - 1, 0) != image_seed(0, 0)  # all are different: the stride is odd
+
+
 def test_seeds_that_would_be_others_are_refused() -> None:
     model = tiny_model()
     last = sample(model, [1, 1], seeds=[0, NUM_SEEDS - 1]).codes[-1]
@@ -313,16 +326,16 @@ def test_guidance_before_its_start_changes_nothing() -> None:
 def test_cfg_on_an_unconditional_model_warns() -> None:
     model = tiny_model(class_cond=False)
     with pytest.warns(UserWarning, match="cfg has no effect"):
-        guided = sample(model, LABELS, cfg=1.5, seeds=[1, 2])
+        guided = sample(model, [10, 10], cfg=1.5, seeds=[1, 2])
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # none without guidance
-        plain = sample(model, LABELS, cfg=0.0, seeds=[1, 2])
+        plain = sample(model, [10, 10], cfg=0.0, seeds=[1, 2])
     assert torch.equal(guided.codes[-1], plain.codes[-1])
 
 
 def test_the_warning_points_at_the_call() -> None:
     with pytest.warns(UserWarning) as caught:
-        sample(tiny_model(class_cond=False), LABELS)
+        sample(tiny_model(class_cond=False), [10, 10])
     assert caught[0].filename == __file__
 
 
@@ -503,6 +516,61 @@ def test_probability_and_entropy_of_a_draw() -> None:
     torch.testing.assert_close(entropy, torch.full((1, 3), direct))
 
 
+# Numbers that are none
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+@pytest.mark.parametrize(
+    ("temperature", "top_k", "top_p"), [(0.0, 0, 1.0), (1.0, 0, 1.0), (0.5, 3, 1.0), (1.0, 0, 0.5)]
+)
+def test_a_draw_from_no_distribution_has_no_entropy(
+    number: float, temperature: float, top_k: int, top_p: float
+) -> None:
+    logits = torch.randn(2, 5, 8)
+    logits[0, 1, 7] = number
+    logits[1, 4] = -math.inf
+    _, _, entropy = draw(logits, random_noise(2, 5, 8), temperature, top_k, top_p)
+    expected = torch.zeros(2, 5, dtype=torch.bool)
+    expected[0, 1] = expected[1, 4] = True
+    assert torch.equal(entropy.isnan(), expected)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("scan_order", ["checkerboard", "random"])
+@pytest.mark.parametrize(("location", "side"), [(0, 1), (6, 4), (60, 8)])
+def test_the_first_step_that_is_not_finite_is_named(
+    location: int, side: int, scan_order: str, temperature: float
+) -> None:
+    model = tiny_model(scan_order=scan_order)
+    settings = {"seeds": [1, 2], "temperature": temperature}
+    step = min(join_scales(sample(model, LABELS, **settings).step)[:, location].tolist())
+    with torch.no_grad():
+        model.embed_positions.weight[location] = math.nan
+    for dtype, mend in ((torch.bfloat16, "draw with --dtype float32, or take"), (torch.float32, "take")):
+        answer = (
+            f"^the logits are not finite from step {step} on, at the scale of side {side}; {mend} another checkpoint$"
+        )
+        with pytest.raises(UserError, match=answer):
+            sample(model.to(dtype), LABELS, **settings)
+
+
+def test_numbers_beyond_half_precision_are_named_and_float32_holds_them() -> None:
+    model = tiny_model()
+    with torch.no_grad():
+        model.transformer.layers[0].feed_forward.w2.weight.mul_(1e5)
+    assert sample(model, LABELS, seeds=[1, 2]).images.isfinite().all()
+    with pytest.raises(UserError, match="not finite from step 0 on, at the scale of side 1; draw with --dtype float32"):
+        sample(model.half(), LABELS, seeds=[1, 2])
+
+
+def test_images_that_are_not_finite_are_refused() -> None:
+    model = tiny_model()
+    with torch.no_grad():
+        model.autoencoder.decoder.conv_out.bias[1] = math.nan
+    with pytest.raises(UserError, match="decoded images are not finite; take another autoencoder"):
+        sample(model, LABELS)
+
+
 # Truncation
 
 
@@ -581,6 +649,12 @@ def test_settings_that_are_no_number_are_refused(setting: str) -> None:
 
 def test_the_unconditional_label_is_a_label() -> None:
     assert sample(tiny_model(), [10], cfg=0.0).images.shape == (1, 3, 32, 32)
+
+
+@pytest.mark.parametrize("labels", [[3], [10, 0], [11]])
+def test_a_model_without_classes_takes_no_class(labels: list[int]) -> None:
+    with pytest.raises(UserError, match="this model knows no classes; give 10 as the label of each image"):
+        sample(tiny_model(class_cond=False), labels, cfg=0.0)
 
 
 def test_a_deeper_pyramid_and_another_codebook_size() -> None:

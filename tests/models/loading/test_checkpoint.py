@@ -4,9 +4,12 @@ import argparse
 import os
 import pickle
 import shutil
+import sys
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
-from pathlib import Path
+from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,17 +23,26 @@ from models import load_checkpoint, sample
 from models.autoencoder import Autoencoder
 from models.checkerboard.model import Checkerboard
 from models.config import AutoencoderConfig, AutoencoderPaths
+from models.loading import autoencoder
 from models.loading.autoencoder import (
     autoencoder_config_dict,
     build_autoencoder,
     infer_autoencoder_config,
     load_autoencoder,
+    open_autoencoder,
     read_autoencoder_config,
     read_autoencoder_state,
 )
-from models.loading.checkpoint import CHECKPOINT_NAME, CONFIG_NAME, export_published, published_state
+from models.loading.checkpoint import (
+    CHECKPOINT_NAME,
+    CONFIG_NAME,
+    export_published,
+    initialize_from,
+    published_state,
+)
 from models.loading.state import read_torch_file
 from runtime.errors import UserError
+from tests.command_factory import ROOT
 from tests.factory import Reference, assert_near, load_reference, random_codes, tiny_autoencoder, tiny_model
 
 pytestmark = pytest.mark.quick
@@ -254,10 +266,10 @@ def test_llamagen_autoencoder_file(tmp_path: Path) -> None:
 
 
 def test_safetensors_autoencoder_file(tmp_path: Path) -> None:
-    autoencoder = tiny_autoencoder(seed=3)
-    save_file(autoencoder.state_dict(), tmp_path / "autoencoder.safetensors")
+    written = tiny_autoencoder(seed=3)
+    save_file(written.state_dict(), tmp_path / "autoencoder.safetensors")
     loaded = load_autoencoder(AutoencoderPaths(None, "autoencoder.safetensors"), tmp_path)
-    assert_equal_states(loaded.state_dict(), autoencoder.state_dict())
+    assert_equal_states(loaded.state_dict(), written.state_dict())
     (tmp_path / "damaged.safetensors").write_bytes((tmp_path / "autoencoder.safetensors").read_bytes()[:1000])
     with pytest.raises(UserError, match=r"damaged\.safetensors is damaged"):
         read_autoencoder_state(tmp_path / "damaged.safetensors")
@@ -268,25 +280,88 @@ def test_weights_in_the_checkpoint_win_over_the_autoencoders_file(folder: Path) 
     assert_same_model(load_checkpoint(folder), load_reference("tiny-2x").model())
 
 
-def test_relative_paths_are_tried_from_the_folder_then_from_here(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that takes the project's place, with an autoencoder, of seed 1, in models/a.safetensors."""
+    monkeypatch.setattr(autoencoder, "PROJECT", tmp_path / "project")
+    save_weights(tmp_path / "project/models/a.safetensors", seed=1)
+    return tmp_path / "project"
+
+
+def save_weights(path: Path, seed: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(tiny_autoencoder(seed=seed).state_dict(), path)
+
+
+def assert_loads(path: str, folder: Path | None, seed: int) -> None:
+    loaded = load_autoencoder(AutoencoderPaths(checkpoint_path=path), folder)
+    assert_equal_states(loaded.state_dict(), tiny_autoencoder(seed=seed).state_dict())
+
+
+def test_a_users_paths_are_tried_from_here_then_from_the_project(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    here, beside = tmp_path / "here", tmp_path / "beside"
-    monkeypatch.chdir(tmp_path)
-    for place, seed in ((here, 1), (beside, 2)):
-        place.mkdir()
-        save_file(tiny_autoencoder(seed=seed).state_dict(), place / "a.safetensors")
+    here, home = tmp_path / "here", tmp_path / "home"
+    here.mkdir()
     monkeypatch.chdir(here)
-    paths = AutoencoderPaths(checkpoint_path="a.safetensors")
-    assert_equal_states(load_autoencoder(paths, beside).state_dict(), tiny_autoencoder(seed=2).state_dict())
-    (beside / "a.safetensors").unlink()
-    assert_equal_states(load_autoencoder(paths, beside).state_dict(), tiny_autoencoder(seed=1).state_dict())
+    monkeypatch.setenv("HOME", str(home))
+    assert_loads("models/a.safetensors", None, seed=1)
+    save_weights(here / "models/a.safetensors", seed=2)
+    save_weights(home / "a.safetensors", seed=3)
+    assert_loads("models/a.safetensors", None, seed=2)
+    assert_loads("~/a.safetensors", None, seed=3)
+    assert_loads(str(home / "a.safetensors"), None, seed=3)
+    assert_loads("../home/a.safetensors", None, seed=3)
+    assert_equal_states(open_autoencoder("~/a.safetensors").state_dict(), tiny_autoencoder(seed=3).state_dict())
+    with pytest.raises(UserError, match=rf"no autoencoder weights at {here}/no\.pth nor at {project}/no\.pth; mend"):
+        load_autoencoder(AutoencoderPaths(checkpoint_path="no.pth"))
+    with pytest.raises(UserError, match=rf"no autoencoder weights at {home}/no\.pth; mend"):
+        load_autoencoder(AutoencoderPaths(checkpoint_path="~/no.pth"))
+
+
+def test_a_checkpoints_paths_are_tried_from_its_folder_then_from_the_project(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beside = project / "output/run"
+    beside.mkdir(parents=True)
+    save_weights(tmp_path / "models/a.safetensors", seed=2)
+    monkeypatch.chdir(tmp_path)  # where nothing is looked for
+    for path in ("models/a.safetensors", "../../models/a.safetensors", str(project / "models/a.safetensors")):
+        assert_loads(path, beside, seed=1)
+    save_weights(beside / "models/a.safetensors", seed=3)
+    assert_loads("models/a.safetensors", beside, seed=3)
+    assert_loads("models/a.safetensors", Path("project/output/../output/run"), seed=3)
+    (beside / "link").symlink_to(tmp_path / "models")
+    assert_loads("link/a.safetensors", beside, seed=2)
+
+
+@pytest.mark.parametrize("key", ["checkpoint_path", "config_path"])
+@pytest.mark.parametrize("path", ["{}/secret", "../secret", "autoenc/../../secret", "~/secret"])
+def test_a_checkpoints_configuration_names_no_file_outside(
+    path: str, key: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(folder.parent))
+    shutil.move(folder / "autoenc", folder.parent / "secret")
+    path = path.format(folder.parent)
+    edit_config(folder, lambda model: model["autoenc"].update({key: path}))
+    if key == "checkpoint_path":
+        edit_checkpoint(folder, lambda c: [c["model"].pop(name) for name in list(c["model"]) if "autoenc." in name])
+    shown = path.replace("~", str(folder.parent))
+    with pytest.raises(UserError, match=rf"{folder} names {shown}, which is neither in that folder nor in the project"):
+        load_checkpoint(folder)
+
+
+def test_a_home_folder_is_known_by_its_sign(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(folder.parent))
+    assert_same_model(load_checkpoint("~/tiny-2x"), load_reference("tiny-2x").model())
+    with pytest.raises(UserError, match=rf"no checkpoint at {folder.parent}/nowhere;"):
+        load_checkpoint("~/nowhere")
 
 
 def test_wrong_autoencoder_files_are_refused(folder: Path) -> None:
     with pytest.raises(UserError, match=r"set model\.autoenc\.checkpoint_path"):
         load_autoencoder(AutoencoderPaths(), folder)
-    with pytest.raises(UserError, match=r"no autoencoder weights at nowhere\.pth"):
+    with pytest.raises(UserError, match=rf"no autoencoder weights at {folder}/nowhere\.pth nor at {ROOT}/nowhere\.pth"):
         load_autoencoder(AutoencoderPaths(checkpoint_path="nowhere.pth"), folder)
     torch.save({"weights": {}}, folder / "a.pth")
     with pytest.raises(UserError, match="neither state_dict nor model"):
@@ -297,7 +372,7 @@ def test_wrong_autoencoder_files_are_refused(folder: Path) -> None:
     yaml_path = folder / "autoenc/autoencoder_config.yaml"
     state = tiny_autoencoder(num_res_blocks=2).state_dict()
     with pytest.raises(UserError, match=r"unexpected encoder\.conv_blocks\.0\.res\.1"):
-        build_autoencoder(state, AutoencoderPaths(str(yaml_path)), Path(), Path("a.pth"))
+        build_autoencoder(state, AutoencoderPaths(str(yaml_path)), None, Path("a.pth"))
     with pytest.raises(UserError, match="normalize: false"):
         read_autoencoder_config(yaml_path, {"normalize": False})
     yaml_path.write_text("model: {}\n")
@@ -520,6 +595,33 @@ def test_a_dictionary_without_a_model_is_refused(folder: Path, content: dict[str
         load_checkpoint(folder)
 
 
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf"), 1e300])
+@pytest.mark.parametrize("half", [False, True])
+def test_weights_that_are_not_finite_are_refused(number: float, half: bool, folder: Path) -> None:
+    key = "llama.layers.1.feed_forward.w2.weight"
+
+    def spoil(checkpoint: dict[str, Any]) -> None:
+        value = checkpoint["model"][key]
+        checkpoint["model"][key] = value.bfloat16() if half else value.double()  # 1e300 is too large for float32
+        checkpoint["model"][key][3, 5] = number
+
+    edit_checkpoint(folder, spoil)
+    answer = rf"{CHECKPOINT_NAME} holds numbers that are not finite, first in transformer\.layers\.1\..*{key}\); get it"
+    with pytest.raises(UserError, match=answer):
+        load_checkpoint(folder)
+    with pytest.raises(UserError, match=answer):
+        initialize_from(load_reference("tiny-2x").model(), folder)
+    load_checkpoint(folder, use_ema=True)
+
+
+def test_an_autoencoder_that_is_not_finite_is_refused(tmp_path: Path) -> None:
+    state = tiny_autoencoder().state_dict()
+    state["decoder.conv_out.bias"][1] = float("nan")
+    save_file(state, tmp_path / "a.safetensors")
+    with pytest.raises(UserError, match=r"a\.safetensors holds numbers .* first in decoder\.conv_out\.bias; get"):
+        open_autoencoder(tmp_path / "a.safetensors")
+
+
 # Damaged files
 
 
@@ -644,3 +746,44 @@ def test_a_namespace_is_let_through_here_alone(tmp_path: Path) -> None:
     assert read_torch_file(tmp_path / "file.pth")["args"].lr == 1e-4
     with pytest.raises(pickle.UnpicklingError):
         torch.load(tmp_path / "file.pth", weights_only=True)
+
+
+@pytest.mark.parametrize("module", ["pathlib", "pathlib._local"])
+@pytest.mark.parametrize(("name", "kind"), [("WindowsPath", PureWindowsPath), ("PosixPath", PurePosixPath)])
+def test_paths_of_any_system_are_let_through(
+    name: str, kind: type[PurePath], module: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a pure path; on Linux, ``WindowsPath`` itself cannot be made."""
+    there = type(name, (), {"__module__": module, "__reduce__": lambda self: (there, ("data", "train"))})
+    monkeypatch.setitem(sys.modules, module, SimpleNamespace(**{name: there}))
+    edit_checkpoint(folder, lambda c: c.update(args=argparse.Namespace(data_path=there())))
+    monkeypatch.undo()
+    found = read_torch_file(folder / CHECKPOINT_NAME)["args"].data_path
+    assert type(found) is kind
+    assert found == kind("data/train")
+    assert_same_model(load_checkpoint(folder), load_reference("tiny-2x").model())
+
+
+def test_many_names_load_within_seconds(tmp_path: Path) -> None:
+    names = [f"class/{i:07d}.jpg" for i in range(300_000)]
+    torch.save({"images": names}, tmp_path / "file.pth")
+    start = time.process_time()
+    assert read_torch_file(tmp_path / "file.pth")["images"] == names
+    assert time.process_time() - start < 10
+
+
+# Nested settings
+
+
+@pytest.mark.parametrize("deep", [120, 300, 450, 1000, 30_000])
+@pytest.mark.parametrize("place", ["beside", "num_classes", "params", "hidden_size"])
+def test_settings_nested_deep_are_loaded_or_refused_in_one_sentence(place: str, deep: int, folder: Path) -> None:
+    path = folder / CONFIG_NAME
+    content = yaml.safe_load(path.read_text())
+    model = content["model"]
+    owner = {"beside": content, "params": model["autoenc"], "hidden_size": model["llama_config"]}.get(place, model)
+    owner[place] = "PLACE"
+    path.write_text(yaml.safe_dump(content).replace("PLACE", "{a: " * deep + "1" + "}" * deep))
+    with pytest.raises(UserError, match=rf"{CONFIG_NAME} is no valid YAML: more than 100 settings lie within") as error:
+        load_checkpoint(folder)
+    assert len(str(error.value)) < 300
