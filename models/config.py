@@ -96,8 +96,11 @@ class GeneratorConfig:
         if self.num_classes < self.class_cond:
             raise UserError(f"num_classes is {self.num_classes}; a class-conditional model needs at least 1")
 
-    def scale_sizes(self, stride: int) -> tuple[int, ...]:
-        """Sides of the code maps, ascending, or a UserError if there are none; ``stride`` is pixels per code."""
+    def scale_sizes(self, stride: int | None) -> tuple[int, ...]:
+        """Sides of the code maps, ascending, or a UserError if there are none.
+
+        ``stride`` is pixels per code; None of a family without an autoencoder, which has a stride of its own.
+        """
         side, rest = divmod(self.img_size, stride)
         if rest or side < 1:
             raise UserError(

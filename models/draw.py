@@ -30,15 +30,18 @@ def guide(logits: Tensor, cfg: float | Tensor) -> Tensor:
 
 
 def truncate(logits: Tensor, top_k: int, top_p: float) -> Tensor:
-    """Logits (B, l, V) with -inf outside the ``top_k`` likeliest and outside the smallest set of mass ``top_p``."""
+    """Logits (..., V) with -inf outside the ``top_k`` likeliest, ties with the last of them kept, and then ``top_p``.
+
+    Of what is left, a code goes if those that are likelier have more than a mass of ``top_p``; the likeliest stays.
+    """
     if 0 < top_k < logits.shape[-1]:
-        kept, codes = logits.topk(top_k, dim=-1)
-        logits = torch.full_like(logits, -torch.inf).scatter(-1, codes, kept)
+        last = logits.topk(top_k, dim=-1).values[..., -1:]
+        logits = logits.masked_fill(logits < last, -torch.inf)
     if top_p < 1:
         ranked, codes = logits.sort(dim=-1, descending=True)
         probs = ranked.softmax(-1)
         mass_before = probs.cumsum(-1) - probs
-        outside = torch.zeros_like(mass_before, dtype=torch.bool).scatter(-1, codes, mass_before >= top_p)
+        outside = torch.zeros_like(mass_before, dtype=torch.bool).scatter(-1, codes, mass_before > top_p)
         logits = logits.masked_fill(outside, -torch.inf)
     return logits
 
@@ -66,6 +69,13 @@ def draw(
 def draw_uniforms(generators: Sequence[torch.Generator], *shape: int) -> Tensor:
     """(B, *shape) in [0, 1): each image's own, so that no image depends on its batch; drawn on the CPU."""
     return torch.stack([torch.rand(shape, generator=generator) for generator in generators])
+
+
+def draw_noise(generators: Sequence[torch.Generator], *shape: int, device: torch.device) -> Tensor:
+    """(B, *shape) for ``draw``, on a device; copied while the device works on."""
+    uniforms = draw_uniforms(generators, *shape)
+    pinned = device.type == "cuda"
+    return noise_of((uniforms.pin_memory() if pinned else uniforms).to(device, non_blocking=pinned))
 
 
 def noise_of(uniforms: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from models.config import Drawing, GeneratorConfig
 from runtime.errors import UserError
 
 Maps = Sequence[Tensor] | None  # (B, S, S) of each scale, if there are any
+Setting = float | Tensor  # a number, as compiled code takes it
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class StepContext:
     batch: int  # number of the batch within the step
     step_rng: random.Random  # the same on every rank and for every batch of a step
     rank_rng: torch.Generator  # on the device, of this rank and batch alone
+    patch_side: int = 1  # of the patches of codes to learn from, for families that learn from patches
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class Loss:
 class Samples:
     """Drawn images, and how they came about: (B, S, S) maps in raster order."""
 
-    images: Tensor  # (B, 3, H, W) of the last scale, unclamped floats, about [-1, 1]
+    images: Tensor | None  # (B, 3, H, W) of the last scale, unclamped floats, about [-1, 1]; None without autoencoder
     codes: list[Tensor]
     entropy: list[Tensor]  # nats of the distribution each code was drawn from, after guidance and truncation
     step: list[Tensor]  # the step, counted over all scales from 0, that drew each location
@@ -55,14 +57,14 @@ class Samples:
     def first(self, count: int, device: torch.device | str = "cpu") -> "Samples":
         """The first images, on a device."""
         maps = {f.name: [scale[:count].to(device) for scale in getattr(self, f.name)] for f in fields(self)[1:]}
-        return Samples(images=self.images[:count].to(device), **maps)
+        return Samples(images=None if self.images is None else self.images[:count].to(device), **maps)
 
 
 class _Frozen:
     """Keeps a module out of its owner's parameters and state; copies of the owner share it."""
 
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module.eval().requires_grad_(False)
+    def __init__(self, module: nn.Module | None) -> None:
+        self.module = module and module.eval().requires_grad_(False)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "_Frozen":
         return self
@@ -71,18 +73,21 @@ class _Frozen:
 class Generator(nn.Module, ABC):
     """An autoregressive model over the codes of a frozen autoencoder, which moves with it but is none of its state.
 
-    A deep copy shares the autoencoder until one of the two moves.
+    A deep copy shares the autoencoder until one of the two moves. Some families do without one: then codes are scored
+    and drawn, but no images.
     """
 
     Config: ClassVar[type[GeneratorConfig]]
     Drawing: ClassVar[type[Drawing]]
+    needs_autoencoder: ClassVar[bool] = True
+    learns_patches: ClassVar[bool] = False  # whether training_loss heeds the context's patch_side
 
-    def __init__(self, config: GeneratorConfig, autoencoder: Autoencoder) -> None:
+    def __init__(self, config: GeneratorConfig, autoencoder: Autoencoder | None) -> None:
         super().__init__()
         self.config = config
         self.class_names: list[str] | None = None  # for people; set by whoever knows the data
         self._frozen = _Frozen(autoencoder)
-        self.scale_sizes = list(config.scale_sizes(autoencoder.config.stride))
+        self.scale_sizes = list(config.scale_sizes(None if autoencoder is None else autoencoder.config.stride))
         self.num_locations = sum(side * side for side in self.scale_sizes)  # L
 
     @abstractmethod
@@ -141,13 +146,18 @@ class Generator(nn.Module, ABC):
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         """The autoencoder follows to a device as a copy, for others may share it; its precision stays."""
         super()._apply(fn, recurse)
-        if next(self.autoencoder.parameters()).device != self.device:
+        if self.autoencoder is not None and next(self.autoencoder.parameters()).device != self.device:
             self._frozen = _Frozen(copy.deepcopy(self.autoencoder).to(self.device))
         return self
 
     @property
-    def autoencoder(self) -> Autoencoder:
+    def autoencoder(self) -> Autoencoder | None:
         return self._frozen.module
+
+    @property
+    def num_codes(self) -> int:
+        """V."""
+        return self.autoencoder.config.n_embed
 
     @property
     def device(self) -> torch.device:
@@ -199,8 +209,8 @@ class Sampler(ABC):
     """Draws batches of ``batch`` images, step by step, into buffers made once; ``drawing`` is checked settings."""
 
     @torch.inference_mode()
-    def __init__(self, model: Generator, batch: int, drawing: Drawing) -> None:
-        self.model, self.batch, self.drawing = model, batch, drawing
+    def __init__(self, model: Generator, batch: int, drawing: Drawing, compiled: bool = False) -> None:
+        self.model, self.batch, self.drawing, self.compiled = model, batch, drawing, compiled
         self.guided = drawing.uses_cfg and model.config.class_cond  # an unconditional half runs beside
         # By location: (B, L) codes drawn so far, and (2, B, L) their entropy and probability.
         self.sequence = torch.zeros(batch, model.num_locations, dtype=torch.long, device=model.device)
@@ -231,14 +241,30 @@ class Sampler(ABC):
     def cache(self) -> list[Tensor]:
         """Keys and values: what it holds beside the weights."""
 
-    def store(self, locations: Tensor, codes: Tensor, probability: Tensor, entropy: Tensor) -> None:
-        """Put what was drawn for locations (B, l), each (B, l), into the buffers; kept codes come first."""
+    def setting(self, value: float, zero_is_special: bool = False) -> Setting:
+        """Compiled code takes numbers as tensors: another value is no other graph."""
+        if not self.compiled or (zero_is_special and value == 0):
+            return value
+        return torch.full((), value, device=self.model.device)
+
+    def stay_in_place(self, *buffers: Tensor) -> None:
+        """CUDA graphs of compiled code write to these where they are."""
+        if self.compiled and self.model.device.type == "cuda":
+            for buffer in (self.sequence, self.maps, *self.cache(), *buffers):
+                torch._dynamo.mark_static_address(buffer)
+
+    def store(self, locations: Tensor, codes: Tensor, probability: Tensor, entropy: Tensor) -> Tensor:
+        """Put what was drawn for locations (B, l), each (B, l), into the buffers; kept codes come first.
+
+        Returns the codes (B, l) that are there now.
+        """
         if self.kept is not None:
             kept, kept_codes = (values.gather(1, locations) for values in self.kept)
             codes = torch.where(kept, kept_codes, codes)
             probability = probability.masked_fill(kept, math.nan)
         self.sequence.scatter_(1, locations, codes)
         self.maps.scatter_(2, locations.expand(2, -1, -1), torch.stack([entropy, probability]))
+        return codes
 
     @torch.inference_mode()
     def samples(self) -> Samples:
@@ -246,13 +272,13 @@ class Sampler(ABC):
         entropy, probability = self.maps.clone()
         maps = (self.sequence.clone(), entropy, self.step_of_location().expand(self.batch, -1), probability)
         codes, entropy, step, probability = (split_scales(values, self.model.scale_sizes) for values in maps)
-        images = self.model.decode(codes[-1])
+        images = None if self.model.autoencoder is None else self.model.decode(codes[-1])
         self._check_finite(images)
         return Samples(images, codes, entropy, step, probability)
 
-    def _check_finite(self, images: Tensor) -> None:
+    def _check_finite(self, images: Tensor | None) -> None:
         """Refuse a batch whose logits, seen by their entropy, or images are not finite; one look once all is drawn."""
-        if self.maps[0].isfinite().all() and images.isfinite().all():
+        if self.maps[0].isfinite().all() and (images is None or images.isfinite().all()):
             return
         single = self.model.dtype == torch.float32
         mend = "take another checkpoint" if single else "draw with --dtype float32, or take another checkpoint"
@@ -273,7 +299,7 @@ class Sampler(ABC):
             if maps is None or [tuple(scale.shape) for scale in maps] != shapes:
                 raise UserError(f"{name} must be a list of one map for each scale, of shapes {shapes}")
         kept, codes = join_scales(keep), join_scales(keep_codes)
-        num_codes = self.model.autoencoder.config.n_embed
+        num_codes = self.model.num_codes
         if codes.min() < 0 or codes.max() >= num_codes:
             raise UserError(f"keep_codes must lie between 0 and {num_codes - 1}")
         return kept.bool().to(self.model.device), codes.long().to(self.model.device)

@@ -245,8 +245,7 @@ class Checkerboard(Generator):
         dropped = torch.rand(labels.shape, device=self.device, generator=generator) < self.config.label_drop
         labels = torch.where(dropped, self.unconditional_label, labels)
         replaced = torch.rand(sequence.shape, device=self.device, generator=generator) < self.config.random_replace
-        num_codes = self.autoencoder.config.n_embed
-        noise = torch.randint(num_codes, sequence.shape, device=self.device, generator=generator)
+        noise = torch.randint(self.num_codes, sequence.shape, device=self.device, generator=generator)
         noisy = torch.where(replaced, noise, sequence)
         return (sequence, noisy, labels) if self.config.random_replace_sampled else (noisy, sequence, labels)
 

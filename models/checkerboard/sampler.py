@@ -16,15 +16,14 @@ from models.checkerboard.config import CheckerboardDrawing
 from models.checkerboard.layout import Layout, block_causal_mask
 from models.checkerboard.rope import Rotary
 from models.config import at_scale
-from models.draw import draw, draw_uniforms, guide, noise_of
-from models.family import Sampler, scale_slices
+from models.draw import draw, draw_noise, draw_uniforms, guide
+from models.family import Sampler, Setting, scale_slices
 from models.transformer import KVCache
 
 if TYPE_CHECKING:
     from models.checkerboard.model import Checkerboard
 
 MAX_COMPILED_SHAPES = 64  # block lengths times batch sizes that one process may compile
-Setting = float | Tensor
 
 
 @dataclass(frozen=True)
@@ -48,16 +47,13 @@ class CheckerboardSampler(Sampler):
 
     @torch.inference_mode()
     def __init__(self, model: "Checkerboard", batch: int, drawing: CheckerboardDrawing, compiled: bool = False) -> None:
-        super().__init__(model, batch, drawing)
-        self.compiled = compiled
+        super().__init__(model, batch, drawing, compiled)
         rows, num_tokens = batch * (1 + self.guided), 1 + model.num_locations
         self.kv_cache = KVCache.zeros(model.config.llama_config, rows, num_tokens, like=model.lm_head.weight)
         self.codebook, self.head = model.codebook(), model.head_parameters()
         self.layout: Layout | None = None
         self.draw_block = compiled_step(model.device.type) if compiled else draw_block
-        if compiled and model.device.type == "cuda":  # CUDA graphs write to these where they are
-            for buffer in (self.sequence, self.maps, *self.cache()):
-                torch._dynamo.mark_static_address(buffer)
+        self.stay_in_place()
 
     def draw(self, labels: Tensor, seeds: list[int]) -> Iterator[int]:
         self._begin(labels, seeds)
@@ -90,12 +86,12 @@ class CheckerboardSampler(Sampler):
         model, drawing = self.model, self.drawing
         tokens = scale_slices(model.scale_sizes)[scale]
         inputs = model.location_inputs(self.layout, tokens, model.source_latents(self.sequence, scale, self.codebook))
-        temperature = self._setting(at_scale(drawing.temperature, scale), zero_is_special=True)
-        noise = self._draw_noise(inputs.shape[1])
+        temperature = self.setting(at_scale(drawing.temperature, scale), zero_is_special=True)
+        noise = draw_noise(self.generators, inputs.shape[1], len(self.codebook), device=model.device)
         for step, block in enumerate(self.blocks[scale], start=first_step):
             cfg = at_scale(drawing.cfg, scale) if step >= drawing.cfg_start_step else 0.0
             in_scale = slice(block.tokens.start - tokens.start, block.tokens.stop - tokens.start)
-            self.draw_block(self, block, inputs[:, in_scale], noise[:, in_scale], self._setting(cfg), temperature)
+            self.draw_block(self, block, inputs[:, in_scale], noise[:, in_scale], self.setting(cfg), temperature)
             yield step
 
     def _place(self, order_uniforms: Tensor) -> None:
@@ -129,19 +125,6 @@ class CheckerboardSampler(Sampler):
             start=torch.arange(start, stop, device=self.model.device) if self.compiled else start,
             first=first,
         )
-
-    def _draw_noise(self, length: int) -> Tensor:
-        """(B, length, V) for ``draw``."""
-        uniforms = draw_uniforms(self.generators, length, len(self.codebook))
-        if self.model.device.type == "cuda":  # copied while the device works on
-            uniforms = uniforms.pin_memory()
-        return noise_of(uniforms.to(self.model.device, non_blocking=True))
-
-    def _setting(self, value: float, zero_is_special: bool = False) -> Setting:
-        """Compiled code takes numbers as tensors: another value is no other graph."""
-        if not self.compiled or (zero_is_special and value == 0):
-            return value
-        return torch.full((), value, device=self.model.device)
 
 
 def draw_block(

@@ -60,7 +60,7 @@ class LlamaGen(Generator):
     """LlamaGen's GPT; ``class_rows`` is num_classes for published weights that lack the unconditional row."""
 
     Config, Drawing = LlamaGenConfig, LlamaGenDrawing
-    learns_patches = True
+    needs_autoencoder, learns_patches = False, True
 
     def __init__(
         self, config: LlamaGenConfig, autoencoder: Autoencoder | None = None, class_rows: int | None = None

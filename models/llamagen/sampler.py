@@ -41,7 +41,7 @@ class LlamaGenSampler(Sampler):
         self.head = model.output.weight.float()
         self.tokens = torch.arange(N, device=model.device)
         self.draw_code = compiled_step(model.device.type) if compiled else draw_code
-        self.stay_in_place(self.inputs, self.sequence, self.maps, *self.cache())
+        self.stay_in_place(self.inputs)
 
     def draw(self, labels: Tensor, seeds: list[int]) -> Iterator[int]:
         model, drawing = self.model, self.drawing

@@ -1,12 +1,17 @@
 """The published layout of the checkerboard: names of its weights, and what its ``config.yaml`` can say."""
 
+import argparse
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from models.checkerboard.config import CheckerboardConfig
 from models.config import AutoencoderPaths
-from models.loading.state import PublishedLayout
+from models.family import Generator
+from models.loading.state import AUTOENCODER_PREFIX, PublishedLayout, published_name
 from runtime.errors import UserError
 
 # Parts of our names and of the published ones, replaced in this order.
@@ -27,4 +32,18 @@ def published_section(config: CheckerboardConfig, autoenc: AutoencoderPaths, pat
     return {key: value for key, value in section.items() if key not in OUR_SETTINGS}
 
 
-LAYOUT = PublishedLayout(NAMES, published_section)
+def published_file(models: Mapping[str, Any], checkpoint: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Weights with the autoencoder's among them, under the published names."""
+    content = {key: None if model is None else _published_state(model) for key, model in models.items()}
+    content |= {"optimizer": None, "scaler": None, "epoch": checkpoint.get("epoch", 0), "args": argparse.Namespace()}
+    if checkpoint.get("class_names") is not None:
+        content["class_names"] = checkpoint["class_names"]
+    return "checkpoint-last.pth", content
+
+
+def _published_state(model: Generator) -> dict[str, Tensor]:
+    autoencoder = {AUTOENCODER_PREFIX + key: value for key, value in model.autoencoder.state_dict().items()}
+    return {published_name(key, NAMES): value for key, value in (model.state_dict() | autoencoder).items()}
+
+
+LAYOUT = PublishedLayout(NAMES, published_section, published_file)

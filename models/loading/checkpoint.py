@@ -4,7 +4,6 @@ Reading runs no code of the file: tensors, plain containers, paths and an ``argp
 through, nothing else. Nothing is loaded in part: missing, unexpected or misshapen keys are an error that lists them.
 """
 
-import argparse
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 
 from models.autoencoder import Autoencoder
-from models.config import FAMILIES, AutoencoderConfig, GeneratorConfig, family_of
+from models.config import FAMILIES, AutoencoderConfig, AutoencoderPaths, GeneratorConfig, family_of
 from models.family import Generator
 from models.loading.autoencoder import (
     PUBLISHED_PATHS,
@@ -24,13 +23,12 @@ from models.loading.autoencoder import (
     load_autoencoder,
     places_of,
 )
-from models.loading.state import Names, check_finite, load_exactly, our_names, published_name, read_torch_file
+from models.loading.state import AUTOENCODER_PREFIX, Names, check_finite, load_exactly, our_names, read_torch_file
 from runtime.config import dataclass_from_dict, read_yaml, write_yaml
 from runtime.errors import UserError
 
 CHECKPOINT_NAME = "checkpoint-last.pth"
 CONFIG_NAME = "config.yaml"
-AUTOENCODER_PREFIX = "autoenc."
 
 
 def load_checkpoint(path: str | Path, use_ema: bool = False) -> Generator:
@@ -40,8 +38,8 @@ def load_checkpoint(path: str | Path, use_ema: bool = False) -> Generator:
     UserError: it is missing, damaged, unsafe, not such a model, or without those weights.
     """
     path = find_checkpoint(path)
-    config = read_model_config(path)
     checkpoint = read_torch_file(path)
+    config = config_of(path, checkpoint)
     states = model_states(checkpoint, config, path)
     if use_ema and states["model_ema"] is None:
         raise UserError(f"{path} holds no EMA weights; leave out use_ema")
@@ -59,22 +57,44 @@ def initialize_from(model: Generator, path: str | Path) -> list[str]:
 
 
 def find_checkpoint(path: str | Path) -> Path:
-    """The checkpoint file at a path or in a folder."""
+    """The checkpoint file at a path or in a folder: the last of a run, or the only file of weights that is there."""
     path = expanded(path)
     file = path / CHECKPOINT_NAME if path.is_dir() else path
+    if path.is_dir() and not file.is_file():
+        others = sorted(other for other in path.iterdir() if other.suffix in (".pt", ".pth") and other.is_file())
+        if len(others) > 1:
+            raise UserError(f"{path} holds {', '.join(other.name for other in others)}; name one of these files")
+        file = others[0] if others else file
     if not file.is_file():
         hint = "train one with main.py, or fetch the released ones with bash pretrained_models/download.sh"
         raise UserError(f"no checkpoint at {file}; {hint}")
     return file
 
 
+def config_of(path: Path, content: Mapping[str, Any]) -> GeneratorConfig:
+    """The configuration of the model whose file at ``path`` has this content: what is beside it, and what it tells."""
+    beside = path.parent / CONFIG_NAME
+    section = _model_section(beside) if beside.exists() else None
+    for family in FAMILIES.values() if section is None else [family_of(section)]:
+        layout = family.load("published")
+        if layout is not None and layout.complete is not None:
+            section = layout.complete(section, content, path)
+    section = _model_section(beside) if section is None else section  # what is missing is said there
+    return dataclass_from_dict(family_of(section).load("config"), section, str(beside))
+
+
 def read_model_config(checkpoint_path: Path) -> GeneratorConfig:
-    """The ``model:`` section of the configuration beside a checkpoint."""
+    """The ``model:`` section of the configuration beside a checkpoint of ours."""
     path = checkpoint_path.parent / CONFIG_NAME
+    section = _model_section(path)
+    return dataclass_from_dict(family_of(section).load("config"), section, str(path))
+
+
+def _model_section(path: Path) -> dict[str, Any]:
     section = read_yaml(path).get("model")
     if not isinstance(section, dict):
         raise UserError(f"{path} has no model: section; put back the {CONFIG_NAME} that came with the checkpoint")
-    return dataclass_from_dict(family_of(section).load("config"), section, str(path))
+    return section
 
 
 def build_model(state: Mapping[str, Tensor], config: GeneratorConfig, path: Path) -> Generator:
@@ -82,6 +102,8 @@ def build_model(state: Mapping[str, Tensor], config: GeneratorConfig, path: Path
     own, frozen = split_off_autoencoder(state)
     if frozen:
         autoencoder = build_autoencoder(frozen, config.autoenc, path.parent, path)
+    elif config.autoenc.checkpoint_path is None and not model_class(config).needs_autoencoder:
+        autoencoder = None
     else:
         autoencoder = load_autoencoder(config.autoenc, path.parent)
     with torch.device("meta"):
@@ -126,10 +148,11 @@ def model_states(
     checkpoint: Mapping[str, Any], config: GeneratorConfig, path: Path
 ) -> dict[str, dict[str, Tensor] | None]:
     """Weights under our names, ``model`` and, if there are any, ``model_ema``, of the contents of a file."""
-    if not isinstance(checkpoint.get("model"), dict):
+    layout, names = FAMILIES[config.architecture].load("published"), names_of(config)
+    found = checkpoint if layout is None or layout.states is None else layout.states(checkpoint)
+    if not isinstance(found.get("model"), dict):
         raise UserError(f"{path} has no model entry; it is no checkpoint of this model")
-    ema, names = checkpoint.get("model_ema"), names_of(config)
-    model = our_names(checkpoint["model"], names)
+    ema, model = found.get("model_ema"), our_names(found["model"], names)
     frozen = {key: value for key, value in model.items() if key.startswith(AUTOENCODER_PREFIX)}
     return {"model": model, "model_ema": None if ema is None else frozen | our_names(ema, names)}
 
@@ -139,30 +162,22 @@ def export_published(path: str | Path, folder: str | Path) -> None:
     path, folder = find_checkpoint(path), Path(folder)
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder} is not empty; name a new folder to export to")
-    config = read_model_config(path)
+    checkpoint = read_torch_file(path)
+    config = config_of(path, checkpoint)
     layout = FAMILIES[config.architecture].load("published")
     if layout is None:
         raise UserError(f"{path} is a model of {config.architecture}, which has no published layout")
-    section = layout.section(config, PUBLISHED_PATHS, path)
-    checkpoint = read_torch_file(path)
     states = model_states(checkpoint, config, path)
     models = {key: None if state is None else build_model(state, config, path) for key, state in states.items()}
-    content = {key: None if model is None else published_state(model) for key, model in models.items()}
-    content |= {"optimizer": None, "scaler": None, "epoch": checkpoint.get("epoch", 0), "args": argparse.Namespace()}
-    if checkpoint.get("class_names") is not None:
-        content["class_names"] = checkpoint["class_names"]
+    autoencoder = models["model"].autoencoder
+    section = layout.section(config, AutoencoderPaths() if autoencoder is None else PUBLISHED_PATHS, path)
     partial = folder.with_name(folder.name + ".partial")
     partial.mkdir(parents=True, exist_ok=True)
-    torch.save(content, partial / CHECKPOINT_NAME)
-    export_autoencoder(models["model"].autoencoder, partial / "autoenc")
+    name, content = layout.file(models, checkpoint)
+    torch.save(content, partial / name)
+    if autoencoder is not None:
+        export_autoencoder(autoencoder, partial / "autoenc")
     write_yaml(partial / CONFIG_NAME, {"model": section, "args": {}})
     if folder.exists():
         folder.rmdir()  # empty, as checked above
     partial.rename(folder)
-
-
-def published_state(model: Generator) -> dict[str, Tensor]:
-    """A model's weights, its autoencoder's among them, under the published names."""
-    autoencoder = {AUTOENCODER_PREFIX + key: value for key, value in model.autoencoder.state_dict().items()}
-    names = names_of(model.config)
-    return {published_name(key, names): value for key, value in (model.state_dict() | autoencoder).items()}

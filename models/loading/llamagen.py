@@ -5,18 +5,32 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from models.config import AutoencoderPaths
 from models.llamagen.config import STRIDE, LlamaGenConfig
-from models.loading.state import PublishedLayout
+from models.loading.state import PublishedLayout, our_names
 from runtime.errors import UserError
 
-TABLE = "cls_embedding.embedding_table.weight"
-# Heads cannot be read off the weights; the published sizes by (layers, width).
-HEADS = {(12, 768): 12, (24, 1024): 16, (36, 1280): 20, (48, 1536): 24, (24, 3200): 32}
+
+
+class Size(NamedTuple):
+    """A published size."""
+
+    name: str
+    heads: int
+
+
+TABLE, HEAD = "cls_embedding.embedding_table.weight", "output.weight"
+SIZES = {  # by layers and width; heads cannot be read off the weights
+    (12, 768): Size("B", 12),
+    (24, 1024): Size("L", 16),
+    (36, 1280): Size("XL", 20),
+    (48, 1536): Size("XXL", 24),
+    (24, 3200): Size("3B", 32),
+}
 STATES = ("model", "module", "state_dict")  # of DDP, DeepSpeed and others, in the order tried; without one, all is weights
 NO_WEIGHTS = re.compile(r"(.*\.)?(freqs_cis|causal_mask|kv_cache\.[kv]_cache)")
 IN_NAME = re.compile(r"_(256|384|512)(?!\d)")
@@ -27,7 +41,7 @@ AUTOENCODER = Path(__file__).resolve().parents[2] / "pretrained_models/llamagen/
 def states_of(content: Mapping[str, Any]) -> dict[str, Any]:
     """``model``, and ``model_ema`` if there are averaged weights, of the contents of a file."""
     state = next((content[key] for key in STATES if isinstance(content.get(key), Mapping)), content)
-    found = {"model": state, "model_ema": content.get("ema")}
+    found = {"model": state, "model_ema": content.get("ema", content.get("model_ema"))}
     return {
         key: None if each is None else {name: w for name, w in each.items() if not NO_WEIGHTS.fullmatch(name)}
         for key, each in found.items()
@@ -35,16 +49,19 @@ def states_of(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def complete_section(
-    section: dict[str, Any] | None, content: Mapping[str, Any], state: Mapping[str, Tensor], path: Path
+    section: dict[str, Any] | None, content: Mapping[str, Any], path: Path
 ) -> dict[str, Any] | None:
-    """The ``model:`` section with what it leaves open read off the file; None if the weights are not LlamaGen's."""
-    if TABLE not in state or "output.weight" not in state:
+    """The ``model:`` section with what it leaves open read off the file, if its weights are LlamaGen's."""
+    state = states_of(content)["model"]
+    if not all(any(str(key).endswith(name) for key in state) for name in (TABLE, HEAD)):
         return section
+    state = our_names(state)
     section, args = dict(section or {}), content.get("args")
     args = vars(args) if isinstance(args, argparse.Namespace) else args if isinstance(args, Mapping) else {}
     size = _size(state)
     given = section.get("llama_config") or {}
-    heads = given.get("num_attention_heads") or HEADS.get((size["num_hidden_layers"], size["hidden_size"]))
+    published = SIZES.get((size["num_hidden_layers"], size["hidden_size"]))
+    heads = given.get("num_attention_heads") or (published and published.heads)
     if heads is None:
         raise UserError(
             f"{path} has {size['num_hidden_layers']} layers of width {size['hidden_size']}, no published size; put a "
@@ -54,7 +71,7 @@ def complete_section(
     found = {
         "architecture": "llamagen",
         "num_classes": args.get("num_classes") or len(state[TABLE]) - 1,
-        "vocab_size": len(state["output.weight"]),
+        "vocab_size": len(state[HEAD]),
         **autoencoder,
         **section,
         "llama_config": {**size, "num_attention_heads": heads, **given},
@@ -67,7 +84,7 @@ def _size(state: Mapping[str, Tensor]) -> dict[str, int]:
     layers = [int(key.split(".")[1]) for key in state if re.match(r"layers\.\d+\.", key)]
     first = state.get("layers.0.feed_forward.w1.weight")
     return {
-        "hidden_size": state["output.weight"].shape[1],
+        "hidden_size": state[HEAD].shape[1],
         "intermediate_size": 1 if first is None else len(first),
         "num_hidden_layers": 1 + max(layers, default=0),
     }
@@ -92,4 +109,19 @@ def published_section(config: LlamaGenConfig, autoenc: AutoencoderPaths, path: P
     return {key: section[key] for key in ("architecture", "img_size", "num_classes", "vocab_size", "llama_config", "autoenc")}
 
 
-LAYOUT = PublishedLayout((), published_section, states=states_of, complete=complete_section)
+def published_file(models: Mapping[str, Any], checkpoint: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Weights as LlamaGen's training writes them, without the optimizer's state."""
+    config: LlamaGenConfig = models["model"].config
+    size = (config.llama_config.num_hidden_layers, config.llama_config.hidden_size)
+    side = models["model"].scale_sizes[0]
+    args = {"image_size": STRIDE * side, "downsample_size": STRIDE, "num_classes": config.num_classes}
+    content = {"model": models["model"].state_dict(), "steps": checkpoint.get("step", checkpoint.get("steps", 0))}
+    if models["model_ema"] is not None:
+        content["ema"] = models["model_ema"].state_dict()
+    content["args"] = argparse.Namespace(**args, vocab_size=config.vocab_size)
+    if checkpoint.get("class_names") is not None:
+        content["class_names"] = checkpoint["class_names"]
+    return f"c2i_{SIZES.get(size, Size('custom', 0)).name}_{STRIDE * side}.pt", content
+
+
+LAYOUT = PublishedLayout((), published_section, published_file, states_of, complete_section)

@@ -17,12 +17,15 @@ from runtime.errors import UserError
 Names = tuple[tuple[str, str], ...]  # parts of our names and of the published ones, replaced in this order
 _CODEBOOK = ("quantize.embedding", "quantize.embedding.parametrizations.weight.original")
 _LLAMAGEN_CODEBOOK = "quantize.embedding.weight"
+AUTOENCODER_PREFIX = "autoenc."
 _WRAPPERS = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
 # What a checkpoint may hold beside tensors and plain values. A path of any system is read as one that touches no files.
 _PATHS = {"PosixPath": PurePosixPath, "WindowsPath": PureWindowsPath}
 _PATHS |= {f"Pure{name}": kind for name, kind in _PATHS.items()}
 _ALLOWED = [
     argparse.Namespace,
+    torch.Tensor,  # with attributes, as LlamaGen's 3B has them
+    torch._tensor._rebuild_from_type_v2,
     *((kind, f"{module}.{name}") for module in ("pathlib", "pathlib._local") for name, kind in _PATHS.items()),
 ]
 # How torch's restricted reader names what it will not load.
@@ -36,6 +39,13 @@ class PublishedLayout:
     names: Names
     # The ``model:`` section in that schema, of a configuration, its autoencoder's files and a path for messages.
     section: Callable[[Any, AutoencoderPaths, Path], dict[str, Any]]
+    # Name and contents of the exported file, of models called ``model`` and ``model_ema`` and the checkpoint they are of.
+    file: Callable[[Mapping[str, Any], Mapping[str, Any]], tuple[str, dict[str, Any]]]
+    # ``model`` and ``model_ema`` of a file's contents; by default the entries that are called so.
+    states: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
+    # The ``model:`` section, completed by what the contents of the file at a path tell; as it is, or none, if they are
+    # not of this layout.
+    complete: Callable[[dict[str, Any] | None, Mapping[str, Any], Path], dict[str, Any] | None] | None = None
 
 
 def load_exactly(module: nn.Module, state: Mapping[str, Tensor], path: Path, names: Names = ()) -> None:
