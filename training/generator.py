@@ -11,6 +11,7 @@ from data.crops import to_uint8
 from models.config import Drawing
 from models.family import Generator, Loss, StepContext
 from runtime.config import plain
+from runtime.errors import UserError
 from sampling.bulk import Request, draw_on_all_ranks
 from sampling.labels import balanced_labels, shown_labels
 from sampling.pictures import save_grid
@@ -34,6 +35,8 @@ class GeneratorTask(Task):
         self.settings = (args, drawing)
         self.drawing = drawing if module.config.class_cond else replace(drawing, cfg=0.0)
         self.drawing.check(module.scale_sizes)
+        if args.patch_level > 1 and not module.learns_patches:
+            raise UserError(f"{module.config.architecture} does not learn from patches of codes; set patch_level 1")
         module.prepare_training(args.attention, args.compile, args.activation_checkpointing)
         self.evaluation = None
         if args.eval_samples:
@@ -42,6 +45,7 @@ class GeneratorTask(Task):
     def loss(self, batch: list[Any], context: StepContext) -> Loss:
         """Mean cross-entropy of (images or codes, labels)."""
         codes, labels = batch
+        context = replace(context, patch_side=self.args.patch_side(int(context.epoch)))
         if isinstance(codes, Tensor):  # images
             with torch.autocast(codes.device.type, enabled=False):  # the same codes as a cache holds
                 codes = self.module.tokenize(codes)

@@ -7,7 +7,8 @@ from typing import Literal
 from data.options import CropRecipe, DatasetName
 from evaluation.metrics import NEIGHBOURS
 from runtime.config import option
-from runtime.errors import UserError, check_at_least
+from runtime.errors import UserError, check_at_least, check_probabilities
+from training.schedules import lr_factor, patch_side, stage_ends
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,8 @@ class LoopArgs:
     lr_drops: dict[float, float] = option(dict, "epoch -> factor on the learning rate from that epoch on")
     clip_grad: float = option(0.0, "largest norm of the gradient; 0 does not clip")
     ema: bool = option(False, "also average the weights")
-    ema_decay: float = option(0.9999, "of the average; after t steps it is 1 - (1 + t)^(-2/3) at most")
+    ema_decay: float = option(0.9999, "of the average")
+    ema_warmup: bool = option(True, "let the decay be 1 - (1 + t)^(-2/3) at most after t steps")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
         "auto", "auto (bfloat16 where the GPU has it, else float32), float32, bfloat16, or float16 with loss scaling"
     )
@@ -63,6 +65,15 @@ class LoopArgs:
         if self.seed >= 2**63:
             raise UserError(f"seed is {self.seed}; it must be below 2**63")
 
+    def lr_at(self, step: int, epoch: float, steps_per_epoch: int) -> float:
+        """Learning rate of a step, after so many epochs: linear warm-up, then the drops so far (method.md Sec. 5)."""
+        rate = self.lr
+        if epoch < self.warmup_epochs:
+            rate *= epoch / self.warmup_epochs
+        for start, factor in self.lr_drops.items():
+            rate *= factor if epoch >= start else 1.0
+        return rate
+
 
 @dataclass(frozen=True)
 class TrainArgs(LoopArgs):
@@ -83,6 +94,18 @@ class TrainArgs(LoopArgs):
         "scales to cache: paper (the twelve of the published cache, for all 256 px configurations; of a larger image, "
         "these and the model's) or model (this model's)",
     )
+    code_paths: tuple[str, ...] = option(
+        (), "folders of codes as LlamaGen extracts them, instead of images; of several, each visit takes one at random"
+    )
+    patch_level: int = option(
+        1, "stages of Next Patch Prediction, 1 to 4: L learns from patches of 2^(L-1), .., 2, 1 codes a side; 1 from codes"
+    )
+    epoch_rate: float = option(0.5, "share of all epochs at which the last stage begins, and so on for those before it")
+    schedule: Literal["drops", "stages"] = option(
+        "drops", "drops (warm-up, then lr_drops), or stages (each stage of patches warms up and decays to end_lr anew)"
+    )
+    decay_ratio: float = option(0.2, "of schedule stages: share of a stage's end in which the rate decays")
+    end_lr: float = option(1e-5, "of schedule stages: learning rate at the end of each")
     weights_init: str | None = option(
         None, "checkpoint whose weights a new run starts from; what does not fit is listed and starts fresh"
     )
@@ -115,3 +138,27 @@ class TrainArgs(LoopArgs):
             raise UserError("check_images means nothing without a cache; add --use_cache, or leave it out")
         if self.verify_cache < 0:
             raise UserError(f"verify_cache is {self.verify_cache}; give a number of images")
+        self._check_stages()
+
+    def _check_stages(self) -> None:
+        """Refuse settings of stages that make no sense, or do nothing."""
+        stage_ends(self.epochs, self.patch_level, self.epoch_rate)
+        check_at_least(0, self, "end_lr")
+        check_probabilities(self, "decay_ratio")
+        unused = {"decay_ratio": self.schedule == "drops", "end_lr": self.schedule == "drops"}
+        unused |= {"epoch_rate": self.patch_level <= 1, "lr_drops": self.schedule == "stages" and bool(self.lr_drops)}
+        for name, idle in unused.items():
+            default = {} if name == "lr_drops" else getattr(TrainArgs, name)
+            if idle and getattr(self, name) != default:
+                raise UserError(f"{name} means nothing with schedule {self.schedule} and patch_level {self.patch_level}; leave it out")
+
+    def patch_side(self, epoch: int) -> int:
+        """Side of the patches of codes that an epoch learns from."""
+        return patch_side(epoch, epochs=self.epochs, patch_level=self.patch_level, epoch_rate=self.epoch_rate)
+
+    def lr_at(self, step: int, epoch: float, steps_per_epoch: int) -> float:
+        if self.schedule == "drops":
+            return super().lr_at(step, epoch, steps_per_epoch)
+        names = ("epochs", "patch_level", "epoch_rate", "warmup_epochs", "decay_ratio", "lr", "end_lr")
+        settings = {name: getattr(self, name) for name in names}
+        return self.lr * lr_factor(step, steps_per_epoch=steps_per_epoch, **settings)

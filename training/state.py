@@ -27,7 +27,7 @@ class TrainState:
         self.module = task.module.to(device).train()
         groups = param_groups_weight_decay(self.module, args.weight_decay)
         self.optimizer = torch.optim.AdamW(groups, lr=args.lr, betas=tuple(args.betas))
-        self.ema = ModelEmaV3(self.module, decay=args.ema_decay, use_warmup=True) if args.ema else None
+        self.ema = ModelEmaV3(self.module, decay=args.ema_decay, use_warmup=args.ema_warmup) if args.ema else None
         self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
         self.steps_per_epoch = count_steps(num_images, args)
         self.step, self.epoch, self.step_in_epoch = 0, 0, 0  # updates; whole passes over the data; updates since those
@@ -41,13 +41,8 @@ class TrainState:
 
     @property
     def learning_rate(self) -> float:
-        """Of the next step: linear warm-up, then the drops passed so far (method.md Sec. 5)."""
-        rate = self.args.lr
-        if self.progress < self.args.warmup_epochs:
-            rate *= self.progress / self.args.warmup_epochs
-        for start, factor in self.args.lr_drops.items():
-            rate *= factor if self.progress >= start else 1.0
-        return rate
+        """Of the next step."""
+        return self.args.lr_at(self.step, self.progress, self.steps_per_epoch)
 
     def update(self, rate: float) -> None:
         """Change the weights by the gradients that were gathered."""
