@@ -166,8 +166,8 @@ def compute_features(images: Images, network: Network, batch_size: int, all_rank
             if mine or i == 0:  # every rank learns the widths
                 new, first = network(batch), i * batch_size
                 found = found or [np.zeros((num_images, array.shape[1]), dtype=np.float32) for array in new]
-                for all_rows, rows in zip(found, new, strict=True):
-                    all_rows[first : first + len(batch)] = rows * mine
+                for all_rows, rows in zip(found, new, strict=True) if mine else ():
+                    all_rows[first : first + len(batch)] = rows
             digests += [int.from_bytes(blake2b(image, digest_size=8).digest(), "little") for image in batch]
             grey = grey and bool((batch == batch[..., :1]).all())
             bar.update(len(batch))

@@ -5,14 +5,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from evaluation import image_sets
 from evaluation.compare import compare, metric_lines, report, warnings_of_pair
-from evaluation.image_sets import ImageSet, check_reference, load_image_set, make_reference
+from evaluation.image_files import open_images
+from evaluation.image_sets import ImageSet, check_reference, compute_features, load_image_set, make_reference
+from runtime import distributed
 from runtime.errors import UserError
 from tests.evaluation.fake_inception import SPATIAL_WIDTH, WIDTH, FakeInception
 from tests.limits import largest_file
+from tests.training_factory import exit_codes, start_ranks
 
 
 def pictures(count: int = 30, seed: int = 0, side: int = 8) -> np.ndarray:
@@ -156,6 +160,23 @@ def test_features_that_are_not_finite(value: float, tmp_path: Path, kept: Path) 
         ):
             load_image_set(path, Broken(), 7, cache=cache)
     assert not files_in(kept)
+
+
+def measure_on_rank(path: Path) -> None:
+    """For ``start_ranks``: the features of the second rank's only batch are not finite."""
+    distributed.set_up(torch.device("cpu"))
+    network, rank = FakeInception(), distributed.rank()
+    if rank == 1:
+        network._pooled[0] = np.nan
+    with pytest.raises(UserError, match="the features of 10 images are not finite"):
+        compute_features(open_images(path), network, 20, all_ranks=True)
+    distributed.tear_down()
+
+
+@pytest.mark.ranks
+def test_features_that_are_not_finite_end_all_ranks(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.npz", arr_0=pictures())
+    assert exit_codes(start_ranks(tmp_path, 2, measure_on_rank, path)) == [0, 0], (tmp_path / "rank1.txt").read_text()
 
 
 def test_stored_statistics_win_and_images_give_the_features(tmp_path: Path) -> None:
