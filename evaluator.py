@@ -29,15 +29,23 @@ def main(argv: Sequence[str]) -> None:
         raise UserError(f"{args.output_file} cannot be written: its folder does not exist")
     from evaluation.compare import print_report, warn  # takes seconds to import
     from evaluation.features.network import load_network
-    from evaluation.image_sets import make_reference
+    from evaluation.image_files import open_images
+    from evaluation.image_sets import check_images, check_new_reference, make_reference
     from evaluation.measure import Measurement
     from runtime.device import pick_device
 
-    network, reference = load_network(args, pick_device(args.device)), Path(args.reference)
+    reference = Path(args.reference)
     if args.make_reference is not None:
-        warn(make_reference(Path(args.make_reference), reference, args.image_size, network, args.batch_size))
-        print(f"wrote {reference}")
+        folder = Path(args.make_reference)
+        check_new_reference(folder, reference)  # before the network is fetched
+        network = load_network(args, pick_device(args.device))
+        warn(make_reference(folder, reference, args.image_size, network, args.batch_size))
+        num_images, height, width = open_images(reference).shape
+        print(f"wrote {reference}: N = {num_images} images of {width} x {height} pixels, and their statistics")
         return
+    for path in (reference, Path(args.samples)):
+        check_images(path)  # likewise
+    network = load_network(args, pick_device(args.device))
     result = Measurement(network, reference, not args.no_prec_recall, args.batch_size).measure(Path(args.samples))
     warn(result["warnings"])
     print_report(result)

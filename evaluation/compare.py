@@ -1,22 +1,21 @@
 """Compare two sets of images: every metric under an honest name, and all that it depends on."""
 
-import platform
 import sys
 from collections.abc import Iterable, Mapping
-from importlib.metadata import version
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from evaluation.features.classifier import Classifier
-from evaluation.features.network import Inception, Network
+from evaluation.features.network import Inception, Network, library_versions
 from evaluation.image_files import LABELS
 from evaluation.image_sets import ImageSet
-from evaluation.metrics import frechet_distance, inception_score, precision_recall
+from evaluation.metrics import SPLIT, frechet_distance, inception_score, is_by_class, precision_recall
 from runtime.errors import UserError
 
 FULL = 50_000  # samples whose FID needs no N beside its name
+SCORE, SHUFFLED_SCORE = "Inception Score", "Inception Score (shuffled)"
 Metrics = dict[str, float | None]  # by name; None for what the sets have no images, statistics or labels for
 
 
@@ -34,8 +33,12 @@ def compare(reference: ImageSet, samples: ImageSet, network: Inception | Classif
     precision = recall = None
     if reference.features is not None and features is not None:
         precision, recall = precision_recall(reference.features, features, network.squared_distances)
+    scores: Metrics = {SCORE: None if features is None else inception_score(features, network.class_weights)}
+    if features is not None and is_by_class(features, network.class_weights):
+        shuffled = np.random.default_rng(0).permutation(len(features))
+        scores[SHUFFLED_SCORE] = inception_score(features, network.class_weights, order=shuffled)
     return {
-        "Inception Score": None if features is None else inception_score(features, network.class_weights),
+        **scores,
         with_count("FID", count): distance,
         with_count("sFID", count): _distance(reference, samples, kind=1),
         "Precision": precision,
@@ -81,7 +84,12 @@ def report(reference: ImageSet, samples: ImageSet, network: Inception | Classifi
         real = network.real_data("test")
         distance = frechet_distance(reference.statistics[0], real.statistics)
         real_images = {with_count(f"FD-{network.name}", real.num_images): distance, "Class accuracy": real.accuracy}
-    versions = {"python": platform.python_version()} | {name: version(name) for name in ("numpy", "pillow", "torch")}
+    warnings = warnings_of_pair(reference, samples, network)
+    if SHUFFLED_SCORE in metrics:
+        warnings.append(
+            f"{samples.path}: the images come by class, so each {SPLIT} that the Inception Score is averaged over hold "
+            f"other classes; {SHUFFLED_SCORE} is that of a random order"
+        )
     return {
         **metrics,
         "metrics": list(metrics),
@@ -91,8 +99,8 @@ def report(reference: ImageSet, samples: ImageSet, network: Inception | Classifi
         "samples": _describe(samples),
         "reference": _describe(reference),
         f"{network.kind.lower()}_sha256": network.sha256,
-        "warnings": warnings_of_pair(reference, samples, network),
-        "versions": versions | network.versions,
+        "warnings": warnings,
+        "versions": library_versions(network),
         "sampling": samples.settings,
     }
 
@@ -102,7 +110,7 @@ def _describe(images: ImageSet) -> dict[str, Any]:
         "path": str(images.path),
         "sha256": images.sha256,
         "resolution": images.shape and list(images.shape[1:]),
-        "statistics": "stored" if images.stored else "computed",
+        "statistics": images.origin,
     }
 
 
@@ -120,7 +128,8 @@ def print_report(result: Mapping[str, Any]) -> None:
     print("\n".join(metric_lines(result)))
     for name in ("reference", "samples"):
         images, count = result[name], result[f"num_{name}"] or "unknown"
-        kind = "stored statistics" if images["statistics"] == "stored" else "images"
+        origin = images["statistics"]
+        kind = {"computed": "images", "stored": "stored statistics"}.get(origin, f"statistics {origin}")
         print(f"{name}: {images['path']}, N = {count}, {kind}, SHA-256 {images['sha256']}")
     kind = "Inception" if "inception_sha256" in result else "classifier"
     print(f"{kind}: SHA-256 {result[f'{kind.lower()}_sha256']}")

@@ -4,6 +4,8 @@ Letters: N images, B of a batch, H, W their sides in pixels. Images are read a b
 """
 
 import math
+import os
+import struct
 import zipfile
 import zlib
 from abc import ABC, abstractmethod
@@ -16,17 +18,18 @@ from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from evaluation.metrics import Statistics
+from data.files import IMAGE_SUFFIXES, left_out_text, list_images, read_image
+from evaluation.metrics import Statistics, fault_of_statistics
 from runtime.errors import UserError
 from runtime.files import hash_file
 from sampling.folder import NPZ_NAME, NUMBER, PROGRESS_NAME, SETTINGS_NAME
 
-IMAGES, LABELS = "arr_0", "arr_1"
-SUFFIXES = (".png", ".jpg", ".jpeg")
+IMAGES, LABELS, COUNT = "arr_0", "arr_1", "num_images"
+LOSSY_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".webp")
+PICKLE_SUFFIXES = (".pt", ".pth", ".pkl")  # torch-fidelity keeps statistics so
 READERS = 4  # threads
-DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError)
+DAMAGE = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, KeyError, ValueError, RuntimeError)
 
 
 class Images(ABC):
@@ -48,6 +51,10 @@ class Images(ABC):
         """What is doubtful about the files, after they have been read."""
         return []
 
+    def left_out(self) -> str:
+        """What of a folder is none of its images, by kind; no text if that is nothing."""
+        return ""
+
     def labels(self) -> list[int] | list[str]:
         """Class of each image, by index or name; none if the files do not say it."""
         return []
@@ -55,6 +62,16 @@ class Images(ABC):
     def statistics(self, suffix: str) -> Statistics | None:
         """Stored mean and covariance whose keys end so, if there are any."""
         return None
+
+    @property
+    def num_stored(self) -> int | None:
+        """How many images the stored statistics are of, if the file says it."""
+        return None
+
+    @property
+    def of_another_program(self) -> bool:
+        """Whether they are statistics as pytorch-fid, clean-fid and others write them: of pooled features alone."""
+        return False
 
 
 class NpzImages(Images):
@@ -95,14 +112,25 @@ class NpzImages(Images):
         return labels.tolist() if labels.ndim == 1 else []
 
     def statistics(self, suffix: str) -> Statistics | None:
+        """As in the base; UserError if they can be of no features."""
         keys = [f"mu{suffix}", f"sigma{suffix}"]
         if not set(keys) <= self.names:
             return None
-        mean, covariance = (self._read(key).astype(np.float64) for key in keys)
-        finite = np.isfinite(mean).all() and np.isfinite(covariance).all()
-        if mean.ndim != 1 or covariance.shape != 2 * mean.shape or not finite:
-            raise UserError(f"{self.path}: {keys[0]} {mean.shape} and {keys[1]} {covariance.shape} are no statistics")
-        return Statistics(mean, covariance)
+        mean, covariance = (self._read(key) for key in keys)
+        fault = fault_of_statistics(mean, covariance)
+        if fault:
+            shapes = f"{keys[0]} {mean.shape} and {keys[1]} {covariance.shape}"
+            raise UserError(f"{self.path}: {shapes} are no statistics of features: {fault}; make the file again")
+        return Statistics(mean.astype(np.float64), covariance.astype(np.float64))
+
+    @property
+    def num_stored(self) -> int | None:
+        count = self._read(COUNT) if COUNT in self.names else None
+        return int(count) if count is not None and count.shape == () and count.dtype.kind in "iu" else None
+
+    @property
+    def of_another_program(self) -> bool:
+        return self.shape is None and {"mu", "sigma"} <= self.names and "mu_s" not in self.names
 
     @contextmanager
     def _archive(self) -> Iterator[zipfile.ZipFile]:
@@ -119,18 +147,21 @@ class NpzImages(Images):
 
 
 class FolderImages(Images):
-    """PNG and JPEG files at any depth of a folder, by path; of a folder that main_sample.py wrote, its images alone."""
+    """Image files at any depth of a folder, by path; of a folder that main_sample.py wrote, its images alone."""
 
     def __init__(self, path: Path) -> None:
         if (path / PROGRESS_NAME).exists():
             raise UserError(f"{path} still lacks images; run the main_sample.py command that draws them again")
-        ours = (path / SETTINGS_NAME).is_file()
-        found = path.glob(f"{NUMBER}.png") if ours else path.rglob("*")
-        self.path, self.files = path, sorted(f for f in found if f.suffix.lower() in SUFFIXES and f.is_file())
-        if not self.files:
-            raise UserError(f"{path} holds no images ({', '.join(SUFFIXES)})")
-        first, _ = read_image(self.files[0])
-        self.shape = (len(self.files), first.height, first.width)
+        if (path / SETTINGS_NAME).is_file():
+            files, self._left_out = sorted(f for f in path.glob(f"{NUMBER}.png") if f.is_file()), Counter[str]()
+        else:
+            files, self._left_out = list_images(path)
+        self.path, self.files = path, files
+        if not files:
+            found = self.left_out()
+            raise UserError(f"{path} holds no images ({', '.join(IMAGE_SUFFIXES)}){found and f'; {found}'}")
+        first, _ = read_image(files[0])
+        self.shape = (len(files), first.height, first.width)
         self._modes: Counter[str] = Counter()
 
     @cached_property
@@ -138,7 +169,7 @@ class FolderImages(Images):
         """Of all files and their names."""
         digest = sha256()
         for file in self.files:
-            digest.update(f"{file.relative_to(self.path).as_posix()}\0{hash_file(file)}\n".encode())
+            digest.update(os.fsencode(f"{file.relative_to(self.path).as_posix()}\0{hash_file(file)}\n"))
         return digest.hexdigest()
 
     def batches(self, size: int) -> Iterator[np.ndarray]:
@@ -158,19 +189,21 @@ class FolderImages(Images):
                 f"{path} has {image.width} x {image.height} pixels, {self.files[0].name} {width} x {height}; all must "
                 "have one size, as evaluator.py --make_reference FOLDER OUT.npz --image_size N makes them"
             )
-        if mode.startswith(("I", "F")):
-            raise UserError(f"{path} has more than 8 bits a channel (mode {mode}); it must be 8-bit RGB")
         return np.array(image), mode
 
     def warnings(self) -> list[str]:
         found = []
-        num_jpeg = sum(file.suffix.lower() != ".png" for file in self.files)
-        if num_jpeg:
-            found.append(f"{num_jpeg} of {len(self.files)} images are JPEG, whose losses change every metric; use PNG")
+        num_lossy = sum(file.suffix.lower() in LOSSY_SUFFIXES for file in self.files)
+        if num_lossy:
+            lossy = f"{num_lossy} of {len(self.files)} images are JPEG or WebP"
+            found.append(f"{lossy}, whose losses change every metric; use PNG")
         modes = ", ".join(f"{count} {mode}" for mode, count in self._modes.items() if mode != "RGB")
         if modes:
-            found.append(f"files that are not RGB were converted to it: {modes} (L is greyscale)")
+            found.append(f"files that are not RGB were converted to it: {modes} (L is greyscale, I;16 of 16 bits)")
         return found
+
+    def left_out(self) -> str:
+        return left_out_text(self._left_out)
 
     def labels(self) -> list[str]:
         """Names of their folders."""
@@ -183,16 +216,14 @@ def open_images(path: Path) -> Images:
         raise UserError(f"{path} does not exist; name an npz or a folder of images")
     if (path / SETTINGS_NAME).is_file() and (path / NPZ_NAME).is_file():
         path = path / NPZ_NAME
-    return FolderImages(path) if path.is_dir() else NpzImages(path)
-
-
-def read_image(path: Path) -> tuple[Image.Image, str]:
-    """An image as RGB, and the mode it is stored in; what is wrong with it is a UserError."""
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB"), image.mode
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path} cannot be read as an image ({error}); draw or copy it again") from error
+    if path.is_dir():
+        return FolderImages(path)
+    if path.suffix.lower() in PICKLE_SUFFIXES or not path.is_file():
+        raise UserError(
+            f"{path} is no npz; statistics that torch-fidelity keeps in a .pt file become one by "
+            "numpy.savez('statistics.npz', **torch.load('FILE.pt', weights_only=False))"
+        )
+    return NpzImages(path)
 
 
 def _read_header(file: zipfile.ZipExtFile) -> tuple[tuple[int, ...], bool, np.dtype]:

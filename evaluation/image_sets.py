@@ -9,33 +9,34 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b, sha256
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
 from data.crops import center_crop
-from evaluation.features.network import Network
-from evaluation.image_files import DAMAGE, IMAGES, FolderImages, Images, open_images, read_image
-from evaluation.metrics import NEIGHBOURS, Statistics, statistics_of
+from data.files import composed, read_image
+from evaluation.cache_folder import Arrays, keep_features, kept_features
+from evaluation.features.network import Network, library_versions
+from evaluation.image_files import IMAGES, FolderImages, Images, open_images
+from evaluation.metrics import NEIGHBOURS, VERSION, Statistics, statistics_of
 from runtime import distributed
 from runtime.errors import UserError
 from runtime.files import whole
 from sampling.folder import NPZ_NAME, SETTINGS_NAME
 
-CACHE_VERSION = 1  # of the arrays in a cache; part of its name
-Arrays = dict[str, np.ndarray]
+Origin = Literal["computed", "stored", "of another program"]
 
 
 @dataclass
 class ImageSet:
-    """What a comparison needs of images, or of statistics alone, which have the first five attributes."""
+    """What a comparison needs of images, or of statistics alone, which lack shape, features, digests and labels."""
 
     path: Path
     sha256: str  # of the file, or of all files of the folder and their names
     statistics: list[Statistics | None]  # of each kind of features; None of those that a file of statistics lacks
-    stored: bool  # the statistics are from the file, not from its images
+    origin: Origin  # of the statistics: computed from images, or stored in the file by a program of ADM's format
     settings: Mapping[str, Any] | None  # what main_sample.py recorded of the samples, if it drew them
     shape: tuple[int, int, int] | None = None  # (N, H, W)
     features: np.ndarray | None = None  # (N, D) float32, if they are needed
@@ -43,10 +44,11 @@ class ImageSet:
     labels: np.ndarray | None = None  # (N,) class of each image as the network counts them; None if not known
     label_warnings: Sequence[str] = ()  # why they are not, if files say something of them
     warnings: Sequence[str] = ()  # what is doubtful about it
+    num_stored: int | None = None  # images that the stored statistics are of, if the file says it
 
     @property
     def num_images(self) -> int | None:
-        return None if self.shape is None else self.shape[0]
+        return self.num_stored if self.shape is None else self.shape[0]
 
 
 def load_image_set(
@@ -55,25 +57,30 @@ def load_image_set(
     """Read an npz, a folder of images, or a file of statistics, computing what it does not store.
 
     Args:
-        cache: keep what is computed in a file beside ``path``, and take it from there the next time.
+        cache: keep what is computed in the user's cache folder, and take it from there the next time.
         features: False leaves them out, and reads no images if the file stores its statistics.
         all_ranks: the other ranks call ``compute_features`` of the same images meanwhile; not with ``cache``.
     """
-    images, suffixes = open_images(path), network.key_suffixes
-    statistics = [images.statistics(suffix) for suffix in suffixes]
+    images = open_images(path)
+    statistics = [images.statistics(suffix) for suffix in network.key_suffixes]
     stored = statistics[0] is not None
-    if images.shape is None and not stored:
-        raise UserError(f"{path} holds statistics of another network's features, and no images to compute them from")
+    _check_content(images, statistics[0], network.class_weights.shape[0])
     settings = _settings(images.path)
     drawn = settings.pop("images", [])
-    found = ImageSet(images.path, images.sha256, statistics, stored, settings or None)
+    origin: Origin = "stored" if stored else "computed"
+    if images.of_another_program:
+        origin = "of another program"
+    found = ImageSet(images.path, images.sha256, statistics, origin, settings or None, num_stored=images.num_stored)
+    if origin == "of another program":
+        found.warnings = [
+            f"{images.path}: these statistics are of another program: FID is comparable only if its Inception weights "
+            "and its resizing are ADM's; there is no sFID, precision or recall"
+        ]
     if stored and (images.shape is None or not features):
         return found
-    _check_count(images)
-    arrays = _cached_features(images, network, batch_size) if cache else {}
-    arrays = arrays or compute_features(images, network, batch_size, all_ranks)
+    arrays = (_cached_features if cache else compute_features)(images, network, batch_size, all_ranks)
     if not stored:
-        found.statistics = [Statistics.of_names(arrays, suffix) for suffix in suffixes]
+        found.statistics = [Statistics.of_names(arrays, suffix) for suffix in network.key_suffixes]
     found.shape, found.digests = images.shape, arrays["digests"]
     found.features = arrays["features"] if features else None
     found.labels, found.label_warnings = read_labels(images, drawn, network.class_names)
@@ -94,7 +101,8 @@ def read_labels(
         named = [entry["label"] if entry["class"] is None else entry["class"] for entry in drawn] or images.labels()
     except (KeyError, TypeError):
         return None, [f"{images.path}: its samples.json does not say the classes"]
-    index_of = {key: index for index, name in enumerate(class_names) for key in (index, name)}
+    named = [composed(name) if isinstance(name, str) else name for name in named]
+    index_of = {key: index for index, name in enumerate(class_names) for key in (index, composed(name))}
     folders = isinstance(images, FolderImages) and not drawn
     if not named or (folders and not index_of.keys() & set(named)):  # folders that are no classes
         return None, []
@@ -106,13 +114,37 @@ def read_labels(
     return np.array([index_of[name] for name in named]), []
 
 
-def check_reference(path: Path, suffix: str) -> None:
-    """Refuse what has neither images nor statistics whose keys end so, before anything is spent on samples."""
+def check_images(path: Path) -> None:
+    """Refuse what is no image set, before anything is spent on it."""
     images = open_images(path)
     if images.shape is not None:
         _check_count(images)
-    elif images.statistics(suffix) is None:
-        raise UserError(f"{path} holds neither images nor statistics of the features that are to be compared")
+
+
+def check_reference(path: Path, suffix: str, width: int | None = None) -> None:
+    """Refuse what has neither images nor statistics whose keys end so, of ``width`` features if that is known."""
+    images = open_images(path)
+    _check_content(images, images.statistics(suffix), width)
+
+
+def _check_content(images: Images, statistics: Statistics | None, width: int | None) -> None:
+    if images.shape is not None:
+        _check_count(images)
+    if statistics is None and images.of_another_program:
+        raise UserError(
+            f"{images.path} holds statistics of Inception's features that another program wrote (mu, sigma), not of a "
+            "classifier's; leave --features out, or name images"
+        )
+    if statistics is None and images.shape is None:
+        raise UserError(
+            f"{images.path} holds statistics of another network's features, and no images to compute these from; name "
+            "images, or statistics of this network"
+        )
+    if statistics is not None and width is not None and len(statistics.mean) != width:
+        raise UserError(
+            f"{images.path} holds statistics of {len(statistics.mean)} features, but this network has {width}; name "
+            "images, or statistics of this network"
+        )
 
 
 def _check_count(images: Images) -> None:
@@ -134,13 +166,20 @@ def compute_features(images: Images, network: Network, batch_size: int, all_rank
             if mine or i == 0:  # every rank learns the widths
                 new, first = network(batch), i * batch_size
                 found = found or [np.zeros((num_images, array.shape[1]), dtype=np.float32) for array in new]
-                for all_rows, rows in zip(found, new, strict=True):
-                    all_rows[first : first + len(batch)] = rows * mine
+                for all_rows, rows in zip(found, new, strict=True) if mine else ():
+                    all_rows[first : first + len(batch)] = rows
             digests += [int.from_bytes(blake2b(image, digest_size=8).digest(), "little") for image in batch]
             grey = grey and bool((batch == batch[..., :1]).all())
             bar.update(len(batch))
     for array in found if num_ranks > 1 else []:
         distributed.add_up(torch.from_numpy(array))  # the rows of other ranks are 0
+    for array in found:  # on all ranks, so that none waits for one that ended
+        strange = np.flatnonzero(~np.isfinite(array).all(axis=1))
+        if len(strange):
+            raise UserError(
+                f"{images.path}: the features of {len(strange)} images are not finite, first those of image "
+                f"{strange[0]}; get the file of the {network.kind} network again"
+            )
     if rank:
         return {}
     arrays = {"features": found[0], "digests": np.array(digests, dtype=np.uint64), "grey": np.array(grey)}
@@ -149,29 +188,26 @@ def compute_features(images: Images, network: Network, batch_size: int, all_rank
     return arrays | {"warnings": np.array(images.warnings(), dtype=np.str_)}
 
 
-def _cached_features(images: Images, network: Network, batch_size: int) -> Arrays:
-    """As ``compute_features``, from a file beside the images if there is one of them and of this graph; else made."""
-    key = sha256(f"{CACHE_VERSION} {images.sha256} {network.sha256} {sorted(network.versions)}".encode()).hexdigest()
-    place = images.path.resolve()
-    path = place.with_name(f"{place.name}.features-{key[:16]}.npz")
-    if path.exists():
+def _cached_features(images: Images, network: Network, batch_size: int, all_ranks: bool = False) -> Arrays:
+    """As ``compute_features``, from the user's cache folder if it has those of the same images and network."""
+    identity = [VERSION, images.sha256, network.sha256, library_versions(network)]
+    key = sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+    names = {"features", "digests", "grey", "warnings"}
+    names |= {f"{name}{suffix}" for name in ("mu", "sigma") for suffix in network.key_suffixes}
+    arrays = kept_features(key, names, images.shape[0])
+    if arrays is None:
+        arrays = compute_features(images, network, batch_size, all_ranks)
         try:
-            with np.load(path) as file:
-                return dict(file)
-        except (*DAMAGE, KeyError):
-            print(f"{path} is damaged; computing it again")
-    arrays = compute_features(images, network, batch_size)
-    try:
-        with whole(path) as temporary:
-            np.savez(temporary, **arrays)
-    except UserError as error:
-        print(f"the features of {images.path} are not kept for the next time: {error}")
+            keep_features(key, arrays)
+        except UserError as error:
+            print(f"the features of {images.path} are not kept for the next time: {error}")
     return arrays
 
 
 def warnings_of(images: Images, arrays: Arrays, network: Network, stored: bool = False) -> list[str]:
     """What is doubtful about images: of their files, and by what ``compute_features`` found."""
-    found, (num_images, height, width) = list(map(str, arrays["warnings"])), images.shape
+    num_images, height, width = images.shape
+    found = [text for text in (images.left_out(), *map(str, arrays["warnings"])) if text]
     if num_images < network.few and not stored:
         few = f"{num_images} images are fewer than {network.few}"
         found.append(f"{few}: Fréchet distances are far too high and compare with nothing")
@@ -198,20 +234,27 @@ def _settings(path: Path) -> dict[str, Any]:
         raise UserError(f"{record} is damaged ({error}); remove it to evaluate without settings") from error
 
 
+def check_new_reference(folder: Path, target: Path) -> None:
+    """Refuse what ``make_reference`` cannot use, before anything is spent on it."""
+    if target.exists():
+        raise UserError(f"{target} exists; name another file, or remove it")
+    if not target.absolute().parent.is_dir():
+        raise UserError(f"{target} cannot be written: its folder does not exist")
+    if not folder.is_dir():
+        raise UserError(f"{folder} is no folder; name one of images")
+    _check_count(FolderImages(folder))
+
+
 def make_reference(folder: Path, target: Path, size: int, network: Network, batch_size: int) -> list[str]:
     """Write the centre crops of all images of a folder, and their statistics, in the format of the ADM evaluator's.
 
     ``target``, which must be new, becomes an npz of ``arr_0`` (N, size, size, 3) uint8, ``mu``, ``sigma`` and
     Inception's ``mu_s``, ``sigma_s``. Returns what is doubtful about the images.
     """
-    if target.exists():
-        raise UserError(f"{target} exists; name another file, or remove it")
-    if not folder.is_dir():
-        raise UserError(f"{folder} is no folder; name one of images")
+    check_new_reference(folder, target)
     with whole(target) as temporary, zipfile.ZipFile(temporary, "w") as archive:
         with archive.open(f"{IMAGES}.npy", "w", force_zip64=True) as file:
             crops = CroppedImages(folder, size, file)
-            _check_count(crops)
             arrays = compute_features(crops, network, batch_size)
         for name in (f"{kind}{suffix}" for suffix in network.key_suffixes for kind in ("mu", "sigma")):
             with archive.open(f"{name}.npy", "w") as file:

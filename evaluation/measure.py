@@ -11,15 +11,17 @@ from evaluation.compare import report, warn
 from evaluation.features.network import Inception, Network, load_on_all_ranks
 from evaluation.image_files import open_images
 from evaluation.image_sets import ImageSet, check_reference, compute_features, load_image_set
-from evaluation.metrics import check_order
+from evaluation.metrics import VERSION, check_order
 from evaluation.options import CheckpointArgs
 from models.config import Drawing
+from models.draw import DRAWING_VERSION
 from models.family import Generator
 from models.loading.checkpoint import find_checkpoint, load_checkpoint
+from models.loading.identity import model_sha256
 from runtime import distributed
 from runtime.config import plain
 from runtime.device import pick_device, pick_dtype
-from runtime.files import hash_file, move_aside, read_json, same_settings, write_json
+from runtime.files import move_aside, read_json, same_settings, write_json
 from sampling.bulk import Request, draw_into
 from sampling.folder import SampleFolder, remove_samples, sample_settings
 from sampling.labels import balanced_labels
@@ -89,15 +91,16 @@ class CheckpointResults:
         device = distributed.set_up(pick_device(args.device))
         self.args, self.checkpoint = args, find_checkpoint(args.checkpoint)
         model = load_checkpoint(self.checkpoint, use_ema=args.use_ema)
+        identity = model_sha256(model) if distributed.is_main() else None  # before weights are converted
         self.model = model.to(device=device, dtype=pick_dtype(args.dtype, device))
         self.warned: set[str] = set()
         network, reference = load_on_all_ranks(args, device), Path(args.reference)
         self.measurement = Measurement(network, reference, not args.no_prec_recall)
-        self.hashes: dict[str, str] = {}  # of all files that decide the results
+        self.hashes: dict[str, str] = {}  # of all that decides the results but settings
         if distributed.is_main():
-            check_reference(reference, network.key_suffixes[0])
+            check_reference(reference, network.key_suffixes[0], network.class_weights.shape[0])
             self.hashes = {
-                "checkpoint_sha256": hash_file(self.checkpoint),
+                "model_sha256": identity,
                 "reference_sha256": open_images(reference).sha256,
                 f"{network.kind.lower()}_sha256": network.sha256,
             }
@@ -108,7 +111,9 @@ class CheckpointResults:
         names = ["num_samples", "seed", "use_ema", "features"]
         names += ["backend", "no_prec_recall"] if self.args.features == "inception" else []
         chosen = {name: getattr(self.args, name) for name in names}
-        return plain(drawing) | chosen | {"dtype": str(self.model.dtype).removeprefix("torch.")} | self.hashes
+        versions = {"drawing_version": DRAWING_VERSION, "metrics_version": VERSION}
+        dtype = str(self.model.dtype).removeprefix("torch.")
+        return plain(drawing) | chosen | {"dtype": dtype} | versions | self.hashes
 
     def find(self, folder: Path, drawing: Drawing) -> dict[str, Any] | None:
         """The result in a folder, if it is there and of the same settings."""
@@ -123,8 +128,7 @@ class CheckpointResults:
         self._warn(drawing.warnings(self.model.scale_sizes))
         labels = balanced_labels(self.model, args.num_samples)
         request = Request(labels, drawing, args.seed, args.batch_size, args.compile)
-        origin = {"checkpoint": args.checkpoint, "use_ema": args.use_ema}
-        origin["checkpoint_sha256"] = self.hashes["checkpoint_sha256"]
+        origin = {"checkpoint": args.checkpoint, "use_ema": args.use_ema, "model_sha256": self.hashes["model_sha256"]}
         result = self.measurement.draw_and_measure(self.model, request, samples, **origin)
         if distributed.is_main():
             self._warn(result["warnings"])

@@ -1,5 +1,6 @@
 """Options of every program that measures, without torch: --help answers before it is loaded."""
 
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -37,12 +38,18 @@ class NetworkArgs:
         "of --backend torch: torch-fidelity's weights-inception-2015-12-05-6726825d.pth; default a copy downloaded "
         "once to the user's cache",
     )
+    inception_sha256: str | None = option(
+        None, "of inception: SHA-256 that the graph or the weights must have, whether a copy or downloaded"
+    )
     no_prec_recall: bool = option(False, "of inception: leave out precision and recall, the slowest part of large sets")
 
     def __post_init__(self) -> None:
         self.refuse("backend", "inception_weights" if self.backend == "tensorflow" else "inception_graph")
         if self.features != "inception":
-            self.refuse("features", "backend", "inception_graph", "no_prec_recall")
+            self.refuse("features", "backend", "inception_graph", "inception_sha256", "no_prec_recall")
+        pinned = self.inception_sha256
+        if pinned is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", pinned):
+            raise UserError(f"inception_sha256 is {pinned}; it must be 64 hexadecimal digits")
 
     def refuse(self, chosen: str, *names: str) -> None:
         """An option that would do nothing beside what is chosen is a mistake."""
@@ -134,7 +141,7 @@ PRESETS: dict[PresetName, Preset] = {
 
 @dataclass(frozen=True)
 class RunArgs(CheckpointArgs):
-    """What to sample and evaluate. Each is also a variable of the same name in capitals; a flag comes first."""
+    """What to sample and evaluate. Each is also a variable, as CHECKERBOARD_SEED is --seed; a flag comes first."""
 
     preset: PresetName | None = option(
         None, "a row of the paper's Table 1: its checkpoint, cfg and steps_per_scale; its metrics are printed beside"

@@ -2,9 +2,9 @@
 
     bash run_evaluator.sh --preset 2x-cfg1.5
 
-The same command again goes on where it was killed. Every flag is also a variable, in capitals:
+The same command again goes on where it was killed. Every flag is also a variable, in capitals after CHECKERBOARD_:
 
-    CFG=1.4 NPROC=8 bash run_evaluator.sh
+    CHECKERBOARD_CFG=1.4 CHECKERBOARD_NPROC=8 bash run_evaluator.sh
 
 Models of digits and of CIFAR-10 need no download: a small classifier's features are compared instead of Inception's:
 
@@ -13,6 +13,7 @@ Models of digits and of CIFAR-10 need no download: a small classifier's features
 
 import ctypes
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Mapping, Sequence
@@ -23,10 +24,11 @@ from typing import Any
 from evaluation.options import PRESETS, REFERENCE, REFERENCE_URL, PresetName, RunArgs
 from models.config import Drawing
 from runtime.command import run
-from runtime.config import parse_open_flags, plain
+from runtime.config import check_keys, parse_open_flags, plain
 from runtime.errors import UserError
 from sampling.options import drawing_options
 
+PREFIX = "CHECKERBOARD_"  # of variables that are settings
 RANK = "RANK"  # variable that torchrun sets
 PR_SET_PDEATHSIG = 1  # of Linux
 
@@ -34,16 +36,28 @@ PR_SET_PDEATHSIG = 1  # of Linux
 def main(argv: Sequence[str]) -> None:
     options = drawing_options()
     names = [f.name for f in fields(RunArgs)] + [option.name for group in options.values() for option in group]
-    variables = [f"--{name}={value}" for name in names if (value := os.environ.get(name.upper()))]
-    args, drawing = parse_open_flags([*variables, *argv], "run_evaluator.sh", __doc__, RunArgs, options)
+    argv = [*flags_of(os.environ, names), *argv]
+    args, drawing = parse_open_flags(argv, "run_evaluator.sh", __doc__, RunArgs, options)
     args = args.completed()
     if RANK in os.environ and sys.platform == "linux":  # end with torchrun: else it would draw on beside the next run
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     check_inputs(args)
     if args.nproc > 1 and RANK not in os.environ:
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={args.nproc}"]
-        os.execv(sys.executable, [*torchrun, "-m", "--", "evaluation.run", *argv])
+        flags_alone = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
+        os.execve(sys.executable, [*torchrun, "-m", "--", "evaluation.run", *argv], flags_alone)
     sample_and_evaluate(args, drawing)
+
+
+def flags_of(environment: Mapping[str, str], names: Sequence[str]) -> list[str]:
+    """The flags that variables stand for, which are printed; one that stands for none of ``names`` is a UserError."""
+    flag_of = {f"{PREFIX}{name.upper()}": name for name in names}
+    found = {name: value for name, value in environment.items() if name.startswith(PREFIX) and value}
+    check_keys(found, flag_of, "the environment")
+    flags = [f"--{flag_of[name]}={value}" for name, value in found.items()]
+    if flags:
+        print(f"from the environment: {shlex.join(flags)}", flush=True)
+    return flags
 
 
 def check_inputs(args: RunArgs) -> None:
@@ -95,11 +109,12 @@ def default_folder(args: RunArgs, drawing: Drawing) -> str:
 
 def paper_lines(result: Mapping[str, Any], preset: PresetName, drawing: Drawing) -> list[str]:
     """The metrics of a run's result with the paper's of a preset beside them, and what was not set as in the paper."""
-    lines = [f"{'':<16} {'measured':>10} {'paper':>10}"]
+    width = max(16, *map(len, result["metrics"]))
+    lines = [f"{'':<{width}} {'measured':>10} {'paper':>10}"]
     for name in result["metrics"]:
         measured = "-" if result[name] is None else f"{result[name]:.4g}"
         published = PRESETS[preset].paper.get(name.removesuffix(f"-{result['num_samples']}"), "-")
-        lines.append(f"{name:<16} {measured:>10} {published:>10}")
+        lines.append(f"{name:<{width}} {measured:>10} {published:>10}")
     expected = plain(RunArgs(preset=preset).completed()) | plain(drawing)
     names = ("checkpoint", "use_ema", "reference", "num_samples", "backend", *plain(drawing))
     changed = [f"{name} {result['run'][name]}" for name in names if result["run"][name] != expected[name]]

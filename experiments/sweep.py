@@ -137,7 +137,8 @@ def table_of(rows: Sequence[Row]) -> str:
     """Rows as CSV; no text for none."""
     text = io.StringIO()
     if rows:
-        writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+        columns = dict.fromkeys(name for row in rows for name in row)  # a metric may be of some rows alone
+        writer = csv.DictWriter(text, list(columns), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
     return text.getvalue()

@@ -80,7 +80,10 @@ def train_classifier(size: ClassifierSize, args: ClassifierArgs, name: str) -> N
     torch.manual_seed(args.seed)
     network = ClassifierNetwork(ClassifierConfig(size.name, size.widths, tuple(data[0].class_keys)))
     folder = Path(args.output_dir or f"output/classifiers/{name}")
-    distributed.say(f"{sum(p.numel() for p in network.parameters()):,} parameters; run folder {folder}")
+    distributed.say(
+        f"{sum(p.numel() for p in network.parameters()):,} parameters; {len(data[0])} images, {len(data[1])} held out; "
+        f"run folder {folder}"
+    )
     task = ClassifierTask(network, args, CroppedImages(data[1], SIDE, "center"))
     settings = {"model": plain(size), "args": plain(args)}
     trainer = Trainer(task, CroppedImages(data[0], SIDE, args.crop), args, folder, device, settings)

@@ -158,8 +158,9 @@ class SampleFolder:
         hashes = {}
         for index in range(self.shape[0]):
             with suppress(UserError):  # missing, or damaged
-                image = read_png(self.path / image_name(index))
-                if tuple(image.shape[1:]) == self.shape[1:3]:
+                path = self.path / image_name(index)
+                image = read_png(path)
+                if tuple(image.shape[1:]) == self.shape[1:3] and png_has_its_end(path):
                     hashes[index] = _hash(image)
         _write_batch(to, list(hashes), list(hashes.values()), {})
 

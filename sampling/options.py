@@ -43,7 +43,9 @@ class SampleArgs(SamplingArgs):
     num_samples: int | None = option(None, "number of images, the classes in turn; default one of each label")
     compile: bool = option(False, "compile the steps; pays off for many images only")
     output_dir: str | None = option(
-        None, "folder to write to; default samples/ and the time. A run of other settings there is moved aside."
+        None,
+        "folder to write to; default samples/ and the time. A run of another model or other settings there is moved "
+        "aside.",
     )
     format: Format = option(
         "png", "png writes single images, npz one samples.npz (arr_0 images, arr_1 labels), for many images"

@@ -1,6 +1,7 @@
 """Fixtures that every test may use."""
 
 import random
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -13,6 +14,14 @@ from tests.factory import CPU, Reference, load_reference
 def pytest_configure() -> None:
     """One thread: more gain nothing on tiny tensors, and on a busy machine they wait for each other for minutes."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What programs keep for the next time stays out of the user's cache folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(params=["tiny-2x", "tiny-4x"])

@@ -11,11 +11,10 @@ import torch
 from PIL import Image
 
 import evaluator
+from data.files import IMAGE_SUFFIXES
 from evaluation.features.network import Inception, fetched, load_network
-from evaluation.image_files import SUFFIXES
 from evaluation.metrics import statistics_of
 from evaluation.options import GRAPH_URL, NetworkArgs
-from runtime.errors import UserError
 from tests.command_factory import ROOT, Outcome, call, start_python
 
 FIXTURE = ROOT / "tests/fixtures/evaluator"
@@ -130,7 +129,7 @@ def test_the_second_time_the_reference_is_not_computed(tmp_path: Path) -> None:
     assert first == second
     assert "/250" in outcome.err
     assert "/300" not in outcome.err
-    assert len(list(tmp_path.glob("*.features-*"))) == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["reference.npz", "result.json", "samples.npz"]
 
 
 def test_a_process_of_its_own(tmp_path: Path) -> None:
@@ -153,6 +152,7 @@ def test_make_reference(tmp_path: Path) -> None:
         "--inception_graph", str(GRAPH),
     )  # fmt: skip
     assert outcome.code == 0, outcome.err
+    assert f"wrote {target}: N = 300 images of 32 x 32 pixels" in outcome.out
     result, _ = evaluate(target, copy_npz("samples", tmp_path))
     assert_expected(result)
     assert result["reference"]["statistics"] == "stored"
@@ -166,6 +166,21 @@ def test_settings_of_our_samples_are_recorded(tmp_path: Path) -> None:
     (folder / "samples.json").write_text(json.dumps(settings))
     result, _ = evaluate(copy_npz("reference", tmp_path), folder)
     assert result["sampling"] == {"cfg": 1.5, "seed": 3, "checkpoint_sha256": "ab"}
+
+
+def test_statistics_of_another_program(tmp_path: Path) -> None:
+    """pytorch-fid's and clean-fid's files: the figure is ours, and what it is worth is said."""
+    with np.load(save_with_statistics(tmp_path)) as file:
+        np.savez_compressed(tmp_path / "theirs.npz", mu=file["mu"], sigma=file["sigma"])
+    result, outcome = evaluate(tmp_path / "theirs.npz", copy_npz("samples", tmp_path))
+    assert_expected(result, "sFID", "Precision", "Recall")
+    assert f"reference: {tmp_path / 'theirs.npz'}, N = unknown, statistics of another program" in outcome.out
+    assert "warning: " in outcome.err
+    assert "FID is comparable only if" in outcome.err
+    digits = ("--features", "digits")
+    assert "another program wrote (mu, sigma)" in refusal(
+        str(tmp_path / "theirs.npz"), result["samples"]["path"], *digits
+    )
 
 
 def refusal(*argv: str) -> str:
@@ -192,7 +207,7 @@ def test_mistakes_in_files(tmp_path: Path) -> None:
     damaged.write_bytes((FIXTURE / "samples.npz").read_bytes()[:300_000])
     assert f"{damaged} is damaged, still being written, or no npz" in refusal(reference, str(damaged), graph)
     (tmp_path / "empty").mkdir()
-    assert SUFFIXES[0] in refusal(reference, str(tmp_path / "empty"), graph)
+    assert IMAGE_SUFFIXES[0] in refusal(reference, str(tmp_path / "empty"), graph)
     assert "does not exist" in refusal(reference, "nowhere.npz", graph)
     assert "nowhere.pb" in refusal(reference, reference, "--inception_graph", "nowhere.pb")
     other = tmp_path / "graph.pb"
@@ -205,15 +220,23 @@ def test_mistakes_in_files(tmp_path: Path) -> None:
 # The graph
 
 
-def test_the_graph_is_fetched_once_and_compared_ever_after(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    path = fetched(GRAPH.as_uri(), "--inception_graph")
-    assert path.read_bytes() == GRAPH.read_bytes()
-    elsewhere = f"file:///nowhere/{GRAPH_NAME}"
-    assert fetched(elsewhere, "--inception_graph") == path
-    path.write_bytes(path.read_bytes()[:-1] + b"x")
-    with pytest.raises(UserError, match="is not the file that was fetched"):
-        fetched(elsewhere, "--inception_graph")
+def test_sets_are_looked_at_before_a_network_is_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nobody listens there
+    reference = str(copy_npz("reference", tmp_path))
+    (tmp_path / "empty").mkdir()
+    made = ("--image_size", "8", "--make_reference")
+    for words, says in (
+        ((reference, "nowhere.npz"), "nowhere.npz does not exist"),
+        (("nowhere.npz", reference), "nowhere.npz does not exist"),
+        ((reference, str(tmp_path / "empty")), "holds no images"),
+        ((*made, "nowhere", "out.npz"), "nowhere is no folder"),
+        ((*made, str(tmp_path / "empty"), str(tmp_path / "out.npz")), "holds no images"),
+        ((*made, str(tmp_path), reference), f"{reference} exists"),
+        ((*made, str(save_folder("reference", tmp_path)), str(tmp_path / "no/out.npz")), "folder does not exist"),
+    ):
+        assert says in refusal(*words)
+    assert not (tmp_path / "cache").exists()
 
 
 def test_offline_one_line_says_what_to_fetch_and_where_to_put_it(

@@ -6,8 +6,9 @@ import shutil
 import string
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from hashlib import sha256
+from datetime import datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,11 +19,16 @@ from PIL import Image
 from torch import Tensor
 
 import main_sample
+from models import sample
 from models.autoencoder import Autoencoder, AutoencoderConfig
 from models.checkerboard.config import CheckerboardConfig, CheckerboardDrawing
 from models.checkerboard.model import Checkerboard
+from models.draw import DRAWING_VERSION, image_seed
+from models.loading.autoencoder import open_autoencoder, save_autoencoder
 from models.loading.checkpoint import CHECKPOINT_NAME, CONFIG_NAME
+from models.loading.identity import model_sha256
 from runtime.config import dataclass_from_dict
+from sampling import job
 from sampling.options import SampleArgs
 from tests.command_factory import ROOT, Outcome, call, save_run, start_python
 from tests.factory import Reference, load_reference, tiny_model
@@ -185,7 +191,8 @@ def test_settings_are_all_recorded(run: Run) -> None:
     names = ("cfg", "cfg_start_step", "steps_per_scale")
     expected |= asdict(CheckerboardDrawing(temperature=0.0, **{name: given[name] for name in names}))
     assert {key: recorded[key] for key in expected} == expected
-    assert recorded["checkpoint_sha256"] == sha256(run.checkpoint.read_bytes()).hexdigest()
+    assert recorded["model_sha256"] == model_sha256(run.reference.model(use_ema=run.prefix == "ema_sample"))
+    assert recorded["drawing_version"] == DRAWING_VERSION
     assert (recorded["resolved_dtype"], recorded["resolved_device"]) == ("float32", "cpu")
     assert recorded["torch"] == torch.__version__.split("+")[0]
     assert recorded["images"] == [{"file": f"{i:06d}.png", "label": i, "class": None, "seed": i} for i in range(4)]
@@ -231,11 +238,21 @@ def test_the_same_command_gives_the_same_files(tmp_path: Path) -> None:
     assert pngs(tmp_path / "one") == pngs(tmp_path / "other")
 
 
-def test_the_seed_shifts_the_images(tmp_path: Path) -> None:
-    draw(tmp_path / "from-0", "--labels", "3,3,3,3,3", "--save_codes")
-    draw(tmp_path / "from-2", "--labels", "3,3,3", "--save_codes", "--seed", "2", "--batch_size", "2")
-    assert_same_images(tmp_path / "from-2", tmp_path / "from-0", first=2)
-    assert [image["seed"] for image in read_settings(tmp_path / "from-2")["images"]] == [2, 3, 4]
+@pytest.mark.parametrize("seed", [0, 1, 2**32 - 1])
+def test_recorded_seeds_draw_the_same_images_again(seed: int, tmp_path: Path) -> None:
+    draw(tmp_path / "new", "--labels", "3,3,5", "--seed", str(seed), "--save_codes")
+    images = read_settings(tmp_path / "new")["images"]
+    assert [image["seed"] for image in images] == [image_seed(seed, i) for i in range(3)]
+    with np.load(tmp_path / "new/codes.npz") as codes:
+        for i, image in enumerate(images):
+            out = sample(load_reference("tiny-2x").model(), [image["label"]], seeds=[image["seed"]])
+            assert np.array_equal(out.codes[-1][0], codes["codes_8"][i])
+
+
+def test_neighbouring_seeds_share_no_image(tmp_path: Path) -> None:
+    for seed in ("0", "1"):
+        draw(tmp_path / seed, "--labels", "3", "--num_samples", "20", "--seed", seed)
+    assert len({*pngs(tmp_path / "0"), *pngs(tmp_path / "1")}) == 40
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -248,6 +265,80 @@ def test_half_precision_gives_finite_images(dtype: str, tmp_path: Path) -> None:
         images = load_reference("tiny-2x").model().decode(torch.from_numpy(codes["codes_8"]))
     assert images.isfinite().all()
     assert images.std() > 0.1
+
+
+# What images are of
+
+
+def negate_the_decoder(folder: Path) -> None:
+    autoencoder = open_autoencoder(folder / "autoenc")
+    with torch.no_grad():
+        autoencoder.decoder.conv_out.weight.neg_()
+    save_autoencoder(autoencoder, folder / "autoenc")
+
+
+def swap_the_order(folder: Path) -> None:
+    config = yaml.safe_load((folder / CONFIG_NAME).read_text())
+    config["model"]["scan_order"] = "raster"
+    (folder / CONFIG_NAME).write_text(yaml.safe_dump(config))
+
+
+def change_a_weight(folder: Path) -> None:
+    edit_checkpoint(folder, lambda checkpoint: checkpoint["model"]["lm_head.bias"].neg_())
+
+
+@pytest.mark.parametrize("change", [negate_the_decoder, swap_the_order, change_a_weight, None])
+@pytest.mark.parametrize("complete", [True, False])
+def test_images_of_another_model_are_never_mixed(
+    change: Callable[[Path], None] | None, complete: bool, tmp_path: Path
+) -> None:
+    """A changed file of a checkpoint in its place, or other weights of it."""
+    run, folder = save_run(tmp_path / "run", tiny_model(), ema=True), tmp_path / "new"
+    draw(folder, "--labels", "1,2", checkpoint=run)
+    assert "holds these samples already" in draw(folder, "--labels", "1,2", checkpoint=run).out
+    before = pngs(folder)
+    if not complete:
+        (folder / "000001.png").unlink()
+    flags = () if change else ("--use_ema",)
+    if change:
+        change(run)
+    outcome = draw(folder, "--labels", "1,2", *flags, checkpoint=run)
+    assert f"the earlier samples in {folder} are now in {folder}.1" in outcome.out
+    assert pngs(tmp_path / "new.1") == before[: 1 + complete]
+    assert not set(pngs(folder)) & set(before)
+
+
+def test_a_model_that_went_elsewhere_is_the_same(tmp_path: Path) -> None:
+    run, folder = save_run(tmp_path / "run", tiny_model()), tmp_path / "new"
+    draw(folder, "--labels", "1,2", checkpoint=run)
+    run.rename(tmp_path / "moved")
+    edit_checkpoint(tmp_path / "moved", lambda checkpoint: checkpoint.update(optimizer=None))
+    assert "holds these samples already" in draw(folder, "--labels", "1,2", checkpoint=tmp_path / "moved").out
+
+
+# Numbers that are none
+
+
+def test_weights_that_are_not_finite_draw_nothing(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(ROOT / TINY, tmp_path / "tiny"))
+    edit_checkpoint(folder, lambda checkpoint: checkpoint["model"]["lm_head.bias"].fill_(float("nan")))
+    message = refusal("--checkpoint", str(folder), "--labels", "1", "--output_dir", str(tmp_path / "new"))
+    assert message.startswith(f"{folder / CHECKPOINT_NAME} holds numbers that are not finite, first in lm_head.bias;")
+    assert not (tmp_path / "new").exists()
+
+
+def test_too_little_precision_is_said_and_float32_draws(tmp_path: Path) -> None:
+    folder, new = Path(shutil.copytree(ROOT / TINY, tmp_path / "tiny")), tmp_path / "new"
+    key = "llama.layers.0.feed_forward.w2.weight"
+    edit_checkpoint(folder, lambda checkpoint: checkpoint["model"][key].mul_(1e6))
+    message = refusal("--checkpoint", str(folder), "--output_dir", str(new), "--dtype", "float16", "--temperature", "0")
+    assert message == (
+        "the logits are not finite from step 0 on, at the scale of side 1; draw with --dtype float32, or take another "
+        "checkpoint"
+    )
+    assert not pngs(new)
+    draw(new, "--dtype", "float32", "--num_samples", "2", checkpoint=folder)
+    assert len(pngs(new)) == 2
 
 
 # The output folder
@@ -295,6 +386,35 @@ def test_without_output_dir_the_time_names_the_folder(tmp_path: Path, monkeypatc
     assert len(folder.name) == len("20260131-120000")
     assert set(folder.name) <= set(string.digits + "-")
     assert "grid.png" in contents(folder)
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_an_error_leaves_no_empty_folder(given: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=0))
+    flags = ("--output_dir", str(tmp_path / "samples/new")) if given else ()
+    message = refusal("--checkpoint", str(ROOT / TINY), "--num_samples", "1", "--format", "npz", *flags)
+    assert "free space or name another --output_dir" in message
+    assert not list((tmp_path / "samples").iterdir())
+    (tmp_path / "mine").mkdir()
+    refusal("--checkpoint", str(ROOT / TINY), "--num_samples", "1", "--format", "npz", "--output_dir", "mine")
+    assert (tmp_path / "mine").is_dir()  # was there before
+
+
+def test_jobs_of_one_second_get_folders_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(job, "datetime", SimpleNamespace(now=lambda: datetime(2026, 1, 31, 12)))
+    for seed in ("0", "1", "2"):
+        argv = ("--checkpoint", str(ROOT / TINY), "--num_samples", "1", "--seed", seed)
+        assert call(main_sample.main, *argv).code == 0
+    folders = sorted((tmp_path / "samples").iterdir())
+    assert [folder.name for folder in folders] == ["20260131-120000", "20260131-120000.1", "20260131-120000.2"]
+    assert [read_settings(folder)["seed"] for folder in folders] == [0, 1, 2]
+
+
+def test_a_checkpoint_below_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(ROOT))
+    draw(tmp_path / "new", "--num_samples", "1", checkpoint=f"~/{TINY}")
 
 
 def test_after_a_full_disk_the_same_command_works(tmp_path: Path) -> None:
@@ -402,6 +522,11 @@ def test_an_unconditional_model(tmp_path: Path) -> None:
     draw(tmp_path / "new", "--num_samples", "3", "--cfg", "0", checkpoint=folder)
     assert len(set(pngs(tmp_path / "new"))) == 3
     assert [image["class"] for image in read_settings(tmp_path / "new")["images"]] == [None] * 3
+    (tmp_path / "labels.txt").write_text("1\n")
+    for flags in (("--labels", "1"), ("--labels", "10"), ("--label_file", str(tmp_path / "labels.txt"))):
+        message = refusal("--checkpoint", str(folder), "--output_dir", str(tmp_path / "other"), *flags)
+        assert message == "this model was trained without classes; leave out --labels and --label_file"
+        assert not (tmp_path / "other").exists()
 
 
 # Random weights
@@ -432,9 +557,14 @@ def test_a_configuration_draws_from_random_weights(small_config: Path, tmp_path:
     assert second.startswith(f"{size:.1f}M parameters + 71.8M autoencoder; 2 images of 64 px in 9 steps; ")
     assert read_png(tmp_path / "new/000000.png").shape == (64, 64, 3)
     recorded = read_settings(tmp_path / "new")
-    assert (recorded["config"], recorded["checkpoint_sha256"]) == (str(small_config), None)
+    assert recorded["config"] == str(small_config)
     assert [image["label"] for image in recorded["images"]] == [980, 207]
     assert [image["class"] for image in recorded["images"]] == ["volcano", "golden retriever"]
+    assert "holds these samples already" in call(main_sample.main, *argv).out
+    content = yaml.safe_load(small_config.read_text())
+    content["model"]["scan_order"] = "raster"  # changes no weight
+    small_config.write_text(yaml.safe_dump(content))
+    assert f"the earlier samples in {tmp_path}/new are now in" in call(main_sample.main, *argv).out
 
 
 # Mistakes
@@ -451,8 +581,8 @@ def test_a_configuration_draws_from_random_weights(small_config: Path, tmp_path:
         (("--cfg_start_step", "-1"), "cfg_start_step is -1; steps count from 0"),
         (("--cfg", "inf"), "cfg is inf; it must be a number, or a list as in '[1, 2, 3]'"),
         (("--cfg", "1e38"), "cfg is 1e+38; it must lie between -1000 and 1000"),
-        (("--seed", "-1"), "seed is -1; it must lie between 0 and 2**31 - 1"),
-        (("--seed", str(10**20)), "seed is 100000000000000000000; it must lie between 0 and 2**31 - 1"),
+        (("--seed", "-1"), "seed is -1; it must lie between 0 and 2**32 - 1"),
+        (("--seed", str(2**32)), "seed is 4294967296; it must lie between 0 and 2**32 - 1"),
         (("--num_samples", "0"), "num_samples is 0; it must be at least 1"),
         (("--batch_size", "0"), "batch_size is 0; it must be at least 1"),
         (("--labels", "10"), "label 10 is out of range; this model has classes 0 to 9"),

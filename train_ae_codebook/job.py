@@ -48,7 +48,10 @@ def train_autoencoder(settings: dict[str, Any], name: str) -> None:
     with lock_folder(folder):
         if distributed.is_main() and holds_run(folder):
             _check_same_images(folder / CONFIG_NAME, section, args)
-        distributed.say(f"{sum(p.numel() for p in task.module.parameters()):,} parameters; run folder {folder}")
+        distributed.say(
+            f"{sum(p.numel() for p in task.module.parameters()):,} parameters; {len(train)} images, measured on "
+            f"{len(validation)}; run folder {folder}"
+        )
         kept = {key: plain(value) for key, value in settings.items()}
         trainer = Trainer(task, CroppedImages(train, args.img_size, args.crop), args, folder, device, kept)
         trainer.fit()

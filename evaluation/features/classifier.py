@@ -18,9 +18,9 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from data.crops import to_floats
-from evaluation.features.network import Network
+from evaluation.features.network import Network, too_little_memory
 from evaluation.features.shipped import FOLDER, SIDE, ClassifierConfig, ClassifierName, Split, statistics_file
-from evaluation.metrics import Statistics, statistics_of
+from evaluation.metrics import Statistics, fault_of_statistics, statistics_of
 from runtime.errors import UserError
 from runtime.files import hash_file, whole
 
@@ -84,10 +84,13 @@ class Classifier(Network):
     @torch.inference_mode()
     def __call__(self, images: np.ndarray) -> tuple[np.ndarray]:
         """As in the base; images are resized to 32 px if they have other sides."""
-        x = to_floats(torch.from_numpy(images).to(self._device).permute(0, 3, 1, 2))
-        if x.shape[2:] != (SIDE, SIDE):
-            x = F.interpolate(x, (SIDE, SIDE), mode="bilinear", antialias=True)
-        return (self._network.features(x).cpu().numpy(),)
+        try:
+            x = to_floats(torch.from_numpy(images).to(self._device).permute(0, 3, 1, 2))
+            if x.shape[2:] != (SIDE, SIDE):
+                x = F.interpolate(x, (SIDE, SIDE), mode="bilinear", antialias=True)
+            return (self._network.features(x).cpu().numpy(),)
+        except torch.OutOfMemoryError as error:
+            raise too_little_memory(len(images)) from error
 
     def accuracy(self, features: np.ndarray, labels: np.ndarray) -> float:
         """Share of images, by features (N, D), that are recognised as their labels (N,)."""
@@ -99,6 +102,9 @@ class Classifier(Network):
         try:
             with np.load(path) as file:
                 statistics = Statistics.of_names(file, self.key_suffixes[0])
+                fault = fault_of_statistics(statistics.mean, statistics.covariance)
+                if fault:
+                    raise ValueError(fault)
                 return RealData(int(file["num_images"]), statistics, float(file["accuracy"]))
         except (BadZipFile, KeyError, OSError, EOFError, ValueError) as error:
             raise UserError(

@@ -10,26 +10,27 @@ import numpy as np
 import tensorflow as tf
 from google.protobuf.message import DecodeError
 
-from evaluation.features.network import SPATIAL_CHANNELS, Inception, fetched
+from evaluation.features.network import SPATIAL_CHANNELS, Inception, inception_file, too_little_memory
 from evaluation.options import GRAPH_URL
 from runtime.errors import UserError
-from runtime.files import hash_file
 
 INPUT, POOLED, SPATIAL, LOGITS = "ExpandDims:0", "pool_3:0", "mixed_6/conv:0", "softmax/logits/MatMul"
 
 
 class TensorFlowInception(Inception):
-    """The frozen graph, ready to compute; by default of the user's cache. UserError if the file is not the graph."""
+    """The frozen graph, ready to compute; by default of the user's cache. UserError if the file is not the graph.
 
-    def __init__(self, graph_path: str | Path | None) -> None:
-        path = Path(graph_path or fetched(GRAPH_URL, "--inception_graph"))
+    ``pinned`` is the SHA-256 that the user wants it to have.
+    """
+
+    def __init__(self, graph_path: str | Path | None, pinned: str | None = None) -> None:
+        path, self.sha256 = inception_file(graph_path, GRAPH_URL, "--inception_graph", pinned)
         definition = tf.compat.v1.GraphDef()
         try:
             definition.ParseFromString(path.read_bytes())
         except DecodeError as error:
             wrong = f"{path} is damaged or no frozen TensorFlow graph ({error}); remove it to fetch it"
             raise UserError(wrong) from error
-        self.sha256 = hash_file(path)
         self.versions = {"tensorflow": tf.__version__}
         with tf.Graph().as_default() as graph:
             self._images = tf.compat.v1.placeholder(tf.float32, (None, None, None, 3))
@@ -49,7 +50,10 @@ class TensorFlowInception(Inception):
             self.class_weights = self._session.run(logits.inputs[1])
 
     def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        outputs = self._session.run(self._outputs, {self._images: images.astype(np.float32)})
+        try:
+            outputs = self._session.run(self._outputs, {self._images: images.astype(np.float32)})
+        except tf.errors.ResourceExhaustedError as error:
+            raise too_little_memory(len(images)) from error
         pooled, spatial = (array.reshape(len(images), -1) for array in outputs)
         return pooled, spatial
 

@@ -13,16 +13,18 @@ from torch import Tensor, nn
 from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
 from torch_fidelity.version import __version__
 
-from evaluation.features.network import SPATIAL_CHANNELS, Inception, fetched
+from evaluation.features.network import SPATIAL_CHANNELS, Inception, inception_file, too_little_memory
 from runtime.errors import UserError
-from runtime.files import hash_file
 
 
 class TorchInception(Inception):
-    """torch-fidelity's, ready to compute; by default with weights of the user's cache. UserError if they are others."""
+    """torch-fidelity's, ready to compute; by default with weights of the user's cache. UserError if they are others.
 
-    def __init__(self, weights_path: str | Path | None, device: torch.device) -> None:
-        path = Path(weights_path or fetched(URL_INCEPTION_V3, "--inception_weights"))
+    ``pinned`` is the SHA-256 that the user wants their file to have.
+    """
+
+    def __init__(self, weights_path: str | Path | None, device: torch.device, pinned: str | None = None) -> None:
+        path, self.sha256 = inception_file(weights_path, URL_INCEPTION_V3, "--inception_weights", pinned)
         try:
             torch.load(path, weights_only=True)  # torch-fidelity would run whatever code a pickle holds
             network = FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=str(path))
@@ -32,7 +34,6 @@ class TorchInception(Inception):
         self._network, self._device = network.to(device), device
         # ADM's mixed_6/conv, as TensorFlow counts the blocks: after normalization and ReLU.
         network.Mixed_6d.branch1x1.register_forward_hook(self._keep_spatial)
-        self.sha256 = hash_file(path)
         self.versions = {"torch-fidelity": __version__}
         self.class_weights = network.fc.weight.T.float().cpu().numpy()
 
@@ -41,7 +42,10 @@ class TorchInception(Inception):
 
     @torch.inference_mode()
     def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        (pooled,) = self._network(torch.from_numpy(images).to(self._device).permute(0, 3, 1, 2))
+        try:
+            (pooled,) = self._network(torch.from_numpy(images).to(self._device).permute(0, 3, 1, 2))
+        except torch.OutOfMemoryError as error:
+            raise too_little_memory(len(images)) from error
         spatial = self._spatial.permute(0, 2, 3, 1).flatten(1)  # in TensorFlow's order
         return pooled.cpu().numpy(), spatial.float().cpu().numpy()
 

@@ -3,21 +3,26 @@
 Letters: B images, H, W their sides in pixels, D features, S spatial ones, K classes, n, m images of a block.
 """
 
-import json
 import os
+import platform
+import re
 import shutil
 import urllib.request
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from http.client import HTTPException
+from importlib import import_module
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from evaluation.cache_folder import cache_folder
 from evaluation.options import NetworkArgs
 from runtime import distributed
 from runtime.errors import UserError
-from runtime.files import hash_file, whole, write_json
+from runtime.files import hash_file, read_json, whole, write_json
 
 TIMEOUT_S = 30  # of a download
 SPATIAL_CHANNELS = 7  # of Inception's spatial features
@@ -51,22 +56,38 @@ class Inception(Network):
         """(n, m) float32 of features (n, D), (m, D)."""
 
 
+def too_little_memory(count: int) -> UserError:
+    return UserError(
+        f"the device has too little memory for the features of {count} images at once; end what else uses it, or lower "
+        "the --batch_size of evaluator.py"
+    )
+
+
 def load_network(args: NetworkArgs, device: torch.device) -> Network:
     """What ``args`` name; the libraries of others are not imported."""
     if args.features != "inception":
         from evaluation.features.classifier import Classifier
 
         return Classifier(args.features, device)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # or TensorFlow reports every CPU feature it found
+    library = "torch_fidelity" if args.backend == "torch" else "tensorflow"
+    try:
+        import_module(library)
+    except Exception as error:  # of a library that does not fit the others, an import raises anything
+        raise UserError(f"{library} cannot be loaded ({error}); pip install -r requirements.txt") from error
     if args.backend == "torch":
         from evaluation.features.inception_torch import TorchInception
 
-        return TorchInception(args.inception_weights, device)
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # or TensorFlow reports every CPU feature it found
-    try:
-        from evaluation.features.inception_tf import TensorFlowInception
-    except ImportError as error:
-        raise UserError(f"TensorFlow is missing ({error}); pip install -r requirements.txt") from error
-    return TensorFlowInception(args.inception_graph)
+        return TorchInception(args.inception_weights, device, args.inception_sha256)
+    from evaluation.features.inception_tf import TensorFlowInception
+
+    return TensorFlowInception(args.inception_graph, args.inception_sha256)
+
+
+def library_versions(network: Network) -> dict[str, str]:
+    """Of all that reads images and computes features and metrics."""
+    common = {name: version(name) for name in ("numpy", "pillow", "torch")}
+    return {"python": platform.python_version()} | common | network.versions
 
 
 def load_on_all_ranks(args: NetworkArgs, device: torch.device) -> Network | None:
@@ -87,33 +108,59 @@ def load_on_all_ranks(args: NetworkArgs, device: torch.device) -> Network | None
     return network
 
 
-def fetched(url: str, flag: str) -> Path:
-    """The file of a URL in the user's cache, fetched the first time; ``flag`` names a copy instead.
+def inception_file(copy: str | Path | None, url: str, flag: str, pinned: str | None) -> tuple[Path, str]:
+    """Inception's file and its SHA-256: a copy that the user named by ``flag``, or the one of a URL.
 
-    UserError if it cannot be fetched, or is not the file that was fetched.
+    UserError if its SHA-256 is not the one that the user pinned.
     """
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "progressive-checkerboard"
-    path = cache / url.rpartition("/")[2]
+    path = fetched(url, flag, pinned) if copy is None else Path(copy)
+    found = hash_file(path)
+    if pinned is not None and found != pinned.lower():
+        raise UserError(f"{path} has SHA-256 {found}, not the {pinned} of --inception_sha256; name another file")
+    return path, found
+
+
+def fetched(url: str, flag: str, expected: str | None = None) -> Path:
+    """The file of a URL in the user's cache folder, fetched the first time; ``flag`` names a copy instead.
+
+    UserError if it cannot be fetched, is not the file that was fetched, or not the one that is expected by its SHA-256,
+    whose first digits a name may carry, as in ``weights-6726825d.pth``.
+    """
+    path = cache_folder() / url.rpartition("/")[2]
     record = path.with_name(f"{path.name}.json")
+    in_name = re.search(r"-([0-9a-f]{8})\.", path.name)
+    digits = (expected or (in_name[1] if in_name else "")).lower()
     if not path.exists():
-        cache.mkdir(parents=True, exist_ok=True)
         with whole(path) as temporary:
             try:
                 _download(url, temporary)
-            except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+            except (urllib.error.URLError, TimeoutError, ConnectionError, HTTPException) as error:
                 raise UserError(
                     f"the Inception weights cannot be downloaded ({getattr(error, 'reason', error)}); fetch {url} "
                     f"(96 MB) by hand and put it at {path}, or name a copy with {flag}"
                 ) from error
-        write_json(record, {"url": url, "sha256": hash_file(path)})
-    elif record.exists() and json.loads(record.read_text())["sha256"] != hash_file(path):  # none: put there by hand
+            sha256 = hash_file(temporary)
+            if not sha256.startswith(digits):
+                raise UserError(
+                    f"what {url} sent has SHA-256 {sha256}, but {digits} is expected; run the same command again, or "
+                    f"name a copy with {flag}"
+                )
+        write_json(record, {"url": url, "sha256": sha256})
+        return path
+    sha256 = hash_file(path)
+    if record.exists() and (read_json(record) or {}).get("sha256") != sha256:  # none: put there by hand
         raise UserError(f"{path} is not the file that was fetched; remove it and {record.name} to fetch it again")
+    if not sha256.startswith(digits):
+        raise UserError(
+            f"{path} has SHA-256 {sha256}, but {digits} is expected; remove it to fetch it again, or name a copy with "
+            f"{flag}"
+        )
     return path
 
 
 def _download(url: str, path: Path) -> None:
     with urllib.request.urlopen(url, timeout=TIMEOUT_S) as response, path.open("wb") as file:
         shutil.copyfileobj(response, file)
-        expected = response.headers["Content-Length"]
-        if expected is not None and file.tell() != int(expected):
-            raise urllib.error.URLError(f"{file.tell()} of {expected} bytes arrived")
+        length = response.headers["Content-Length"]
+        if length is not None and file.tell() != int(length):
+            raise urllib.error.URLError(f"{file.tell()} of {length} bytes arrived")

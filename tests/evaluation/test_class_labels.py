@@ -1,6 +1,7 @@
 """Classes of samples: from samples.json, arr_1 or class folders, as the classifier counts them."""
 
 import json
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +51,18 @@ def test_of_images_that_we_drew(tmp_path: Path) -> None:
     named = [{"label": 7, "class": name} for name in ("dog", "cat", "owl", "dog")]
     assert found(path, named) == [1, 0, 2, 1]
     assert found(path, [{"label": label, "class": None} for label in (0, 2, 1, 1)]) == [0, 2, 1, 1]
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_accents_in_one_character_or_two(form: str, tmp_path: Path) -> None:
+    """macOS stores names decomposed; a class is the same."""
+    names = [unicodedata.normalize(form, name) for name in ("pâté", "café")]
+    classes = [unicodedata.normalize("NFC" if form == "NFD" else "NFD", name) for name in ("café", "pâté")]
+    labels, warnings = read_labels(open_images(pngs(tmp_path, *names)), [], classes)
+    assert (labels.tolist(), warnings) == ([0, 1], [])
+    drawn = [{"label": 7, "class": name} for name in (names[0], names[0])]
+    labels, warnings = read_labels(open_images(tmp_path), drawn, classes)
+    assert (labels.tolist(), warnings) == ([1, 1], [])
 
 
 @pytest.mark.parametrize(

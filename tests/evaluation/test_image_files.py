@@ -1,12 +1,14 @@
 """Reading images a batch at a time: npz compressed or not, folders, and what is wrong with them."""
 
 import json
+import os
 import tracemalloc
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from evaluation.image_files import FolderImages, NpzImages, open_images
@@ -153,9 +155,54 @@ def test_mistakes_in_folders(tmp_path: Path) -> None:
     damaged = save_pngs(tmp_path / "damaged", pictures(4))
     (damaged / "c/003.png").write_bytes((damaged / "c/003.png").read_bytes()[:60])
     assert "003.png cannot be read as an image" in refusal(damaged)
-    deep = save_pngs(tmp_path / "deep", pictures(2))
-    Image.fromarray(np.zeros((6, 6), dtype=np.uint16)).save(deep / "deep.png")
-    assert "more than 8 bits" in refusal(deep)
+    (tmp_path / "empty/.hidden.png").write_bytes(b"")
+    assert "left out: 1 hidden" in refusal(tmp_path / "empty")
+
+
+def test_sixteen_bits_are_converted_as_everywhere(tmp_path: Path) -> None:
+    """A ramp of 16 bits is a ramp of 8, not white, and is said."""
+    folder = save_pngs(tmp_path / "a", pictures(3, 16, 16))
+    ramp = np.arange(256, dtype=np.uint16).reshape(16, 16)
+    Image.fromarray(ramp * 257).save(folder / "c/ramp.png")
+    images = open_images(folder)
+    last = np.concatenate(list(images.batches(2)))[-1]
+    np.testing.assert_array_equal(last, np.repeat(ramp[..., None], 3, axis=2))
+    (warning,) = images.warnings()
+    assert "converted to it: 1 I;16" in warning
+
+
+def test_what_is_left_out_is_counted_by_kind(tmp_path: Path) -> None:
+    folder = save_pngs(tmp_path / "a", pictures(6))
+    names = (
+        ".hidden.png",
+        "._000.png",
+        ".ipynb_checkpoints/000.png",
+        "c/__MACOSX/._000.png",
+        "notes.txt",
+        "c/b.TXT",
+        "x",
+    )
+    for name in names:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"\0\5\26\7")
+    (folder / "broken.png").symlink_to("nowhere.png")
+    images = open_images(folder)
+    assert images.shape == (6, 6, 6)
+    np.testing.assert_array_equal(np.concatenate(list(images.batches(4))), pictures(6))
+    assert images.left_out() == "left out: 2 .txt, 1 __MACOSX, 1 broken links, 3 hidden, 1 without suffix"
+    assert images.sha256 == open_images(save_pngs(tmp_path / "b", pictures(6))).sha256
+
+
+def test_names_that_are_not_utf_8(tmp_path: Path) -> None:
+    folder = os.fsencode(tmp_path) + b"/gr\xfcn"
+    os.mkdir(folder)  # noqa: PTH102 (a name in bytes)
+    for i, image in enumerate(pictures(4)):
+        with open(folder + b"/b\xe4r%d.png" % i, "wb") as file:  # noqa: PTH123
+            Image.fromarray(image).save(file, "PNG")
+    images = open_images(tmp_path)
+    np.testing.assert_array_equal(np.concatenate(list(images.batches(3))), pictures(4))
+    assert len(images.sha256) == 64
+    assert [os.fsencode(label) for label in images.labels()] == [b"gr\xfcn"] * 4
 
 
 def sampled(folder: Path) -> Path:
@@ -196,5 +243,23 @@ def test_stored_statistics(tmp_path: Path) -> None:
     assert found.mean.tolist() == [0, 1, 2]
     assert found.mean.dtype == np.float64
     assert images.statistics("_t") is None
-    with pytest.raises(UserError, match=r"mu_s \(2,\) and sigma_s \(3, 3\) are no statistics"):
+    with pytest.raises(UserError, match=r"a\.npz: mu_s \(2,\) and sigma_s \(3, 3\) are no statistics"):
         images.statistics("_s")
+
+
+@pytest.mark.parametrize("keys", [("mu",), ("mu", "mu_s"), ("mu_digits",)])
+def test_whose_statistics_they_are(keys: tuple[str, ...], tmp_path: Path) -> None:
+    """ADM's and ours have those of spatial features too; other programs' do not. Some say of how many images."""
+    arrays = {key: np.zeros(2) for key in keys} | {key.replace("mu", "sigma"): np.eye(2) for key in keys}
+    np.savez(tmp_path / "a.npz", **arrays)
+    np.savez(tmp_path / "b.npz", **arrays, arr_0=pictures(), num_images=30)
+    images, with_images = NpzImages(tmp_path / "a.npz"), NpzImages(tmp_path / "b.npz")
+    assert images.of_another_program is (keys == ("mu",))
+    assert not with_images.of_another_program
+    assert (images.num_stored, with_images.num_stored) == (None, 30)
+
+
+def test_a_pickle_is_refused_by_name(tmp_path: Path) -> None:
+    """torch-fidelity keeps statistics so; to load one could run any code."""
+    torch.save({"mu": np.zeros(3), "sigma": np.eye(3)}, tmp_path / "a.pt")
+    assert "torch-fidelity" in refusal(tmp_path / "a.pt")

@@ -5,7 +5,16 @@ import pytest
 from scipy import linalg
 
 from evaluation import metrics as statistics
-from evaluation.metrics import Statistics, frechet_distance, inception_score, statistics_of, trace_of_root
+from evaluation.metrics import (
+    Statistics,
+    fault_of_statistics,
+    frechet_distance,
+    inception_score,
+    is_by_class,
+    statistics_of,
+    trace_of_root,
+)
+from runtime.errors import UserError
 
 
 def random_features(count: int, width: int, seed: int = 0) -> np.ndarray:
@@ -46,9 +55,54 @@ def test_distance_of_diagonal_gaussians() -> None:
     assert frechet_distance(*sides) == pytest.approx(expected, rel=1e-12)
 
 
-def test_distance_to_itself_is_zero() -> None:
-    side = statistics_of(random_features(200, 16))
-    assert abs(frechet_distance(side, side)) < 1e-9 * np.trace(side.covariance)
+@pytest.mark.parametrize(("count", "width"), [(200, 16), (20, 64), (5, 100)])
+def test_distance_to_itself_is_zero_and_never_below(count: int, width: int) -> None:
+    for seed in range(20):
+        side = statistics_of(random_features(count, width, seed))
+        assert 0 <= frechet_distance(side, side) < 1e-9 * np.trace(side.covariance)
+
+
+def test_a_distance_below_zero_is_none() -> None:
+    """Of covariances that are none: the product has a root, whose trace is larger than both."""
+    none = np.array([[1.0, 10.0], [10.0, 1.0]])
+    with pytest.raises(UserError, match=r"distance comes out as -"):
+        frechet_distance(Statistics(np.zeros(2), none), Statistics(np.zeros(2), none))
+    with pytest.raises(UserError, match="distance comes out as nan"):
+        frechet_distance(Statistics(np.full(2, np.nan), np.eye(2)), Statistics(np.zeros(2), np.eye(2)))
+
+
+def damaged(row: int, column: int, value: float) -> np.ndarray:
+    covariance = statistics_of(random_features(50, 6)).covariance
+    covariance[row, column] = value
+    return covariance
+
+
+@pytest.mark.parametrize(
+    ("mean", "covariance", "says"),
+    [
+        (np.zeros(6), np.eye(5), "must be"),
+        (np.zeros(0), np.zeros((0, 0)), "must be"),
+        (np.zeros((6, 1)), np.eye(6), "must be"),
+        (np.full(6, np.inf), np.eye(6), "not finite"),
+        (np.zeros(6), damaged(2, 2, np.nan), "not finite"),
+        (np.zeros(6), damaged(2, 3, 40.0), "not symmetric"),
+        (np.zeros(6), damaged(2, 2, -1.0), "negative eigenvalue"),
+        (np.zeros(6), np.eye(6) - 0.2, "negative eigenvalue"),
+        (np.zeros(6), np.eye(6).astype(np.str_), "no real numbers"),
+    ],
+)
+def test_what_are_no_statistics(mean: np.ndarray, covariance: np.ndarray, says: str) -> None:
+    assert says in fault_of_statistics(mean, covariance)
+
+
+@pytest.mark.parametrize("kind", [np.float64, np.float32])
+def test_statistics_of_few_images_in_single_precision_are_some(kind: type) -> None:
+    """Most eigenvalues are rounding alone, half of them below 0."""
+    side = statistics_of(random_features(30, 200))
+    mean, covariance = side.mean.astype(kind), side.covariance.astype(kind)
+    assert fault_of_statistics(mean, covariance) == ""
+    rounded = Statistics(mean.astype(np.float64), covariance.astype(np.float64))
+    assert 0 <= frechet_distance(rounded, rounded) < 1e-4 * np.trace(side.covariance)
 
 
 def test_fewer_images_than_features() -> None:
@@ -90,3 +144,43 @@ def test_inception_score_spans_one_to_the_number_of_classes() -> None:
     assert inception_score(np.ones((10, 4)), weights) == pytest.approx(1)
     assert inception_score(np.eye(4), weights) == pytest.approx(4)
     assert inception_score(np.eye(4)[:2], weights) == pytest.approx(2)
+
+
+def test_a_score_that_is_none() -> None:
+    with pytest.raises(UserError, match="Inception Score is not finite"):
+        inception_score(random_features(9, 3), np.full((3, 4), np.nan))
+
+
+# Order by class
+
+
+def of_classes(labels: np.ndarray, noise: float) -> tuple[np.ndarray, np.ndarray]:
+    """Features and weights that take images for their classes more or less surely."""
+    width = labels.max() + 1
+    return np.eye(width)[labels] + np.random.default_rng(0).normal(scale=noise, size=(len(labels), width)), np.eye(
+        width
+    )
+
+
+@pytest.mark.parametrize("noise", [0.01, 0.3])
+@pytest.mark.parametrize(
+    ("count", "classes", "split"), [(1000, 5, 200), (1010, 5, 1000), (990, 40, 100), (2000, 2, 99)]
+)
+def test_an_order_by_class_is_told_from_others(count: int, classes: int, split: int, noise: float) -> None:
+    in_turn = np.arange(count) % classes
+    by_class, at_random = np.sort(in_turn), np.random.default_rng(1).permutation(in_turn)
+    found = [is_by_class(*of_classes(labels, noise), split) for labels in (by_class, in_turn, at_random)]
+    assert found == [True, False, False]
+    assert not is_by_class(*of_classes(by_class, noise), count)  # one split has no order
+
+
+def test_images_that_are_all_alike_have_no_order() -> None:
+    assert not is_by_class(np.ones((500, 3), np.float32), np.eye(3), split=100)
+
+
+def test_the_order_of_the_score() -> None:
+    features, weights = of_classes(np.repeat(np.arange(5), 20), 0.1)
+    order = np.random.default_rng(0).permutation(100)
+    shuffled = inception_score(features, 9 * weights, 20, order)
+    assert shuffled == pytest.approx(inception_score(features[order], 9 * weights, 20))
+    assert inception_score(features, 9 * weights, 20) < 1.5 < 3 < shuffled

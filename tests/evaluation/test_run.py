@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -13,16 +12,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file, save_file
 
 import evaluator
 import main_sample
+from evaluation import measure
 from evaluation import run as program
 from evaluation.features.shipped import statistics_file
 from evaluation.options import PRESETS, REFERENCE, REFERENCE_URL, PresetName, RunArgs
 from evaluation.run import default_folder, paper_lines
 from models.config import family_of
 from runtime.config import plain
-from tests.command_factory import PATIENCE, ROOT, Outcome, call, start
+from tests.command_factory import PATIENCE, ROOT, Outcome, call, save_run, start
+from tests.factory import tiny_model
 
 FIXTURE = ROOT / "tests/fixtures/evaluator"
 CHECKPOINT = ROOT / "tests/fixtures/tiny-2x"
@@ -38,11 +40,10 @@ def command(folder: Path, *flags: str) -> list[str]:
     ]  # fmt: skip
 
 
-def by_inception(folder: Path) -> tuple[str, ...]:
-    """Flags of the fixture's network and reference; features are kept beside the latter's copy."""
-    reference = shutil.copy(FIXTURE / "reference.npz", folder)
-    graph = str(FIXTURE / "classify_image_graph_def.pb")
-    return ("--features", "inception", "--inception_graph", graph, "--reference", str(reference))
+def by_inception() -> tuple[str, ...]:
+    """Flags of the fixture's network and reference."""
+    graph, reference = str(FIXTURE / "classify_image_graph_def.pb"), str(FIXTURE / "reference.npz")
+    return ("--features", "inception", "--inception_graph", graph, "--reference", reference)
 
 
 ENVIRONMENT = {"PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
@@ -116,7 +117,7 @@ def main_sample_images(tmp_path: Path) -> np.ndarray:
 @pytest.mark.ranks
 def test_ranks_end_with_the_run_and_go_on_to_the_result_of_one(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    kill_when_drawn(folder, 3, signal.SIGKILL, NPROC="2")
+    kill_when_drawn(folder, 3, signal.SIGKILL, CHECKERBOARD_NPROC="2")
     assert 0 < num_drawn(folder) < NUM_SAMPLES
     outcome = start_run(folder, "--nproc", "2")
     assert outcome.code == 0, outcome.err
@@ -129,17 +130,44 @@ def test_ranks_end_with_the_run_and_go_on_to_the_result_of_one(tmp_path: Path) -
 
 @pytest.mark.ranks
 def test_settings_by_variable_and_flag_are_recorded(tmp_path: Path) -> None:
+    """Variables of other names, which others export for other programs, change nothing; those of ours are printed."""
     folder = tmp_path / "run"
-    flags = (*by_inception(tmp_path), "--seed", "5", "--no_prec_recall", "--batch_size", "16")
-    outcome = start_run(folder, *flags, CFG="1.25", SEED="4", NPROC="2")
+    flags = (*by_inception(), "--seed", "5", "--no_prec_recall", "--batch_size", "16")
+    ours = {"CHECKERBOARD_CFG": "1.25", "CHECKERBOARD_SEED": "4", "CHECKERBOARD_NPROC": "2"}
+    others = {"CFG": "9", "NUM_SAMPLES": "7", "BACKEND": "torch", "DEVICE": "tpu", "CHECKERBOARD_DTYPE": ""}
+    outcome = start_run(folder, *flags, **ours, **others)
     assert outcome.code == 0, outcome.err
     result = read_result(folder)
     assert (result["run"]["cfg"], result["run"]["seed"], result["run"]["nproc"]) == (1.25, 5, 2)
     assert (result["sampling"]["cfg"], result["sampling"]["seed"]) == (1.25, 5)
-    assert result["run"]["checkpoint_sha256"] == result["sampling"]["checkpoint_sha256"]
+    assert result["run"]["model_sha256"] == result["sampling"]["model_sha256"]
     assert (result["num_samples"], result["Precision"], result["paper"]) == (NUM_SAMPLES, None, None)
     assert f"FID-{NUM_SAMPLES}" in outcome.out
     assert "paper" not in outcome.out
+    (line,) = (line for line in outcome.out.splitlines() if line.startswith("from the environment: "))
+    assert sorted(line.split()[3:]) == ["--cfg=1.25", "--nproc=2", "--seed=4"]
+
+
+def test_a_variable_that_is_no_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CHECKERBOARD_CGF", "1.5")
+    message = call(program.main, *command(tmp_path / "run")[2:]).error()
+    assert "CHECKERBOARD_CGF in the environment; did you mean CHECKERBOARD_CFG?" in message
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize("path", [None, "", ":/nowhere", "/nowhere::"])
+def test_a_working_directory_of_other_modules(path: str | None, tmp_path: Path) -> None:
+    """Not even where an empty entry of the user's PYTHONPATH would name it; ranks start further processes."""
+    for name in ("models", "data", "evaluation", "sampling", "runtime"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("raise SystemExit('the wrong one')")
+    for name in ("yaml", "numpy", "torch", "json"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('the wrong one')")
+    variables = {} if path is None else {"PYTHONPATH": path}
+    nproc = "2" if path == ":/nowhere" else "1"
+    outcome = start_run(tmp_path / "run", "--num_samples", "8", "--nproc", nproc, **variables)
+    assert outcome.code == 0, outcome.err
+    assert read_result(tmp_path / "run")["num_samples"] == 8
 
 
 @pytest.mark.processes
@@ -155,7 +183,7 @@ def test_a_classifier_takes_the_place_of_inception(tmp_path: Path) -> None:
     assert f"FD-digits-{NUM_SAMPLES}: {measured:.6g} (real test images: FD-digits-297 1.115" in outcome.out
     alone = call(evaluator.main, str(statistics_file("digits", "train")), str(folder / "samples"), *words[2:4])
     assert f"FD-digits-{NUM_SAMPLES}: {measured:.6g} (" in alone.out
-    again = start(*words, "--delete_samples", folder=tmp_path, **ENVIRONMENT, SEED="0")  # the result is found again
+    again = start(*words, "--delete_samples", folder=tmp_path, **ENVIRONMENT)  # the result is found again
     assert (again.code, again.out.count("\n")) == (0, 3)
     assert [path.name for path in folder.iterdir()] == ["result.json"]
 
@@ -169,6 +197,34 @@ def test_another_setting_keeps_the_earlier_result(tmp_path: Path) -> None:
     assert written[0] == written[1]  # the second run found its result
     assert json.loads((folder / "result.1.json").read_text())["run"]["seed"] == 0
     assert read_result(folder)["run"]["seed"] == 1
+
+
+def test_another_autoencoder_is_measured_anew(tmp_path: Path) -> None:
+    """Whose weights lie beside a checkpoint that stayed as it was; images and figures are new, as in a new folder."""
+    run, found = save_run(tmp_path / "run", tiny_model()), []
+    for folder in ("a", "a", "b"):
+        words = command(tmp_path / folder, "--checkpoint", str(run), "--num_samples", "8")[2:]
+        outcome = call(program.main, *words)
+        assert outcome.code == 0, outcome.err
+        result = read_result(tmp_path / folder)
+        found.append((result["FD-digits-8"], result["samples"]["sha256"], result["run"]["model_sha256"]))
+        if len(found) == 1:
+            (weights,) = (run / "autoenc").glob("*.safetensors")
+            state = load_file(weights)
+            save_file({k: -v if "decoder.conv_out" in k else v.clone() for k, v in state.items()}, weights)
+    assert found[1] == found[2]
+    assert all(new != old for new, old in zip(found[1], found[0], strict=True))
+    assert json.loads((tmp_path / "a/result.1.json").read_text())["FD-digits-8"] == found[0][0]
+
+
+@pytest.mark.parametrize("constant", ["VERSION", "DRAWING_VERSION"])
+def test_a_result_of_other_code_is_not_taken(constant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it says that the same settings gave other images or metrics."""
+    words = command(tmp_path / "run", "--num_samples", "8")[2:]
+    assert call(program.main, *words).code == 0
+    monkeypatch.setattr(measure, constant, -1)
+    assert call(program.main, *words).code == 0
+    assert (tmp_path / "run/result.1.json").exists()
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -202,6 +258,14 @@ def test_the_papers_metrics_stand_beside_the_measured_ones() -> None:
     ]  # fmt: skip
 
 
+def test_a_longer_name_keeps_the_columns() -> None:
+    result = result_of()
+    result |= {"Inception Score (shuffled)": 303.0, "metrics": [*result["metrics"], "Inception Score (shuffled)"]}
+    lines = paper_lines(result, PRESET, PRESETS_DRAWING)
+    assert lines[-1].split() == ["Inception", "Score", "(shuffled)", "303", "-"]
+    assert len({len(line) for line in lines}) == 1
+
+
 def test_what_the_paper_did_otherwise_is_said() -> None:
     result = result_of(Drawing(cfg=1.6, steps_per_scale=4), num_samples=2100)
     lines = paper_lines(result, PRESET, PRESETS_DRAWING)
@@ -216,13 +280,13 @@ def test_without_a_preset_the_defaults_are_the_papers() -> None:
 
 
 def test_mistakes_are_found_before_anything_is_drawn(tmp_path: Path) -> None:
-    flags = command(tmp_path / "run", *by_inception(tmp_path))[2:]
+    flags = command(tmp_path / "run", *by_inception())[2:]
     assert "did you mean --num_samples" in call(program.main, *flags, "--num_sampels", "3").error()
     assert "no checkpoint at" in call(program.main, *flags, "--checkpoint", "nowhere").error()
     assert "nowhere.npz does not exist" in call(program.main, *flags, "--reference", "nowhere.npz").error()
     of_a_classifier = str(statistics_file("digits", "train"))
     assert (
-        "neither images nor statistics of the features"
+        "statistics of another network's features, and no images"
         in call(program.main, *flags, "--reference", of_a_classifier).error()
     )
     of_digits = ("--features", "digits", "--num_samples", "48")
@@ -233,7 +297,13 @@ def test_mistakes_are_found_before_anything_is_drawn(tmp_path: Path) -> None:
         in call(program.main, *of_digits, "--preset", "2x-cfg1.4").error()
     )
     of_another = str(statistics_file("cifar10", "train"))
-    assert "holds neither images nor statistics" in call(program.main, *of_digits, "--reference", of_another).error()
+    assert "another network's features" in call(program.main, *of_digits, "--reference", of_another).error()
+    theirs = tmp_path / "theirs.npz"
+    np.savez(theirs, mu=np.zeros(100), sigma=np.eye(100))
+    assert (
+        "of 100 features, but this network has 2048" in call(program.main, *flags, "--reference", str(theirs)).error()
+    )
+    assert "leave --features out" in call(program.main, *of_digits, "--reference", str(theirs)).error()
     assert "nowhere.pb" in call(program.main, *flags, "--inception_graph", "nowhere.pb").error()
     assert "nproc is 0" in call(program.main, *flags, "--nproc", "0").error()
     assert "preset" in call(program.main, *flags, "--preset", "8x").error()
@@ -244,6 +314,6 @@ def test_mistakes_are_found_before_anything_is_drawn(tmp_path: Path) -> None:
 
 @pytest.mark.processes
 def test_a_mistake_is_one_line_before_any_rank_is_started(tmp_path: Path) -> None:
-    outcome = start_run(tmp_path / "run", "--checkpoint", "nowhere", NPROC="2")
+    outcome = start_run(tmp_path / "run", "--checkpoint", "nowhere", "--nproc", "2")
     assert outcome.code == 2
     assert [line.split(":")[0] for line in outcome.err.splitlines()] == ["error"]

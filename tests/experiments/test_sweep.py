@@ -17,7 +17,7 @@ import main_sample
 from evaluation.features.shipped import statistics_file
 from evaluation.measure import find_result
 from experiments import sweep
-from experiments.sweep import draw_figure, parse_values
+from experiments.sweep import draw_figure, parse_values, table_of
 from models.config import FAMILIES, Drawing
 from runtime.command import run
 from runtime.errors import UserError
@@ -116,6 +116,16 @@ def test_a_damaged_result_is_none(content: str, tmp_path: Path) -> None:
     assert find_result(file, {"cfg": 2}) is None
 
 
+def test_a_metric_of_some_rows_alone_has_a_column() -> None:
+    """As the shuffled Inception Score, of images that come by class."""
+    score = "Inception Score (shuffled)"
+    rows = [{"cfg": 1.0, "FID": 2.0}, {"cfg": 2.0, score: 3.0, "FID": 4.0}, {"cfg": 3.0, "FID": 5.0}]
+    text = table_of(rows)
+    found = list(csv.DictReader(text.splitlines()))
+    assert [row[score] for row in found] == ["", "3.0", ""]
+    assert [row["FID"] for row in found] == ["2.0", "4.0", "5.0"]
+
+
 # A sweep
 
 
@@ -128,7 +138,7 @@ def test_a_row_a_combination(finished: Path) -> None:
     for row in rows:
         assert 0 <= float(row["Class accuracy"]) <= 1
         assert (row["num_samples"], row["seed"], row["dtype"]) == (str(COUNT), "0", "float32")
-        assert all(len(row[f"{name}_sha256"]) == 64 for name in ("checkpoint", "reference", "classifier"))
+        assert all(len(row[f"{name}_sha256"]) == 64 for name in ("model", "reference", "classifier"))
         assert "FID" not in ",".join(row)
     with Image.open(finished / "sweep.png") as picture:
         assert min(picture.size) > 300

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 
 from data.crops import to_floats, to_uint8
 from models.checkerboard.config import CheckerboardDrawing
@@ -182,3 +182,50 @@ def test_sixteen_bits_and_transparent_masks_mean_what_they_show(tmp_path: Path) 
     assert np.array_equal(edit.image[0].numpy(), levels // 257)
     assert edit.mask[:, :8].all()
     assert not edit.mask[:, 8:].any()
+
+
+@pytest.mark.parametrize("turned", range(1, 9))
+def test_photos_and_masks_are_upright(turned: int, tmp_path: Path, model: Checkerboard) -> None:
+    """However the camera stores them: EXIF orientation 1 to 8, of the image, its mask, or both."""
+    upright = picture(48, 40, seed=1)
+    mask = Image.open(write_mask(tmp_path / "upright.png", upright.size))
+    undo = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # Image.Transpose that a viewer undoes
+    exif = Image.Exif()
+    exif[ImageOps.ExifTags.Base.Orientation] = turned
+    for name, shown in (("image", upright), ("mask", mask)):
+        shown.save(tmp_path / f"{name}.png")
+        stored = shown if turned == 1 else shown.transpose(Image.Transpose(undo[turned]))
+        stored.save(tmp_path / f"{name}-turned.png", exif=exif)
+    expected = load_edit(str(tmp_path / "image.png"), str(tmp_path / "mask.png"), model)
+    for image in ("image", "image-turned"):
+        for mask_name in ("mask", "mask-turned"):
+            edit = load_edit(str(tmp_path / f"{image}.png"), str(tmp_path / f"{mask_name}.png"), model)
+            assert torch.equal(edit.image, expected.image)
+            assert torch.equal(edit.mask, expected.mask)
+
+
+def test_strokes_on_transparent_ground_turn_with_their_file(tmp_path: Path, model: Checkerboard) -> None:
+    picture(32, 32, seed=1).save(tmp_path / "image.png")
+    strokes = np.full((32, 32, 4), 255, np.uint8)
+    strokes[8:, :, 3] = 0  # the upper quarter is painted
+    exif = Image.Exif()
+    exif[ImageOps.ExifTags.Base.Orientation] = 3
+    Image.fromarray(strokes).save(tmp_path / "mask.png", exif=exif)
+    edit = load_edit(str(tmp_path / "image.png"), str(tmp_path / "mask.png"), model)
+    assert edit.mask[-8:].all()
+    assert not edit.mask[:-8].any()
+
+
+def test_sixteen_bit_masks_are_white_from_the_middle_on(tmp_path: Path, model: Checkerboard) -> None:
+    picture(32, 32, seed=1).save(tmp_path / "image.png")
+    levels = np.linspace(0, 65535, 32 * 32).reshape(32, 32).astype(np.uint16)
+    Image.fromarray(levels).save(tmp_path / "mask.png")
+    edit = load_edit(str(tmp_path / "image.png"), str(tmp_path / "mask.png"), model)
+    assert np.array_equal(edit.mask.numpy(), levels // 257 >= 128)
+
+
+def test_masks_without_a_known_white_are_refused(tmp_path: Path, model: Checkerboard) -> None:
+    picture(32, 32, seed=1).save(tmp_path / "image.png")
+    Image.fromarray(np.ones((32, 32), np.float32)).save(tmp_path / "mask.tif")
+    with pytest.raises(UserError, match=r"mask\.tif holds floating-point numbers, whose black and white"):
+        load_edit(str(tmp_path / "image.png"), str(tmp_path / "mask.tif"), model)

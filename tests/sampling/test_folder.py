@@ -6,7 +6,7 @@ import os
 import random
 import shutil
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from evaluation.image_files import open_images
 from models.checkerboard.config import CheckerboardDrawing
 from models.family import Samples
 from runtime import distributed
@@ -170,6 +171,78 @@ def test_other_settings_are_moved_aside(
     assert capsys.readouterr().out == f"the earlier samples in {folder} are now in {folder}.2\n"
     assert sorted(contents(folder)) == ["notes.txt", "samples.json"]
     assert todo(folder, file_format) == list(range(COUNT))
+
+
+def another_disk(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """From now on files in ``folder`` cannot be renamed to a place out of it, as if it were a disk of its own."""
+    rename = Path.rename
+
+    def on_one_disk(path: Path, target: Path) -> Path:
+        if folder in path.parents and folder not in Path(target).parents:
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), str(path))
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", on_one_disk)
+
+
+def no_folder_beside(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """From now on no folder can be made beside ``folder``, as in a parent of someone else's."""
+    mkdir = Path.mkdir
+
+    def in_folder(path: Path, *args: Any, **kwargs: Any) -> None:
+        if path.parent == folder.parent and path != folder:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        mkdir(path, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "mkdir", in_folder)
+
+
+@pytest.mark.parametrize("hindrance", [another_disk, no_folder_beside])
+@pytest.mark.parametrize("complete", [False, True])
+@pytest.mark.parametrize("file_format", FORMATS)
+def test_where_nothing_can_be_moved_beside_it_is_moved_within(
+    file_format: Format,
+    complete: bool,
+    hindrance: Callable[[pytest.MonkeyPatch, Path], None],
+    folder: Path,
+    images: Tensor,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    prepare(folder, file_format=file_format)
+    found = fill(folder, images, range(COUNT if complete else 3), file_format)
+    if complete:
+        found.finish(LABELS)
+    (folder / "notes.txt").write_text("mine")
+    before = contents(folder)
+    hindrance(monkeypatch, folder)
+    for number in (1, 2):
+        assert prepare(folder, SETTINGS | {"seed": number}, file_format=file_format)
+        aside = folder / f"earlier.{number}"
+        assert capsys.readouterr().out == f"the earlier samples in {folder} are now in {aside}\n"
+        assert contents(aside) | {"notes.txt": b"mine"} == before
+        assert list(folder.parent.iterdir()) == [folder]
+        fill(folder, images, file_format=file_format).finish(LABELS)
+        before = {name: content for name, content in contents(folder).items() if "earlier" not in name}
+        assert open_images(folder).shape == SHAPE[:3]  # evaluation sees those of now alone
+    assert not prepare(folder, SETTINGS | {"seed": 2}, file_format=file_format)
+    remove_samples(folder)
+    assert sorted(path.name for path in folder.iterdir()) == ["earlier.1", "earlier.2", "notes.txt"]
+
+
+def test_what_can_be_moved_nowhere_stays(folder: Path, images: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepare(folder)
+    fill(folder, images, [0])
+    before = contents(folder)
+
+    def refused(path: Path, target: Path) -> Path:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(Path, "rename", refused)
+    with pytest.raises(PermissionError):
+        prepare(folder, SETTINGS | {"seed": 1})
+    assert contents(folder) == before
+    assert not list(folder.parent.rglob("*.1"))
 
 
 def test_damaged_settings_are_those_of_others(folder: Path, images: Tensor) -> None:
@@ -494,6 +567,21 @@ def test_a_complete_folder_takes_a_damaged_picture_for_a_missing_one(damage: str
     assert todo(folder) == [1, 4]
     fill(folder, images, [1, 4]).finish(LABELS)
     assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut short", "no end"])
+def test_a_complete_folder_whose_picture_was_cut_short_is_not_whole(damage: str, folder: Path, images: Tensor) -> None:
+    prepare(folder)
+    fill(folder, images).finish(LABELS)
+    assert not prepare(folder)
+    path = folder / image_name(4)
+    whole = path.read_bytes()
+    path.write_bytes({"empty": b"", "cut short": whole[: len(whole) // 2], "no end": whole[:-12]}[damage])
+    assert prepare(folder)
+    assert todo(folder) == [4]
+    fill(folder, images, [4]).finish(LABELS)
+    assert path.read_bytes() == whole
+    assert not prepare(folder)
 
 
 def test_a_complete_folder_that_lost_what_is_made_of_all_images(folder: Path, images: Tensor) -> None:

@@ -1,6 +1,7 @@
 """The classifiers that ship: small, as good as is recorded, and measured by evaluator.py under names of their own."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any, get_args
 
@@ -144,7 +145,7 @@ def test_a_reference_of_images_and_other_sizes(tmp_path: Path) -> None:
     assert result["FD-digits-200"] > 0
     assert err.count("images of 16 x 16 pixels are read at 32 x 32") == 2
     assert "greyscale" not in err
-    assert len(list(tmp_path.glob("reference.npz.features-*"))) == 1
+    assert not list(tmp_path.glob("reference.npz?*"))
 
 
 def test_a_reference_made_for_a_classifier(tmp_path: Path) -> None:
@@ -164,6 +165,16 @@ def test_a_reference_made_for_a_classifier(tmp_path: Path) -> None:
     result, _, _ = evaluate(tmp_path, target, str(tmp_path / "images"), "--features", "digits")
     assert result["FD-digits-80"] == pytest.approx(0, abs=1e-4)
     assert result["reference"]["statistics"] == "stored"
+
+
+def test_a_files_number_of_images_is_printed(tmp_path: Path) -> None:
+    """Also where the statistics alone are left of them."""
+    test = str(statistics_file("digits", "test"))
+    result, out, _ = evaluate(tmp_path, DIGITS_TRAIN, test, "--features", "digits")
+    assert (result["num_reference"], result["num_samples"]) == (1500, 297)
+    assert result["FD-digits-297"] == result["real_images"]["FD-digits-297"]
+    assert "N = 1500, stored statistics" in out
+    assert "N = 297, stored statistics" in out
 
 
 def refusal(*argv: str) -> str:
@@ -190,3 +201,14 @@ def test_a_damaged_file_is_no_classifier(tmp_path: Path) -> None:
             path.write_bytes(content)
         with pytest.raises(UserError, match=r"digits\.safetensors holds no classifier"):
             Classifier("digits", CPU, tmp_path)
+
+
+def test_real_data_that_are_none(tmp_path: Path) -> None:
+    shutil.copy(FOLDER / "digits.safetensors", tmp_path)
+    classifier = Classifier("digits", CPU, tmp_path)
+    with np.load(statistics_file("digits", "test")) as file:
+        arrays = dict(file)
+    sigma = f"sigma{classifier.key_suffixes[0]}"
+    np.savez(statistics_file("digits", "test", tmp_path), **(arrays | {sigma: -arrays[sigma]}))
+    with pytest.raises(UserError, match=r"digits-test\.npz is damaged.*negative eigenvalue"):
+        classifier.real_data("test")
