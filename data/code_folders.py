@@ -26,15 +26,24 @@ class CodeFolders(Dataset):
     UserError: a folder lacks files, or folders are of different images.
     """
 
-    def __init__(self, paths: Sequence[str], img_size: int, side: int, num_codes: int, num_classes: int) -> None:
-        self.folders = [_Folder(Path(path), img_size, side) for path in paths]
-        self.side, self.num_codes, self.num_classes = side, num_codes, num_classes
-        self.count = self.folders[0].num_images
+    def __init__(self, paths: Sequence[str], img_size: int) -> None:
+        self.folders = [_Folder(Path(path), img_size) for path in paths]
+        first, self.count = self.folders[0], self.folders[0].num_images
         compared = range(0, self.count, -(-self.count // MOST_COMPARED))
         labels = [[folder.label(n) for n in compared] for folder in self.folders if folder.num_images == self.count]
         if len(labels) < len(self.folders) or any(found != labels[0] for found in labels):
             raise UserError(f"{', '.join(paths)} are of different images; name folders of the same ones")
+        self.num_locations = first.read(0).shape[1]
         self.num_crops = len(self.folders) * math.lcm(*(folder.num_maps for folder in self.folders))
+
+    def check(self, scale_sizes: Sequence[int], num_codes: int, num_classes: int) -> None:
+        """Refuse codes that are not of a model's one scale; each code and label is checked when it is read."""
+        if [side * side for side in scale_sizes] != [self.num_locations]:
+            raise UserError(
+                f"{self.folders[0].path} holds {self.num_locations} codes an image, but the model has the scales "
+                f"{', '.join(map(str, scale_sizes))}; name codes of its size"
+            )
+        self.side, self.num_codes, self.num_classes = scale_sizes[0], num_codes, num_classes
 
     def __len__(self) -> int:
         return self.count
@@ -51,15 +60,16 @@ class CodeFolders(Dataset):
         labels = torch.tensor([self.folders[0].label(index) for index, _ in items])
         for name, values, end in (("code", codes, self.num_codes), ("label", labels, self.num_classes)):
             if values.min() < 0 or values.max() >= end:
-                raise UserError(f"{self.folders[0].path} holds {name} {values.max()}, but the model has {end}; name its own")
+                where = self.folders[0].path
+                raise UserError(f"{where} holds {name} {values.max()}, but the model has {end}; name codes of its own")
         return [codes.unflatten(1, (self.side, self.side))], labels
 
 
 class _Folder:
     """The files of one folder. With several processes the last files may repeat the first images: they do not count."""
 
-    def __init__(self, path: Path, img_size: int, side: int) -> None:
-        self.path, self.side = path, side
+    def __init__(self, path: Path, img_size: int) -> None:
+        self.path = path
         self.codes, self.labels = (path / f"imagenet{img_size}_{kind}" for kind in ("codes", "labels"))
         counts = [_count(folder) for folder in (self.codes, self.labels)]
         if counts[0] != counts[1]:
@@ -74,8 +84,8 @@ class _Folder:
         """(A, G * G) codes of an image."""
         file = self.codes / f"{index}.npy"
         found = _load(file)
-        if found.ndim != 3 or len(found) != 1 or found.shape[2] != self.side**2:
-            raise UserError(f"{file} has shape {found.shape}, not (1, maps, {self.side**2}); name codes of this size")
+        if found.ndim != 3 or len(found) != 1 or found.dtype.kind not in "iu":
+            raise UserError(f"{file} holds {found.dtype} {found.shape}, not integers (1, maps, codes); name others")
         return found[0]
 
     def _repeated(self, count: int) -> int:
@@ -88,7 +98,7 @@ class _Folder:
 def _count(folder: Path) -> int:
     """How many files there are, which must be numbered from 0."""
     if not folder.is_dir():
-        raise UserError(f"no folder {folder}; name the folder that holds it, as LlamaGen's extract_codes_c2i.sh makes it")
+        raise UserError(f"no folder {folder}; name the one that holds it, as LlamaGen's extract_codes_c2i.sh makes it")
     numbers = {entry.name.removesuffix(".npy") for entry in os.scandir(folder) if entry.name.endswith(".npy")}
     missing = next((n for n in range(len(numbers)) if str(n) not in numbers), None)
     if missing is not None or not numbers:

@@ -4,8 +4,8 @@ Letters: B batch, T tokens of a call (the class token is token 0), D width, h he
 """
 
 from collections.abc import Callable, Iterable
-from functools import lru_cache
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal, Protocol, Self
 
 import torch

@@ -45,7 +45,7 @@ def prepare_and_train(config: GeneratorConfig, args: TrainArgs, drawing: Drawing
     if trains:
         torch.manual_seed(args.seed)
         model = model_class(config)(config, autoencoder).to(device)
-        model.class_names = list(source.class_names)
+        model.class_names = source.class_names and list(source.class_names)
         with lock_folder(folder):
             if distributed.is_main():
                 begin_run(folder, autoencoder)

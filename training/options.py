@@ -98,7 +98,7 @@ class TrainArgs(LoopArgs):
         (), "folders of codes as LlamaGen extracts them, instead of images; of several, each visit takes one at random"
     )
     patch_level: int = option(
-        1, "stages of Next Patch Prediction, 1 to 4: L learns from patches of 2^(L-1), .., 2, 1 codes a side; 1 from codes"
+        1, "stages of Next Patch Prediction, 1 to 4: L stages learn from patches of 2^(L-1), .., 2, 1 codes a side"
     )
     epoch_rate: float = option(0.5, "share of all epochs at which the last stage begins, and so on for those before it")
     schedule: Literal["drops", "stages"] = option(
@@ -138,6 +138,8 @@ class TrainArgs(LoopArgs):
             raise UserError("check_images means nothing without a cache; add --use_cache, or leave it out")
         if self.verify_cache < 0:
             raise UserError(f"verify_cache is {self.verify_cache}; give a number of images")
+        if self.code_paths and (self.use_cache or self.create_cache or self.verify_cache or self.check_data):
+            raise UserError("code_paths are codes already; leave out use_cache, create_cache, verify_cache, check_data")
         self._check_stages()
 
     def _check_stages(self) -> None:
@@ -150,7 +152,8 @@ class TrainArgs(LoopArgs):
         for name, idle in unused.items():
             default = {} if name == "lr_drops" else getattr(TrainArgs, name)
             if idle and getattr(self, name) != default:
-                raise UserError(f"{name} means nothing with schedule {self.schedule} and patch_level {self.patch_level}; leave it out")
+                beside = f"schedule {self.schedule} and patch_level {self.patch_level}"
+                raise UserError(f"{name} means nothing with {beside}; leave it out")
 
     def patch_side(self, epoch: int) -> int:
         """Side of the patches of codes that an epoch learns from."""

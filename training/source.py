@@ -7,7 +7,16 @@ from pathlib import Path
 from torch.utils.data import Dataset
 
 from data.cache import Manifest, TokenCache, cache_name, describe, is_complete, read_manifest
-from data.images import CroppedImages, LabelledImages, check_num_classes, dataset_name, open_dataset
+from data.code_folders import CodeFolders
+from data.images import (
+    CroppedImages,
+    LabelledImages,
+    check_num_classes,
+    dataset_name,
+    human_names,
+    imagenet_keys,
+    open_dataset,
+)
 from data.make_cache import PAPER_SCALE_SIZES, CacheMaker
 from models.autoencoder import Autoencoder
 from models.config import GeneratorConfig
@@ -15,19 +24,21 @@ from runtime import distributed
 from runtime.errors import UserError
 from training.options import TrainArgs
 
+NUM_IMAGENET = 1000  # classes
 MAX_DIFFERENT_SHARE = 0.01  # of codes; rounding flips far fewer
 
 
 @dataclass(frozen=True)
 class Source:
-    """Images, or, where a cache serves alone, what its manifest says of them."""
+    """Images, or what is known of them where a cache or folders of codes serve alone."""
 
     cache: Path  # folder that a cache of them has or would have
     num_images: int
     class_keys: Sequence[str]
-    class_names: Sequence[str]
+    class_names: Sequence[str] | None
     images: LabelledImages | None
     remarks: Sequence[str]  # what a user may not expect
+    codes: CodeFolders | None = None
 
     def dataset(
         self, config: GeneratorConfig, args: TrainArgs, autoencoder: Autoencoder, sha256: str
@@ -36,9 +47,12 @@ class Source:
 
         ``sha256`` is the autoencoder's.
         """
+        own = config.scale_sizes(autoencoder.config.stride)
+        if self.codes is not None:
+            self.codes.check(own, autoencoder.config.n_embed, config.num_classes)
+            return self.codes
         if not (args.create_cache or args.use_cache or args.verify_cache):
             return CroppedImages(self.images, config.img_size, args.crop)
-        own = config.scale_sizes(autoencoder.config.stride)
         if self.images is None:
             manifest = self._manifest_of(config, args, autoencoder, sha256)
         else:
@@ -78,6 +92,10 @@ class Source:
 def open_source(config: GeneratorConfig, args: TrainArgs) -> Source:
     """The images that ``args`` name, or a complete cache of them alone; UserError if there is neither."""
     cache = Path(args.cached_path) / cache_name(dataset_name(args.dataset, args.data_path), config.img_size, args.crop)
+    if args.code_paths:
+        codes, known = CodeFolders(args.code_paths, config.img_size), config.num_classes == NUM_IMAGENET
+        keys = imagenet_keys() if known else [str(label) for label in range(config.num_classes)]
+        return Source(cache, len(codes), keys, human_names(keys) if known else None, None, [], codes)
     if _serves_alone(cache, args):
         manifest = read_manifest(cache)
         remark = f"training from {cache} alone, without a look at the images; --check_images compares it with them"

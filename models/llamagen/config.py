@@ -24,8 +24,8 @@ class LlamaConfig(TransformerConfig):
         super().__post_init__()
         if self.head_dim % 4:
             raise UserError(
-                f"hidden_size {self.hidden_size} over num_attention_heads {self.num_attention_heads} must be a multiple "
-                "of 4, for rotary embedding in two dimensions"
+                f"hidden_size {self.hidden_size} over num_attention_heads {self.num_attention_heads} must be a "
+                "multiple of 4, for rotary embedding in two dimensions"
             )
 
     @property
@@ -42,8 +42,9 @@ class LlamaGenConfig(GeneratorConfig):
     llama_config: LlamaConfig = option(LlamaConfig, "size of the transformer")
     dropout: float = option(0.1, "in training, of the tokens, and after attention and feed-forward layers")
     drop_path_rate: float = option(
-        0.0, "in training, probability that an image skips a branch of the last layer, 0 at the first; above 0, only "
-        "tokens are dropped out"
+        0.0,
+        "in training, probability that an image skips a branch of the last layer, 0 at the first; above 0, only "
+        "tokens are dropped out",
     )
     label_drop: float = option(0.1, "probability, in training, that a label is dropped to unconditional")
 

@@ -19,7 +19,7 @@ def by_patch(grid: Tensor, side: int) -> Tensor:
     """(B, M, p * p, ...) of a grid (B, G, G, ...): what belongs to the codes of each patch."""
     size = grid.shape[1]
     if size % side:
-        raise UserError(f"patches of side {side} do not divide a grid of {size} x {size} codes; choose a side that does")
+        raise UserError(f"patches of side {side} do not divide a grid of {size} x {size} codes; choose one that does")
     rows = grid.unflatten(2, (-1, side)).unflatten(1, (-1, side))  # (B, G/p, p, G/p, p, ...)
     return rows.transpose(2, 3).flatten(3, 4).flatten(1, 2)
 
@@ -27,8 +27,8 @@ def by_patch(grid: Tensor, side: int) -> Tensor:
 def grid_rotation(side: int, head_dim: int, device: torch.device) -> Tensor:
     """(1 + M, d / 2, 2) cosine and sine for the class token, then for each location: angles of y, then of x.
 
-    The class token's are zeros, not of angle 0: its query and key vanish, and every token scores it exactly 0. Published
-    weights need it so.
+    The class token's are zeros, not of angle 0: its query and key vanish, and every token scores it exactly 0.
+    Published weights need it so.
     """
     frequencies = BASE ** (-torch.arange(head_dim // 4, device=device) / (head_dim // 4))
     angles = torch.outer(torch.arange(side, device=device), frequencies)  # (G, d / 4)

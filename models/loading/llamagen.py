@@ -1,4 +1,4 @@
-"""Files of LlamaGen and of Next Patch Prediction: where their weights are, and what model they are of (gpt.md Sec. 2)."""
+"""Files of LlamaGen and of Next Patch Prediction: where weights are, and what model they are of (gpt.md Sec. 2)."""
 
 import argparse
 import re
@@ -13,7 +13,6 @@ from models.config import AutoencoderPaths
 from models.llamagen.config import STRIDE, LlamaGenConfig
 from models.loading.state import PublishedLayout, our_names
 from runtime.errors import UserError
-
 
 
 class Size(NamedTuple):
@@ -31,7 +30,7 @@ SIZES = {  # by layers and width; heads cannot be read off the weights
     (48, 1536): Size("XXL", 24),
     (24, 3200): Size("3B", 32),
 }
-STATES = ("model", "module", "state_dict")  # of DDP, DeepSpeed and others, in the order tried; without one, all is weights
+STATES = ("model", "module", "state_dict")  # of DDP, DeepSpeed and others; without one of them, all is weights
 NO_WEIGHTS = re.compile(r"(.*\.)?(freqs_cis|causal_mask|kv_cache\.[kv]_cache)")
 IN_NAME = re.compile(r"_(256|384|512)(?!\d)")
 # The autoencoder of every released model, where download.sh puts it.
@@ -48,9 +47,7 @@ def states_of(content: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def complete_section(
-    section: dict[str, Any] | None, content: Mapping[str, Any], path: Path
-) -> dict[str, Any] | None:
+def complete_section(section: dict[str, Any] | None, content: Mapping[str, Any], path: Path) -> dict[str, Any] | None:
     """The ``model:`` section with what it leaves open read off the file, if its weights are LlamaGen's."""
     state = states_of(content)["model"]
     if not all(any(str(key).endswith(name) for key in state) for name in (TABLE, HEAD)):
@@ -105,8 +102,8 @@ def _image_size(args: Mapping[str, Any], path: Path) -> int:
 
 def published_section(config: LlamaGenConfig, autoenc: AutoencoderPaths, path: Path) -> dict[str, Any]:
     """The ``model:`` section beside exported weights: what the file itself cannot say, and the sizes."""
-    section = asdict(replace(config, autoenc=autoenc))
-    return {key: section[key] for key in ("architecture", "img_size", "num_classes", "vocab_size", "llama_config", "autoenc")}
+    section, names = asdict(replace(config, autoenc=autoenc)), ("architecture", "img_size", "num_classes", "vocab_size")
+    return {key: section[key] for key in (*names, "llama_config", "autoenc")}
 
 
 def published_file(models: Mapping[str, Any], checkpoint: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:

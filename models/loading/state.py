@@ -39,7 +39,7 @@ class PublishedLayout:
     names: Names
     # The ``model:`` section in that schema, of a configuration, its autoencoder's files and a path for messages.
     section: Callable[[Any, AutoencoderPaths, Path], dict[str, Any]]
-    # Name and contents of the exported file, of models called ``model`` and ``model_ema`` and the checkpoint they are of.
+    # Name and contents of the exported file, of ``model`` and ``model_ema`` and the checkpoint that they are of.
     file: Callable[[Mapping[str, Any], Mapping[str, Any]], tuple[str, dict[str, Any]]]
     # ``model`` and ``model_ema`` of a file's contents; by default the entries that are called so.
     states: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
