@@ -87,8 +87,8 @@ def report(reference: ImageSet, samples: ImageSet, network: Inception | Classifi
     warnings = warnings_of_pair(reference, samples, network)
     if SHUFFLED_SCORE in metrics:
         warnings.append(
-            f"{samples.path}: the images come by class, so each {SPLIT} that the Inception Score is averaged over hold "
-            f"other classes; {SHUFFLED_SCORE} is that of a random order"
+            f"{samples.path}: the images come in order of class, so that the parts of {SPLIT} that the Inception Score "
+            f"is the mean of hold few classes each and make it too low; {SHUFFLED_SCORE} is that of a random order"
         )
     return {
         **metrics,

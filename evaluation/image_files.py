@@ -138,7 +138,9 @@ class NpzImages(Images):
         try:
             with zipfile.ZipFile(self.path) as archive:
                 yield archive
-        except DAMAGE as error:
+        except (*DAMAGE, OSError) as error:
+            if getattr(error, "filename", None) is not None:  # it cannot be opened
+                raise
             raise UserError(f"{self.path} is damaged, still being written, or no npz ({error})") from error
 
     def _read(self, name: str) -> np.ndarray:

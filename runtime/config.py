@@ -167,7 +167,7 @@ def typed(value: Any, hint: Any, name: str) -> Any:
             if math.isfinite(number := float(value)):
                 return number
     elif isinstance(origin, type) and type(value) is origin:
-        return os.path.expanduser(value) if origin is str else value  # a shell leaves the ~ of --flag=~/x alone
+        return os.path.expanduser(value) if origin is str else value  # noqa: PTH111 (a shell leaves --flag=~/x alone)
     raise UserError(f"{name} is {value}; it must be {_described(hint)[1]}")
 
 

@@ -43,7 +43,10 @@ def draw_samples(args: SampleArgs, settings: dict[str, Any]) -> None:
     drawing = checked_drawing(model, settings)
     labels = _choose_labels(model, args)
     sha256 = model_sha256(model) if distributed.is_main() else ""
-    for warning in drawing.warnings(model.scale_sizes):
+    warnings = drawing.warnings(model.scale_sizes)
+    if drawing.uses_cfg and not model.config.class_cond:
+        warnings.append("cfg has no effect on a model without classes")
+    for warning in warnings:
         distributed.say(f"warning: {warning}")
     dtype = pick_dtype(args.dtype, device)
     model.to(device=device, dtype=dtype)

@@ -522,6 +522,9 @@ def test_an_unconditional_model(tmp_path: Path) -> None:
     draw(tmp_path / "new", "--num_samples", "3", "--cfg", "0", checkpoint=folder)
     assert len(set(pngs(tmp_path / "new"))) == 3
     assert [image["class"] for image in read_settings(tmp_path / "new")["images"]] == [None] * 3
+    guided = draw(tmp_path / "guided", "--num_samples", "3", "--cfg", "2", checkpoint=folder)
+    assert guided.out.startswith("warning: cfg has no effect on a model without classes\n")
+    assert pngs(tmp_path / "guided") == pngs(tmp_path / "new")
     (tmp_path / "labels.txt").write_text("1\n")
     for flags in (("--labels", "1"), ("--labels", "10"), ("--label_file", str(tmp_path / "labels.txt"))):
         message = refusal("--checkpoint", str(folder), "--output_dir", str(tmp_path / "other"), *flags)

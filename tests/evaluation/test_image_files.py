@@ -86,6 +86,17 @@ def test_a_flipped_byte(save: object, place: float, tmp_path: Path) -> None:
     assert "damaged" in refusal(path) or place == 0.02
 
 
+@pytest.mark.parametrize("place", [-3, -6, -7])  # of the place of the list, and its length, in the zip's last record
+@pytest.mark.parametrize("byte", [0, 1, 77, 255])
+def test_a_damaged_list_of_contents(place: int, byte: int, tmp_path: Path) -> None:
+    path = tmp_path / "a.npz"
+    np.savez(path, arr_0=pictures())
+    content = bytearray(path.read_bytes())
+    content[place] = byte if content[place] != byte else 3
+    path.write_bytes(content)
+    assert "damaged, still being written, or no npz" in refusal(path)
+
+
 def test_array_shorter_than_its_header_says(tmp_path: Path) -> None:
     whole, path = tmp_path / "whole.npz", tmp_path / "a.npz"
     np.savez(whole, arr_0=pictures())

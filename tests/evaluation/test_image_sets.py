@@ -260,7 +260,7 @@ def test_a_score_of_images_by_class_stands_beside_a_shuffled_one(by_class: bool,
     pair = [load_image_set(save(tmp_path / "a.npz", arr_0=images), Classes(), 500) for _ in range(2)]
     pair[0].features = None  # precision and recall take long
     result = report(*pair, Classes())
-    warned = [text for text in result["warnings"] if "the images come by class" in text]
+    warned = [text for text in result["warnings"] if "the images come in order of class" in text]
     if by_class:
         assert result["metrics"][:2] == ["Inception Score", "Inception Score (shuffled)"]
         assert result["Inception Score"] < 3 < 4.9 < result["Inception Score (shuffled)"] < 5
