@@ -54,8 +54,3 @@ def to_bytes(image: Image.Image) -> Tensor:
 def to_floats(image: Tensor) -> Tensor:
     """Bytes -> floats in [-1, 1]."""
     return image.float() / 127.5 - 1
-
-
-def to_uint8(images: Tensor) -> Tensor:
-    """Images (B, 3, H, W) in [-1, 1], clamped to it, as uint8 by the published 8-bit rule (method.md Sec. 6)."""
-    return (((images.float() + 1) / 2).clamp(0, 1) * 255).to(torch.uint8)

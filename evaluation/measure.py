@@ -22,7 +22,7 @@ from runtime import distributed
 from runtime.config import plain
 from runtime.device import pick_device, pick_dtype
 from runtime.files import move_aside, read_json, same_settings, write_json
-from sampling.bulk import Request, draw_into
+from sampling.bulk import Request, draw_into, stored_side
 from sampling.folder import SampleFolder, remove_samples, sample_settings
 from sampling.labels import balanced_labels
 from sampling.pictures import save_grid
@@ -68,10 +68,11 @@ class Measurement:
 
         A folder of other settings is moved aside; ``origin`` is what is recorded of the model among them.
         """
-        missing, size = False, model.config.img_size
+        missing, size = False, stored_side(model, request.resize_to)
         images = SampleFolder(folder, (len(request.labels), size, size, 3), "npz")
         if distributed.is_main():
-            options = plain(request.drawing) | {"seed": request.seed, "format": "npz"} | origin
+            options = plain(request.drawing) | {"seed": request.seed, "resize_to": request.resize_to, "format": "npz"}
+            options |= origin
             missing = images.prepare(sample_settings(options, model, request.labels, {}))
         if distributed.from_main(missing):
             draw_into(images, model, request)
@@ -108,7 +109,7 @@ class CheckpointResults:
 
     def settings(self, drawing: Drawing) -> dict[str, Any]:
         """All that decides a result."""
-        names = ["num_samples", "seed", "use_ema", "features"]
+        names = ["num_samples", "seed", "resize_to", "use_ema", "features"]
         names += ["backend", "no_prec_recall"] if self.args.features == "inception" else []
         chosen = {name: getattr(self.args, name) for name in names}
         versions = {"drawing_version": DRAWING_VERSION, "metrics_version": VERSION}
@@ -127,7 +128,7 @@ class CheckpointResults:
         args, samples, file = self.args, folder / SAMPLES_NAME, folder / RESULT_NAME
         self._warn(drawing.warnings(self.model.scale_sizes))
         labels = balanced_labels(self.model, args.num_samples)
-        request = Request(labels, drawing, args.seed, args.batch_size, args.compile)
+        request = Request(labels, drawing, args.seed, args.batch_size, args.compile, resize_to=args.resize_to)
         origin = {"checkpoint": args.checkpoint, "use_ema": args.use_ema, "model_sha256": self.hashes["model_sha256"]}
         result = self.measurement.draw_and_measure(self.model, request, samples, **origin)
         if distributed.is_main():

@@ -206,6 +206,11 @@ def resize_image(images: Tensor, size: int) -> Tensor:
     return F.interpolate(images, (size, size), mode="bilinear", align_corners=False, antialias=False)
 
 
+def to_uint8(images: Tensor) -> Tensor:
+    """Images (B, 3, H, W) in [-1, 1], clamped to it, as uint8 by the paper's 8-bit rule (method.md Sec. 6)."""
+    return (((images.float() + 1) / 2).clamp(0, 1) * 255).to(torch.uint8)
+
+
 def upsample_latents(latents: Tensor, size: int) -> Tensor:
     """Latents (B, C, size, size) for the next scale: bilinear, then unit norm again; zeros stay zeros."""
     return F.normalize(F.interpolate(latents, (size, size), mode="bilinear", align_corners=False), dim=1)

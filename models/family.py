@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from models.autoencoder import Autoencoder
+from models.autoencoder import Autoencoder, to_uint8
 from models.config import Drawing, GeneratorConfig
 from runtime.errors import UserError
 
@@ -189,6 +189,10 @@ class Generator(nn.Module, ABC):
         """
         parts = codes.split(1) if self.device.type == "cpu" else [codes]
         return torch.cat([self.autoencoder.decode(part) for part in parts])
+
+    def to_uint8(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) of ``decode`` as uint8, by the 8-bit rule that the family's figures were measured by."""
+        return to_uint8(images)
 
     def check_labels(self, labels: Tensor) -> None:
         """Refuse what are no class indices (B,) of this model; ``num_classes`` is unconditional, and for some all."""

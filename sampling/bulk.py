@@ -4,10 +4,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from data.crops import to_uint8
 from models.config import Drawing
 from models.draw import image_seed
 from models.family import Generator, Samples
@@ -34,6 +34,7 @@ class Request:
     batch_size: int = 16  # images at once on each rank
     compiled: bool = False
     constraint: Constraint | None = None
+    resize_to: int | None = None  # side in pixels of what is stored, if not the model's
 
 
 def draw_many(
@@ -54,6 +55,23 @@ def draw_many(
         filled = wanted + wanted[-1:] * (batch - len(wanted))
         labels = torch.tensor([request.labels[i] for i in filled])
         yield wanted, sampler(labels, [image_seed(request.seed, i) for i in filled], *kept_in_batch).first(len(wanted))
+
+
+def stored_side(model: Generator, resize_to: int | None) -> int:
+    """Side in pixels of the images that a model's folder holds; UserError if the model makes none."""
+    if model.autoencoder is None:
+        raise UserError(
+            "this model has no autoencoder, so it draws codes and no images; fetch LlamaGen's by bash "
+            "pretrained_models/download.sh llamagen, or name one as model.autoenc in the config.yaml beside its weights"
+        )
+    return resize_to or model.config.img_size
+
+
+def resized(images: Tensor, side: int | None) -> Tensor:
+    """Images (B, 3, H, W), unclamped floats, at another side as published: bicubic, not antialiased (gpt.md Sec. 7)."""
+    if side in (None, images.shape[-1]):
+        return images
+    return F.interpolate(images, (side, side), mode="bicubic", align_corners=False, antialias=False)
 
 
 def draw_into(
@@ -79,7 +97,7 @@ def draw_into(
 
         with folder.writing():
             for indices, out in draw_many(model, request, mine):
-                pixels = to_uint8(out.images)
+                pixels = model.to_uint8(resized(out.images, request.resize_to))
                 folder.add(indices, pixels if change is None else change(pixels), out)
                 show()
         distributed.barrier()  # all have written their files

@@ -22,7 +22,7 @@ from runtime.errors import UserError
 from runtime.files import free_name, whole
 from runtime.lock import lock_folder
 from sampling import folder as sample_folder
-from sampling.bulk import Request, draw_into, draw_many
+from sampling.bulk import Request, draw_into, draw_many, stored_side
 from sampling.editing import Edit, load_edit
 from sampling.folder import MAPS, SampleFolder, sample_settings
 from sampling.labels import balanced_labels, parse_labels, read_labels, shown_labels
@@ -38,6 +38,7 @@ def draw_samples(args: SampleArgs, settings: dict[str, Any]) -> None:
     """Draw what ``args`` ask for into a folder, on all ranks; ``settings`` of the drawing are those that were given."""
     device = distributed.set_up(pick_device(args.device))
     model = _load_model(args)
+    side = stored_side(model, args.resize_to)
     if not model.config.class_cond:
         settings = {"cfg": 0.0} | settings  # the default is for models that have classes
     drawing = checked_drawing(model, settings)
@@ -51,13 +52,14 @@ def draw_samples(args: SampleArgs, settings: dict[str, Any]) -> None:
     dtype = pick_dtype(args.dtype, device)
     model.to(device=device, dtype=dtype)
     edit = None if args.edit is None else load_edit(args.edit, args.mask, model)
-    request = Request(labels, drawing, args.seed, args.batch_size, args.compile, edit and edit.constraint)
-    side, maps = model.config.img_size, MAPS if args.maps or args.animation else ("codes",) if args.save_codes else ()
+    constraint = edit and edit.constraint
+    request = Request(labels, drawing, args.seed, args.batch_size, args.compile, constraint, args.resize_to)
+    maps = MAPS if args.maps or args.animation else ("codes",) if args.save_codes else ()
     with _output_folder(args) as path:
         folder = SampleFolder(path, (len(labels), side, side, 3), args.format, maps)
         if _prepare(folder, model, request, args, sha256):
             distributed.say(
-                f"{describe_size(model)}; {len(labels)} images of {model.config.img_size} px in "
+                f"{describe_size(model)}; {len(labels)} images of {side} px in "
                 f"{model.num_steps(drawing)} steps; {str(dtype).removeprefix('torch.')} on {device}"
             )
             if args.compile:
@@ -154,7 +156,8 @@ def _finish(folder: SampleFolder, model: Generator, labels: Sequence[int], args:
         with whole(folder.path / sample_folder.CODES_NAME) as path:
             np.savez(path, labels=np.array(labels), **codes)
     if args.maps or args.animation:
-        samples = Samples((folder.first_images(MAX_ANIMATED) + 0.5) / 127.5 - 1, **maps)
+        # Floats that every family's 8-bit rule takes back to these bytes.
+        samples = Samples((folder.first_images(MAX_ANIMATED) + 0.25) / 127.5 - 1, **maps)
         if args.maps:
             save_maps(samples, model, folder.path)
             save_entropy_by_step(samples, folder.path / sample_folder.ENTROPY_NAME)

@@ -15,7 +15,6 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from data.crops import to_uint8
 from models.family import Generator, Samples, join_scales
 from runtime.files import whole
 from sampling.pictures import grid_of
@@ -40,7 +39,7 @@ def save_maps(samples: Samples, model: Generator, folder: Path) -> None:
         np.savez_compressed(path, **arrays)
     for index in tqdm(range(min(len(samples.codes[0]), MAX_FIGURES)), unit="figure", desc="writing maps"):
         codes = [scale[index : index + 1].to(model.device) for scale in samples.codes]
-        figure = _maps_figure(samples, [to_uint8(model.decode(scale))[0] for scale in codes], index)
+        figure = _maps_figure(samples, [model.to_uint8(model.decode(scale))[0] for scale in codes], index)
         with whole(folder / f"maps_{index:06d}.png") as path:
             figure.savefig(path, dpi=DPI)
 
@@ -79,7 +78,7 @@ def save_animation(samples: Samples, model: Generator, path: Path) -> None:
     samples = samples.first(MAX_ANIMATED, model.device)
     last_step = num_steps(samples) - 1
     frames = [_grid(step_images(samples, model, step)) for step in range(last_step)]
-    frames.append(_grid(to_uint8(samples.images)))
+    frames.append(_grid(model.to_uint8(samples.images)))
     durations = [FRAME_MS] * last_step + [HOLD_MS]
     with whole(path) as temporary:
         frames[0].save(temporary, save_all=True, append_images=frames[1:], duration=durations, loop=0)
@@ -118,7 +117,7 @@ def step_images(samples: Samples, model: Generator, step: int) -> Tensor:
     undrawn_contrast = 0.0 if step < samples.step[0].max() else UNDRAWN_CONTRAST
     contrast = torch.where(drawn, 1.0, undrawn_contrast).unsqueeze(1)
     images = images * F.interpolate(contrast, images.shape[-2:])  # mid grey is 0
-    return to_uint8(F.interpolate(images, samples.images.shape[-2:], mode="nearest-exact"))
+    return model.to_uint8(F.interpolate(images, samples.images.shape[-2:], mode="nearest-exact"))
 
 
 def _maps_figure(samples: Samples, images: list[Tensor], index: int) -> Figure:

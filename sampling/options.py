@@ -18,13 +18,16 @@ class SamplingArgs:
     use_ema: bool = option(False, "take the averaged weights of the checkpoint")
     seed: int = option(0, "of all noise; another draws other images. An image follows from it and its own number")
     batch_size: int = option(16, "images drawn at once, on each rank")
+    resize_to: int | None = option(
+        None, "side in pixels that drawn images are resized to before they are stored (bicubic); default the model's"
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
         "auto", "precision of the transformer's weights: auto (bfloat16 where the GPU has it, else float32), or a name"
     )
     device: str = option("auto", "auto, cuda, mps or cpu")
 
     def __post_init__(self) -> None:
-        check_at_least(1, self, "batch_size")
+        check_at_least(1, self, "batch_size", "resize_to")
         if not 0 <= self.seed < NUM_SEEDS:
             raise UserError(f"seed is {self.seed}; it must lie between 0 and 2**32 - 1")
 
@@ -71,6 +74,8 @@ class SampleArgs(SamplingArgs):
         check_at_least(1, self, "num_samples")
         if (self.edit is None) != (self.mask is None):
             raise UserError("give both an image to --edit and its --mask, white where it is drawn anew")
+        if self.edit is not None and self.resize_to is not None:
+            raise UserError("--resize_to means nothing with --edit, which keeps the original's pixels; leave it out")
 
 
 def drawing_options() -> dict[str, list[Option]]:

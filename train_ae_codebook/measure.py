@@ -16,7 +16,6 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from data.crops import to_uint8
 from data.images import CroppedImages, open_dataset
 from evaluation.compare import warn, with_count
 from evaluation.features.network import Network, load_network
@@ -24,7 +23,7 @@ from evaluation.image_files import Images
 from evaluation.image_sets import compute_features, warnings_of
 from evaluation.metrics import Statistics, frechet_distance
 from evaluation.options import NetworkArgs
-from models.autoencoder import Autoencoder, resize_image
+from models.autoencoder import Autoencoder, resize_image, to_uint8
 from models.loading.autoencoder import open_autoencoder
 from runtime.device import pick_device
 from runtime.errors import UserError

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data.crops import to_uint8
 from models.config import Drawing
 from models.family import Generator, Loss, StepContext
 from runtime.config import plain
@@ -57,7 +56,7 @@ class GeneratorTask(Task):
         rows = [label for label in labels for _ in range(COLUMNS)]
         images = draw_on_all_ranks(module, Request(rows, self.drawing))
         if images is not None:
-            save_grid(to_uint8(images), folder / f"{name}.png", COLUMNS)
+            save_grid(module.to_uint8(images), folder / f"{name}.png", COLUMNS)
         if self.evaluation is None:
             return {}
         labels = balanced_labels(module, self.args.eval_samples)

@@ -171,6 +171,10 @@ class LlamaGen(Generator):
     def num_steps(self, drawing: LlamaGenDrawing) -> int:
         return self.num_locations
 
+    def to_uint8(self, images: Tensor) -> Tensor:
+        """Rounded, where the checkerboard's rule cuts off (gpt.md Sec. 7)."""
+        return (127.5 * images.float() + 128).clamp(0, 255).to(torch.uint8)
+
 
 @contextmanager
 def seeded(rng: torch.Generator) -> Iterator[None]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from data.crops import to_uint8
+from models.autoencoder import to_uint8
 from models.checkerboard.config import CheckerboardDrawing
 from models.checkerboard.model import Checkerboard
 from models.checkerboard.sampler import CheckerboardSampler

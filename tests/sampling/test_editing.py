@@ -8,7 +8,8 @@ import pytest
 import torch
 from PIL import Image, ImageDraw, ImageOps
 
-from data.crops import to_floats, to_uint8
+from data.crops import to_floats
+from models.autoencoder import to_uint8
 from models.checkerboard.config import CheckerboardDrawing
 from models.checkerboard.model import Checkerboard
 from runtime.errors import UserError

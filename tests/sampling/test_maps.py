@@ -8,9 +8,8 @@ import torch
 from PIL import Image, ImageSequence
 from torchvision.utils import make_grid
 
-from data.crops import to_uint8
 from models import sample
-from models.autoencoder import Autoencoder, upsample_latents
+from models.autoencoder import Autoencoder, to_uint8, upsample_latents
 from models.checkerboard.config import CheckerboardConfig
 from models.checkerboard.model import Checkerboard
 from models.checkerboard.order import sampling_blocks

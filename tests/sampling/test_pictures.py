@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from data.crops import to_uint8
+from models.autoencoder import to_uint8
 from sampling.pictures import save_grid, save_png
 
 pytestmark = pytest.mark.quick

@@ -15,8 +15,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.attention.flex_attention import flex_attention
 
-from data.crops import to_uint8
 from models import sample, transformer
+from models.autoencoder import to_uint8
 from models.checkerboard.config import CheckerboardDrawing
 from models.checkerboard.model import Checkerboard, scale_metrics
 from models.checkerboard.order import sampling_blocks

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from data.crops import to_uint8
 from evaluation import metrics as metric_functions
 from evaluation.features.classifier import Classifier
 from evaluation.features.network import Inception
 from evaluation.metrics import frechet_distance, statistics_of
+from models.autoencoder import to_uint8
 from models.checkerboard.config import CheckerboardDrawing as Drawing
 from runtime import distributed
 from runtime.errors import UserError
