@@ -59,8 +59,7 @@ def randomize(module: nn.Module, std: float = 0.2) -> None:
 def random_codes(model: Generator, batch: int, seed: int = 0) -> list[Tensor]:
     """Uniformly random codes (B, S, S) of each scale, the same on every device."""
     generator = torch.Generator().manual_seed(seed)
-    num_codes = model.autoencoder.config.n_embed
-    drawn = (torch.randint(num_codes, (batch, side, side), generator=generator) for side in model.scale_sizes)
+    drawn = (torch.randint(model.num_codes, (batch, side, side), generator=generator) for side in model.scale_sizes)
     return [codes.to(model.device) for codes in drawn]
 
 
@@ -78,7 +77,7 @@ class Reference:
     settings: dict[str, Any]
     expected: dict[str, Tensor]
 
-    def model(self, use_ema: bool = False, device: torch.device = CPU) -> Checkerboard:
+    def model(self, use_ema: bool = False, device: torch.device = CPU) -> Generator:
         return _load_once(self.folder, use_ema, device)
 
     def __getitem__(self, key: str) -> Tensor:
@@ -93,7 +92,7 @@ class Reference:
 
 @cache
 def load_reference(name: str) -> Reference:
-    """``tiny-2x`` or ``tiny-4x``."""
+    """``tiny-2x`` and ``tiny-4x``, or LlamaGen's ``tiny-llamagen`` and ``tiny-npp``."""
     folder = FIXTURES / name
     with np.load(folder / "expected.npz") as arrays:
         expected = {key: torch.from_numpy(arrays[key]) for key in arrays}
@@ -101,5 +100,5 @@ def load_reference(name: str) -> Reference:
 
 
 @cache
-def _load_once(folder: Path, use_ema: bool, device: torch.device) -> Checkerboard:
+def _load_once(folder: Path, use_ema: bool, device: torch.device) -> Generator:
     return load_checkpoint(folder, use_ema).to(device)

@@ -7,7 +7,7 @@ published files.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Self
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -50,10 +50,15 @@ class Layer(nn.Module):
         path = config.drop_path_rate
         self.drop = DropPath(config.drop_path(index)) if path else nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, *attending: Any) -> Tensor:
-        """``attending`` is all that attention takes but its input."""
-        x = x + self.drop(self.attention(self.attention_norm(x), *attending))
-        return x + self.drop(self.feed_forward(self.ffn_norm(x)))
+    def forward(
+        self, x: Tensor, rotation: SameRotation, index: int, mask: Mask, cache: KVCache | None, start: Start
+    ) -> Tensor:
+        """Takes what attention takes. With a cache, which is for sampling, nothing is dropped in any mode."""
+        drops = cache is None
+        attended = self.attention(self.attention_norm(x), rotation, index, mask, cache, start)
+        x = x + (self.drop(attended) if drops else attended)
+        fed = self.feed_forward(self.ffn_norm(x))
+        return x + (self.drop(fed) if drops else fed)
 
 
 class LlamaGen(Generator):
@@ -162,6 +167,11 @@ class LlamaGen(Generator):
     def logits(self, x: Tensor) -> Tensor:
         """(B, T, V) float32 logits of outputs (B, T, D)."""
         return float32_logits(x, self.output.weight.float())
+
+    def check_labels(self, labels: Tensor) -> None:
+        super().check_labels(labels)
+        if (labels == self.unconditional_label).any() and not self.has_unconditional_row:
+            raise UserError("this model was trained without unconditional labels; name a class for each image")
 
     def sampler(self, batch: int, drawing: LlamaGenDrawing, compiled: bool = False) -> Sampler:
         if drawing.uses_cfg and self.config.class_cond and not self.has_unconditional_row:

@@ -18,7 +18,7 @@ BASE = 10000.0  # of the rotary frequencies
 def by_patch(grid: Tensor, side: int) -> Tensor:
     """(B, M, p * p, ...) of a grid (B, G, G, ...): what belongs to the codes of each patch."""
     size = grid.shape[1]
-    if size % side:
+    if side < 1 or size % side:
         raise UserError(f"patches of side {side} do not divide a grid of {size} x {size} codes; choose one that does")
     rows = grid.unflatten(2, (-1, side)).unflatten(1, (-1, side))  # (B, G/p, p, G/p, p, ...)
     return rows.transpose(2, 3).flatten(3, 4).flatten(1, 2)
