@@ -147,6 +147,8 @@ class TrainArgs(LoopArgs):
         stage_ends(self.epochs, self.patch_level, self.epoch_rate)
         check_at_least(0, self, "end_lr")
         check_probabilities(self, "decay_ratio")
+        if self.schedule == "stages" and not self.lr:
+            raise UserError("lr is 0; schedule stages needs a learning rate above 0")
         unused = {"decay_ratio": self.schedule == "drops", "end_lr": self.schedule == "drops"}
         unused |= {"epoch_rate": self.patch_level <= 1, "lr_drops": self.schedule == "stages" and bool(self.lr_drops)}
         for name, idle in unused.items():
