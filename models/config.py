@@ -108,6 +108,10 @@ class GeneratorConfig:
             )
         return (side,)
 
+    def usual_autoencoder(self) -> AutoencoderConfig:
+        """Architecture of the one that the family's released models have."""
+        return AutoencoderConfig()
+
     def canonical(self) -> Self:
         """The same model, settings that can be spelled in several ways in one: what two runs are compared by."""
         return self

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from models.autoencoder import Autoencoder
-from models.config import FAMILIES, AutoencoderConfig, AutoencoderPaths, GeneratorConfig, family_of
+from models.config import FAMILIES, AutoencoderPaths, GeneratorConfig, family_of
 from models.family import Generator
 from models.loading.autoencoder import (
     PUBLISHED_PATHS,
@@ -123,13 +123,13 @@ def split_off_autoencoder(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor
 def random_model(path: Path) -> tuple[Generator, bool]:
     """The model of a configuration in eval mode, of random weights; and whether its autoencoder was there.
 
-    Where it is missing, one of LlamaGen's size and of random weights takes its place.
+    Where it is missing, one of the released models' size and of random weights takes its place.
     """
     section = read_yaml(path).get("model") or {}
     config = dataclass_from_dict(family_of(section).load("config"), section, str(path))
     weights = config.autoenc.checkpoint_path
     there = weights is not None and first_file(places_of(weights, None)) is not None
-    autoencoder = load_autoencoder(config.autoenc) if there else Autoencoder(AutoencoderConfig())
+    autoencoder = load_autoencoder(config.autoenc) if there else Autoencoder(config.usual_autoencoder())
     return model_class(config)(config, autoencoder).eval(), there
 
 
