@@ -51,8 +51,8 @@ class TrainState:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        if self.ema is not None:
-            self.ema.update(self.module, step=self.step)
+        if self.ema is not None:  # told of steps, it copies the weights of the first two
+            self.ema.update(self.module, step=self.step if self.args.ema_warmup else None)
         self.step, self.step_in_epoch = self.step + 1, self.step_in_epoch + 1
 
     def mean_loss(self) -> Tensor:
