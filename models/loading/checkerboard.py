@@ -34,14 +34,15 @@ def published_section(config: CheckerboardConfig, autoenc: AutoencoderPaths, pat
 
 def published_file(models: Mapping[str, Any], checkpoint: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     """Weights with the autoencoder's among them, under the published names."""
-    content = {key: None if model is None else _published_state(model) for key, model in models.items()}
+    content = {key: None if model is None else published_state(model) for key, model in models.items()}
     content |= {"optimizer": None, "scaler": None, "epoch": checkpoint.get("epoch", 0), "args": argparse.Namespace()}
     if checkpoint.get("class_names") is not None:
         content["class_names"] = checkpoint["class_names"]
     return "checkpoint-last.pth", content
 
 
-def _published_state(model: Generator) -> dict[str, Tensor]:
+def published_state(model: Generator) -> dict[str, Tensor]:
+    """Weights and the autoencoder's, under the published names."""
     autoencoder = {AUTOENCODER_PREFIX + key: value for key, value in model.autoencoder.state_dict().items()}
     return {published_name(key, NAMES): value for key, value in (model.state_dict() | autoencoder).items()}
 

@@ -8,7 +8,8 @@ import yaml
 
 from models import load_checkpoint, sample
 from models.checkerboard.model import Checkerboard
-from models.loading.checkpoint import CHECKPOINT_NAME, CONFIG_NAME, published_state
+from models.loading.checkerboard import published_state
+from models.loading.checkpoint import CHECKPOINT_NAME, CONFIG_NAME
 from tests.command_factory import call, save_run
 from tests.factory import load_reference, tiny_model
 from training import export

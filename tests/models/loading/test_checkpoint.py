@@ -33,12 +33,12 @@ from models.loading.autoencoder import (
     read_autoencoder_config,
     read_autoencoder_state,
 )
+from models.loading.checkerboard import published_state
 from models.loading.checkpoint import (
     CHECKPOINT_NAME,
     CONFIG_NAME,
     export_published,
     initialize_from,
-    published_state,
 )
 from models.loading.state import read_torch_file
 from runtime.errors import UserError
