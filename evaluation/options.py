@@ -118,25 +118,38 @@ class CheckpointArgs(NetworkArgs, SamplingArgs):
 
 
 class Preset(NamedTuple):
-    """A row of the paper's Table 1: a released model, settings of the drawing, and metrics of 50,000 samples."""
+    """A released model, settings of the drawing, and metrics that were published of 50,000 samples, as many as were."""
 
     checkpoint: str
     drawing: dict[str, Any]
-    paper: dict[str, float]
+    published: dict[str, float]
+    resize_to: int | None = None
 
 
-def _released(ratio: str, cfg: float, steps_per_scale: int, *metrics: float) -> Preset:
+def _released(name: str, drawing: dict[str, Any], *metrics: float, resize_to: int | None = None) -> Preset:
     names = ("FID", "Inception Score", "Precision", "Recall")
-    checkpoint = str(ROOT / f"pretrained_models/checkerboard-L-{ratio}")
-    return Preset(checkpoint, {"cfg": cfg, "steps_per_scale": steps_per_scale}, dict(zip(names, metrics, strict=True)))
+    return Preset(str(ROOT / "pretrained_models" / name), drawing, dict(zip(names, metrics, strict=False)), resize_to)
 
 
-PresetName = Literal["2x-cfg1.4", "2x-cfg1.5", "4x-cfg1.7"]
-PRESETS: dict[PresetName, Preset] = {
-    "2x-cfg1.4": _released("2x", 1.4, 4, 2.72, 302.5, 0.81, 0.56),
-    "2x-cfg1.5": _released("2x", 1.5, 4, 2.83, 318.2, 0.82, 0.57),
-    "4x-cfg1.7": _released("4x", 1.7, 8, 2.79, 311.5, 0.80, 0.57),
+PRESETS = {
+    # The paper's Table 1.
+    "2x-cfg1.4": _released("checkerboard-L-2x", {"cfg": 1.4, "steps_per_scale": 4}, 2.72, 302.5, 0.81, 0.56),
+    "2x-cfg1.5": _released("checkerboard-L-2x", {"cfg": 1.5, "steps_per_scale": 4}, 2.83, 318.2, 0.82, 0.57),
+    "4x-cfg1.7": _released("checkerboard-L-4x", {"cfg": 1.7, "steps_per_scale": 8}, 2.79, 311.5, 0.80, 0.57),
+    # gpt.md Sec. 7; cfg is the published cfg_scale less 1. At 256 px that of LlamaGen was not published.
+    "llamagen-b-256": _released("llamagen-b", {"cfg": 1.0}, 5.46, 193.6, 0.83, 0.45),
+    "llamagen-l-256": _released("llamagen-l", {"cfg": 0.75}, 3.80, 248.3, 0.83, 0.52),
+    "llamagen-b-384": _released("llamagen-b-384", {"cfg": 1.0}, 6.09, 182.5, resize_to=256),
+    "llamagen-l-384": _released("llamagen-l-384", {"cfg": 1.0}, 3.07, 256.1, 0.83, 0.52, resize_to=256),
+    "llamagen-xl-384": _released("llamagen-xl-384", {"cfg": 0.75}, 2.62, 244.1, 0.80, 0.57, resize_to=256),
+    "llamagen-xxl-384": _released("llamagen-xxl-384", {"cfg": 0.75}, 2.34, 253.9, 0.80, 0.59, resize_to=256),
+    "llamagen-3b-384": _released("llamagen-3b-384", {"cfg": 0.65}, 2.18, 263.3, 0.81, 0.58, resize_to=256),
+    "npp-b": _released("npp-b", {"cfg": 1.0}, 4.47),
+    "npp-l": _released("npp-l", {"cfg": 0.75}, 2.76),
+    "npp-xl": _released("npp-xl", {"cfg": 0.7}, 2.65),
+    "npp-xxl": _released("npp-xxl", {"cfg": 0.65}, 2.55),
 }
+PresetName = Literal[*PRESETS]
 
 
 @dataclass(frozen=True)
@@ -144,7 +157,7 @@ class RunArgs(CheckpointArgs):
     """What to sample and evaluate. Each is also a variable, as CHECKERBOARD_SEED is --seed; a flag comes first."""
 
     preset: PresetName | None = option(
-        None, "a row of the paper's Table 1: its checkpoint, cfg and steps_per_scale; its metrics are printed beside"
+        None, "a released model with its published settings; the published metrics are printed beside"
     )
     nproc: int = option(1, "processes that sample, one a GPU")
 
@@ -158,6 +171,7 @@ class RunArgs(CheckpointArgs):
 
     def completed(self) -> "RunArgs":
         """With the defaults of what was left open."""
-        checkpoint = self.checkpoint or PRESETS[self.preset or "2x-cfg1.5"].checkpoint
+        preset = PRESETS[self.preset or "2x-cfg1.5"]
+        checkpoint, resize_to = self.checkpoint or preset.checkpoint, self.resize_to or preset.resize_to
         reference = self.reference or self.shipped_reference or str(REFERENCE)
-        return replace(self, checkpoint=checkpoint, reference=reference)
+        return replace(self, checkpoint=checkpoint, resize_to=resize_to, reference=reference)

@@ -87,14 +87,14 @@ def sample_and_evaluate(args: RunArgs, given: dict[str, Any]) -> None:
     folder = Path(args.output_dir or default_folder(args, drawing))
     with lock_folder(folder):
         known = results.find(folder, drawing)
-        result = known or results.make(folder, drawing, paper=preset.paper if preset else None)
+        result = known or results.make(folder, drawing, published=preset.published if preset else None)
         if args.delete_samples and distributed.is_main() and (folder / SAMPLES_NAME).is_dir():
             remove_samples(folder / SAMPLES_NAME)
     if distributed.is_main():
         if known is None:
             print_report(result)
         if preset is not None:
-            print("\n".join(paper_lines(result, args.preset, checked_drawing(results.model, preset.drawing))))
+            print("\n".join(published_lines(result, args.preset, checked_drawing(results.model, preset.drawing))))
         elif known is not None:
             print("\n".join(metric_lines(result)))
         print(f"everything measured and set: {folder / RESULT_NAME}")
@@ -104,21 +104,22 @@ def sample_and_evaluate(args: RunArgs, given: dict[str, Any]) -> None:
 def default_folder(args: RunArgs, drawing: Drawing) -> str:
     name = args.preset or Path(args.checkpoint).resolve().name
     features = "" if args.features == RunArgs.features else f"-{args.features}"
-    return f"output/evaluation/{name}-{drawing.label}-{args.num_samples}-seed{args.seed}{features}"
+    size = "" if args.resize_to is None else f"-{args.resize_to}px"
+    return f"output/evaluation/{name}-{drawing.label}-{args.num_samples}-seed{args.seed}{size}{features}"
 
 
-def paper_lines(result: Mapping[str, Any], preset: PresetName, drawing: Drawing) -> list[str]:
-    """The metrics of a run's result with the paper's of a preset beside them, and what was not set as in the paper."""
+def published_lines(result: Mapping[str, Any], preset: PresetName, drawing: Drawing) -> list[str]:
+    """The metrics of a run's result with the published ones of a preset beside them, and what was set otherwise."""
     width = max(16, *map(len, result["metrics"]))
-    lines = [f"{'':<{width}} {'measured':>10} {'paper':>10}"]
+    lines = [f"{'':<{width}} {'measured':>10} {'published':>10}"]
     for name in result["metrics"]:
         measured = "-" if result[name] is None else f"{result[name]:.4g}"
-        published = PRESETS[preset].paper.get(name.removesuffix(f"-{result['num_samples']}"), "-")
+        published = PRESETS[preset].published.get(name.removesuffix(f"-{result['num_samples']}"), "-")
         lines.append(f"{name:<{width}} {measured:>10} {published:>10}")
     expected = plain(RunArgs(preset=preset).completed()) | plain(drawing)
-    names = ("checkpoint", "use_ema", "reference", "num_samples", "backend", *plain(drawing))
+    names = ("checkpoint", "use_ema", "reference", "resize_to", "num_samples", "backend", *plain(drawing))
     changed = [f"{name} {result['run'][name]}" for name in names if result["run"][name] != expected[name]]
-    return [*lines, f"not the paper's settings: {', '.join(changed)}"] if changed else lines
+    return [*lines, f"not the published settings: {', '.join(changed)}"] if changed else lines
 
 
 if __name__ == "__main__":

@@ -45,15 +45,26 @@ RELEASED = {
     "checkerboard-L-4x/checkpoint-last.pth": "e359552cb2b1d7ace912d0aaac2450e80680e2635b9cb537442aba3823692fa9",
     "checkerboard-L-4x/config.yaml": "5cc319d36b881d9c6f492e4ded345e0c5abd1ff6e5648424e55ba86f4ba2f30a",
 }
+LLAMAGEN, NPP = "FoundationVision/LlamaGen", "pytttttt/LlamaGen-NPP"
+RASTER = {  # name -> repository and file: file names repeat, so each has a folder of its own
+    **{f"llamagen-{size.lower()}": (LLAMAGEN, f"c2i_{size}_256.pt") for size in ("B", "L")},
+    **{f"llamagen-{size.lower()}-384": (LLAMAGEN, f"c2i_{size}_384.pt") for size in ("B", "L", "XL", "XXL", "3B")},
+    **{f"npp-{size.lower()}": (NPP, f"c2i_{size}_256.pt") for size in ("B", "L", "XL", "XXL")},
+}
 TABLE = (
     *(File(path, "deigen/checkerboardgen", f"pretrained_models/{path}", sha256) for path, sha256 in RELEASED.items()),
-    File("llamagen/vq_ds16_c2i.pt", "FoundationVision/LlamaGen", "vq_ds16_c2i.pt", None),
+    File("llamagen/vq_ds16_c2i.pt", LLAMAGEN, "vq_ds16_c2i.pt", None),
+    *(File(f"{name}/{file}", repo, file, None) for name, (repo, file) in RASTER.items()),
 )
 DEFAULT_NAMES = ("autoenc", "checkerboard-L-2x", "checkerboard-L-4x")
-NEEDS = {"checkerboard-L-2x": "autoenc", "checkerboard-L-4x": "autoenc"}  # their config.yaml refers to it
+NEEDS = {  # the autoencoder of each model
+    "checkerboard-L-2x": "autoenc",
+    "checkerboard-L-4x": "autoenc",
+    **dict.fromkeys(RASTER, "llamagen"),
+}
 
 EPILOG = """\
-A name is a folder of these (default: {default}; an L model fetches autoenc too):
+A name is a folder of these (default: {default}; a model fetches its autoencoder too):
 {files}
 
 Run the same command again to verify the files, or to go on after an interruption: whole files stay, the one that was

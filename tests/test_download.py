@@ -210,6 +210,8 @@ def test_table_is_consistent() -> None:
         (["autoenc"], {"autoenc"}),
         (["checkerboard-L-4x"], {"autoenc", "checkerboard-L-4x"}),
         (["llamagen", "autoenc"], {"autoenc", "llamagen"}),
+        (["llamagen-b"], {"llamagen", "llamagen-b"}),
+        (["npp-b", "llamagen-3b-384"], {"llamagen", "llamagen-3b-384", "npp-b"}),
     ],
 )
 def test_names_select_folders(names: list[str], folders: set[str]) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,11 +21,13 @@ from evaluation import measure
 from evaluation import run as program
 from evaluation.features.shipped import statistics_file
 from evaluation.options import PRESETS, REFERENCE, REFERENCE_URL, PresetName, RunArgs
-from evaluation.run import default_folder, paper_lines
+from evaluation.run import default_folder, published_lines
 from models.config import family_of
+from pretrained_models.download import TABLE
 from runtime.config import plain
 from tests.command_factory import PATIENCE, ROOT, Outcome, call, save_run, start
-from tests.factory import tiny_model
+from tests.factory import tiny_autoencoder, tiny_model
+from tests.llamagen_factory import tiny_gpt
 
 FIXTURE = ROOT / "tests/fixtures/evaluator"
 CHECKPOINT = ROOT / "tests/fixtures/tiny-2x"
@@ -141,9 +144,9 @@ def test_settings_by_variable_and_flag_are_recorded(tmp_path: Path) -> None:
     assert (result["run"]["cfg"], result["run"]["seed"], result["run"]["nproc"]) == (1.25, 5, 2)
     assert (result["sampling"]["cfg"], result["sampling"]["seed"]) == (1.25, 5)
     assert result["run"]["model_sha256"] == result["sampling"]["model_sha256"]
-    assert (result["num_samples"], result["Precision"], result["paper"]) == (NUM_SAMPLES, None, None)
+    assert (result["num_samples"], result["Precision"], result["published"]) == (NUM_SAMPLES, None, None)
     assert f"FID-{NUM_SAMPLES}" in outcome.out
-    assert "paper" not in outcome.out
+    assert "published" not in outcome.out
     (line,) = (line for line in outcome.out.splitlines() if line.startswith("from the environment: "))
     assert sorted(line.split()[3:]) == ["--cfg=1.25", "--nproc=2", "--seed=4"]
 
@@ -227,7 +230,7 @@ def test_a_result_of_other_code_is_not_taken(constant: str, tmp_path: Path, monk
     assert (tmp_path / "run/result.1.json").exists()
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", [name for name in PRESETS if name[0].isdigit()])
 def test_presets_are_rows_of_the_papers_table(preset: PresetName) -> None:
     args, drawing = RunArgs(preset=preset).completed(), Drawing(**PRESETS[preset].drawing)
     ratio, cfg = preset.split("-cfg")
@@ -236,6 +239,56 @@ def test_presets_are_rows_of_the_papers_table(preset: PresetName) -> None:
     assert drawing.steps_per_scale == {"2x": 4, "4x": 8}[ratio]  # 17 steps either way
     assert (args.num_samples, drawing.cfg_start_step, args.nproc) == (50_000, 5, 1)
     assert default_folder(args, drawing).startswith(f"output/evaluation/{preset}-cfg{cfg}-")
+
+
+# gpt.md Sec. 7: folder, cfg_scale, FID, and side that images are resized to
+LLAMAGEN = {
+    "llamagen-b-256": ("llamagen-b", 2.0, 5.46, None),
+    "llamagen-l-256": ("llamagen-l", 1.75, 3.80, None),
+    "llamagen-b-384": ("llamagen-b-384", 2.0, 6.09, 256),
+    "llamagen-l-384": ("llamagen-l-384", 2.0, 3.07, 256),
+    "llamagen-xl-384": ("llamagen-xl-384", 1.75, 2.62, 256),
+    "llamagen-xxl-384": ("llamagen-xxl-384", 1.75, 2.34, 256),
+    "llamagen-3b-384": ("llamagen-3b-384", 1.65, 2.18, 256),
+    "npp-b": ("npp-b", 2.0, 4.47, None),
+    "npp-l": ("npp-l", 1.75, 2.76, None),
+    "npp-xl": ("npp-xl", 1.7, 2.65, None),
+    "npp-xxl": ("npp-xxl", 1.65, 2.55, None),
+}
+
+
+def test_presets_are_rows_of_llamagens_tables() -> None:
+    """By the family's own drawing; each folder is one that download.sh fills."""
+    assert {name for name in PRESETS if not name[0].isdigit()} == set(LLAMAGEN)
+    downloaded = {file.path.split("/")[0] for file in TABLE}
+    for preset, (folder, cfg_scale, fid, side) in LLAMAGEN.items():
+        args = RunArgs(preset=preset).completed()
+        drawing = family_of({"architecture": "llamagen"}).load("drawing")(**PRESETS[preset].drawing)
+        assert Path(args.checkpoint) == ROOT / "pretrained_models" / folder
+        assert folder in downloaded
+        assert drawing.cfg == pytest.approx(cfg_scale - 1)
+        assert (drawing.temperature, drawing.top_k, drawing.top_p, drawing.cfg_interval) == (1, 0, 1, -1)
+        assert (args.num_samples, args.resize_to, PRESETS[preset].published["FID"]) == (50_000, side, fid)
+        size = "" if side is None else f"-{side}px"
+        assert default_folder(args, drawing) == f"output/evaluation/{preset}-{drawing.label}-50000-seed0{size}"
+
+
+@pytest.mark.processes
+def test_a_preset_of_larger_images_is_measured_at_its_size(tmp_path: Path) -> None:
+    """On a tiny model of 32 px in place of one of 384 px, at 16 px instead of 256: its own settings, but for that."""
+    checkpoint = save_run(tmp_path / "tiny", tiny_gpt(autoencoder=tiny_autoencoder(), img_size=32))
+    flags = ("--preset", "llamagen-l-384", "--checkpoint", str(checkpoint), "--resize_to", "16", "--num_samples", "8")
+    folder = tmp_path / "run"
+    outcome = start_run(folder, *by_inception(), *flags)
+    assert outcome.code == 0, outcome.err
+    assert re.search(r"(?m)^FID-8 +\S+ +3\.07$", outcome.out)
+    assert "not the published settings: checkpoint" in outcome.out
+    assert "resize_to 16, num_samples 8" in outcome.out
+    result = read_result(folder)
+    assert result["published"] == {"FID": 3.07, "Inception Score": 256.1, "Precision": 0.83, "Recall": 0.52}
+    assert (result["run"]["cfg"], result["run"]["resize_to"], result["steps"]) == (1, 16, 64)
+    with np.load(folder / "samples/samples.npz") as samples:
+        assert samples["arr_0"].shape == (8, 16, 16, 3)
 
 
 PRESET = "2x-cfg1.4"
@@ -250,27 +303,27 @@ def result_of(drawing: Any = PRESETS_DRAWING, **settings: Any) -> dict[str, Any]
     return {**metrics, "metrics": list(metrics), "real_images": {}, "num_samples": args.num_samples, "run": run}
 
 
-def test_the_papers_metrics_stand_beside_the_measured_ones() -> None:
-    lines = paper_lines(result_of(batch_size=64, nproc=8), PRESET, PRESETS_DRAWING)
+def test_the_published_metrics_stand_beside_the_measured_ones() -> None:
+    lines = published_lines(result_of(batch_size=64, nproc=8), PRESET, PRESETS_DRAWING)
     assert [line.split() for line in lines] == [
-        ["measured", "paper"], ["Inception", "Score", "301.3", "302.5"], ["FID", "2.735", "2.72"], ["sFID", "5", "-"],
-        ["Precision", "0.8", "0.81"], ["Recall", "-", "0.56"],
+        ["measured", "published"], ["Inception", "Score", "301.3", "302.5"], ["FID", "2.735", "2.72"],
+        ["sFID", "5", "-"], ["Precision", "0.8", "0.81"], ["Recall", "-", "0.56"],
     ]  # fmt: skip
 
 
 def test_a_longer_name_keeps_the_columns() -> None:
     result = result_of()
     result |= {"Inception Score (shuffled)": 303.0, "metrics": [*result["metrics"], "Inception Score (shuffled)"]}
-    lines = paper_lines(result, PRESET, PRESETS_DRAWING)
+    lines = published_lines(result, PRESET, PRESETS_DRAWING)
     assert lines[-1].split() == ["Inception", "Score", "(shuffled)", "303", "-"]
     assert len({len(line) for line in lines}) == 1
 
 
-def test_what_the_paper_did_otherwise_is_said() -> None:
+def test_what_was_published_of_other_settings_is_said() -> None:
     result = result_of(Drawing(cfg=1.6, steps_per_scale=4), num_samples=2100)
-    lines = paper_lines(result, PRESET, PRESETS_DRAWING)
+    lines = published_lines(result, PRESET, PRESETS_DRAWING)
     assert lines[2].split() == ["FID-2100", "2.735", "2.72"]
-    assert lines[-1] == "not the paper's settings: num_samples 2100, cfg 1.6"
+    assert lines[-1] == "not the published settings: num_samples 2100, cfg 1.6"
 
 
 def test_without_a_preset_the_defaults_are_the_papers() -> None:
