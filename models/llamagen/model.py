@@ -98,7 +98,7 @@ class LlamaGen(Generator):
     @classmethod
     def from_state(cls, config: LlamaGenConfig, autoencoder: Autoencoder | None, state: dict[str, Tensor]) -> Self:
         table = state.get("cls_embedding.embedding_table.weight")
-        lacks_row = table is not None and len(table) == config.num_classes
+        lacks_row = table is not None and table.shape[:1] == (config.num_classes,)
         return cls(config, autoencoder, class_rows=config.num_classes if lacks_row else None)
 
     @property

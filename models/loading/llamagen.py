@@ -23,6 +23,7 @@ class Size(NamedTuple):
 
 
 TABLE, HEAD = "cls_embedding.embedding_table.weight", "output.weight"
+FIRST = "layers.0.feed_forward.w1.weight"
 SIZES = {  # by layers and width; heads cannot be read off the weights
     (12, 768): Size("B", 12),
     (24, 1024): Size("L", 16),
@@ -33,7 +34,7 @@ SIZES = {  # by layers and width; heads cannot be read off the weights
 STATES = ("model", "module", "state_dict")  # of DDP, DeepSpeed and others; without one of them, all is weights
 NO_WEIGHTS = re.compile(r"(.*\.)?(freqs_cis|causal_mask|kv_cache\.[kv]_cache)")
 IN_NAME = re.compile(r"_(256|384|512)(?!\d)")
-# The autoencoder of every released model, where download.sh puts it.
+# The autoencoder of every released model, where download.sh puts it: of a file that has no config.yaml beside it.
 AUTOENCODER = Path(__file__).resolve().parents[2] / "pretrained_models/llamagen/vq_ds16_c2i.pt"
 
 
@@ -42,7 +43,9 @@ def states_of(content: Mapping[str, Any]) -> dict[str, Any]:
     state = next((content[key] for key in STATES if isinstance(content.get(key), Mapping)), content)
     found = {"model": state, "model_ema": content.get("ema", content.get("model_ema"))}
     return {
-        key: None if each is None else {name: w for name, w in each.items() if not NO_WEIGHTS.fullmatch(name)}
+        key: {name: w for name, w in each.items() if not NO_WEIGHTS.fullmatch(str(name))}
+        if isinstance(each, Mapping)
+        else each
         for key, each in found.items()
     }
 
@@ -53,10 +56,12 @@ def complete_section(section: dict[str, Any] | None, content: Mapping[str, Any],
     if not all(any(str(key).endswith(name) for key in state) for name in (TABLE, HEAD)):
         return section
     state = our_names(state)
-    section, args = dict(section or {}), content.get("args")
+    alone, section, args = section is None, dict(section or {}), content.get("args")
     args = vars(args) if isinstance(args, argparse.Namespace) else args if isinstance(args, Mapping) else {}
+    given = section.get("llama_config", {})
+    if not isinstance(given, Mapping) or any(state[key].ndim != 2 for key in (TABLE, HEAD, FIRST) if key in state):
+        return None if alone else section  # what is wrong with it is said where it is used
     size = _size(state)
-    given = section.get("llama_config") or {}
     published = SIZES.get((size["num_hidden_layers"], size["hidden_size"]))
     heads = given.get("num_attention_heads") or (published and published.heads)
     if heads is None:
@@ -64,7 +69,8 @@ def complete_section(section: dict[str, Any] | None, content: Mapping[str, Any],
             f"{path} has {size['num_hidden_layers']} layers of width {size['hidden_size']}, no published size; put a "
             "config.yaml beside it whose model.llama_config names num_attention_heads"
         )
-    autoencoder = {"autoenc": {"checkpoint_path": str(AUTOENCODER)}} if AUTOENCODER.is_file() else {}
+    usual = alone and len(state[HEAD]) == LlamaGenConfig.vocab_size and AUTOENCODER.is_file()
+    autoencoder = {"autoenc": {"checkpoint_path": str(AUTOENCODER)}} if usual else {}
     found = {
         "architecture": "llamagen",
         "num_classes": args.get("num_classes") or len(state[TABLE]) - 1,
@@ -79,7 +85,7 @@ def complete_section(section: dict[str, Any] | None, content: Mapping[str, Any],
 def _size(state: Mapping[str, Tensor]) -> dict[str, int]:
     """Sizes that the shapes of the weights tell."""
     layers = [int(key.split(".")[1]) for key in state if re.match(r"layers\.\d+\.", key)]
-    first = state.get("layers.0.feed_forward.w1.weight")
+    first = state.get(FIRST)
     return {
         "hidden_size": state[HEAD].shape[1],
         "intermediate_size": 1 if first is None else len(first),
@@ -89,8 +95,9 @@ def _size(state: Mapping[str, Tensor]) -> dict[str, int]:
 
 def _image_size(args: Mapping[str, Any], path: Path) -> int:
     """Side of the images in pixels, as LlamaGen's autoencoder of 16 pixels a code makes them."""
-    if args.get("image_size"):
-        return args["image_size"] // (args.get("downsample_size") or STRIDE) * STRIDE
+    pixels, stride = args.get("image_size"), args.get("downsample_size", STRIDE)
+    if isinstance(pixels, int) and isinstance(stride, int) and stride > 0:
+        return pixels // stride * STRIDE
     named = IN_NAME.search(path.name)
     if named is None:
         raise UserError(
@@ -102,7 +109,8 @@ def _image_size(args: Mapping[str, Any], path: Path) -> int:
 
 def published_section(config: LlamaGenConfig, autoenc: AutoencoderPaths, path: Path) -> dict[str, Any]:
     """The ``model:`` section beside exported weights: what the file itself cannot say, and the sizes."""
-    section, names = asdict(replace(config, autoenc=autoenc)), ("architecture", "img_size", "num_classes", "vocab_size")
+    section = asdict(replace(config, autoenc=autoenc))
+    names = ("architecture", "img_size", *(() if config.class_cond else ("class_cond",)), "num_classes", "vocab_size")
     return {key: section[key] for key in (*names, "llama_config", "autoenc")}
 
 
