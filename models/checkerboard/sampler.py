@@ -19,6 +19,7 @@ from models.config import at_scale
 from models.draw import draw, draw_uniforms, guide, noise_of
 from models.family import Sampler, scale_slices
 from models.transformer import KVCache
+from runtime.device import send
 
 if TYPE_CHECKING:
     from models.checkerboard.model import Checkerboard
@@ -133,9 +134,7 @@ class CheckerboardSampler(Sampler):
     def _draw_noise(self, length: int) -> Tensor:
         """(B, length, V) for ``draw``."""
         uniforms = draw_uniforms(self.generators, length, len(self.codebook))
-        if self.model.device.type == "cuda":  # copied while the device works on
-            uniforms = uniforms.pin_memory()
-        return noise_of(uniforms.to(self.model.device, non_blocking=True))
+        return noise_of(send(uniforms, self.model.device))  # copied while the device works on
 
     def _setting(self, value: float, zero_is_special: bool = False) -> Setting:
         """Compiled code takes numbers as tensors: another value is no other graph."""
