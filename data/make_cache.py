@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import BatchSampler
 from tqdm import tqdm
 
 from data.cache import DONE, UNREADABLE, Manifest, PartialCache, TokenCache, begin_cache, check_images, check_manifest
 from data.crops import all_crops, to_floats
 from data.files import UnreadableImageError
 from data.images import Attempts, LabelledImages, check_unreadable, note_unreadable
+from data.loading import load_batches
 from data.options import NUM_CROPS
 from models.autoencoder import Autoencoder
 from models.family import join_scales
@@ -38,12 +39,12 @@ class CacheMaker:
     def create(self, root: Path) -> Path:
         """Make, or go on making, the cache below ``root``; return its folder. What was done before an error stays."""
         folder = root / self.manifest.folder_name
-        if not distributed.from_main(folder.exists()):
+        if not distributed.from_main(folder.exists(), "a look at the cache"):
             if distributed.is_main():
                 root.mkdir(parents=True, exist_ok=True)
             busy = f"another process is making the cache {folder}; wait for it, and run the same command again"
             with lock_file(folder.with_name(folder.name + ".lock"), busy):
-                if not distributed.from_main(folder.exists()):
+                if not distributed.from_main(folder.exists(), "a look at the cache"):
                     return self._make(folder)
         self.check(folder)
         distributed.say(f"the cache {folder} is complete already")
@@ -58,13 +59,13 @@ class CacheMaker:
     def _make(self, folder: Path) -> Path:
         if distributed.is_main():
             begin_cache(folder, self.manifest, self.images.labels)
-        distributed.barrier()
+        distributed.barrier("room for the cache")
         partial = PartialCache(folder)
         if distributed.is_main():
             check_images(partial.folder, self.images)
         self.manifest = partial.manifest  # what was begun may hold more scales
         todo = np.flatnonzero(partial.status != DONE)  # unreadable images may have been mended
-        distributed.barrier()  # all have read the status before anyone changes it
+        distributed.barrier("a look at the cache")  # all have read the status before anyone changes it
         mine = todo[distributed.rank() :: distributed.num_ranks()]
         unreadable = torch.zeros(len(self.images), dtype=torch.bool)
         with tqdm(total=len(mine), unit="image", desc="caching codes", disable=not distributed.is_main()) as bar:
@@ -75,11 +76,11 @@ class CacheMaker:
                 else:
                     partial.write(indices, rows, checksums)
                 bar.update(len(indices))
-        distributed.barrier()
+        distributed.barrier("the cache")
         if distributed.is_main():
             check_unreadable(np.count_nonzero(partial.status == UNREADABLE), len(self.images))  # of all ranks
             partial.finish()
-        distributed.barrier()
+        distributed.barrier("the cache")
         return folder
 
     def verify(self, folder: Path, count: int, seed: int) -> tuple[int, int]:
@@ -101,7 +102,8 @@ class CacheMaker:
         attempts = Attempts(functools.partial(_read, self.images, self.manifest), indices)
         group_size = max(1, self.batch_size // NUM_CROPS[self.manifest.crop])
         device = next(self.autoencoder.parameters()).device
-        for group in DataLoader(attempts, group_size, num_workers=self.num_workers, collate_fn=list):
+        groups = BatchSampler(range(len(attempts)), group_size, drop_last=False)
+        for group in load_batches(attempts, groups, self.num_workers, list):
             yield from (([index], found, []) for index, found in group if isinstance(found, UnreadableImageError))
             readable = [(index, *found) for index, found in group if isinstance(found, tuple)]
             if readable:

@@ -3,20 +3,21 @@
 from collections import Counter
 from functools import partial
 
-from torch.utils.data import DataLoader
+from torch.utils.data import BatchSampler
 from tqdm import tqdm
 
 from data.images import Attempts, LabelledImages, imagenet_keys
+from data.loading import load_batches
 
 
 def check_data(images: LabelledImages, num_workers: int) -> int:
     """Print the report and every unreadable file; return how many there are."""
     print("\n".join(data_report(images)))
     attempts = Attempts(partial(_read, images), range(len(images)))
-    loader = DataLoader(attempts, batch_size=64, num_workers=num_workers, collate_fn=list)
+    groups = BatchSampler(range(len(images)), batch_size=64, drop_last=False)
     errors: list[str] = []
     with tqdm(total=len(images), unit="image", desc="reading") as bar:
-        for group in loader:
+        for group in load_batches(attempts, groups, num_workers, list):
             errors += [str(error) for _, error in group if error is not None]
             bar.update(len(group))
     print("\n".join([*errors, f"{len(errors)} of {len(images)} images are unreadable"]))

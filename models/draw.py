@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from models.config import NUM_SEEDS
+from runtime.device import send
 
 DRAWING_VERSION = 2  # recorded with samples; to be raised whenever the same settings give other images
 SEED_STRIDE = 0x9E3779B9  # NUM_SEEDS over the golden ratio, odd: multiples of it lie far apart modulo NUM_SEEDS
@@ -73,9 +74,7 @@ def draw_uniforms(generators: Sequence[torch.Generator], *shape: int) -> Tensor:
 
 def draw_noise(generators: Sequence[torch.Generator], *shape: int, device: torch.device) -> Tensor:
     """(B, *shape) for ``draw``, on a device; copied while the device works on."""
-    uniforms = draw_uniforms(generators, *shape)
-    pinned = device.type == "cuda"
-    return noise_of((uniforms.pin_memory() if pinned else uniforms).to(device, non_blocking=pinned))
+    return noise_of(send(draw_uniforms(generators, *shape), device))
 
 
 def noise_of(uniforms: Tensor) -> Tensor:

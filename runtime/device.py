@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from runtime.errors import UserError
 
@@ -41,6 +41,13 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager:
     """Mixed precision with float32 weights; off for float32."""
     return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
+
+
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor on a device. Nothing waits for a copy to CUDA: it is made of pinned memory, which is kept until then."""
+    if device.type != "cuda" or tensor.device.type != "cpu":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def describe_size(model: nn.Module) -> str:

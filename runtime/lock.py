@@ -1,30 +1,45 @@
 """One program at a time where two would draw, encode or train the same twice, and end each other's files."""
 
+import errno
+import fcntl
+import os
+import socket
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import FileLock, SoftFileLock, Timeout
 
 from runtime import distributed
 from runtime.errors import UserError
 
+_NO_FLOCK = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+
 
 @contextmanager
 def lock_file(path: Path, busy: str) -> Iterator[None]:
-    """Hold a lock on rank 0 for all ranks, or raise a UserError of ``busy``; a killed program leaves none behind."""
+    """Hold a lock on rank 0 for all ranks, or raise a UserError of ``busy`` that names the owner where it is known.
+
+    A killed program leaves no lock behind. Where a file system has no locks, the file itself is one, and names its
+    owner: one of this machine that has ended does not count, one of another machine is for the user to judge.
+    """
     if not distributed.is_main():
         yield
         return
-    lock = FileLock(path)
+    in_kernel = _has_locks(path.parent)
+    lock = FileLock(path) if in_kernel else SoftFileLock(path)
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
-        raise UserError(busy) from error
+        raise UserError(f"{busy} ({_owner(path)})") from error
     try:
+        if in_kernel:
+            path.write_text(f"{os.getpid()}\n{socket.gethostname()}\n", encoding="utf-8")  # as SoftFileLock does
         yield
     finally:
-        path.unlink(missing_ok=True)  # while it is held: whoever comes next locks a file of its own
+        if in_kernel:
+            path.unlink(missing_ok=True)  # while it is held: whoever comes next locks a file of its own
         lock.release()
 
 
@@ -38,3 +53,25 @@ def lock_folder(folder: Path) -> Iterator[None]:
     busy = f"another process is at work in {folder}; wait for it, or name another output_dir"
     with lock_file(folder / ".lock", busy):
         yield
+
+
+def _has_locks(folder: Path) -> bool:
+    """Whether the file system locks files, which some of clusters do not."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno not in _NO_FLOCK  # of any other error, the lock itself says it better
+    return True
+
+
+def _owner(path: Path) -> str:
+    """Who holds a lock that is taken, and what to do if that is over."""
+    try:
+        pid, host, *_ = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except (OSError, ValueError):
+        return f"if none is, remove {path}"
+    host = host.partition("?")[0]  # SoftFileLock adds the number of a container
+    if host == socket.gethostname():
+        return f"process {pid} of this machine"
+    return f"process {pid} on {host}; if that has ended, remove {path}"

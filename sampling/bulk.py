@@ -84,7 +84,7 @@ def draw_into(
     """
     folder.look()
     # As rank 0 saw it, before anyone adds: another machine may see less, and shares would overlap or leave gaps.
-    todo = distributed.from_main(folder.todo)
+    todo = distributed.from_main(folder.todo, "a look at the folder of samples")
     mine = todo[distributed.rank() :: distributed.num_ranks()].tolist()
     total, on_main = len(request.labels), distributed.is_main()
     bar = tqdm(desc="sampling", total=total, initial=total - len(todo), unit="image", leave=None, disable=not on_main)
@@ -100,7 +100,7 @@ def draw_into(
                 pixels = model.to_uint8(resized(out.images, request.resize_to))
                 folder.add(indices, pixels if change is None else change(pixels), out)
                 show()
-        distributed.barrier()  # all have written their files
+        distributed.barrier("images")  # all have written their files
         show()
     if on_main:
         folder.look()
@@ -115,7 +115,7 @@ def draw_on_all_ranks(model: Generator, request: Request) -> Tensor | None:
     drawn: dict[int, Tensor] = {}
     for indices, out in draw_many(model, request, mine):
         drawn |= zip(indices, out.images, strict=True)
-    shares = distributed.everyones(drawn)
+    shares = distributed.everyones(drawn, "images")
     if not distributed.is_main():
         return None
     gathered = {i: image for share in shares for i, image in share.items()}

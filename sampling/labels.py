@@ -2,7 +2,7 @@
 
 import csv
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -90,33 +90,29 @@ class ClassNames:
     def __init__(self, model: Generator) -> None:
         self.names = [composed(name) for name in class_names(model) or []]
         self.num_classes = model.config.num_classes
-        all_of = [[part.strip() for part in name.split(",")] for name in self.names]
-        first = [{name, parts[0]} for name, parts in zip(self.names, all_of, strict=True)]
-        # Tables of classes by name, in the order that they are asked: what is nearer to the class's name comes first.
-        tables = [first, [{name.casefold() for name in names} for names in first], all_of]
-        tables.append([[part.casefold() for part in parts] for parts in all_of])
-        self.tables = [_by_name(table) for table in tables]
+        parts = [[part.strip() for part in name.split(",")] for name in self.names]
+        # Classes by all of their name, by its first part, by any; each as it is, then with small letters for capitals.
+        kinds = ([[name] for name in self.names], [names[:1] for names in parts], parts)
+        self.tables = [(fold, _by_name(names, fold)) for names in kinds for fold in (str, str.casefold)]
         # Whether classes are called by numbers that are not their indices.
         self.other_numbers = any(name.isdecimal() and int(name) != label for label, name in enumerate(self.names))
 
     def bearers(self, word: str) -> list[int]:
         """Classes that bear a name, none if there is no such name."""
-        word = composed(word)
-        found = (table.get(key) for table in self.tables for key in (word, word.casefold()))
-        return next(filter(None, found), [])
+        return next(filter(None, (table.get(fold(composed(word))) for fold, table in self.tables)), [])
 
     def label(self, word: str) -> int:
         """The class that a word means, by name or index."""
         bearers, index = self.bearers(word), int(word) if re.fullmatch(r"-?\d{1,18}", word) else None
         if len(bearers) > 1:
             listed = ", ".join(f"{label} ({self.names[label]})" for label in bearers)
-            raise UserError(f"several classes are called {word}: {listed}; give the index or the full name of one")
+            raise UserError(f"several classes are called {word}: {listed}; give the index of one")
         if bearers:
             if index not in (None, bearers[0]):
                 distributed.say(f"label {word} is the class called so, which has index {bearers[0]}")
             return bearers[0]
         if index is None:
-            near = get_close_matches(word.casefold(), self.tables[-1], n=1)
+            near = get_close_matches(word.casefold(), self.tables[-1][1], n=1)
             hint = f"did you mean {near[0]}?" if near else "give its index"
             raise UserError(f"no class is called {word}; {hint if self.names else 'this model has no class names'}")
         if not 0 <= index < self.num_classes:
@@ -129,10 +125,10 @@ class ClassNames:
         return index
 
 
-def _by_name(names: Sequence[Iterable[str]]) -> dict[str, list[int]]:
+def _by_name(names: Sequence[Iterable[str]], fold: Callable[[str], str]) -> dict[str, list[int]]:
     """Classes by name, of the names of each class."""
     table: dict[str, list[int]] = {}
     for label, of_class in enumerate(names):
-        for name in set(of_class):
+        for name in set(map(fold, of_class)):
             table.setdefault(name, []).append(label)
     return table

@@ -69,7 +69,8 @@ class TrainState:
         """Stop every rank by a UserError, before anything bad is saved, if any noted or now finds it."""
         if weights:
             self.note_bad(~torch.stack([p.isfinite().all() for p in self.module.parameters()]).all(), self.step - 1)
-        bad = [(step, rank) for rank, step in enumerate(distributed.everyones(int(self.first_bad_step))) if step >= 0]
+        found = distributed.everyones(int(self.first_bad_step), "the end of a step")
+        bad = [(step, rank) for rank, step in enumerate(found) if step >= 0]
         if bad:
             step, rank = min(bad)
             raise UserError(

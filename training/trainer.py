@@ -5,39 +5,38 @@ the run's seed, the step and the rank, so that a run that was stopped anywhere g
 """
 
 import json
-import multiprocessing
-import os
 import shutil
-import signal
+import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from functools import partial
+from contextlib import closing, nullcontext
 from itertools import islice
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
 from tensorboardX import SummaryWriter
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from data.batches import EpochBatches
+from data.loading import load_batches
 from models.loading.checkpoint import CHECKPOINT_NAME, CONFIG_NAME, find_checkpoint
 from runtime import distributed
-from runtime.command import Stopped
+from runtime.command import explain
 from runtime.config import write_yaml
-from runtime.device import autocast, pick_dtype
+from runtime.device import autocast, pick_dtype, send
 from runtime.errors import UserError
 from runtime.files import whole
+from runtime.stopping import GRACE, Stopped, StopSignals, waiting
 from training.options import LoopArgs
 from training.state import TrainState
 from training.task import LossModule, Task, step_context
 
 SYNC_STEPS = 10  # between agreements of several ranks on whether to stop or save
+UNFINISHED = ".unfinished-"  # begins the name of a file beside the samples until those of an epoch are there
 
 
 class RunLog:
@@ -46,11 +45,11 @@ class RunLog:
     def __init__(self, folder: Path) -> None:
         self.path, self.writer = folder / "log.jsonl", SummaryWriter(str(folder))
         if self.path.exists() and self.path.read_bytes()[-1:] not in (b"", b"\n"):  # a full disk cut the last line
-            with self.path.open("a") as file:
+            with self.path.open("a", encoding="utf-8") as file:
                 file.write("\n")
 
     def write(self, **entry: Any) -> None:
-        with self.path.open("a") as file:
+        with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({**entry, "time": round(time.time(), 1)}) + "\n")
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
@@ -73,26 +72,26 @@ class Trainer:
         self.settings = settings
         self.dtype = task.precision or pick_dtype(args.dtype, device)
         self.state = TrainState(task, args, len(dataset), device, self.dtype)
-        self.stop_signal = 0
-        self.needs_workers = multiprocessing.RawValue("b", 0)  # seen by the loader's workers
+        self.stop = StopSignals()
 
     def fit(self) -> bool:
-        """Train to the last epoch; return whether there was anything left to train. A lock keeps other programs out.
+        """Train to the last epoch; return whether there was anything left to do. A lock keeps other programs out.
 
         Raises:
             UserError: the loss is not finite, or a checkpoint cannot be read or written.
-            Stopped: SIGINT or SIGTERM; a checkpoint has been written.
+            Stopped: SIGINT or SIGTERM; a checkpoint has been written, unless another rank did not answer.
         """
         self._resume()
         state = self.state
-        if state.epoch >= self.args.epochs:
+        undrawn = distributed.from_main(state.step_in_epoch == 0 and self._unfinished.exists())
+        if state.epoch >= self.args.epochs and not undrawn:
             distributed.say(
                 f"the run in {self.folder} is finished with {state.epoch} epochs; a higher --epochs goes on with it"
             )
             return False
         self.forward = LossModule(self.task)
         if distributed.num_ranks() > 1:
-            self.forward = DistributedDataParallel(self.forward, broadcast_buffers=False)
+            self.forward = DistributedDataParallel(self.forward, forward_sync_buffers=False)
         total = state.step + (self.args.epochs - state.epoch) * state.steps_per_epoch - state.step_in_epoch
         self.log = None
         if distributed.is_main():
@@ -101,10 +100,16 @@ class Trainer:
             self.log.write(event="start", step=state.step, ranks=distributed.num_ranks(), dtype=str(self.dtype))
         self.last_save = time.monotonic()
         bar = tqdm(total=total, initial=state.step, unit="step", mininterval=1.0, smoothing=0.05, disable=not self.log)
-        with self._signals_wait(), bar:
-            while state.epoch < self.args.epochs:
-                self._train_epoch(bar)
-                self._end_epoch()
+        try:
+            with self.stop, bar:
+                if undrawn:
+                    self.show()
+                while state.epoch < self.args.epochs:
+                    self._train_epoch(bar)
+                    self._end_epoch()
+        finally:
+            if self.log is not None:
+                self.log.writer.close()
         return True
 
     @property
@@ -117,16 +122,36 @@ class Trainer:
         self.last_save = time.monotonic()
         self.state.save(self.folder / CHECKPOINT_NAME)
 
-    def show(self, name: str) -> None:
-        """Let the task draw with the averaged weights, if there are any."""
+    def show(self) -> None:
+        """Let the task draw with the averaged weights, if there are any, and measure. A signal ends it at once.
+
+        What fails on one rank is a warning; of several, others would wait for it.
+        """
+        metrics, (folder, name) = {}, (self._unfinished.parent, f"epoch_{self.state.epoch:04d}")
         self.trained.eval()
-        folder = self.folder / "samples"
-        folder.mkdir(exist_ok=True)
-        with torch.no_grad(), torch.compiler.set_stance("force_eager"):  # a few shapes once: not worth compiling
-            metrics = self.task.show(self.trained, folder, name)
-        self.state.module.train()
+        try:
+            # A few shapes once are not worth compiling.
+            with waiting(0), torch.no_grad(), torch.compiler.set_stance("force_eager"):
+                metrics = self.task.show(self.trained, folder, name)
+                distributed.barrier(f"the samples of {name}")
+        except Stopped as stop:
+            raise Stopped(stop.signal_number, saved=True) from stop  # the checkpoint came first
+        except (UserError, OSError, RuntimeError) as error:
+            if distributed.num_ranks() > 1:
+                raise
+            line, _ = explain(error) or (f"{type(error).__name__}: {error}", 1)
+            tqdm.write(f"warning: no samples of {name}: {line.removeprefix('error: ')}", file=sys.stderr)
+        finally:
+            self.state.module.train()
         if metrics and self.log is not None:
             self.log.scalars(self.state.step, metrics)
+        if distributed.is_main():
+            self._unfinished.unlink(missing_ok=True)
+
+    @property
+    def _unfinished(self) -> Path:
+        """The file that stands for samples of this epoch while they are to be drawn."""
+        return self.folder / "samples" / f"{UNFINISHED}epoch_{self.state.epoch:04d}"
 
     def _resume(self) -> None:
         state, folder = self.state, self.folder
@@ -142,39 +167,46 @@ class Trainer:
             )
 
     def _train_epoch(self, bar: tqdm) -> None:
-        batches, state = self._batches(), self.state
-        while group := list(islice(batches, self.args.accum_steps)):
-            last = (state.epoch + 1, state.step_in_epoch + 1) == (self.args.epochs, state.steps_per_epoch)
-            self._train_step(group, bar if last or (state.step + 1) % self.args.log_freq == 0 else None)
-            bar.update()
-            stop, save = self._agree()
-            if stop or save:
+        state = self.state
+        with closing(self._batches()) as batches:
+            while state.step_in_epoch < state.steps_per_epoch:
+                group = self._next_group(batches)
+                last = (state.epoch + 1, state.step_in_epoch + 1) == (self.args.epochs, state.steps_per_epoch)
+                self._train_step(group, bar if last or (state.step + 1) % self.args.log_freq == 0 else None)
+                bar.update()
+                number, save = self._agree()
+                if number or save:
+                    self.save()
+                if number:
+                    raise Stopped(number, saved=True)
+
+    def _next_group(self, batches: Iterator[Any]) -> list[Any]:
+        """The batches of a step. A signal ends the wait for them: here one rank can save, but not several."""
+        alone = distributed.num_ranks() == 1
+        try:
+            with waiting(0 if alone else GRACE):
+                return list(islice(batches, self.args.accum_steps))
+        except Stopped as stop:
+            if alone:
                 self.save()
-            if stop:
-                raise Stopped(stop)
+            raise Stopped(stop.signal_number, saved=alone) from stop
 
     def _agree(self) -> tuple[int, bool]:
         """The signal to stop for, or 0, and whether to save; the same on all ranks."""
         save = time.monotonic() - self.last_save > 60 * self.args.save_minutes
         if distributed.num_ranks() == 1:
-            return self.stop_signal, save
+            return self.stop.number, save
         if self.state.step % SYNC_STEPS:
             return 0, False
-        signals, saves = zip(*distributed.everyones((self.stop_signal, save)), strict=True)
+        signals, saves = zip(*distributed.everyones((self.stop.number, save), "the end of a step"), strict=True)
         return max(signals), any(saves)
 
     def _batches(self) -> Iterator[Any]:
         state, args, data = self.state, self.args, self.dataset
         place = (state.epoch, state.step_in_epoch * args.accum_steps, distributed.rank(), distributed.num_ranks())
-        loader = DataLoader(
-            data,
-            batch_sampler=EpochBatches(len(data), data.num_crops, args.batch_size, args.seed, *place),
-            num_workers=args.num_workers,
-            collate_fn=data.collate,
-            pin_memory=self.device.type == "cuda",
-            worker_init_fn=partial(_leave_signals_to_main, self.needs_workers),
-        )
-        return islice(iter(loader), (state.steps_per_epoch - state.step_in_epoch) * args.accum_steps)
+        batches = EpochBatches(len(data), data.num_crops, args.batch_size, args.seed, *place)
+        on_cuda = self.device.type == "cuda"
+        return load_batches(data, batches, args.num_workers, data.collate, pin_memory=on_cuda, shielded=True)
 
     def _train_step(self, group: list[Any], bar: tqdm | None) -> None:
         """One update from the batches of ``group``; with a progress bar it logs too."""
@@ -191,7 +223,10 @@ class Trainer:
             state.note_bad(~loss.value.detach().isfinite(), state.step)
         if self.args.clip_grad or bar is not None:
             state.scaler.unscale_(state.optimizer)
-            norm = nn.utils.clip_grad_norm_(state.module.parameters(), self.args.clip_grad or torch.inf)
+            weights = [weight for weight in state.module.parameters() if weight.grad is not None]
+            norm = nn.utils.get_total_norm([weight.grad for weight in weights])
+            if self.args.clip_grad:
+                nn.utils.clip_grads_with_norm_(weights, self.args.clip_grad, norm)
         state.update(rate)
         if bar is not None:
             with torch.no_grad():
@@ -210,12 +245,13 @@ class Trainer:
         bar.set_postfix_str(f"epoch {state.progress:.1f}, loss {metrics['loss']:.3f}, lr {metrics['lr']:.1e}")
 
     def _end_epoch(self) -> None:
-        """Draw, then save: what is killed in between is drawn again."""
+        """Save, then draw; a run that is killed while it draws does so when it goes on."""
         state = self.state
-        state.check_finite(weights=True)
         state.epoch, state.step_in_epoch = state.epoch + 1, 0
-        if state.epoch == self.args.epochs or (self.args.eval_freq and state.epoch % self.args.eval_freq == 0):
-            self.show(f"epoch_{state.epoch:04d}")
+        due = state.epoch == self.args.epochs or (self.args.eval_freq and state.epoch % self.args.eval_freq == 0)
+        if due and distributed.is_main():
+            self._unfinished.parent.mkdir(exist_ok=True)
+            self._unfinished.touch()
         self.save()
         if self.args.keep_freq and state.epoch % self.args.keep_freq == 0 and distributed.is_main():
             with whole(self.folder / f"checkpoint-{state.epoch:04d}.pth") as kept:
@@ -223,43 +259,12 @@ class Trainer:
                     kept.hardlink_to(self.folder / CHECKPOINT_NAME)
                 except OSError:  # a file system without links
                     shutil.copyfile(self.folder / CHECKPOINT_NAME, kept)
-
-    @contextmanager
-    def _signals_wait(self) -> Iterator[None]:
-        """SIGINT and SIGTERM wait for the end of a step and its checkpoint; a second one does not."""
-        handlers = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
-        self.needs_workers.value = 1
-        try:
-            yield
-        finally:
-            self.needs_workers.value = 0
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
-            if self.log is not None:
-                self.log.writer.close()
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self.stop_signal:
-            raise KeyboardInterrupt
-        self.stop_signal = number
-        tqdm.write("stopping after this step; once more to stop at once, without saving")
-
-
-def _leave_signals_to_main(needed: Any, worker: int) -> None:
-    """A signal to the whole process group must not end the workers before the step is done and saved.
-
-    Once they are needed no more, SIGTERM ends them: an interpreter that exits sends it, and then waits for them.
-    """
-
-    def on_terminate(number: int, frame: FrameType | None) -> None:
-        if not needed.value:
-            os._exit(0)
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, on_terminate)
+        number = max(distributed.everyones(self.stop.number, "the end of an epoch"))
+        if number:
+            raise Stopped(number, saved=True)
+        if due:
+            self.show()
 
 
 def _to_device(batch: Any, device: torch.device) -> Any:
-    if isinstance(batch, Tensor):
-        return batch.to(device, non_blocking=True)
-    return [_to_device(part, device) for part in batch]
+    return send(batch, device) if isinstance(batch, Tensor) else [_to_device(part, device) for part in batch]

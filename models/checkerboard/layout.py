@@ -13,6 +13,7 @@ from torch import Tensor
 
 from models.checkerboard.order import Blocks, ScanOrder, progressive_checkerboard
 from models.family import scale_slices
+from runtime.device import send
 
 NO_LOCATION = -1
 
@@ -29,7 +30,7 @@ class Layout:
     steps: Tensor  # (L,) the step, counted over all scales from 0, that draws each token
 
     def to(self, device: torch.device) -> "Layout":
-        moved = (t.to(device, non_blocking=True) for t in (self.positions, self.prev_positions, self.steps))
+        moved = (send(t, device) for t in (self.positions, self.prev_positions, self.steps))
         return Layout(self.scale_sizes, self.blocks, *moved)
 
 

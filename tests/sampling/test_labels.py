@@ -92,11 +92,17 @@ def test_shown_classes(named: Checkerboard, imagenet: Checkerboard) -> None:
         assert all(0 <= label < model.config.num_classes for label in labels)
 
 
+def test_capitals_decide_only_where_they_are_typed_right(named: Checkerboard) -> None:
+    with pytest.raises(UserError, match="several classes are called CRANE"):
+        parse_labels("CRANE", named)
+
+
 def test_an_exact_first_name_comes_before_another_classs_other_name(imagenet: Checkerboard) -> None:
     assert parse_labels("harp,Harp", imagenet) == [594, 594]  # 593 is "harmonica, mouth organ, harp, mouth harp"
+    assert parse_labels("maillot", imagenet) == [638]  # 639 is "maillot, tank suit"
 
 
-@pytest.mark.parametrize(("name", "indices"), [("crane", ("134", "517")), ("maillot", ("638", "639"))])
+@pytest.mark.parametrize(("name", "indices"), [("crane", ("134", "517")), ("panda", ("387", "388"))])
 def test_a_name_of_several_classes_is_refused_with_their_indices(
     name: str, indices: tuple[str, ...], imagenet: Checkerboard
 ) -> None:

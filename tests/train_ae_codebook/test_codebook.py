@@ -14,8 +14,8 @@ import yaml
 from torch import Tensor
 
 from models.autoencoder import resize_image
-from runtime.command import Stopped
 from runtime.errors import UserError
+from runtime.stopping import Stopped
 from tests.codebook_factory import CPU, digits, requantize_args, requantize_task, requantize_trainer, step
 from tests.command_factory import ROOT
 from tests.factory import Reference
@@ -133,7 +133,7 @@ def test_codes_start_as_gaussian_samples_in_proportion_to_the_latents() -> None:
 def test_the_optimizer_leaves_the_codes_where_they_are_while_moments_are_gathered(tmp_path: Path) -> None:
     training = requantize_trainer(tmp_path)
     before = training.state.module.quantize.embedding.detach().clone()
-    training.stop_signal = 15
+    training.stop.number = 15
     with pytest.raises(Stopped):
         training.fit()
     assert training.state.step == 1

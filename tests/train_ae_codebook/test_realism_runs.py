@@ -12,8 +12,8 @@ import torch
 from models.autoencoder import Autoencoder
 from models.loading.autoencoder import export_autoencoder, open_autoencoder
 from models.loading.state import read_torch_file
-from runtime.command import Stopped
 from runtime.errors import UserError
+from runtime.stopping import Stopped
 from tests.codebook_factory import ADVERSARIAL, ae_rank, ae_trainer
 from tests.command_factory import ROOT, call
 from tests.factory import tiny_autoencoder
@@ -76,7 +76,7 @@ def test_a_run_that_was_killed_goes_on_as_if_it_had_not_been(tmp_path: Path) -> 
 def test_a_run_keeps_its_discriminator_or_its_lack_of_one(first: bool, tmp_path: Path) -> None:
     with_it = ADVERSARIAL | {"discriminator_start": 0}
     stopping = ae_trainer(tmp_path, **(with_it if first else {}))
-    stopping.stop_signal = 15
+    stopping.stop.number = 15
     with pytest.raises(Stopped):
         stopping.fit()
     with pytest.raises(UserError, match=f"of a run {'with' if first else 'without'} a discriminator; keep it so"):

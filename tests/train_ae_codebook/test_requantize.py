@@ -14,7 +14,7 @@ import yaml
 from models.config import AutoencoderConfig
 from models.loading.autoencoder import export_autoencoder, open_autoencoder
 from models.loading.state import read_torch_file
-from runtime.command import Stopped
+from runtime.stopping import Stopped
 from tests.codebook_factory import requantize_rank, requantize_task, requantize_trainer
 from tests.command_factory import ROOT, Outcome, call
 from tests.factory import Reference, tiny_autoencoder
@@ -43,7 +43,7 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(options: dict[str,
     requantize_trainer(tmp_path / "whole", **options).fit()
     for _ in range(14):
         stopping = requantize_trainer(tmp_path / "stopped", **options)
-        stopping.stop_signal = 15
+        stopping.stop.number = 15
         with pytest.raises(Stopped):
             stopping.fit()
         assert stopping.state.module.count.sum() > 0

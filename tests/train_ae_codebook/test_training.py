@@ -14,7 +14,7 @@ from data.images import open_dataset
 from models.config import AutoencoderConfig, AutoencoderPaths
 from models.loading.autoencoder import load_autoencoder
 from models.loading.state import read_torch_file
-from runtime.command import Stopped
+from runtime.stopping import Stopped
 from tests.codebook_factory import ae_task, ae_trainer, digits
 from tests.command_factory import Outcome, call
 from tests.factory import randomize
@@ -39,7 +39,7 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(tmp_path: Path) ->
     ae_trainer(tmp_path / "whole", **settings).fit()
     for _ in range(5):
         stopping = ae_trainer(tmp_path / "stopped", **settings)
-        stopping.stop_signal = 15
+        stopping.stop.number = 15
         with pytest.raises(Stopped):
             stopping.fit()
     assert read_torch_file(tmp_path / "stopped" / "checkpoint-last.pth")["step"] == 5

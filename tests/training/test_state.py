@@ -9,8 +9,8 @@ import torch
 
 from models.checkerboard.model import Checkerboard
 from models.loading.state import read_torch_file
-from runtime.command import Stopped
 from runtime.errors import UserError
+from runtime.stopping import Stopped
 from tests.factory import FIXTURES
 from tests.limits import largest_file
 from tests.training_factory import (

@@ -19,9 +19,9 @@ from models.checkerboard.config import CheckerboardConfig, CheckerboardDrawing
 from models.checkerboard.model import Checkerboard
 from models.family import Loss, StepContext
 from models.loading.state import read_torch_file
-from runtime.command import Stopped
 from runtime.config import parse_config
 from runtime.errors import UserError
+from runtime.stopping import Stopped
 from tests.training_factory import (
     GOLDEN,
     GOLDEN_FLAGS,
@@ -314,7 +314,7 @@ def test_stops_and_saves_at_every_step_change_nothing(tmp_path: Path) -> None:
     tiny_trainer(whole, epochs=1, ema=True).fit()
     for _ in range(10):
         trainer = tiny_trainer(stopped, epochs=1, ema=True, save_minutes=0.0)
-        trainer.stop_signal = signal.SIGINT
+        trainer.stop.number = signal.SIGINT
         with pytest.raises(Stopped):
             trainer.fit()
     tiny_trainer(stopped, epochs=1, ema=True).fit()
@@ -361,7 +361,7 @@ def test_a_new_run_goes_on_from_another(name: str, tmp_path: Path) -> None:
     stop_within_an_epoch(old)
     before = (old / LAST).read_bytes()
     stopping = tiny_trainer(new, resume=str(old / name))
-    stopping.stop_signal = signal.SIGTERM
+    stopping.stop.number = signal.SIGTERM
     with pytest.raises(Stopped):
         stopping.fit()
     assert read_torch_file(new / LAST)["step"] == 15
