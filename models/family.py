@@ -113,6 +113,13 @@ class Generator(nn.Module, ABC):
                 f"{self.config.architecture} has neither attention {attention} nor compile nor activation_checkpointing"
             )
 
+    def large_layers(self) -> Sequence[nn.Module]:
+        """Modules that hold most of the weights and are called one after another, inner ones before those around them.
+
+        A training that is shared out over ranks gathers the weights of one at a time.
+        """
+        return ()
+
     def undrawn_latents(self, codes: Sequence[Tensor], scale: int) -> Tensor:
         """(B, C, S, S) latents that stand for a scale's locations in pictures until they are drawn: zeros are grey."""
         side, C = self.scale_sizes[scale], self.autoencoder.config.embed_dim

@@ -5,6 +5,7 @@ python -m training.export --checkpoint output/quickstart --output_dir output/qui
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from runtime.command import run
 from runtime.config import option, parse_flags
@@ -25,6 +26,10 @@ def main(argv: Sequence[str]) -> None:
         raise UserError("name the --checkpoint to export and the --output_dir to write")
     from models.loading.checkpoint import export_published  # takes seconds to import
 
+    from training.sharded import join_shares
+
+    if Path(args.checkpoint).is_dir():
+        join_shares(Path(args.checkpoint))
     export_published(args.checkpoint, args.output_dir)
     print(f"exported to {args.output_dir}")
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from models.config import Drawing
 from models.family import Generator, Loss, StepContext
+from runtime import distributed
 from runtime.config import plain
 from runtime.errors import UserError
 from sampling.bulk import Request, draw_on_all_ranks
@@ -52,6 +53,9 @@ class GeneratorTask(Task):
 
     def show(self, module: Generator, folder: Path, name: str) -> dict[str, float]:
         """Write a grid, a row a class, up to 16, always by the same noise; return what ``Evaluation`` finds."""
+        if self.args.shard:  # no rank has all weights
+            distributed.say("no samples, because the model is shared out; draw them by main_sample.py")
+            return {}
         labels = shown_labels(module, MAX_ROWS)
         rows = [label for label in labels for _ in range(COLUMNS)]
         images = draw_on_all_ranks(module, Request(rows, self.drawing))

@@ -15,7 +15,7 @@ from runtime.lock import lock_folder
 from training.generator import GeneratorTask
 from training.options import TrainArgs
 from training.preview import score_digits
-from training.run_folder import begin_run, check_same, run_settings
+from training.run_folder import begin_run, check_same, holds_run, run_settings
 from training.source import open_source
 from training.state import count_steps
 from training.trainer import Trainer
@@ -50,7 +50,7 @@ def prepare_and_train(config: GeneratorConfig, args: TrainArgs, drawing: Drawing
             if distributed.is_main():
                 begin_run(folder, autoencoder)
             distributed.barrier()
-            if args.weights_init is not None and not (folder / CHECKPOINT_NAME).exists():
+            if args.weights_init is not None and not holds_run(folder):
                 for remark in initialize_from(model, args.weights_init):
                     distributed.say(remark)
             task = GeneratorTask(model, args, drawing, list(source.class_keys))
@@ -71,6 +71,6 @@ def train(trainer: Trainer) -> None:
     if not trainer.fit():
         return
     distributed.say(f"samples: {folder / 'samples'}; checkpoint: {folder / CHECKPOINT_NAME}")
-    if args.dataset == "digits" and model.config.class_cond:
+    if args.dataset == "digits" and model.config.class_cond and not args.shard:
         lines = score_digits(trainer.trained.eval(), NUM_SCORED_DIGITS, task.drawing, folder / "samples/.digits")
         distributed.say("\n".join(["drawn digits, by the classifier in pretrained_models/classifiers:", *lines]))

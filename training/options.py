@@ -49,6 +49,9 @@ class LoopArgs:
     log_freq: int = option(50, "steps between log entries; the last step of a run has one too")
     eval_freq: int = option(10, "epochs between grids of samples; 0 draws them at the end alone")
     save_minutes: float = option(10.0, "minutes between checkpoints within an epoch; one comes after every epoch too")
+    shard: bool = option(
+        False, "under torchrun, share weights and the optimizer's state out over the ranks (FSDP): for large models"
+    )
     keep_freq: int = option(0, "epochs between checkpoints kept as checkpoint-EPOCH.pth; 0 keeps the last alone")
 
     def __post_init__(self) -> None:
@@ -62,6 +65,8 @@ class LoopArgs:
             raise UserError(
                 f"the built-in digits have no data_path {self.data_path}; add --dataset folder for your images"
             )
+        if self.shard and (self.ema or self.keep_freq or self.eval_freq):
+            raise UserError("shard neither averages nor draws; set ema false, eval_freq 0 and keep_freq 0")
         if self.seed >= 2**63:
             raise UserError(f"seed is {self.seed}; it must be below 2**63")
 
@@ -136,6 +141,8 @@ class TrainArgs(LoopArgs):
             raise UserError("inception_weights means nothing without eval_samples; leave it out")
         if self.check_images and not (self.use_cache or self.create_cache):
             raise UserError("check_images means nothing without a cache; add --use_cache, or leave it out")
+        if self.shard and self.eval_samples:
+            raise UserError("shard measures nothing while it trains; leave eval_samples out")
         if self.verify_cache < 0:
             raise UserError(f"verify_cache is {self.verify_cache}; give a number of images")
         if self.code_paths and (self.use_cache or self.create_cache or self.verify_cache or self.check_data):

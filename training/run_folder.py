@@ -10,6 +10,7 @@ from models.loading.autoencoder import autoencoder_hash, open_autoencoder, save_
 from models.loading.checkpoint import CHECKPOINT_NAME, CONFIG_NAME, read_model_config
 from runtime.config import plain
 from runtime.errors import UserError
+from training.state import find_shares
 
 AUTOENCODER_PATHS = AutoencoderPaths("autoenc/autoencoder_config.yaml", "autoenc/autoencoder.safetensors")
 
@@ -27,7 +28,8 @@ def begin_run(folder: Path, autoencoder: Autoencoder) -> None:
 
 def holds_run(folder: Path) -> bool:
     """Whether there is a run to go on with."""
-    return (folder / CHECKPOINT_NAME).exists() and (folder / CONFIG_NAME).exists()
+    path = folder / CHECKPOINT_NAME
+    return (path.exists() or find_shares(path) is not None) and (folder / CONFIG_NAME).exists()
 
 
 def check_same(folder: Path, config: GeneratorConfig, autoencoder_sha256: str) -> None:

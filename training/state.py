@@ -7,6 +7,7 @@ import torch
 from timm.optim import param_groups_weight_decay
 from timm.utils import ModelEmaV3
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from models.loading.state import read_torch_file
 from runtime import distributed
@@ -14,6 +15,8 @@ from runtime.errors import UserError
 from runtime.files import whole
 from training.options import LoopArgs
 from training.task import Task
+
+SHARED_SUFFIX, PLACE_NAME = ".sharded", "place.pth"
 
 
 class TrainState:
@@ -68,7 +71,9 @@ class TrainState:
     def check_finite(self, weights: bool = False) -> None:
         """Stop every rank by a UserError, before anything bad is saved, if any noted or now finds it."""
         if weights:
-            self.note_bad(~torch.stack([p.isfinite().all() for p in self.module.parameters()]).all(), self.step - 1)
+            self.note_bad(
+                ~torch.stack([local(p).isfinite().all() for p in self.module.parameters()]).all(), self.step - 1
+            )
         found = distributed.everyones(int(self.first_bad_step), "the end of a step")
         bad = [(step, rank) for rank, step in enumerate(found) if step >= 0]
         if bad:
@@ -81,8 +86,7 @@ class TrainState:
 
     def save(self, path: Path) -> None:
         """Write a checkpoint; called on all ranks, rank 0 writes."""
-        self.check_finite(weights=True)
-        self.loss_sum = distributed.add_up(self.loss_sum) / distributed.num_ranks()  # the file holds one for all ranks
+        place = self.place()
         if not distributed.is_main():
             return
         content = {
@@ -90,18 +94,27 @@ class TrainState:
             "model_ema": None if self.ema is None else self.ema.module.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
-            **{name: getattr(self, name) for name in ("step", "epoch", "step_in_epoch", "loss_sum", "logged_step")},
-            "data_order": self._data_order(),
-            "task": self.task.state(),
-            **self.task.describe(),
+            **place,
         }
         with whole(path) as temporary:
             torch.save(content, temporary)
 
+    def is_saved(self, path: Path) -> bool:
+        """Whether there is a checkpoint to go on from. UserError for one of a run that was shared out over ranks."""
+        if find_shares(path) is not None:
+            raise UserError(f"{path.parent} holds a run that was shared out; add --shard, or name another output_dir")
+        return path.exists()
+
     def load(self, path: Path) -> None:
         """Go on from a checkpoint, or refuse it."""
         saved = read_torch_file(path)
-        self._check(saved, path)
+        shapes = {name: tensor.shape for name, tensor in self.module.state_dict().items()}
+        if "data_order" not in saved or {name: t.shape for name, t in saved["model"].items()} != shapes:
+            raise UserError(f"{path} is of no run of this model; name one, or start from its weights by weights_init")
+        if (saved["model_ema"] is None) != (self.ema is None):
+            kind = "without" if self.ema else "with"
+            raise UserError(f"{path} was trained {kind} ema; keep it so, or name another output_dir")
+        self.check_place(saved, path)
         self.module.load_state_dict(saved["model"])
         groups = self.optimizer.state_dict()["param_groups"]  # betas and weight decay of now, not of then
         self.optimizer.load_state_dict(saved["optimizer"] | {"param_groups": groups})
@@ -109,16 +122,28 @@ class TrainState:
             self.scaler.load_state_dict(saved["scaler"])
         if self.ema is not None:
             self.ema.module.load_state_dict(saved["model_ema"])
+        self.return_to(saved)
+
+    def place(self) -> dict[str, Any]:
+        """All of a checkpoint but the weights and what is kept of each; called on all ranks. None of it is bad."""
+        self.check_finite(weights=True)
+        self.loss_sum = distributed.add_up(self.loss_sum) / distributed.num_ranks()  # the file holds one for all ranks
+        return {
+            **{name: getattr(self, name) for name in ("step", "epoch", "step_in_epoch", "loss_sum", "logged_step")},
+            "data_order": self._data_order(),
+            "task": self.task.state(),
+            **self.task.describe(),
+        }
+
+    def return_to(self, saved: dict[str, Any]) -> None:
+        """Take back what ``place`` gave."""
         self.task.restore(saved.get("task", {}))
         self.step, self.epoch, self.step_in_epoch = saved["step"], saved["epoch"], saved["step_in_epoch"]
         self.loss_sum.copy_(saved["loss_sum"])
         self.logged_step = saved.get("logged_step", self.step - self.step % self.args.log_freq)  # earlier files lack it
 
-    def _check(self, saved: dict[str, Any], path: Path) -> None:
-        """Refuse a checkpoint that this run cannot go on from."""
-        shapes = {name: tensor.shape for name, tensor in self.module.state_dict().items()}
-        if "data_order" not in saved or {name: t.shape for name, t in saved["model"].items()} != shapes:
-            raise UserError(f"{path} is of no run of this model; name one, or start from its weights by weights_init")
+    def check_place(self, saved: dict[str, Any], path: Path) -> None:
+        """Refuse a place that this run cannot go on from."""
         if saved["step_in_epoch"] and saved["data_order"] != self._data_order():
             raise UserError(
                 f"{path} stopped inside an epoch with {saved['data_order']}, which is now {self._data_order()}; go on "
@@ -128,13 +153,30 @@ class TrainState:
         for key, other in (("class_keys", "on other classes than the data's"), ("start_hash", "from another start")):
             if saved.get(key) != described.get(key):
                 raise UserError(f"{path} was trained {other}; put them back, or name another output_dir")
-        if (saved["model_ema"] is None) != (self.ema is None):
-            kind = "without" if self.ema else "with"
-            raise UserError(f"{path} was trained {kind} ema; keep it so, or name another output_dir")
 
     def _data_order(self) -> dict[str, int]:
         """What decides which images a step of an epoch sees."""
         return {"images": self.num_images, "images_a_step": images_a_step(self.args), "seed": self.args.seed}
+
+
+def find_shares(path: Path) -> Path | None:
+    """The folder of shares that goes with a checkpoint file of this path, if there is one; see sharded.py.
+
+    A kill between two renamings leaves the shares before.
+    """
+    folder = path.with_suffix(SHARED_SUFFIX)
+    found = (place for place in (folder, folder.with_name(folder.name + ".old")) if (place / PLACE_NAME).exists())
+    return next(found, None)
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This rank's share of a tensor; all of one that is not shared out."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def whole_tensor(tensor: Tensor) -> Tensor:
+    """A tensor of all ranks' shares."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def count_steps(num_images: int, args: LoopArgs) -> int:

@@ -32,7 +32,8 @@ from runtime.errors import UserError
 from runtime.files import whole
 from runtime.stopping import GRACE, Stopped, StopSignals, waiting
 from training.options import LoopArgs
-from training.state import TrainState
+from training.sharded import ShardedState
+from training.state import TrainState, whole_tensor
 from training.task import LossModule, Task, step_context
 
 SYNC_STEPS = 10  # between agreements of several ranks on whether to stop or save
@@ -71,7 +72,8 @@ class Trainer:
         self.task, self.dataset, self.args, self.folder, self.device = task, dataset, args, folder, device
         self.settings = settings
         self.dtype = task.precision or pick_dtype(args.dtype, device)
-        self.state = TrainState(task, args, len(dataset), device, self.dtype)
+        kind = ShardedState if args.shard else TrainState
+        self.state = kind(task, args, len(dataset), device, self.dtype)
         self.stop = StopSignals()
 
     def fit(self) -> bool:
@@ -90,7 +92,7 @@ class Trainer:
             )
             return False
         self.forward = LossModule(self.task)
-        if distributed.num_ranks() > 1:
+        if distributed.num_ranks() > 1 and not self.args.shard:
             self.forward = DistributedDataParallel(self.forward, forward_sync_buffers=False)
         total = state.step + (self.args.epochs - state.epoch) * state.steps_per_epoch - state.step_in_epoch
         self.log = None
@@ -110,6 +112,8 @@ class Trainer:
         finally:
             if self.log is not None:
                 self.log.writer.close()
+        if self.args.shard:
+            state.join(self.folder / CHECKPOINT_NAME)
         return True
 
     @property
@@ -156,9 +160,9 @@ class Trainer:
     def _resume(self) -> None:
         state, folder = self.state, self.folder
         path = folder / CHECKPOINT_NAME
-        if not path.exists() and self.args.resume is not None:
-            path = find_checkpoint(self.args.resume)
-        if path.exists():
+        if not state.is_saved(path) and self.args.resume is not None:
+            path = Path(self.args.resume) / CHECKPOINT_NAME if self.args.shard else find_checkpoint(self.args.resume)
+        if state.is_saved(path):
             state.load(path)
             distributed.say(f"going on from {path}: epoch {state.epoch}, step {state.step}")
         if len(set(distributed.everyones((state.step, state.epoch, state.step_in_epoch)))) > 1:
@@ -224,7 +228,7 @@ class Trainer:
         if self.args.clip_grad or bar is not None:
             state.scaler.unscale_(state.optimizer)
             weights = [weight for weight in state.module.parameters() if weight.grad is not None]
-            norm = nn.utils.get_total_norm([weight.grad for weight in weights])
+            norm = whole_tensor(nn.utils.get_total_norm([weight.grad for weight in weights]))
             if self.args.clip_grad:
                 nn.utils.clip_grads_with_norm_(weights, self.args.clip_grad, norm)
         state.update(rate)

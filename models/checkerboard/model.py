@@ -109,6 +109,10 @@ class Checkerboard(Generator):
         if compiled:
             self.transformer.compile()
 
+    def large_layers(self) -> Sequence[nn.Module]:
+        layers = self.transformer.layers  # which do not run their modulations themselves
+        return [part for of in layers for part in (of.input_modulation, of.post_attention_modulation, of)]
+
     def training_loss(self, codes: Sequence[Tensor], labels: Tensor, context: StepContext) -> Loss:
         if self.config.random_block_size:
             blocks = training_blocks(self.scale_sizes, context.step_rng)

@@ -117,6 +117,9 @@ class LlamaGen(Generator):
             for layer in self.layers:
                 layer.compile()
 
+    def large_layers(self) -> Sequence[nn.Module]:
+        return self.layers
+
     def training_loss(self, codes: Sequence[Tensor], labels: Tensor, context: StepContext) -> Loss:
         dropped = torch.rand(labels.shape, device=self.device, generator=context.rank_rng) < self.config.label_drop
         labels = labels.masked_fill(dropped & self.training, self.unconditional_label)
