@@ -52,17 +52,12 @@ class CodeFolders(Dataset):
         return batch
 
     def __getitems__(self, items: list[tuple[int, int]]) -> tuple[list[Tensor], Tensor]:
-        rows = []
+        codes, labels = [], []
         for index, crop in items:
             folder = self.folders[crop % len(self.folders)]
-            rows.append(folder.read(index)[crop // len(self.folders) % folder.num_maps])
-        codes = torch.from_numpy(np.stack(rows))
-        labels = torch.tensor([self.folders[0].label(index) for index, _ in items])
-        for name, values, end in (("code", codes, self.num_codes), ("label", labels, self.num_classes)):
-            if values.min() < 0 or values.max() >= end:
-                where = self.folders[0].path
-                raise UserError(f"{where} holds {name} {values.max()}, but the model has {end}; name codes of its own")
-        return [codes.unflatten(1, (self.side, self.side))], labels
+            codes.append(folder.read(index, self.num_codes)[crop // len(self.folders) % folder.num_maps])
+            labels.append(folder.label(index, self.num_classes))
+        return [torch.from_numpy(np.stack(codes)).unflatten(1, (self.side, self.side))], torch.tensor(labels)
 
 
 class _Folder:
@@ -74,24 +69,35 @@ class _Folder:
         counts = [_count(folder) for folder in (self.codes, self.labels)]
         if counts[0] != counts[1]:
             raise UserError(f"{path} has codes of {counts[0]} images, but {counts[1]} labels; extract them again")
-        self.num_maps = len(self.read(0))
+        self.shape: tuple[int, ...] | None = None
+        self.shape = self.read(0).shape
+        self.num_maps = self.shape[0]
         self.num_images = counts[0] - self._repeated(counts[0])
 
-    def label(self, index: int) -> int:
-        return int(_load(self.labels / f"{index}.npy").item())
+    def label(self, index: int, num_classes: int | None = None) -> int:
+        file = self.labels / f"{index}.npy"
+        found = _load(file)
+        if found.shape != (1,) or found.dtype.kind not in "iu":
+            raise UserError(f"{file} holds {found.dtype} {found.shape}, not one label (1,); extract the codes again")
+        return int(_within(found, num_classes, "classes", file)[0])
 
-    def read(self, index: int) -> np.ndarray:
+    def read(self, index: int, num_codes: int | None = None) -> np.ndarray:
         """(A, G * G) codes of an image."""
         file = self.codes / f"{index}.npy"
         found = _load(file)
-        if found.ndim != 3 or len(found) != 1 or found.dtype.kind not in "iu":
+        if found.ndim != 3 or len(found) != 1 or not found.size or found.dtype.kind not in "iu":
             raise UserError(f"{file} holds {found.dtype} {found.shape}, not integers (1, maps, codes); name others")
-        return found[0]
+        if self.shape is not None and found.shape[1:] != self.shape:
+            raise UserError(f"{file} holds (maps, codes) {found.shape[1:]}, but 0.npy {self.shape}; extract them again")
+        return _within(found[0], num_codes, "codes", file).astype(np.int64)
 
     def _repeated(self, count: int) -> int:
         """How many of the last files repeat the first images."""
         most = min(MOST_REPEATED, count // 2)
-        head, tail = ([self.read(n).tobytes() for n in part] for part in (range(most), range(count - most, count)))
+        head, tail = (
+            [(self.read(n).tobytes(), self.label(n)) for n in part]
+            for part in (range(most), range(count - most, count))
+        )
         return next((length for length in range(most, 0, -1) if tail[most - length :] == head[:length]), 0)
 
 
@@ -104,6 +110,16 @@ def _count(folder: Path) -> int:
     if missing is not None or not numbers:
         raise UserError(f"{folder} lacks {missing or 0}.npy; extract the codes again")
     return len(numbers)
+
+
+def _within(values: np.ndarray, end: int | None, kind: str, file: Path) -> np.ndarray:
+    """The values as they are; with an ``end`` they must lie between 0 and before it."""
+    wrong = [] if end is None else values[(values < 0) | (values >= end)]
+    if len(wrong):
+        raise UserError(
+            f"{file} holds {wrong[0]}, but the model has {end} {kind}, counted from 0; name codes of its own"
+        )
+    return values
 
 
 def _load(file: Path) -> np.ndarray:

@@ -92,6 +92,7 @@ class CheckpointResults:
         device = distributed.set_up(pick_device(args.device))
         self.args, self.checkpoint = args, find_checkpoint(args.checkpoint)
         model = load_checkpoint(self.checkpoint, use_ema=args.use_ema)
+        stored_side(model, args.resize_to)  # a model that makes no images is an error now
         identity = model_sha256(model) if distributed.is_main() else None  # before weights are converted
         self.model = model.to(device=device, dtype=pick_dtype(args.dtype, device))
         self.warned: set[str] = set()

@@ -1,7 +1,8 @@
 """Trim the reference fixtures to what the tests need: ``python tests/make_fixtures.py REFERENCE_FOLDER``.
 
 Kept small on purpose: the averaged weights lose their copy of the frozen autoencoder, the 4x folder loses its averaged
-weights, and neither keeps the autoencoder's own weights file, whose content the checkpoint holds too.
+weights, and neither keeps the autoencoder's own weights file, whose content the checkpoint holds too. LlamaGen's stay
+whole.
 """
 
 import shutil
@@ -41,6 +42,10 @@ def main(reference: Path) -> None:
             shutil.copyfile(source / file, target / file)
         trim_checkpoint(source / "checkpoint-last.pth", target / "checkpoint-last.pth", keep_ema)
         trim_expected(source / "expected.npz", target / "expected.npz", dropped)
+    for name in ("tiny-llamagen", "tiny-npp"):
+        (FIXTURES / name).mkdir(exist_ok=True)
+        for file in ("checkpoint.pt", "config.yaml", "expected.npz", "settings.json"):
+            shutil.copyfile(reference / name / file, FIXTURES / name / file)
 
 
 if __name__ == "__main__":

@@ -10,9 +10,9 @@ import torch
 import yaml
 
 from models.autoencoder import Autoencoder
-from models.checkerboard.config import CheckerboardConfig, CheckerboardDrawing
-from models.checkerboard.model import Checkerboard
-from models.config import AutoencoderConfig, TransformerConfig
+from models.checkerboard.config import CheckerboardConfig
+from models.config import AutoencoderConfig, Drawing, Family, GeneratorConfig, TransformerConfig, family_of
+from models.llamagen.config import LlamaConfig, LlamaGenConfig
 from runtime.config import parse_config
 from tests.factory import CPU
 from training.generator import GeneratorTask
@@ -24,55 +24,105 @@ ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 # Millions of parameters, trained (method.md Sec. 4): S and L are the paper's sizes.
 SIZES = {"config_256_S": 57.7, "config_256_L": 367.6}
+LLAMAGEN_SIZES = {  # parameters (gpt.md Sec. 1)
+    "B": 110_888_448,
+    "L": 342_910_976,
+    "XL": 774_699_520,
+    "XXL": 1_410_972_672,
+    "3B": 3_096_659_200,
+}
+PUBLISHED = [
+    path for path in CONFIGS if path.stem in {f"{kind}_{s}" for kind in ("llamagen", "npp") for s in LLAMAGEN_SIZES}
+]
 NUM_STEPS = {  # steps of an image with the configuration's steps per scale
     "config_256_S": 17,
     "config_256_S_4x": 17,
     "config_256_L": 17,
     "config_256_L_4x": 17,
+    "llamagen_B": 256,
+    "llamagen_XL": 576,
+    "npp_XL": 256,
 }
+each_config = pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 
 
-def read(path: Path) -> tuple[CheckerboardConfig, TrainArgs, CheckerboardDrawing]:
-    sections = {"model": CheckerboardConfig, "args": (TrainArgs, CheckerboardDrawing)}
+def read(path: Path) -> tuple[Family, GeneratorConfig, TrainArgs, Drawing]:
+    family = family_of(yaml.safe_load(path.read_text())["model"])
+    sections = {"model": family.load("config"), "args": (TrainArgs, family.load("drawing"))}
     settings, _ = parse_config(["--config", str(path)], "main.py", "", sections)
-    return settings["model"], *settings["args"]
+    return family, settings["model"], *settings["args"]
 
 
-def autoencoder_of(config: CheckerboardConfig) -> AutoencoderConfig:
+def autoencoder_of(config: GeneratorConfig) -> AutoencoderConfig:
     """The one that ships with the project, or one as deep as the released one (CIFAR-10's: as its recipe's)."""
     path = ROOT / (config.autoenc.config_path or "")
     if path.is_file():
         ddconfig = yaml.safe_load(path.read_text())["model"]["params"]["ddconfig"]
-        return AutoencoderConfig(ch_mult=tuple(ddconfig["ch_mult"]), ch=32, z_channels=32, num_res_blocks=1)
-    ch_mult = (1, 1, 1) if config.img_size == 32 else (1, 1, 1, 1, 1)
-    return AutoencoderConfig(ch_mult=ch_mult, ch=32, z_channels=32, num_res_blocks=1)
+        ch_mult = tuple(ddconfig["ch_mult"])
+    else:
+        ch_mult = (1, 1, 1) if config.img_size == 32 else (1, 1, 1, 1, 1)
+    codes = {"n_embed": config.vocab_size} if isinstance(config, LlamaGenConfig) else {}
+    return AutoencoderConfig(ch_mult=ch_mult, ch=32, z_channels=32, num_res_blocks=1, **codes)
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def narrowed(config: GeneratorConfig) -> GeneratorConfig:
+    """The same model but for two narrow layers."""
+    if isinstance(config, LlamaGenConfig):
+        return replace(config, llama_config=LlamaConfig(32, 64, 2, 2))
+    assert isinstance(config, CheckerboardConfig)
+    mixing = config.num_mixing_layers
+    layers = max(2, mixing) if isinstance(mixing, int) else 2
+    return replace(config, llama_config=TransformerConfig(32, 256, 2, layers))
+
+
+@each_config
 def test_it_builds_and_takes_a_step(path: Path) -> None:
-    config, args, drawing = read(path)
+    family, config, args, drawing = read(path)
     autoencoder = autoencoder_of(config)
     with torch.device("meta"):
-        model = Checkerboard(config, Autoencoder(autoencoder))
+        model = family.load("generator")(config, Autoencoder(autoencoder))
+    size = sum(p.numel() for p in model.parameters())
     if path.stem in SIZES:
-        assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(SIZES[path.stem], abs=0.05)
+        assert size / 1e6 == pytest.approx(SIZES[path.stem], abs=0.05)
+    if path in PUBLISHED:
+        assert size == LLAMAGEN_SIZES[path.stem.split("_")[1]]
     if path.stem in NUM_STEPS:
         assert model.num_steps(drawing) == NUM_STEPS[path.stem]
 
-    mixing = config.num_mixing_layers
-    narrow = TransformerConfig(32, 256, 2, max(2, mixing) if isinstance(mixing, int) else 2)
-    model = Checkerboard(replace(config, llama_config=narrow), Autoencoder(autoencoder)).train()
+    model = family.load("generator")(narrowed(config), Autoencoder(autoencoder)).train()
     task = GeneratorTask(model, replace(args, device="cpu"), drawing)
     codes = [torch.randint(autoencoder.n_embed, (2, side, side)) for side in model.scale_sizes]
     labels = torch.randint(config.num_classes, (2,))
-    loss = task.loss([codes, labels], step_context(0, 0, 0, CPU))
-    assert loss.value.item() == pytest.approx(math.log(autoencoder.n_embed), rel=1e-3)  # head starts at 0
+    for epoch in {0, args.epochs - 1}:
+        loss = task.loss([codes, labels], step_context(0, 0, 0, CPU, epoch))
+        assert loss.value.item() == pytest.approx(math.log(autoencoder.n_embed), rel=1e-3)  # head starts at 0
     loss.value.backward()
-    assert model.lm_head.weight.grad.abs().max() > 0
-    assert {f"accuracy_scale_{side}" for side in model.scale_sizes} <= loss.metrics().keys()
+    head = model.output if config.architecture == "llamagen" else model.lm_head
+    assert head.weight.grad.abs().max() > 0
+    of_scale = {f"accuracy_scale_{side}" for side in model.scale_sizes}
+    assert ({"accuracy"} if config.architecture == "llamagen" else of_scale) <= loss.metrics().keys()
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.stem)
+def test_llamagens_settings_are_the_published_ones(path: Path) -> None:
+    """Of gpt.md Sec. 4 and 5: stages, schedule and all that both share."""
+    _, config, args, _ = read(path)
+    kind, size = path.stem.split("_")
+    assert (config.dropout, config.drop_path_rate, config.label_drop) == (0.1, 0.0, 0.1)
+    assert (args.lr, args.betas, args.weight_decay, args.clip_grad) == (1e-4, (0.9, 0.95), 0.05, 1.0)
+    assert (args.epochs, args.batch_size, args.accum_steps, args.ema, args.crop) == (300, 256, 1, False, "ten")
+    sides, n = [args.patch_side(epoch) for epoch in range(300)], 5004
+    rates = {step: args.lr_at(step, step / n, n) for step in (0, n, 119 * n, 150 * n - 1, 150 * n, 300 * n - 1)}
+    if kind == "llamagen":
+        assert config.img_size == (256 if size in ("B", "L") else 384)
+        assert (set(sides), set(rates.values())) == ({1}, {1e-4})
+    else:
+        assert config.img_size == 256
+        assert sides == [2] * 150 + [1] * 150
+        assert list(rates.values()) == pytest.approx([0, 1e-4, 1e-4, 1e-5, 0, 1e-5], rel=1e-4)
+
+
+@each_config
 def test_its_header_says_how_to_run_it_and_what_it_reaches(path: Path) -> None:
     header = [line for line in path.read_text().splitlines() if line.startswith("#")]
     text = "\n".join(header)

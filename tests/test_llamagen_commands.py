@@ -116,6 +116,7 @@ def test_a_file_of_theirs_in_a_folder_of_its_own(run: Path, tmp_path: Path) -> N
         flags = () if program is main_sample else ("--features", "digits", "--num_samples", "8")
         said = call(program.main, "--checkpoint", str(tmp_path), *target, *flags).error()
         assert said.startswith("this model has no autoencoder, so it draws codes and no images; fetch LlamaGen's by ")
+        assert not (tmp_path / "drawn").exists()
     shutil.copytree(run / "autoenc", tmp_path / "autoenc")
     (weights,) = tmp_path.glob("autoenc/*.safetensors")
     weights = {"checkpoint_path": f"autoenc/{weights.name}"}

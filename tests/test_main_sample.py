@@ -627,7 +627,7 @@ def edit_checkpoint(folder: Path, edit: Callable[[dict[str, Any]], Any]) -> None
 
 
 def spoil_nothing_but_the_name(folder: Path) -> None:
-    (folder / CHECKPOINT_NAME).rename(folder / "epoch-90.pth")
+    (folder / CHECKPOINT_NAME).rename(folder / "epoch-90.bak")
 
 
 def truncate(folder: Path) -> None:

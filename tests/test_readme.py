@@ -34,6 +34,7 @@ from evaluation.options import PRESETS
 from models.loading.checkpoint import export_published
 from tests.command_factory import ROOT, Outcome, call, save_run, start
 from tests.factory import TINY_TRANSFORMER, tiny_autoencoder, tiny_model
+from tests.llamagen_factory import tiny_gpt
 
 PATHS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "CONTRIBUTING.md"]
 PAGES = {path.relative_to(ROOT).as_posix(): path.read_text() for path in PATHS}
@@ -43,6 +44,7 @@ STARTS = ("python", "bash", "torchrun", "tensorboard", "pip")  # of a code span 
 PLACEHOLDER = re.compile(r"\b[A-Z]+\b|\.\.\.")  # CONFIG, N
 EVALUATOR = ROOT / "tests/fixtures/evaluator"
 STAND_IN = f"--inception_graph {EVALUATOR / 'classify_image_graph_def.pb'}"
+OF_FEW_CLASSES = ("config_256_S", "npp_B", "llamagen_XL")  # trained on the stand-in of ImageNet
 MAX_WORDS = 1800  # of the README, outside tables and code
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")  # of runpy
@@ -174,8 +176,10 @@ def copy_code(folder: Path) -> None:
 def make_tiny(path: Path) -> None:
     """A configuration of a narrow transformer, 32 px, one epoch."""
     content = yaml.safe_load(path.read_text())
-    content["model"] |= {"img_size": 32} | ({"num_classes": 3} if "_S" in path.stem else {})
+    content["model"] |= {"img_size": 32} | ({"num_classes": 3} if path.stem in OF_FEW_CLASSES else {})
     content["model"]["llama_config"] |= asdict(TINY_TRANSFORMER)
+    if content["model"].get("vocab_size") == 16384:
+        content["model"]["vocab_size"] = 64
     batch_size = 50 if content["args"]["dataset"] == "digits" else 4
     content["args"] |= {"epochs": 1, "batch_size": batch_size, "num_workers": 0, "warmup_epochs": 0}
     path.write_text(yaml.safe_dump(content))
@@ -191,6 +195,15 @@ def save_photos(folder: Path, num_classes: int, count: int) -> None:
             Image.fromarray(pixels).save(folder / f"class{label:02d}" / f"{i}.JPEG")
 
 
+def save_codes(folder: Path, count: int = 8) -> None:
+    """Codes of two maps an image as LlamaGen's tools write them: 2 x 2 of 64 codes."""
+    random = np.random.default_rng(0)
+    for kind, high, shape in (("codes", 64, (1, 2, 4)), ("labels", 3, (1,))):
+        (folder / f"imagenet32_{kind}").mkdir(parents=True)
+        for n in range(count):
+            np.save(folder / f"imagenet32_{kind}/{n}.npy", random.integers(high, size=shape))
+
+
 def install_weights(folder: Path) -> None:
     """Tiny models and autoencoders in the published layouts, where downloads go, and ADM's reference."""
     pretrained = folder / "pretrained_models"
@@ -198,6 +211,11 @@ def install_weights(folder: Path) -> None:
         run = save_run(folder / f"made-{ratio}x", tiny_model(num_classes=1000, scale_ratio=ratio))
         export_published(run, pretrained / f"checkerboard-L-{ratio}x")
     shutil.copytree(pretrained / "checkerboard-L-2x/autoenc", pretrained / "autoenc")
+    gpt = tiny_gpt(autoencoder=tiny_autoencoder(), img_size=32, num_classes=1000)
+    for name in ("npp-b", "llamagen-b"):
+        export_published(save_run(folder / f"made-{name}", gpt), pretrained / name)
+        (file,) = (pretrained / name).glob("*.pt")
+        file.rename(file.with_name("c2i_B_256.pt"))
     state = tiny_autoencoder(ch_mult=(1, 1, 1, 1, 1)).state_dict()
     (pretrained / "llamagen").mkdir()
     del state["cluster_usage_train"]
@@ -214,6 +232,8 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     save_photos(folder / "data/imagenet/train", num_classes=3, count=4)
     save_photos(folder / "data/cifar10/train", num_classes=10, count=2)
     save_photos(folder / "path/to/images", num_classes=12, count=2)
+    for name in ("ten_crop", "ten_crop_105"):
+        save_codes(folder / "path/to" / name)
     pixels = np.random.default_rng(1).integers(256, size=(32, 32, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(folder / "path/to/image.png")
     left_half = np.tile(np.repeat(np.array([255, 0], np.uint8), 16), (32, 1))
@@ -292,6 +312,22 @@ RULES = (
         files=("data/cached/imagenet-*/codes.npy",),
         makes="--use_cache",
     ),
+    trains(r"npp_B\.yaml --use_cache", "output/npp_B"),
+    Rule(
+        r"python main\.py --config configs/npp_B\.yaml --create_cache --batch_size 32",
+        files=("data/cached/llamagen/imagenet-32-ten/codes.npy",),
+        makes="npp_B.yaml --use_cache",
+    ),
+    Rule(
+        r"python main\.py --config configs/npp_B\.yaml --create_cache --crop ten105 .*",
+        files=("data/cached/llamagen/imagenet-32-ten105/codes.npy",),
+    ),
+    Rule(
+        r"python main\.py --config configs/llamagen_XL\.yaml --create_cache .*",
+        files=("data/cached/llamagen/imagenet-48-ten/codes.npy",),
+        added="--img_size 48",
+    ),
+    trains(r"llamagen_L\.yaml --code_paths .*", "output/llamagen_L"),
     Rule(r"python main\.py --config .* --check_data", says=r": (1500 images of 10|24 images of 12) classes"),
     Rule(
         r"torchrun --nproc_per_node=2 main\.py --config configs/quickstart\.yaml .*",
@@ -320,7 +356,15 @@ RULES = (
     ),
     Rule(SAMPLE + ".* --output_dir samples/three", check=check_three),
     Rule(SAMPLE + "--checkpoint output/quickstart --edit .*", check=check_edit),
-    Rule(SAMPLE + r"--config configs/config_256_L\.yaml --labels 207", says="random weights .*: expect noise"),
+    Rule(
+        SAMPLE + r"--checkpoint pretrained_models/(npp|llamagen)-b --cfg 1 --num_samples 16",
+        files=("samples/2*/000015.png", "samples/2*/grid.png"),
+        says="16 images of 32 px in 64 steps",
+    ),
+    Rule(
+        SAMPLE + r"--config configs/(config_256_L|llamagen_B)\.yaml --labels 207",
+        says="random weights .*: expect noise",
+    ),
     Rule(
         "torchrun --nproc_per_node=2 main_sample.py .*",
         makes="samples/many",
@@ -331,6 +375,13 @@ RULES = (
         r"bash run_evaluator\.sh --preset 2x-cfg1\.5",
         files=("output/evaluation/2x-*/result.json",),
         says=r"(?m)^FID-20 +\S+ +2\.83$",
+        added=f"--num_samples 20 {STAND_IN}",
+        alone=True,
+    ),
+    Rule(
+        r"bash run_evaluator\.sh --preset npp-b",
+        files=("output/evaluation/npp-b-cfg1-20-seed0/result.json",),
+        says=r"(?m)^FID-20 +\S+ +4\.47$",
         added=f"--num_samples 20 {STAND_IN}",
         alone=True,
     ),
@@ -408,7 +459,7 @@ RULES = (
         files=("output/quickstart-published/checkpoint-last.pth", "output/quickstart-published/autoenc/*"),
     ),
     Rule(r"bash pretrained_models/download\.sh --help", says=r"checkerboard-L-2x(.|\n)*HF_ENDPOINT", folder="fresh"),
-    Rule(r"bash pretrained_models/download\.sh( \w+)?", folder="fresh", code=2),  # without network
+    Rule(r"bash pretrained_models/download\.sh( \w[\w-]*)?", folder="fresh", code=2),  # without network
 )
 
 
@@ -431,12 +482,14 @@ def test_a_command(command: str, project: Project) -> None:
 
 @pytest.mark.processes
 def test_without_network_the_download_says_what_to_fetch_by_hand(project: Project) -> None:
-    outcome = project.outcome("bash pretrained_models/download.sh")
-    assert outcome.err.startswith("error: ")
-    for preset in PRESETS.values():
-        name = Path(preset.checkpoint).name
-        assert re.search(rf"https://\S+/{name}/checkpoint-last\.pth", outcome.err)
-        assert str(project.folder / "fresh/pretrained_models" / name) in outcome.err
+    files = {
+        "": ["checkerboard-L-2x/checkpoint-last.pth", "checkerboard-L-4x/checkpoint-last.pth"],
+        " npp-b": ["npp-b/c2i_B_256.pt", "llamagen/vq_ds16_c2i.pt"],
+    }
+    for name, paths in files.items():
+        said = project.outcome(f"bash pretrained_models/download.sh{name}").err
+        for file in paths:
+            assert re.search(rf"https://\S+{file.partition('/')[2]} into {project.folder}/fresh/\S+/{file}", said)
 
 
 def test_no_rule_is_left_over() -> None:
@@ -609,10 +662,15 @@ def test_the_layout_names_every_folder_of_code() -> None:
 
 
 @pytest.mark.quick
-def test_the_presets_are_those_of_the_table() -> None:
+def test_the_presets_are_those_of_the_tables() -> None:
     rows = re.findall(r"^\| `(\d+x-cfg[\d.]+)` \|.*?\| (\d.*) \|$", PAGES["README.md"], flags=re.MULTILINE)
+    row = re.compile(r"^\| `((?:llamagen|npp)-[\w-]+)` \| [^|]+ (\d+) px \| ([\d.]+) \| (.*) \|$", flags=re.MULTILINE)
+    for name, side, cfg, values in row.findall(PAGES["docs/evaluation.md"]):
+        rows.append((name, values.replace(" | -", "")))
+        assert PRESETS[name].drawing == {"cfg": float(cfg)}
+        assert PRESETS[name].resize_to == (256 if side == "384" else None)
     table = {name: [float(value) for value in values.split(" | ")] for name, values in rows}
-    assert table == {name: list(preset.paper.values()) for name, preset in PRESETS.items()}
+    assert table == {name: list(preset.published.values()) for name, preset in PRESETS.items()}
 
 
 @pytest.mark.quick

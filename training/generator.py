@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.config import Drawing
+from models.config import Drawing, GeneratorConfig
 from models.family import Generator, Loss, StepContext
 from runtime import distributed
 from runtime.config import plain
@@ -35,8 +35,6 @@ class GeneratorTask(Task):
         self.settings = (args, drawing)
         self.drawing = drawing if module.config.class_cond else replace(drawing, cfg=0.0)
         self.drawing.check(module.scale_sizes)
-        if args.patch_level > 1 and not module.learns_patches:
-            raise UserError(f"{module.config.architecture} does not learn from patches of codes; set patch_level 1")
         module.prepare_training(args.attention, args.compile, args.activation_checkpointing)
         self.evaluation = None
         if args.eval_samples:
@@ -73,3 +71,15 @@ class GeneratorTask(Task):
             "class_names": self.module.class_names,
             "class_keys": self.class_keys,
         }
+
+
+def check_patches(config: GeneratorConfig, kind: type[Generator], stride: int, args: TrainArgs) -> None:
+    """Refuse stages of patches that a model of this kind cannot learn from; ``stride`` is the autoencoder's."""
+    if args.patch_level > 1 and not kind.learns_patches:
+        raise UserError(f"{config.architecture} does not learn from patches of codes; set patch_level 1")
+    grid, side = config.scale_sizes(stride)[-1], args.patch_side(0)  # of the first epoch, the largest
+    if grid % side:
+        raise UserError(
+            f"patch_level {args.patch_level} begins with patches of side {side}, which do not divide the grid of "
+            f"{grid} x {grid} codes; lower patch_level"
+        )

@@ -12,7 +12,7 @@ from runtime import distributed
 from runtime.device import describe_size, pick_device
 from runtime.errors import UserError
 from runtime.lock import lock_folder
-from training.generator import GeneratorTask
+from training.generator import GeneratorTask, check_patches
 from training.options import TrainArgs
 from training.preview import score_digits
 from training.run_folder import begin_run, check_same, holds_run, run_settings
@@ -37,6 +37,8 @@ def prepare_and_train(config: GeneratorConfig, args: TrainArgs, drawing: Drawing
     if trains:
         count_steps(source.num_images, args)  # too few images are an error now, not after hours of making a cache
     autoencoder = load_autoencoder(config.autoenc).to(device)
+    if trains:
+        check_patches(config, model_class(config), autoencoder.config.stride, args)  # likewise
     autoencoder_sha256 = autoencoder_hash(autoencoder)
     folder = Path(args.output_dir or f"output/{name}")
     if trains and distributed.is_main():

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from data.crops import center_crop, crop_image, to_bytes, to_floats
-from data.options import NUM_CROPS
+from data.options import NUM_CROPS, CropRecipe
 from tests.pictures import picture
 
 pytestmark = pytest.mark.quick
@@ -88,8 +88,12 @@ def test_center_crop_to_the_papers_size() -> None:
     assert np.abs(ours - adm_crop(image, 281)).max() <= 1
 
 
-@pytest.mark.parametrize(("size", "square", "middle"), [(32, 35, 2), (40, 44, 2), (256, 281, 12)])
-def test_ten_crops_are_slices_of_a_larger_square(size: int, square: int, middle: int) -> None:
+TEN = [("ten", *sizes) for sizes in ((32, 35, 2), (40, 44, 2), (256, 281, 12), (384, 422, 19), (448, 492, 22))]
+TEN105 = [("ten105", *sizes) for sizes in ((40, 42, 1), (256, 268, 6), (384, 403, 10), (448, 470, 11), (512, 537, 12))]
+
+
+@pytest.mark.parametrize(("recipe", "size", "square", "middle"), TEN + TEN105)
+def test_ten_crops_are_slices_of_a_larger_square(recipe: CropRecipe, size: int, square: int, middle: int) -> None:
     image = picture(2 * size + 9, size + 20, seed=3)
     large = torch.from_numpy(np.array(center_crop(image, square))).permute(2, 0, 1)
     end = square - size
@@ -97,7 +101,7 @@ def test_ten_crops_are_slices_of_a_larger_square(size: int, square: int, middle:
     straight = [large[:, top : top + size, left : left + size] for top, left in corners]
     turned = large.flip(2)
     mirrored = [turned[:, top : top + size, left : left + size] for top, left in corners]
-    crops = [crop_image(image, size, "ten", crop) for crop in range(NUM_CROPS["ten"])]
+    crops = [crop_image(image, size, recipe, crop) for crop in range(NUM_CROPS[recipe])]
     for ours, expected in zip(crops, straight + mirrored, strict=True):
         assert ours.dtype == torch.uint8
         assert torch.equal(ours, expected)
@@ -110,6 +114,14 @@ def test_five_are_the_first_of_ten() -> None:
     assert NUM_CROPS["five"] == 5
     for crop in range(5):
         assert torch.equal(crop_image(image, 32, "five", crop), crop_image(image, 32, "ten", crop))
+
+
+def test_flip_is_the_centre_crop_and_its_mirror_image() -> None:
+    image = picture(60, 45, seed=5)
+    assert NUM_CROPS["flip"] == 2
+    first, second = (crop_image(image, 32, "flip", crop) for crop in range(2))
+    assert torch.equal(first, to_bytes(center_crop(image, 32)))
+    assert torch.equal(second, to_bytes(center_crop(image, 32).transpose(Image.Transpose.FLIP_LEFT_RIGHT)))
 
 
 def test_center_recipe_is_the_centre_crop_itself() -> None:
