@@ -43,7 +43,7 @@ class Measurement:
     def __init__(self, network: Network | None, reference: Path, neighbours: bool = True, batch_size: int = 64) -> None:
         self.network, self.path, self.batch_size = network, reference, batch_size
         self.by_neighbours = neighbours and isinstance(network, Inception)
-        self.shared = all(distributed.everyones(network is not None))
+        self.shared = all(distributed.everyones(network is not None, "the network"))
 
     @cached_property
     def reference(self) -> ImageSet:
@@ -73,11 +73,11 @@ class Measurement:
         if distributed.is_main():
             options = plain(request.drawing) | {"seed": request.seed, "format": "npz"} | origin
             missing = images.prepare(sample_settings(options, model, request.labels, {}))
-        if distributed.from_main(missing):
+        if distributed.from_main(missing, "a look at the samples"):
             draw_into(images, model, request)
             if distributed.is_main():
                 images.finish(request.labels)
-        distributed.barrier()
+        distributed.barrier("the samples")
         return self.measure(folder)
 
 
@@ -104,7 +104,7 @@ class CheckpointResults:
                 "reference_sha256": open_images(reference).sha256,
                 f"{network.kind.lower()}_sha256": network.sha256,
             }
-        self.hashes = distributed.from_main(self.hashes)
+        self.hashes = distributed.from_main(self.hashes, "the hashes of files")
 
     def settings(self, drawing: Drawing) -> dict[str, Any]:
         """All that decides a result."""
@@ -140,7 +140,7 @@ class CheckpointResults:
             else:
                 first = torch.from_numpy(next(open_images(samples).batches(IN_GRID)))
                 save_grid(first.permute(0, 3, 1, 2), samples / "grid.png", COLUMNS)
-        return distributed.from_main(result)
+        return distributed.from_main(result, "the metrics")
 
     def _warn(self, texts: Sequence[str]) -> None:
         """Each once, however many drawings it is true of."""

@@ -2,8 +2,10 @@
 
 import errno
 import io
+import multiprocessing
 import os
 import re
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -72,7 +74,7 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
     try:
         main(sys.argv[1:])
     except SystemExit as end:  # of --help
-        code = end.code
+        code = end.code or 0
     except (Exception, Stopped, KeyboardInterrupt) as error:
         explained = explain(error)
         if explained is None and "RANK" not in os.environ:
@@ -131,6 +133,12 @@ def _leave(message: str, code: int) -> None:
                 stream.flush()
     except BrokenPipeError:  # Python would report it once more at its end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    if "RANK" in os.environ:
-        os._exit(code)  # Python's own end would wait for threads that wait for other ranks
-    sys.exit(code)
+    if "RANK" in os.environ and code:
+        # Python's own end would wait for threads that wait for other ranks, and these would wait for us, as long as a
+        # process of ours keeps the connections that it inherited.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        for process in multiprocessing.active_children():
+            process.kill()
+        os._exit(code)
+    if code:
+        sys.exit(code)
