@@ -66,7 +66,7 @@ def draw_into(
     """
     folder.look()
     # As rank 0 saw it, before anyone adds: another machine may see less, and shares would overlap or leave gaps.
-    todo = distributed.from_main(folder.todo)
+    todo = distributed.from_main(folder.todo, "a look at the folder of samples")
     mine = todo[distributed.rank() :: distributed.num_ranks()].tolist()
     total, on_main = len(request.labels), distributed.is_main()
     bar = tqdm(desc="sampling", total=total, initial=total - len(todo), unit="image", leave=None, disable=not on_main)
