@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from runtime.device import pick_device, pick_dtype
 from runtime.files import move_aside, read_json, same_settings, write_json
 from sampling.bulk import Request, draw_into
 from sampling.folder import SampleFolder, remove_samples, sample_settings
-from sampling.labels import balanced_labels
+from sampling.labels import balanced_labels, class_names
 from sampling.pictures import save_grid
 
 RESULT_NAME, SAMPLES_NAME = "result.json", "samples"
@@ -113,6 +114,7 @@ class CheckpointResults:
         chosen = {name: getattr(self.args, name) for name in names}
         versions = {"drawing_version": DRAWING_VERSION, "metrics_version": VERSION}
         dtype = str(self.model.dtype).removeprefix("torch.")
+        chosen["class_names"] = _sha256_of(class_names(self.model) or [])  # by which the class accuracy counts
         return plain(drawing) | chosen | {"dtype": dtype} | versions | self.hashes
 
     def find(self, folder: Path, drawing: Drawing) -> dict[str, Any] | None:
@@ -147,6 +149,10 @@ class CheckpointResults:
         if distributed.is_main():
             warn(text for text in texts if text not in self.warned)
         self.warned |= set(texts)
+
+
+def _sha256_of(names: Sequence[str]) -> str:
+    return sha256("\n".join(names).encode(errors="surrogateescape")).hexdigest()
 
 
 def find_result(file: Path, wanted: Mapping[str, Any]) -> dict[str, Any] | None:

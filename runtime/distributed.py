@@ -55,7 +55,7 @@ _ranks: _Ranks | None = None
 def set_up(device: torch.device) -> torch.device:
     """Join the other processes if torchrun started this one; returns this process's device."""
     global _ranks
-    if "RANK" not in os.environ:
+    if not os.environ.get("RANK"):
         return device
     own, world, port, local = _checked(os.environ, device.type == "cuda")
     backend = "gloo"

@@ -377,4 +377,4 @@ def test_a_cache_of_another_autoencoder_is_refused(root: Path, tmp_path: Path) -
     save_autoencoder(tiny_autoencoder(seed=1, ch_mult=(1, 1)), tmp_path)
     flags = {"autoenc.checkpoint_path": tmp_path / "autoencoder.safetensors", "create_cache": False}
     error = call(main.main, *tiny_command(root, tmp_path / "run", **flags)).error()
-    assert "is of another autoencoder_sha256" in error
+    assert "was made with autoencoder_sha256" in error
