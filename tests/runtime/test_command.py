@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from errno import EACCES, EDQUOT, EMFILE, ENFILE, ENOENT, ENOMEM, ENOSPC
+from pathlib import Path
 from typing import NoReturn
 
 import numpy as np
