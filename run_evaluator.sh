@@ -1,9 +1,19 @@
 #!/usr/bin/env bash
 # Sample 50,000 images, then evaluate them, from any working directory: bash run_evaluator.sh --help
 set -euo pipefail
-here=$(CDPATH= cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
+script=${BASH_SOURCE[0]}
+while [[ -L $script ]]; do  # a link to this script elsewhere
+    link=$(readlink -- "$script")
+    [[ $link == /* ]] && script=$link || script=$(dirname -- "$script")/$link
+done
+here=$(CDPATH= cd -- "$(dirname -- "$script")" && pwd)
+python=${PYTHON:-python}
+if ! command -v "$python" > /dev/null; then
+    echo "error: there is no $python; activate the environment, or name its interpreter as PYTHON=" >&2
+    exit 2
+fi
 # The project comes first, and the working directory not at all, whatever modules it holds: an empty entry would mean it.
 others=":${PYTHONPATH:-}:"
 while [[ $others == *::* ]]; do others=${others//::/:}; done
 export PYTHONSAFEPATH=1 PYTHONPATH="$here${others%:}"
-exec "${PYTHON:-python}" -m evaluation.run "$@"
+exec "$python" -m evaluation.run "$@"

@@ -91,17 +91,16 @@ def _forget(path: Path) -> bool:
 
 def _measure(name: str, folder: Path, args: BenchmarkArgs) -> None:
     """Open a cache, read batches in random order as training does, and print a row."""
-    from torch.utils.data import DataLoader
-
     from benchmarks.measure import process_memory
     from data.batches import EpochBatches
     from data.cache import TokenCache, read_manifest
+    from data.loading import load_batches
 
     manifest, memory, start = read_manifest(folder), process_memory("RssAnon"), time.perf_counter()
     cache = TokenCache(folder, manifest, READ_SCALES)
     open_seconds, open_memory = time.perf_counter() - start, process_memory("RssAnon") - memory
     sampler = EpochBatches(len(cache), cache.num_crops, args.batch_size, seed=0, epoch=0)
-    batches = iter(DataLoader(cache, batch_sampler=sampler, collate_fn=cache.collate))
+    batches = load_batches(cache, sampler, 0, cache.collate)
     memory, start = process_memory("RssAnon"), time.perf_counter()
     num_read = sum(len(labels) for _, labels in islice(batches, args.batches))
     seconds, read_memory = time.perf_counter() - start, process_memory("RssAnon") - memory

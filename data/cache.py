@@ -51,6 +51,7 @@ class Manifest:
     images_sha256: str
     class_keys: list[str]
     class_names: list[str]
+    data_path: str  # where the images were; they may have moved since
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -78,9 +79,15 @@ def cache_name(dataset: str, size: int, crop: CropRecipe) -> str:
 
 
 def describe(
-    images: LabelledImages, size: int, crop: CropRecipe, scales: Sequence[int], num_codes: int, autoencoder_sha256: str
+    images: LabelledImages,
+    size: int,
+    crop: CropRecipe,
+    scales: Sequence[int],
+    num_codes: int,
+    autoencoder_sha256: str,
+    data_path: str = "",
 ) -> Manifest:
-    """The manifest of a cache of these images under an autoencoder of this hash and number of codes."""
+    """The manifest of a cache of these images, read from a path, under an autoencoder of this hash and codes."""
     if num_codes > MAX_CODES:
         raise UserError(f"a cache holds up to {MAX_CODES} codes, not {num_codes}; train from images")
     listing = "\n".join(f"{composed(key)}\t{label}" for key, label in zip(images.keys, images.labels, strict=True))
@@ -96,6 +103,7 @@ def describe(
         images_sha256=hashlib.sha256(os.fsencode(listing)).hexdigest(),
         class_keys=images.class_keys,
         class_names=images.class_names,
+        data_path=data_path,
     )
 
 
@@ -144,14 +152,14 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def check_manifest(folder: Path, expected: Manifest) -> Manifest:
-    """Refuse a cache of other data, naming the difference; more scales, or other names for people, are welcome."""
+    """Refuse a cache of other data, naming the difference; more scales, other names for people, a move are welcome."""
     manifest = read_manifest(folder)
     for field in fields(Manifest):
         found, wanted = getattr(manifest, field.name), getattr(expected, field.name)
-        if field.name == "class_names" or (field.name == "scale_sizes" and set(wanted) <= set(found)):
+        if field.name in ("class_names", "data_path") or (field.name == "scale_sizes" and set(wanted) <= set(found)):
             continue
         if found != wanted:
-            raise UserError(f"{folder} is of another {field.name} ({_short(found)}, not {_short(wanted)}); {MEND}")
+            raise UserError(f"{folder} was made with {field.name} {_short(found)}, not {_short(wanted)}; {MEND}")
     return manifest
 
 

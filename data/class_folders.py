@@ -52,6 +52,7 @@ def read_class_folders(root: Path, held_out: bool) -> ClassFolders:
     if strange:
         raise UserError(f"{folder / strange[0]} is a class that {training[0]} lacks; add it there, or move it away")
     keys, labels = _images(folder, folders, class_keys, left_out)
+    remarks += [f"{folder} is taken, {rest[1].name}/ is not used"] if held_out and len(rest) > 1 else []
     lacking = [name for name in class_keys if name not in folders]
     remarks += [f"{folder} has no images of {', '.join(lacking)}"] if lacking else []
     remarks += [f"{folder}: {text}"] if (text := left_out_text(left_out)) else []
@@ -61,10 +62,17 @@ def read_class_folders(root: Path, held_out: bool) -> ClassFolders:
 def _splits(root: Path) -> tuple[dict[str, Path], list[str]]:
     """Folders of splits by name, in small letters, if no other folder stands beside them; and a remark if one does."""
     folders = subfolders(root).files
-    splits = {path.name.lower(): path for path in folders if path.name.lower() in TRAINING_FOLDERS + HELD_OUT_FOLDERS}
+    known = [path for path in folders if path.name.lower() in TRAINING_FOLDERS + HELD_OUT_FOLDERS]
+    splits = {path.name.lower(): path for path in known}
     others = [path for path in folders if path.name.lower() not in splits]
-    if not splits or not others:
+    if not others:
+        training = [path.name for path in known if path.name.lower() in TRAINING_FOLDERS]
+        if len(splits) < len(known) or len(training) > 1:
+            names = ", ".join(path.name for path in known)
+            raise UserError(f"{root} has {names}, more than one folder of a split; join them, or move one away")
         return splits, []
+    if not splits:
+        return {}, []
     names = ", ".join(path.name for path in splits.values())
     return {}, [f"{root}: {names} counted as a class, and not as a split, because {others[0].name} stands beside it"]
 

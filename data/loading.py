@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from runtime.errors import UserError
 
-END = 5.0  # seconds that processes may take to end; those that hang are left behind
+END = 3.0  # seconds that processes may take to end; those that hang are left behind
 SHARED_MEMORY = "/dev/shm"
 
 

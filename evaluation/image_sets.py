@@ -171,6 +171,8 @@ def compute_features(images: Images, network: Network, batch_size: int, all_rank
             digests += [int.from_bytes(blake2b(image, digest_size=8).digest(), "little") for image in batch]
             grey = grey and bool((batch == batch[..., :1]).all())
             bar.update(len(batch))
+    if num_ranks > 1:
+        distributed.barrier("features")  # sums are less patient; rank 0 may compute those of the reference before
     for array in found if num_ranks > 1 else []:
         distributed.add_up(torch.from_numpy(array))  # the rows of other ranks are 0
     for array in found:  # on all ranks, so that none waits for one that ended

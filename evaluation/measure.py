@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from runtime.device import pick_device, pick_dtype
 from runtime.files import move_aside, read_json, same_settings, write_json
 from sampling.bulk import Request, draw_into, stored_side
 from sampling.folder import SampleFolder, remove_samples, sample_settings
-from sampling.labels import balanced_labels
+from sampling.labels import balanced_labels, class_names
 from sampling.pictures import save_grid
 
 RESULT_NAME, SAMPLES_NAME = "result.json", "samples"
@@ -43,7 +44,7 @@ class Measurement:
     def __init__(self, network: Network | None, reference: Path, neighbours: bool = True, batch_size: int = 64) -> None:
         self.network, self.path, self.batch_size = network, reference, batch_size
         self.by_neighbours = neighbours and isinstance(network, Inception)
-        self.shared = all(distributed.everyones(network is not None))
+        self.shared = all(distributed.everyones(network is not None, "the network"))
 
     @cached_property
     def reference(self) -> ImageSet:
@@ -74,11 +75,11 @@ class Measurement:
             options = plain(request.drawing) | {"seed": request.seed, "resize_to": request.resize_to, "format": "npz"}
             options |= origin
             missing = images.prepare(sample_settings(options, model, request.labels, {}))
-        if distributed.from_main(missing):
+        if distributed.from_main(missing, "a look at the samples"):
             draw_into(images, model, request)
             if distributed.is_main():
                 images.finish(request.labels)
-        distributed.barrier()
+        distributed.barrier("the samples")
         return self.measure(folder)
 
 
@@ -106,7 +107,7 @@ class CheckpointResults:
                 "reference_sha256": open_images(reference).sha256,
                 f"{network.kind.lower()}_sha256": network.sha256,
             }
-        self.hashes = distributed.from_main(self.hashes)
+        self.hashes = distributed.from_main(self.hashes, "the hashes of files")
 
     def settings(self, drawing: Drawing) -> dict[str, Any]:
         """All that decides a result."""
@@ -115,6 +116,7 @@ class CheckpointResults:
         chosen = {name: getattr(self.args, name) for name in names}
         versions = {"drawing_version": DRAWING_VERSION, "metrics_version": VERSION}
         dtype = str(self.model.dtype).removeprefix("torch.")
+        chosen["class_names"] = _sha256_of(class_names(self.model) or [])  # by which the class accuracy counts
         return plain(drawing) | chosen | {"dtype": dtype} | versions | self.hashes
 
     def find(self, folder: Path, drawing: Drawing) -> dict[str, Any] | None:
@@ -142,13 +144,17 @@ class CheckpointResults:
             else:
                 first = torch.from_numpy(next(open_images(samples).batches(IN_GRID)))
                 save_grid(first.permute(0, 3, 1, 2), samples / "grid.png", COLUMNS)
-        return distributed.from_main(result)
+        return distributed.from_main(result, "the metrics")
 
     def _warn(self, texts: Sequence[str]) -> None:
         """Each once, however many drawings it is true of."""
         if distributed.is_main():
             warn(text for text in texts if text not in self.warned)
         self.warned |= set(texts)
+
+
+def _sha256_of(names: Sequence[str]) -> str:
+    return sha256("\n".join(names).encode(errors="surrogateescape")).hexdigest()
 
 
 def find_result(file: Path, wanted: Mapping[str, Any]) -> dict[str, Any] | None:

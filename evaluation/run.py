@@ -39,10 +39,10 @@ def main(argv: Sequence[str]) -> None:
     argv = [*flags_of(os.environ, names), *argv]
     args, drawing = parse_open_flags(argv, "run_evaluator.sh", __doc__, RunArgs, options)
     args = args.completed()
-    if RANK in os.environ and sys.platform == "linux":  # end with torchrun: else it would draw on beside the next run
+    if os.environ.get(RANK) and sys.platform == "linux":  # end with torchrun: else it would draw on beside the next run
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     check_inputs(args)
-    if args.nproc > 1 and RANK not in os.environ:
+    if args.nproc > 1 and not os.environ.get(RANK):
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={args.nproc}"]
         flags_alone = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
         os.execve(sys.executable, [*torchrun, "-m", "--", "evaluation.run", *argv], flags_alone)
@@ -78,7 +78,6 @@ def sample_and_evaluate(args: RunArgs, given: dict[str, Any]) -> None:
     from models.sampling import checked_drawing
     from runtime import distributed
     from runtime.lock import lock_folder
-    from sampling.folder import remove_samples
 
     results = CheckpointResults(args)
     preset = PRESETS[args.preset] if args.preset else None
@@ -89,7 +88,7 @@ def sample_and_evaluate(args: RunArgs, given: dict[str, Any]) -> None:
         known = results.find(folder, drawing)
         result = known or results.make(folder, drawing, published=preset.published if preset else None)
         if args.delete_samples and distributed.is_main() and (folder / SAMPLES_NAME).is_dir():
-            remove_samples(folder / SAMPLES_NAME)
+            delete_samples(folder / SAMPLES_NAME, result)
     if distributed.is_main():
         if known is None:
             print_report(result)
@@ -99,6 +98,18 @@ def sample_and_evaluate(args: RunArgs, given: dict[str, Any]) -> None:
             print("\n".join(metric_lines(result)))
         print(f"everything measured and set: {folder / RESULT_NAME}")
     distributed.tear_down()
+
+
+def delete_samples(folder: Path, result: Mapping[str, Any]) -> None:
+    """Remove the samples that a result is of; others stay."""
+    from runtime.files import read_json, same_settings
+    from sampling.folder import SETTINGS_NAME, remove_samples
+
+    found = read_json(folder / SETTINGS_NAME)
+    if found is not None and same_settings(found, result["sampling"] or {}, ("images", "duplicates")):
+        remove_samples(folder)
+    else:
+        print(f"{folder} holds samples of other settings than this result's, which stay")
 
 
 def default_folder(args: RunArgs, drawing: Drawing) -> str:

@@ -2,8 +2,10 @@
 
 import errno
 import io
+import multiprocessing
 import os
 import re
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -64,21 +66,33 @@ _SURROUNDINGS = (
 
 def run(main: Callable[[Sequence[str]], None]) -> None:
     """Run a command line's ``main`` and exit as the shell expects: 0, 2 for a user's error, 130 for Ctrl-C."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed by whoever started the program; progress bars need one
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115 (open to the end)
+        elif isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # what a terminal cannot show is no reason to stop
     os.environ["MPLBACKEND"] = "agg"  # a notebook's, which its commands inherit, may be missing here
     message, code = "", 0
     try:
+        _check_place()
         main(sys.argv[1:])
     except SystemExit as end:  # of --help
-        code = end.code
+        code = end.code or 0
     except (Exception, Stopped, KeyboardInterrupt) as error:
         explained = explain(error)
-        if explained is None and "RANK" not in os.environ:
+        if explained is None and not os.environ.get("RANK"):
             raise
         message, code = explained or (traceback.format_exc(), FAILED)
     _leave(message, code)
+
+
+def _check_place() -> None:
+    """Refuse a working directory that is gone, of which libraries have errors that mislead."""
+    try:
+        Path.cwd()
+    except FileNotFoundError as error:
+        raise UserError("the working directory does not exist any more; cd to another") from error
 
 
 def explain(error: BaseException) -> tuple[str, int] | None:
@@ -94,6 +108,11 @@ def explain(error: BaseException) -> tuple[str, int] | None:
         return f"error: {text}", USER_ERROR
     if isinstance(error, BrokenPipeError):
         return "", BROKEN_PIPE
+    if isinstance(error, ImportError) and "failed to map segment" in text:
+        return (
+            f"error: the memory does not suffice to load a library ({text}); raise the limit of ulimit -v",
+            USER_ERROR,
+        )
     if isinstance(error, ImportError):
         return None if _is_ours(error.name) else (f"error: {text}; run pip install -r requirements.txt", USER_ERROR)
     number = error.errno if isinstance(error, OSError) else None
@@ -131,6 +150,12 @@ def _leave(message: str, code: int) -> None:
                 stream.flush()
     except BrokenPipeError:  # Python would report it once more at its end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    if "RANK" in os.environ:
-        os._exit(code)  # Python's own end would wait for threads that wait for other ranks
-    sys.exit(code)
+    if os.environ.get("RANK") and code:
+        # Python's own end would wait for threads that wait for other ranks, and these would wait for us, as long as a
+        # process of ours keeps the connections that it inherited.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        for process in multiprocessing.active_children():
+            process.kill()
+        os._exit(code)
+    if code:
+        sys.exit(code)

@@ -55,7 +55,7 @@ _ranks: _Ranks | None = None
 def set_up(device: torch.device) -> torch.device:
     """Join the other processes if torchrun started this one; returns this process's device."""
     global _ranks
-    if "RANK" not in os.environ:
+    if not os.environ.get("RANK"):
         return device
     own, world, port, local = _checked(os.environ, device.type == "cuda")
     backend = "gloo"
@@ -192,7 +192,8 @@ def _wait(work: Callable[[dist.ProcessGroup], object], what: str) -> None:
     def whom() -> str:
         late = ranks.late()
         names = ", ".join(map(str, late[:_NAMED])) + (f" and {len(late) - _NAMED} more" if late[_NAMED:] else "")
-        return f"rank{'s' if late[1:] else ''} {names}" + (f": {what}" if what else "")
+        who = f"rank{'s' if late[1:] else ''} {names}" if late else "what the other ranks send"
+        return f"{who}: {what}" if what else who
 
     threading.Thread(target=join, daemon=True).start()
     mend = "look at what that rank does, and run the same command again"
@@ -212,14 +213,15 @@ def _watch(
 ) -> None:
     """Wait until ``ready``; if it ``speaks``, say after 10 s for whom. After ``limit`` seconds it is a UserError."""
     start, told = time.monotonic(), False
-    minutes = f"{limit / 60:g} minutes" if limit < 3600 else f"{limit / 3600:g} hours"
+    length, unit = next(((s, u) for s, u in ((3600, "hours"), (60, "minutes")) if limit >= s), (1, "seconds"))
+    limit_text = f"{limit / length:g} {unit}"
     with waiting():
         while not ready():
             waited = time.monotonic() - start
             if waited > limit:
-                raise UserError(f"rank {own} waited {minutes} for {whom()}; {mend}")
+                raise UserError(f"rank {own} waited {limit_text} for {whom()}; {mend}")
             if waited > SILENT and not told:
                 told = True
                 if speaks():
-                    tqdm.write(f"rank {own} waits for {whom()} (for up to {minutes})", file=sys.stderr)
+                    tqdm.write(f"rank {own} waits for {whom()} (for up to {limit_text})", file=sys.stderr)
             pause(_POLL)

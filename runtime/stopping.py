@@ -8,7 +8,7 @@ from types import FrameType, TracebackType
 
 from tqdm import tqdm
 
-GRACE = 5.0  # seconds that a wait may go on after a signal: what is waited for may still come, and all can be saved
+GRACE = 4.0  # seconds that a wait may go on after a signal: what is waited for may still come, and all can be saved
 _CHECK = 0.5  # seconds between looks at the waits, once a signal came
 _waits: list[tuple[float, float]] = []  # those under way: since when, and seconds that a signal leaves them
 

@@ -59,16 +59,21 @@ def parse_labels(text: str, model: Generator) -> list[int]:
     An exact name comes before an index, and a class's first name before other names of it. Raises UserError: an index
     out of range, a name that several classes bear, or that is no class; the nearest one is named.
     """
-    return _parse([text], model)
+    return _parse([text], model, in_quotes=True)
 
 
-def _parse(texts: Sequence[str], model: Generator) -> list[int]:
-    """Labels of all texts; one that is a name as a whole is that class, and no list."""
+def _parse(texts: Sequence[str], model: Generator, in_quotes: bool = False) -> list[int]:
+    """Labels of all texts; one that is a name as a whole is that class, and no list.
+
+    ``in_quotes``: a name with commas stands in quotes, unless its parts are names of the same class or none.
+    """
     names = ClassNames(model)
     labels: list[int] = []
     for text in texts:
-        whole = names.bearers(text.strip())
-        words = [text.strip()] if whole else _words(text)
+        whole, words = names.bearers(text.strip()), _words(text)
+        parts = [label for word in words for label in names.bearers(word)]
+        if whole and not (in_quotes and len(words) > 1 and set(parts) - set(whole)):
+            words = [text.strip()]
         labels += [names.label(word) for word in words]
     if not labels:
         raise UserError('labels is empty; give indices or names, as in 207,"tabby cat"')
@@ -95,7 +100,7 @@ class ClassNames:
         kinds = ([[name] for name in self.names], [names[:1] for names in parts], parts)
         self.tables = [(fold, _by_name(names, fold)) for names in kinds for fold in (str, str.casefold)]
         # Whether classes are called by numbers that are not their indices.
-        self.other_numbers = any(name.isdecimal() and int(name) != label for label, name in enumerate(self.names))
+        self.other_numbers = any(_number(name) not in (None, label) for label, name in enumerate(self.names))
 
     def bearers(self, word: str) -> list[int]:
         """Classes that bear a name, none if there is no such name."""
@@ -123,6 +128,14 @@ class ClassNames:
                 "are called by numbers, give the name"
             )
         return index
+
+
+def _number(name: str) -> float | None:
+    """What number a name is, if it is one."""
+    try:
+        return float(name)
+    except ValueError:
+        return None
 
 
 def _by_name(names: Sequence[Iterable[str]], fold: Callable[[str], str]) -> dict[str, list[int]]:

@@ -236,10 +236,10 @@ def test_another_autoencoder_is_refused(work: Work) -> None:
     save_autoencoder(tiny_autoencoder(1, ch_mult=(1, 1, 2)), work.folder / "autoencoder")
     for flag in ("--use_cache", "--create_cache"):
         said = command(work.flags(flag, "--crop", "center")).error()
-        assert "pets-32-center is of another autoencoder_sha256" in said
+        assert "pets-32-center was made with autoencoder_sha256" in said
         assert "move it away and make it again, or set another cached_path" in said
     said = command(work.flags("--verify_cache", "3", "--crop", "center")).error()
-    assert "is of another autoencoder_sha256" in said
+    assert "was made with autoencoder_sha256" in said
 
 
 def test_changed_data_is_refused(work: Work) -> None:
@@ -247,7 +247,7 @@ def test_changed_data_is_refused(work: Work) -> None:
     picture(40, 40, seed=99).save(work.folder / "pets" / "bee" / "new.png")
     for flags in (("--use_cache", "--check_images"), ("--use_cache", "--create_cache")):
         said = command(work.flags(*flags, "--crop", "center")).error()
-        assert "is of another num_images (12, not 13)" in said
+        assert "was made with num_images 12, not 13" in said
 
 
 def test_a_cache_serves_without_its_images(work: Work) -> None:
@@ -257,11 +257,20 @@ def test_a_cache_serves_without_its_images(work: Work) -> None:
     for more in ((), ("--create_cache",)):
         outcome = command(work.flags(*flags, *more, "--output_dir", str(work.folder / f"run{len(more)}")))
         assert outcome.code == 0, outcome.err
-        assert "without a look at the images" in outcome.out
+        assert "--check_images compares" in outcome.out
     saved = torch.load(work.folder / "run0" / "checkpoint-last.pth", weights_only=True)
     assert (saved["class_keys"], saved["class_names"]) == (["ant", "bee"], ["ant", "bee"])
     assert "no image folder at" in command(work.flags(*flags, "--check_images")).error()
     assert "num_classes is 3; set num_classes 2" in command(work.flags(*flags, "--num_classes", "3")).error()
+
+
+def test_a_cache_of_another_folder_of_the_same_name_is_refused(work: Work) -> None:
+    assert command(work.flags("--create_cache", "--crop", "center")).code == 0
+    write_pictures(work.folder / "others/pets", {"ant": 8, "bee": 8})
+    flags = ("--crop", "center", "--use_cache", "--data_path", str(work.folder / "others/pets"))
+    said = command(work.flags(*flags)).error()
+    assert f"made of the images in {work.folder / 'pets'}, not of those in {work.folder / 'others/pets'}" in said
+    assert not (work.folder / "run").exists()
 
 
 def test_check_images_needs_a_cache(work: Work) -> None:

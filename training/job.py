@@ -11,6 +11,7 @@ from models.loading.checkpoint import CHECKPOINT_NAME, initialize_from, model_cl
 from runtime import distributed
 from runtime.device import describe_size, pick_device
 from runtime.errors import UserError
+from runtime.files import write_text
 from runtime.lock import lock_folder
 from training.generator import GeneratorTask, check_patches
 from training.options import TrainArgs
@@ -70,9 +71,12 @@ def train(trainer: Trainer) -> None:
         f"{str(trainer.dtype).removeprefix('torch.')} on {trainer.device.type}; attention {args.attention}; "
         f"run folder {folder}"
     )
-    if not trainer.fit():
-        return
-    distributed.say(f"samples: {folder / 'samples'}; checkpoint: {folder / CHECKPOINT_NAME}")
-    if args.dataset == "digits" and model.config.class_cond and not args.shard:
+    if trainer.fit():
+        distributed.say(f"samples: {folder / 'samples'}; checkpoint: {folder / CHECKPOINT_NAME}")
+    score = folder / f"samples/digits_{trainer.state.epoch:04d}.txt"
+    scored = args.shard or args.dataset != "digits" or not model.config.class_cond
+    if not distributed.from_main(scored or score.exists()):
         lines = score_digits(trainer.trained.eval(), NUM_SCORED_DIGITS, task.drawing, folder / "samples/.digits")
         distributed.say("\n".join(["drawn digits, by the classifier in pretrained_models/classifiers:", *lines]))
+        if distributed.is_main():
+            write_text(score, "\n".join(lines) + "\n")  # a run that was killed before makes up for it

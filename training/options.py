@@ -57,6 +57,7 @@ class LoopArgs:
     def __post_init__(self) -> None:
         check_at_least(1, self, "epochs", "batch_size", "accum_steps", "log_freq")
         check_at_least(0, self, "lr", "weight_decay", "warmup_epochs", "clip_grad", "num_workers", "seed")
+        check_at_least(0, self, "eval_freq", "keep_freq", "save_minutes")
         if not all(0 <= beta < 1 for beta in self.betas) or not 0 <= self.ema_decay < 1:
             raise UserError(f"betas {list(self.betas)} and ema_decay {self.ema_decay} must lie in 0..1, 1 excluded")
         if any(factor <= 0 for factor in self.lr_drops.values()):

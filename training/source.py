@@ -58,7 +58,9 @@ class Source:
         else:
             paper = [side for side in PAPER_SCALE_SIZES if side <= own[-1]]
             cached = sorted({*own, *paper}) if args.cache_scales == "paper" else own
-            manifest = describe(self.images, config.img_size, args.crop, cached, autoencoder.config.n_embed, sha256)
+            manifest = describe(
+                self.images, config.img_size, args.crop, cached, autoencoder.config.n_embed, sha256, _path_of(args)
+            )
             self._make(manifest, args, autoencoder)
         if args.verify_cache or not args.use_cache:
             return None
@@ -97,8 +99,17 @@ def open_source(config: GeneratorConfig, args: TrainArgs) -> Source:
         keys = imagenet_keys() if known else [str(label) for label in range(config.num_classes)]
         return Source(cache, len(codes), keys, human_names(keys) if known else None, None, [], codes)
     if _serves_alone(cache, args):
-        manifest = read_manifest(cache)
-        remark = f"training from {cache} alone, without a look at the images; --check_images compares it with them"
+        manifest, path = read_manifest(cache), _path_of(args)
+        if manifest.data_path != path and Path(path).exists():
+            raise UserError(
+                f"{cache} was made of the images in {manifest.data_path}, not of those in {path}; add --check_images "
+                "if they are the same, or set another cached_path"
+            )
+        origin = manifest.data_path or args.dataset
+        remark = (
+            f"training from {cache} alone, made of {manifest.num_images} images in {origin}; --check_images compares "
+            "it with them"
+        )
         found = Source(cache, manifest.num_images, manifest.class_keys, manifest.class_names, None, [remark])
     else:
         images = open_dataset(args.dataset, args.data_path, config.img_size)
@@ -108,6 +119,11 @@ def open_source(config: GeneratorConfig, args: TrainArgs) -> Source:
             cache.name if found.images is None else found.images.name, found.class_keys, config.num_classes
         )
     return found
+
+
+def _path_of(args: TrainArgs) -> str:
+    """Where the images are, from any working directory."""
+    return "" if args.dataset == "digits" else str(Path(args.data_path).expanduser().absolute())
 
 
 def _serves_alone(cache: Path, args: TrainArgs) -> bool:

@@ -140,7 +140,7 @@ class Trainer:
                 distributed.barrier(f"the samples of {name}")
         except Stopped as stop:
             raise Stopped(stop.signal_number, saved=True) from stop  # the checkpoint came first
-        except (UserError, OSError, RuntimeError) as error:
+        except (UserError, OSError, RuntimeError, MemoryError) as error:
             if distributed.num_ranks() > 1:
                 raise
             line, _ = explain(error) or (f"{type(error).__name__}: {error}", 1)

@@ -102,7 +102,7 @@ def load_on_all_ranks(args: NetworkArgs, device: torch.device) -> Network | None
                 network = load_network(args, device)
             except UserError as found:
                 error = str(found)
-        errors = list(filter(None, distributed.everyones(error)))
+        errors = list(filter(None, distributed.everyones(error, "the network")))
         if errors:
             raise UserError(errors[0])
     return network

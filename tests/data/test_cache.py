@@ -47,6 +47,7 @@ PETS = Manifest(
     images_sha256="b" * 64,
     class_keys=["n02099601", "ant"],
     class_names=["golden retriever", "ant"],
+    data_path="/pets",
 )
 LABELS = [index % 2 for index in range(PETS.num_images)]
 
@@ -170,17 +171,20 @@ OTHER_VALUES = {
     "images_sha256": "d" * 64,
     "class_keys": ["ant", "n02099601"],
     "class_names": ["dog", "ant"],
+    "data_path": "/moved/pets",
 }
+WELCOME = ("class_names", "data_path")
 
 
-def test_reworded_class_names_are_welcome(folder: Path) -> None:
-    TokenCache(folder, replace(PETS, class_names=OTHER_VALUES["class_names"]), [2, 8])
+@pytest.mark.parametrize("field", WELCOME)
+def test_reworded_class_names_and_moved_images_are_welcome(folder: Path, field: str) -> None:
+    TokenCache(folder, replace(PETS, **{field: OTHER_VALUES[field]}), [2, 8])
 
 
-@pytest.mark.parametrize("field", [field.name for field in fields(Manifest) if field.name != "class_names"])
+@pytest.mark.parametrize("field", [field.name for field in fields(Manifest) if field.name not in WELCOME])
 def test_a_cache_of_something_else_is_refused_with_the_reason(folder: Path, field: str) -> None:
     said = refusal(folder, replace(PETS, **{field: OTHER_VALUES[field]}))
-    assert f"is of another {field} (" in said
+    assert f"was made with {field} " in said
     found, wanted = (str(value)[:50] for value in (getattr(PETS, field), OTHER_VALUES[field]))
     assert found in said
     assert wanted in said
@@ -190,7 +194,7 @@ def test_a_cache_of_something_else_is_refused_with_the_reason(folder: Path, fiel
 
 def test_more_scales_than_wanted_are_welcome_and_fewer_are_not(folder: Path) -> None:
     TokenCache(folder, replace(PETS, scale_sizes=[2, 8]), [2, 8])
-    assert "another scale_sizes" in refusal(folder, replace(PETS, scale_sizes=[2, 5, 8]))
+    assert "made with scale_sizes" in refusal(folder, replace(PETS, scale_sizes=[2, 5, 8]))
 
 
 @pytest.mark.parametrize(
@@ -281,7 +285,7 @@ def test_an_unfinished_cache_keeps_its_name_and_says_what_is_missing(tmp_path: P
     assert not folder.exists()
     begin_cache(folder, PETS, LABELS)  # going on keeps what is done
     assert np.flatnonzero(PartialCache(folder).status).tolist() == [0, 39]
-    with pytest.raises(UserError, match="another autoencoder_sha256"):
+    with pytest.raises(UserError, match="made with autoencoder_sha256"):
         begin_cache(folder, replace(PETS, autoencoder_sha256="e" * 64), LABELS)
 
 

@@ -29,6 +29,20 @@ def test_splits_may_be_written_otherwise(tmp_path: Path, name: str) -> None:
     assert read_class_folders(tmp_path, held_out=True).labels == [0, 1]
 
 
+@pytest.mark.parametrize("names", [("train", "Train"), ("train", "training"), ("val", "VAL", "train")])
+def test_two_folders_of_one_split_are_refused(tmp_path: Path, names: tuple[str, ...]) -> None:
+    for name in names:
+        write_pictures(tmp_path / name, {"a": 1})
+    with pytest.raises(UserError, match="more than one folder of a split"):
+        read_class_folders(tmp_path, held_out=False)
+
+
+def test_held_out_folders_that_are_not_used_are_said(tmp_path: Path) -> None:
+    for name in ("train", "val", "test"):
+        write_pictures(tmp_path / name, {"a": 1})
+    assert read_class_folders(tmp_path, held_out=True).remarks == [f"{tmp_path / 'val'} is taken, test/ is not used"]
+
+
 def test_held_out_folders_alone_are_no_training_images(tmp_path: Path) -> None:
     write_pictures(tmp_path / "val", {"a": 1})
     write_pictures(tmp_path / "test", {"a": 1})

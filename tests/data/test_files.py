@@ -62,6 +62,23 @@ def test_links_are_followed_but_not_in_a_circle(tmp_path: Path) -> None:
     assert found.left_out == {"links that lead back": 1}
 
 
+def test_links_that_lead_back_are_no_images_of_this_folder(tmp_path: Path) -> None:
+    save(tmp_path / "root/a/x.png")
+    save(tmp_path / "root/b/y.png")
+    (tmp_path / "root/a/up").symlink_to("..")
+    (tmp_path / "root/a/loop").symlink_to("loop")
+    found = list_images(tmp_path / "root/a")
+    assert [path.name for path in found.files] == ["x.png"]
+    assert found.left_out == {"links that lead back": 1, "broken links": 1}
+
+
+def test_photographs_of_other_formats_come_with_the_mend(tmp_path: Path) -> None:
+    save(tmp_path / "photo.heic", "text")
+    assert (
+        left_out_text(list_images(tmp_path).left_out) == "left out: 1 .heic; convert such photographs to .jpg or .png"
+    )
+
+
 def test_names_that_are_no_utf8_are_listed_and_read(tmp_path: Path) -> None:
     path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/b\xe4r.png"))
     save(path)
@@ -106,6 +123,12 @@ def test_of_16_bits_the_upper_8_stay(tmp_path: Path, suffix: str) -> None:
     image, mode = read_image(tmp_path / f"x.{suffix}")
     assert mode.startswith("I")
     assert np.array(image)[0].tolist() == [[value // 257] * 3 for value in (0, 257, 32896, 65535)]
+
+
+def test_the_transparent_value_of_16_bits_is_white(tmp_path: Path) -> None:
+    values = np.array([[0, 65535]], np.uint16).repeat(4, 0)
+    Image.fromarray(values).save(tmp_path / "x.png", transparency=0)
+    assert (np.array(read_image(tmp_path / "x.png")[0]) == 255).all()
 
 
 @pytest.mark.parametrize(("dtype", "word"), [(np.float32, "floating-point"), (np.int32, "32-bit")])

@@ -279,7 +279,7 @@ def test_a_complete_cache_is_left_alone(
 def test_another_autoencoders_cache_is_not_overwritten(tmp_path: Path, pets: Path, autoencoder: Autoencoder) -> None:
     folder = make(images_of(pets), autoencoder).create(tmp_path)
     before = codes_of(folder)
-    with pytest.raises(UserError, match="another autoencoder_sha256"):
+    with pytest.raises(UserError, match="made with autoencoder_sha256"):
         make(images_of(pets), tiny_autoencoder(1, ch_mult=(1, 1, 2))).create(tmp_path)
     assert np.array_equal(codes_of(folder), before)
 
@@ -309,7 +309,7 @@ def test_a_half_made_cache_of_fewer_scales_is_refused(tmp_path: Path, pets: Path
         maker.create(tmp_path)
 
     wait_status(fork(killed))
-    with pytest.raises(UserError, match=r"partial is of another scale_sizes \(\[2, 8\], not \[1, 2, 3, 5, 8\]\)"):
+    with pytest.raises(UserError, match=r"partial was made with scale_sizes \[2, 8\], not \[1, 2, 3, 5, 8\]"):
         make(images_of(pets), autoencoder).create(tmp_path)
 
 
@@ -465,7 +465,7 @@ def test_verification_names_an_image_that_has_become_unreadable(
 def test_verification_refuses_what_it_cannot_compare(cache: Path, pets: Path, autoencoder: Autoencoder) -> None:
     with pytest.raises(UserError, match="no cache of codes"):
         make(images_of(pets), autoencoder).verify(cache / "nowhere", 1, seed=0)
-    with pytest.raises(UserError, match="another autoencoder_sha256"):
+    with pytest.raises(UserError, match="made with autoencoder_sha256"):
         make(images_of(pets), tiny_autoencoder(1, ch_mult=(1, 1, 2))).verify(cache, 1, seed=0)
     os.truncate(cache / "codes.npy", 3000)
     with pytest.raises(UserError, match="is damaged"):

@@ -191,6 +191,18 @@ def test_a_classifier_takes_the_place_of_inception(tmp_path: Path) -> None:
     assert [path.name for path in folder.iterdir()] == ["result.json"]
 
 
+def test_samples_of_other_settings_are_not_deleted(tmp_path: Path) -> None:
+    """What another run has begun in the folder stays: the result's own samples alone are removed."""
+    flags = ("--features", "digits", "--checkpoint", str(CHECKPOINT), "--num_samples", "8", "--device", "cpu")
+    words = (*flags, "--output_dir", str(tmp_path))
+    assert call(program.main, *words).code == 0
+    record = tmp_path / "samples/samples.json"
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"seed": 1}))
+    again = call(program.main, *words, "--delete_samples")
+    assert (again.code, "holds samples of other settings" in again.out) == (0, True)
+    assert (tmp_path / "samples/samples.npz").exists()
+
+
 def test_another_setting_keeps_the_earlier_result(tmp_path: Path) -> None:
     folder, written = tmp_path / "run", []
     for seed in ("0", "0", "1"):

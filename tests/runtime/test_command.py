@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from errno import EACCES, EDQUOT, EMFILE, ENFILE, ENOENT, ENOMEM, ENOSPC
+from pathlib import Path
 from typing import NoReturn
 
 import numpy as np
@@ -206,7 +207,15 @@ def test_any_text_reaches_any_terminal(encoding: str) -> None:
 @pytest.mark.parametrize("streams", ["", "sys.stdout = sys.stderr = None; "])
 def test_a_program_without_streams(streams: str) -> None:
     """As under pythonw, or with both closed."""
-    assert start_python("-c", "import sys; " + streams + PROGRAM.format("len(argv)")).code == 0
+    written = "print(argv, file=sys.stderr), sys.stdout.flush()"
+    assert start_python("-c", "import sys; " + streams + PROGRAM.format(written)).code == 0
+
+
+@pytest.mark.processes
+def test_a_working_directory_that_is_gone_is_said(tmp_path: Path) -> None:
+    program = f"import os, sys; sys.path.insert(0, {str(ROOT)!r}); os.mkdir('x'); os.chdir('x'); os.rmdir('../x')\n"
+    outcome = start_python("-c", program + PROGRAM.format("len(argv)"), folder=tmp_path)
+    assert (outcome.code, outcome.err) == (2, "error: the working directory does not exist any more; cd to another\n")
 
 
 @pytest.mark.processes

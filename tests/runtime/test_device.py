@@ -5,7 +5,7 @@ from unittest.mock import patch
 import pytest
 import torch
 
-from runtime.device import autocast, describe_size, pick_device, pick_dtype
+from runtime.device import autocast, describe_size, pick_device, pick_dtype, send
 from runtime.errors import UserError
 from tests.factory import tiny_model
 
@@ -64,3 +64,35 @@ def test_size_counts_trained_and_frozen_parameters() -> None:
     trained = sum(parameter.numel() for parameter in model.parameters())
     frozen = sum(parameter.numel() for parameter in model.autoencoder.parameters())
     assert describe_size(model) == f"{trained / 1e6:.1f}M parameters + {frozen / 1e6:.1f}M autoencoder"
+
+
+class Spy:
+    """A tensor that notes how it is copied."""
+
+    def __init__(self, device: torch.device = CPU) -> None:
+        self.device, self.pinned, self.non_blocking = device, False, False
+
+    def pin_memory(self) -> "Spy":
+        self.pinned = True
+        return self
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> "Spy":
+        self.non_blocking = non_blocking
+        return self
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "asynchronous"),
+    [(CPU, CPU, False), (CPU, torch.device("mps"), False), (CPU, CUDA, True), (CUDA, CUDA, False)],
+)
+def test_a_copy_is_waited_for_unless_its_source_outlives_it(
+    source: torch.device, target: torch.device, asynchronous: bool
+) -> None:
+    sent = send(Spy(source), target)
+    assert (sent.pinned, sent.non_blocking) == (asynchronous, asynchronous)
+
+
+def test_what_arrives_is_what_was_sent(device: torch.device) -> None:
+    """Though the memory of the source is another's at once."""
+    sent = [send(torch.full((100_000,), value), device) for value in range(20)]
+    assert [tensor.unique().tolist() for tensor in sent] == [[value] for value in range(20)]

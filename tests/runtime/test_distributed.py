@@ -1,7 +1,13 @@
 """Several ranks, real processes over gloo: they compute what one would, and none waits for another in vain."""
 
 import json
+import os
 import re
+import signal
+import socket
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +17,8 @@ import torch
 
 from models.loading.state import read_torch_file
 from runtime import distributed
+from runtime.command import run
+from runtime.errors import UserError
 from tests.training_factory import (
     BlocksTask,
     NaNTask,
@@ -22,6 +30,7 @@ from tests.training_factory import (
     main_command,
     read_events,
     read_log,
+    start_process,
     start_ranks,
     tiny_command,
     tiny_trainer,
@@ -168,3 +177,179 @@ def test_collectives_of_one_process() -> None:
     distributed.barrier()
     assert distributed.set_up(torch.device("cpu")) == torch.device("cpu")
     distributed.tear_down()
+
+
+# Ranks that do not come
+
+
+ALONE = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"WORLD_SIZE": None, "MASTER_ADDR": None, "MASTER_PORT": None}, "WORLD_SIZE, MASTER_ADDR, MASTER_PORT;"),
+        ({"MASTER_PORT": ""}, "not MASTER_PORT;"),
+        ({"RANK": "abc"}, "RANK is abc; it must be a whole number"),
+        ({"WORLD_SIZE": "-1"}, "WORLD_SIZE is -1; it must be a whole number"),
+        ({"RANK": "2"}, "RANK is 2, but WORLD_SIZE is 2"),
+        ({"MASTER_PORT": "70000"}, "MASTER_PORT is 70000"),
+    ],
+)
+def test_variables_that_no_torchrun_has_set(
+    changes: dict[str, str | None], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (ALONE | changes).items():
+        if value is None:
+            monkeypatch.delenv(name, raising=False)
+        else:
+            monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=words) as error:
+        distributed.set_up(torch.device("cpu"))
+    assert "torchrun" in str(error.value)
+    assert "unset RANK" in str(error.value)
+
+
+@pytest.mark.quick
+def test_a_gpu_needs_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in ALONE.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    with pytest.raises(UserError, match="not LOCAL_RANK"):
+        distributed.set_up(torch.device("cuda"))
+    monkeypatch.setenv("LOCAL_RANK", str(torch.cuda.device_count()))
+    with pytest.raises(UserError, match="one process for each GPU"):
+        distributed.set_up(torch.device("cuda"))
+
+
+def impatient(work: Callable[[], None], start: float = 60.0, patience: float = 60.0) -> None:
+    """A command line that does ``work`` after joining other ranks, and says early that it waits."""
+    distributed.SILENT, distributed.START, distributed.PATIENCE = 0.2, start, patience
+
+    def main(argv: Sequence[str]) -> None:
+        distributed.set_up(torch.device("cpu"))
+        work()
+        distributed.tear_down()
+
+    run(main)
+
+
+def free_port() -> str:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return str(server.getsockname()[1])
+
+
+def text_of(folder: Path, rank: int) -> str:
+    path = folder / f"rank{rank}.txt"
+    return path.read_text() if path.exists() else ""
+
+
+def wait_for_text(folder: Path, rank: int, text: str) -> None:
+    start = time.monotonic()
+    while text not in text_of(folder, rank):
+        assert time.monotonic() - start < 60, text_of(folder, rank)
+        time.sleep(0.05)
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize(("rank", "whom"), [(0, "1 of 2 processes at"), (1, "rank 0 at")])
+def test_a_rank_without_the_others_gives_up(rank: int, whom: str, tmp_path: Path) -> None:
+    where = ALONE | {"RANK": str(rank), "MASTER_PORT": free_port()}
+    process = start_process(tmp_path / "rank0.txt", impatient, print, 1.0, **where)
+    assert exit_codes([process]) == [2]
+    said, gave_up = text_of(tmp_path, 0).splitlines()
+    whom += f" 127.0.0.1:{where['MASTER_PORT']}"
+    assert said == f"rank {rank} waits for {whom} (for up to 1 seconds)"
+    assert gave_up.startswith(f"error: rank {rank} waited 1 seconds for {whom}; start all processes")
+
+
+@pytest.mark.ranks
+def test_a_port_that_is_taken(tmp_path: Path) -> None:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        where = ALONE | {"MASTER_PORT": str(server.getsockname()[1])}
+        process = start_process(tmp_path / "rank0.txt", impatient, print, **where)
+        assert exit_codes([process]) == [2]
+    line = text_of(tmp_path, 0).splitlines()[-1]
+    assert line.startswith(f"error: rank 0 cannot use 127.0.0.1:{where['MASTER_PORT']}")
+    assert "set another MASTER_PORT" in line
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, -15), (signal.SIGINT, 130)])
+def test_a_signal_ends_the_wait_for_the_others(number: signal.Signals, code: int, tmp_path: Path) -> None:
+    where = ALONE | {"MASTER_PORT": free_port()}
+    process = start_process(tmp_path / "rank0.txt", impatient, print, **where)
+    wait_for_text(tmp_path, 0, "waits for")
+    start = time.monotonic()
+    os.kill(process.pid, number)
+    assert exit_codes([process]) == [code]
+    assert time.monotonic() - start < 5
+
+
+def late_rank(action: Callable[[], None]) -> None:
+    """Rank 0 does something else first, while the others wait for its cache."""
+    if distributed.is_main():
+        action()
+    assert distributed.from_main(distributed.rank(), "the cache") == 0
+    distributed.barrier()
+
+
+def start_late(folder: Path, action: Callable[[], None], patience: float = 60.0) -> list[Any]:
+    return start_ranks(folder, 3, impatient, partial(late_rank, action), 60.0, patience)
+
+
+@pytest.mark.ranks
+def test_a_wait_says_once_for_whom(tmp_path: Path) -> None:
+    assert exit_codes(start_late(tmp_path, partial(time.sleep, 2))) == [0, 0, 0]
+    texts = [text_of(tmp_path, rank) for rank in range(3)]
+    assert texts[0] == ""
+    lines = "".join(texts).splitlines()
+    assert [re.sub(r"rank . waits", "rank 1 waits", line) for line in lines] == [
+        "rank 1 waits for rank 0: the cache (for up to 1 minutes)"
+    ] * len(lines)
+    assert 1 <= len(lines) <= 2  # the second where the first of those that wait came after it
+
+
+@pytest.mark.ranks
+def test_a_rank_that_does_not_come_is_waited_for_so_long(tmp_path: Path) -> None:
+    processes = start_late(tmp_path, partial(time.sleep, 600), patience=1.0)
+    assert exit_codes(processes[1:]) == [2, 2]
+    processes[0].kill()
+    for rank in (1, 2):
+        assert "for rank 0: the cache; look at what that rank does" in text_of(tmp_path, rank).splitlines()[-1]
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def fail() -> None:
+    raise UserError("no room for the cache")
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize(("action", "code"), [(die, -9), (fail, 2)])
+def test_a_rank_that_ended_is_not_waited_for(action: Callable[[], None], code: int, tmp_path: Path) -> None:
+    start = time.monotonic()
+    assert exit_codes(start_late(tmp_path, action)) == [code, 1, 1]
+    assert time.monotonic() - start < 30
+    for rank in (1, 2):
+        assert text_of(tmp_path, rank).splitlines()[-1].startswith("error: another rank ended or cannot be reached (")
+    if code == 2:
+        assert text_of(tmp_path, 0).splitlines()[-1] == "error: no room for the cache"
+
+
+@pytest.mark.ranks
+def test_a_signal_ends_a_wait_for_a_rank(tmp_path: Path) -> None:
+    processes = start_late(tmp_path, partial(time.sleep, 600))
+    wait_for_text(tmp_path, 1, "waits for rank 0")
+    start = time.monotonic()
+    os.kill(processes[1].pid, signal.SIGINT)
+    os.kill(processes[2].pid, signal.SIGTERM)
+    assert exit_codes(processes[1:]) == [130, -15]
+    assert time.monotonic() - start < 5
+    processes[0].kill()

@@ -162,7 +162,7 @@ def test_rank_0_sees_what_others_did_after_it_had_opened(
     expected = to_uint8(drawn(model, request)[1])
     folder = empty_folder(tmp_path / "drawn", file_format, ["codes"])
 
-    def other_rank() -> None:
+    def other_rank(what: str) -> None:
         images = SampleFolder(folder.path, folder.shape, file_format, ["codes"])
         assert todo(images) == [1, 3, 5]  # rank 0 has written its own by now
         with monkeypatch.context() as patch, images.writing():
@@ -187,7 +187,7 @@ def test_shares_are_of_what_rank_0_sees_missing(
     folder = empty_folder(tmp_path / "drawn")
     monkeypatch.setattr(distributed, "rank", lambda: 1)
     monkeypatch.setattr(distributed, "num_ranks", lambda: 2)
-    monkeypatch.setattr(distributed, "from_main", lambda missing: missing[[0, 2, 3, 5]])
+    monkeypatch.setattr(distributed, "from_main", lambda missing, what: missing[[0, 2, 3, 5]])
     assert draw_into(folder, model, Request(LABELS, DRAWING)) == 4
     assert todo(folder) == [0, 1, 3, 4, 6]
 

@@ -120,6 +120,20 @@ def test_classes_called_by_numbers(capsys: pytest.CaptureFixture[str]) -> None:
         parse_labels("0", model)
 
 
+def test_classes_called_by_numbers_of_another_spelling() -> None:
+    model = tiny_model()
+    model.class_names = [f"{number}.0" for number in range(1, 11)]
+    with pytest.raises(UserError, match=r"no class is called 1, and index 1 is the class called 2\.0"):
+        parse_labels("1", model)
+
+
+def test_a_name_with_commas_that_is_a_list_too_stands_in_quotes() -> None:
+    model = tiny_model()
+    model.class_names = ["a", "b", "a,b", *"cdefghi"]
+    assert parse_labels("a,b", model) == [0, 1]
+    assert parse_labels('"a,b"', model) == [2]
+
+
 def test_numbers_that_are_their_own_indices_need_no_word(capsys: pytest.CaptureFixture[str]) -> None:
     model = tiny_model()
     model.class_names = [str(i) for i in range(10)]

@@ -144,6 +144,17 @@ def test_gradients_are_clipped_to_the_norm(tmp_path: Path) -> None:
     assert min(norms[0.0]) > 0.05
 
 
+def test_gradients_are_measured_and_left_as_they_are(tmp_path: Path) -> None:
+    """In the steps that are logged as in the others, without clipping."""
+    trainer, writes = tiny_trainer(tmp_path, epochs=1, log_freq=2), []
+    trainer.state.optimizer.register_step_pre_hook(
+        lambda optimizer, args, kwargs: writes.append({p.grad._version for p in trainer.state.module.parameters()})
+    )
+    trainer.fit()
+    assert len(writes) == 10
+    assert all(count == writes[0] for count in writes)
+
+
 # Losses
 
 
