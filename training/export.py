@@ -25,7 +25,6 @@ def main(argv: Sequence[str]) -> None:
     if args.checkpoint is None or args.output_dir is None:
         raise UserError("name the --checkpoint to export and the --output_dir to write")
     from models.loading.checkpoint import export_published  # takes seconds to import
-
     from training.sharded import join_shares
 
     if Path(args.checkpoint).is_dir():

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from models.config import Drawing, GeneratorConfig
 from models.family import Generator, Loss, StepContext
@@ -36,6 +37,7 @@ class GeneratorTask(Task):
         self.drawing = drawing if module.config.class_cond else replace(drawing, cfg=0.0)
         self.drawing.check(module.scale_sizes)
         module.prepare_training(args.attention, args.compile, args.activation_checkpointing)
+        self.patch_side = 0  # of the stage under way
         self.evaluation = None
         if args.eval_samples:
             self.evaluation = Evaluation(args.eval_reference, args.inception_weights, module.device)
@@ -43,11 +45,26 @@ class GeneratorTask(Task):
     def loss(self, batch: list[Any], context: StepContext) -> Loss:
         """Mean cross-entropy of (images or codes, labels)."""
         codes, labels = batch
-        context = replace(context, patch_side=self.args.patch_side(int(context.epoch)))
+        side = self.args.patch_side(int(context.epoch))
+        if side != self.patch_side:
+            self._say_stage(side, context.epoch)
+        context = replace(context, patch_side=side)
         if isinstance(codes, Tensor):  # images
             with torch.autocast(codes.device.type, enabled=False):  # the same codes as a cache holds
                 codes = self.module.tokenize(codes)
-        return self.module.training_loss(codes, labels, context)
+        loss = self.module.training_loss(codes, labels, context)
+        if self.args.patch_level <= 1:
+            return loss
+        stage = {"patch_side": torch.tensor(side), "tokens_share": torch.tensor(self.args.tokens_share(context.epoch))}
+        return Loss(loss.value, lambda: loss.metrics() | stage)
+
+    def _say_stage(self, side: int, epoch: float) -> None:
+        """Note that a stage of Next Patch Prediction begins, or is gone on with."""
+        self.patch_side = side
+        if self.args.patch_level > 1 and distributed.is_main():
+            what = f"patches of {side} x {side} codes" if side > 1 else "single codes"
+            saved = f"; so far {1 - self.args.tokens_share(epoch):.1%} of the tokens are saved" if epoch else ""
+            tqdm.write(f"epoch {epoch:.4g}: learning from {what}{saved}")
 
     def show(self, module: Generator, folder: Path, name: str) -> dict[str, float]:
         """Write a grid, a row a class, up to 16, always by the same noise; return what ``Evaluation`` finds."""

@@ -1,5 +1,6 @@
 """Settings of training: the ``args:`` section of a configuration."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -66,8 +67,8 @@ class LoopArgs:
             raise UserError(
                 f"the built-in digits have no data_path {self.data_path}; add --dataset folder for your images"
             )
-        if self.shard and (self.ema or self.keep_freq or self.eval_freq):
-            raise UserError("shard neither averages nor draws; set ema false, eval_freq 0 and keep_freq 0")
+        if self.shard and (self.ema or self.keep_freq):
+            raise UserError("shard neither averages weights nor keeps checkpoints; set ema false and keep_freq 0")
         if self.seed >= 2**63:
             raise UserError(f"seed is {self.seed}; it must be below 2**63")
 
@@ -168,6 +169,11 @@ class TrainArgs(LoopArgs):
     def patch_side(self, epoch: int) -> int:
         """Side of the patches of codes that an epoch learns from."""
         return patch_side(epoch, epochs=self.epochs, patch_level=self.patch_level, epoch_rate=self.epoch_rate)
+
+    def tokens_share(self, epoch: float) -> float:
+        """Tokens of a run so far, as a share of those that single codes would have taken for as many images."""
+        done = [min(1.0, epoch - number) / self.patch_side(number) ** 2 for number in range(math.ceil(epoch))]
+        return sum(done) / epoch if epoch else 1.0
 
     def lr_at(self, step: int, epoch: float, steps_per_epoch: int) -> float:
         if self.schedule == "drops":
