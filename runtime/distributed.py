@@ -1,7 +1,7 @@
 """The processes of a run: one alone, or those of torchrun; CPU tensors travel by gloo, CUDA tensors by NCCL.
 
-Sums wait for other ranks as long as torch lets them, minutes. The waits that have a name (``barrier``, ``from_main``,
-``everyones``) may last a day, for instance while rank 0 makes a cache; a signal ends them at once.
+A sum waits for other ranks as long as torch lets it, half an hour. ``barrier``, ``from_main`` and ``everyones`` wait up
+to a day, for instance while rank 0 makes a cache; a signal ends these waits.
 """
 
 import os
