@@ -62,6 +62,8 @@ def find_checkpoint(path: str | Path) -> Path:
     """The checkpoint file at a path or in a folder."""
     path = expanded(path)
     file = path / CHECKPOINT_NAME if path.is_dir() else path
+    if file.suffix in (".yaml", ".yml"):
+        raise UserError(f"{file} is a configuration; name the folder that it is in, or the file of weights beside it")
     if not file.is_file():
         hint = "train one with main.py, or fetch the released ones with bash pretrained_models/download.sh"
         raise UserError(f"no checkpoint at {file}; {hint}")
