@@ -24,7 +24,7 @@ class BenchmarkArgs:
     """What to time. Seconds of drawing, decoding and their floors are of a batch."""
 
     configs: tuple[str, ...] = option(
-        ("configs/config_256_S.yaml", "configs/config_256_L.yaml"),
+        tuple(f"configs/{name}.yaml" for name in ("config_256_S", "config_256_L", "llamagen_B", "llamagen_L")),
         "training configurations, whose models are built with random weights",
     )
     batch_sizes: tuple[int, ...] = option((1, 8), "images drawn at once")

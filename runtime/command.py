@@ -77,6 +77,7 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
     try:
         _check_place()
         main(sys.argv[1:])
+        sys.stdout.flush()  # a full disk or a reader that has left is found out here at the latest
     except SystemExit as end:  # of --help
         code = end.code or 0
     except (Exception, Stopped, KeyboardInterrupt) as error:
@@ -123,8 +124,9 @@ def explain(error: BaseException) -> tuple[str, int] | None:
                 return f"error: {said.format(reason=short_reason(error))}", code
     if number is not None or getattr(error, "filename", None) is not None:  # else not from the file system
         full = number in (errno.ENOSPC, errno.EDQUOT)
+        place = error.filename or ("output" if full else "")
         hint = "; free some space and run the same command again" if full else ""
-        return f"error: {error.filename or 'output'}: {error.strerror}{hint}", USER_ERROR
+        return f"error: {place}{': ' if place else ''}{error.strerror}{hint}", USER_ERROR
     return None
 
 
@@ -145,11 +147,10 @@ def _leave(message: str, code: int) -> None:
     try:
         if message:
             print(message, file=sys.stderr)
+        sys.stdout.flush()
+    except OSError:  # known by now; Python would report it once more at its end
         for stream in (sys.stdout, sys.stderr):
-            if stream is not None:
-                stream.flush()
-    except BrokenPipeError:  # Python would report it once more at its end
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     if os.environ.get("RANK") and code:
         # Python's own end would wait for threads that wait for other ranks, and these would wait for us, as long as a
         # process of ours keeps the connections that it inherited.

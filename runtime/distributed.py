@@ -1,7 +1,7 @@
 """The processes of a run: one alone, or those of torchrun; CPU tensors travel by gloo, CUDA tensors by NCCL.
 
-Sums wait for other ranks as long as torch lets them, minutes. The waits that have a name (``barrier``, ``from_main``,
-``everyones``) may last a day, for instance while rank 0 makes a cache; a signal ends them at once.
+A sum waits for other ranks as long as torch lets it, half an hour. ``barrier``, ``from_main`` and ``everyones`` wait up
+to a day, for instance while rank 0 makes a cache; a signal ends these waits.
 """
 
 import os
@@ -18,6 +18,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.distributed_c10d import default_pg_nccl_timeout
 from tqdm import tqdm
 
 from runtime.errors import UserError
@@ -64,7 +65,9 @@ def set_up(device: torch.device) -> torch.device:
         torch.cuda.set_device(device)
         backend = "cpu:gloo,cuda:nccl"
     store = _meet(own, world, os.environ["MASTER_ADDR"], port)
-    dist.init_process_group(backend, store=dist.PrefixStore("default", store), rank=own, world_size=world)
+    usual = default_pg_nccl_timeout if device.type == "cuda" else None  # with gloo beside, torch would give NCCL more
+    meet = dist.PrefixStore("default", store)
+    dist.init_process_group(backend, timeout=usual, store=meet, rank=own, world_size=world)
     group = dist.new_group(backend="gloo", timeout=timedelta(seconds=PATIENCE + 60))  # our own message comes first
     _ranks = _Ranks(store, group)
     return device

@@ -28,14 +28,12 @@ def lock_file(path: Path, busy: str) -> Iterator[None]:
         yield
         return
     in_kernel = _has_locks(path.parent)
-    lock = FileLock(path) if in_kernel else SoftFileLock(path)
+    lock = FileLock(path, on_acquired=_sign) if in_kernel else SoftFileLock(path)
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
-        raise UserError(f"{busy} ({_owner(path)})") from error
+        raise UserError(busy + _owner(path, in_kernel)) from error
     try:
-        if in_kernel:
-            path.write_text(f"{os.getpid()}\n{socket.gethostname()}\n", encoding="utf-8")  # as SoftFileLock does
         yield
     finally:
         if in_kernel:
@@ -56,7 +54,7 @@ def lock_folder(folder: Path) -> Iterator[None]:
 
 
 def _has_locks(folder: Path) -> bool:
-    """Whether the file system locks files, which some of clusters do not."""
+    """Whether the file system of a folder has locks, which those of some clusters lack."""
     try:
         with tempfile.TemporaryFile(dir=folder) as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -65,13 +63,19 @@ def _has_locks(folder: Path) -> bool:
     return True
 
 
-def _owner(path: Path) -> str:
-    """Who holds a lock that is taken, and what to do if that is over."""
+def _sign(descriptor: int) -> None:
+    """Write this process into its lock, as SoftFileLock does."""
+    os.truncate(descriptor, 0)
+    os.write(descriptor, f"{os.getpid()}\n{socket.gethostname()}\n".encode())
+
+
+def _owner(path: Path, in_kernel: bool) -> str:
+    """Who holds a lock that is taken, in brackets, and what to do if that is over."""
     try:
         pid, host, *_ = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except (OSError, ValueError):
-        return f"if none is, remove {path}"
+        return "" if in_kernel else f" (if none is, remove {path})"
     host = host.partition("?")[0]  # SoftFileLock adds the number of a container
     if host == socket.gethostname():
-        return f"process {pid} of this machine"
-    return f"process {pid} on {host}; if that has ended, remove {path}"
+        return f" (process {pid} of this machine)"
+    return f" (process {pid} on {host}; if that has ended, remove {path})"

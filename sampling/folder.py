@@ -44,7 +44,7 @@ from sampling.pictures import png_has_its_end, read_png, save_png, write_npz
 SETTINGS_NAME, PROGRESS_NAME, NPZ_NAME, CODES_NAME = "samples.json", ".progress", "samples.npz", "codes.npz"
 GRID_NAME, MAPS_NAME = "grid.png", "maps.npz"
 ENTROPY_NAME, ANIMATION_NAME = "entropy_by_step.png", "animation.gif"
-NUMBER = 6 * "[0-9]"
+NUMBER, MAX_PNGS = 6 * "[0-9]", 10**6
 UNUSED_NAME = ".progress.unused"  # progress that is being prepared, or removed
 MADE_OF_ALL = (MAPS_NAME, GRID_NAME, ENTROPY_NAME, ANIMATION_NAME, CODES_NAME, NPZ_NAME)
 # Moved aside in this order: progress never stays with the settings of others.
@@ -101,6 +101,8 @@ class SampleFolder:
     """
 
     def __init__(self, path: Path, shape: Sequence[int], file_format: Format, maps: Collection[str] = ()) -> None:
+        if file_format == "png" and shape[0] > MAX_PNGS:
+            raise UserError(f"{shape[0]} images are too many for single files; add --format npz")
         self.path, self.progress = path, path / PROGRESS_NAME
         self.shape, self.format, self.maps = tuple(shape), file_format, maps
 

@@ -65,6 +65,8 @@ def find_checkpoint(path: str | Path) -> Path:
         if len(others) > 1:
             raise UserError(f"{path} holds {', '.join(other.name for other in others)}; name one of these files")
         file = others[0] if others else file
+    if file.suffix in (".yaml", ".yml"):
+        raise UserError(f"{file} is a configuration; name the folder that it is in, or the file of weights beside it")
     if not file.is_file():
         hint = "train one with main.py, or fetch the released ones with bash pretrained_models/download.sh"
         raise UserError(f"no checkpoint at {file}; {hint}")

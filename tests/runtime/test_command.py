@@ -231,6 +231,16 @@ def test_a_reader_that_has_left_is_no_error(amount: int) -> None:
 
 
 @pytest.mark.processes
+@pytest.mark.parametrize("work", ["print('a')", "print('a', flush=True)"])
+def test_an_output_that_is_full_is_one_line(work: str) -> None:
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-c", PROGRAM.format(work)]
+        done = subprocess.run(command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True)
+    line = "error: output: No space left on device; free some space and run the same command again\n"
+    assert (done.returncode, done.stderr) == (2, line)
+
+
+@pytest.mark.processes
 def test_the_backend_of_a_notebook_does_not_matter() -> None:
     program = PROGRAM.format("print(__import__('matplotlib.pyplot').get_backend())")
     outcome = start_python("-c", program, MPLBACKEND="module://matplotlib_inline.backend_inline")

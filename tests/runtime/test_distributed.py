@@ -128,7 +128,8 @@ def test_the_command_on_two_ranks_shares_one_run_folder(tmp_path: Path) -> None:
     starts = [entry for entry in read_events(folder) if "event" in entry]
     assert [(entry["step"], entry["ranks"]) for entry in starts] == [(0, 2), (3, 2)]
     assert list(read_log(folder)) == [2, 3, 4, 6]
-    assert sorted(path.name for path in (folder / "samples").iterdir()) == ["epoch_0001.png", "epoch_0002.png"]
+    names = ["digits_0001.txt", "digits_0002.txt", "epoch_0001.png", "epoch_0002.png"]
+    assert sorted(path.name for path in (folder / "samples").iterdir()) == names
     outputs = [(tmp_path / f"rank{rank}.txt").read_text() for rank in range(2)]
     assert "on 2 ranks" in outputs[0]
     assert "drawn digits, by the classifier" in outputs[0]

@@ -13,6 +13,7 @@ import torch
 
 from runtime.errors import UserError
 from runtime.files import free_name, hash_file, move_aside, whole, write_json, write_text
+from tests.command_factory import start_python
 from tests.limits import largest_file
 
 pytestmark = pytest.mark.quick
@@ -70,6 +71,18 @@ def test_text_and_json(tmp_path: Path) -> None:
     write_json(tmp_path / "b.json", {"a": [1, None], "b": "c"})
     assert (tmp_path / "a.txt").read_text() == NEW
     assert (tmp_path / "b.json").read_text() == '{\n "a": [\n  1,\n  null\n ],\n "b": "c"\n}\n'
+
+
+@pytest.mark.processes
+def test_texts_are_utf_8_whatever_the_locale(tmp_path: Path) -> None:
+    code = (
+        "from pathlib import Path; from runtime.files import read_json, write_text; import sys\n"
+        'path = Path(sys.argv[1]); write_text(path, \'{"name": "\\u732b"}\')\n'
+        "assert read_json(path) == {'name': '\\u732b'}"
+    )
+    locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    assert start_python("-c", code, str(tmp_path / "a.json"), **locale).code == 0
+    assert (tmp_path / "a.json").read_text(encoding="utf-8") == '{"name": "\u732b"}'
 
 
 @pytest.mark.parametrize("error", [KeyError("a bug"), KeyboardInterrupt()])

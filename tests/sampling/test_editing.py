@@ -156,7 +156,7 @@ def empty_the_mask(image: Path, mask: Path) -> None:
             blacken_the_mask,
             "{mask} is black all over the middle square that is kept; paint white what is to be drawn anew",
         ),
-        (write_text, "{image} cannot be read as an image (cannot identify image file '{image}')"),
+        (write_text, "{image} cannot be read as an image (cannot identify image file)"),
         (truncate, "{image} cannot be read as an image ("),
         (empty_the_mask, "{mask} cannot be read as an image ("),
     ],

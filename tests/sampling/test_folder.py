@@ -695,3 +695,9 @@ def test_a_truncated_png_of_a_run_under_way_is_named(folder: Path, images: Tenso
         found.first_images(COUNT)
     path.unlink()
     assert todo(folder) == [1]
+
+
+def test_more_images_than_names_of_six_digits_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="add --format npz"):
+        SampleFolder(tmp_path, (1_000_001, 8, 8, 3), "png")
+    SampleFolder(tmp_path, (1_000_001, 8, 8, 3), "npz")

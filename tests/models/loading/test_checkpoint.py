@@ -787,3 +787,8 @@ def test_settings_nested_deep_are_loaded_or_refused_in_one_sentence(place: str, 
     with pytest.raises(UserError, match=rf"{CONFIG_NAME} is no valid YAML: more than 100 settings lie within") as error:
         load_checkpoint(folder)
     assert len(str(error.value)) < 300
+
+
+def test_a_configuration_is_no_checkpoint(folder: Path) -> None:
+    with pytest.raises(UserError, match="is a configuration; name the folder"):
+        load_checkpoint(folder / CONFIG_NAME)

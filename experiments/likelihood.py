@@ -1,0 +1,80 @@
+"""Measure how likely held-out images are to a model: nats a token by teacher forcing, without sampling noise.
+
+    python -m experiments.likelihood --checkpoint output/llamagen_cifar10 --data_path data/cifar10
+
+The images are those in val/ or test/, as centre crops; the tokens are those of all scales.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from data.options import DatasetName
+from runtime.command import run
+from runtime.config import option, parse_flags
+from runtime.errors import UserError, check_at_least
+from runtime.files import write_json
+
+
+@dataclass(frozen=True)
+class LikelihoodArgs:
+    """What to measure."""
+
+    checkpoint: str | None = option(None, "checkpoint file, or the folder holding checkpoint-last.pth")
+    use_ema: bool = option(False, "take the averaged weights of the checkpoint")
+    dataset: DatasetName = option("folder", "folder (class folders of images), cifar10, food101, celeba or digits")
+    data_path: str = option("data/cifar10", "root of the dataset, with val/ or test/")
+    num_images: int = option(0, "images evenly spaced over all; 0 takes all")
+    batch_size: int = option(64, "images at once")
+    device: str = option("auto", "auto, cuda, mps or cpu")
+    output_file: str | None = option(None, "JSON file to write")
+
+    def __post_init__(self) -> None:
+        check_at_least(0, self, "num_images")
+        check_at_least(1, self, "batch_size")
+
+
+def main(argv: Sequence[str]) -> None:
+    args = parse_flags(argv, "experiments.likelihood", __doc__, LikelihoodArgs)
+    if args.checkpoint is None:
+        raise UserError("name the --checkpoint to measure")
+    nats, num_images = measure(args)
+    print(
+        f"{nats:.4f} nats a token, perplexity {math.exp(nats):.1f}, on {num_images} held-out images of {args.data_path}"
+    )
+    if args.output_file is not None:
+        write_json(
+            Path(args.output_file), {"nats_per_token": nats, "num_images": num_images, "checkpoint": args.checkpoint}
+        )
+
+
+def measure(args: LikelihoodArgs) -> tuple[float, int]:
+    """Mean nats a token, and of how many images."""
+    import torch  # takes seconds
+    from tqdm import tqdm
+
+    from data.images import CroppedImages, check_num_classes, open_dataset
+    from models.loading.checkpoint import load_checkpoint
+    from runtime.device import pick_device
+
+    model = load_checkpoint(args.checkpoint, args.use_ema).to(pick_device(args.device))
+    if model.autoencoder is None:
+        raise UserError(f"{args.checkpoint} has no autoencoder, so no images can be scored; name it in its config.yaml")
+    images = open_dataset(args.dataset, args.data_path, model.config.img_size, "val")
+    if model.config.class_cond:
+        check_num_classes(images.name, images.class_keys, model.config.num_classes)
+    crops = CroppedImages(images, model.config.img_size, "center")
+    count = min(args.num_images or len(crops), len(crops))
+    total = 0.0
+    with torch.inference_mode(), tqdm(total=count, unit="image", desc="scoring", leave=None) as bar:
+        for indices in torch.arange(count).split(args.batch_size):
+            pixels, labels = crops.collate([crops[int(i) * len(crops) // count, 0] for i in indices])
+            codes = model.tokenize(pixels.to(model.device))
+            total += float(model(codes, labels.to(model.device))[1]) * len(indices)
+            bar.update(len(indices))
+    return total / count, count
+
+
+if __name__ == "__main__":
+    run(main)
