@@ -330,7 +330,13 @@ RULES = (
     trains(r"llamagen_L\.yaml --code_paths .*", "output/llamagen_L"),
     Rule(r"python main\.py --config .* --check_data", says=r": (1500 images of 10|24 images of 12) classes"),
     Rule(
-        r"torchrun --nproc_per_node=2 main\.py --config configs/quickstart\.yaml .*",
+        r"torchrun --nproc_per_node=2 main\.py --config configs/quickstart\.yaml .* --shard .*",
+        files=("output/sharded/checkpoint-last.pth", "output/sharded/checkpoint-last.sharded/place.pth"),
+        says="; 2 steps an epoch on 2 ranks",
+        added="--dataset folder --data_path data/cifar10 --batch_size 5 --cached_path data/cached-ranks",
+    ),
+    Rule(
+        r"torchrun --nproc_per_node=2 main\.py --config configs/quickstart\.yaml .*two-ranks",
         files=run_files("output/two-ranks"),
         says="; 2 steps an epoch on 2 ranks",
         added="--dataset folder --data_path data/cifar10 --batch_size 5 --cached_path data/cached-ranks",
@@ -414,6 +420,8 @@ RULES = (
     Rule(r"python -m experiments\.compare .*", files=("output/compare.png",), says="4 steps: FD-digits-5 "),
     Rule(r"python -m experiments\.mixing .*", files=("output/mixing.png",), says="^layer 0: "),
     Rule(r"python -m experiments\.curves .*", files=("curves.png",)),
+    Rule(r"python -m experiments\.likelihood .*digits", says="nats a token, .* on 297 held-out images"),
+    Rule(r"python -m experiments\.tokens .*", files=("output/tokens.png",), says="tokens computed"),
     Rule(
         r"python -m experiments\.train_classifier .*",
         files=("output/classifiers/classifier_digits/classifier/digits.safetensors",),

@@ -1,4 +1,4 @@
-"""Training that is shared out over ranks: it is that of DistributedDataParallel, on any number of ranks, and exports."""
+"""Training that is shared out over ranks: the same as without, on any number of ranks; and its export."""
 
 import shutil
 from pathlib import Path

@@ -1,0 +1,50 @@
+"""Nats a token of held-out images are the model's own loss, whatever the batches."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from data.images import CroppedImages, open_dataset
+from experiments import likelihood
+from models.checkerboard.model import Checkerboard
+from models.config import TransformerConfig
+from tests.command_factory import call, save_run
+from tests.factory import tiny_autoencoder, tiny_model
+
+pytestmark = pytest.mark.quick
+
+
+def small() -> Checkerboard:
+    """A model of 8 px."""
+    size = TransformerConfig(32, 64, 2, 1)
+    return tiny_model(autoencoder=tiny_autoencoder(ch_mult=(1, 1)), img_size=8, llama_config=size)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    return save_run(tmp_path / "run", small())
+
+
+@pytest.mark.parametrize("batch_size", ["1", "7", "64"])
+def test_it_is_the_mean_loss_over_all_images(run: Path, tmp_path: Path, batch_size: str) -> None:
+    flags = ("--dataset", "digits", "--num_images", "20", "--batch_size", batch_size, "--device", "cpu")
+    outcome = call(likelihood.main, "--checkpoint", str(run), *flags, "--output_file", str(tmp_path / "result.json"))
+    assert outcome.code == 0, outcome.err
+    model = small()
+    data = CroppedImages(open_dataset("digits", "", 8, "val"), 8, "center")
+    images, labels = data.collate([data[i * len(data) // 20, 0] for i in range(20)])
+    with torch.no_grad():
+        expected = float(model(model.tokenize(images), labels)[1])
+    found = json.loads((tmp_path / "result.json").read_text())
+    assert found["nats_per_token"] == pytest.approx(expected, rel=1e-5)
+    assert f"{expected:.4f} nats a token" in outcome.out
+
+
+def test_mistakes(run: Path, tmp_path: Path) -> None:
+    assert call(likelihood.main).error() == "name the --checkpoint to measure"
+    assert (
+        "no image folder"
+        in call(likelihood.main, "--checkpoint", str(run), "--data_path", str(tmp_path / "no")).error()
+    )

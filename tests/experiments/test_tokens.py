@@ -1,0 +1,63 @@
+"""What runs cost by images, tokens and minutes, read from their logs; and the picture of it."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from experiments import tokens
+from models.llamagen.config import LlamaConfig, LlamaGenConfig, LlamaGenDrawing
+from models.llamagen.model import LlamaGen
+from runtime.config import plain, write_yaml
+from tests.command_factory import call
+from tests.factory import tiny_autoencoder
+from training.options import TrainArgs
+from training.run_folder import begin_run, run_settings
+
+pytestmark = pytest.mark.quick
+
+
+def write_run(folder: Path, patch_level: int) -> Path:
+    """A run of 4 epochs of 5 steps of 10 images, 16 codes each, 2 seconds a step and one pause of an hour."""
+    config = LlamaGenConfig(img_size=8, num_classes=10, vocab_size=64, llama_config=LlamaConfig(8, 16, 2, 1))
+    model = LlamaGen(config, tiny_autoencoder(ch_mult=(1, 1)))
+    args = TrainArgs(epochs=4, batch_size=10, patch_level=patch_level)
+    folder.mkdir()
+    begin_run(folder, model.autoencoder)
+    write_yaml(folder / "config.yaml", run_settings(config, (args, LlamaGenDrawing())))
+    torch.save({"model": model.state_dict(), **plain(args)}, folder / "checkpoint-last.pth")
+    lines = []
+    for step in range(1, 21):
+        epoch = step / 5
+        entry = {"step": step, "epoch": epoch, "loss": 5 - step / 10, "lr": 1.0, "time": 2.0 * step + 3600 * (step > 7)}
+        if patch_level > 1:
+            entry |= {"patch_side": args.patch_side(int(epoch - 0.01)), "tokens_share": args.tokens_share(epoch)}
+        lines.append(json.dumps(entry))
+    (folder / "log.jsonl").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def test_costs_are_those_of_the_stages(tmp_path: Path) -> None:
+    plain_run, patches = (tokens.course(write_run(tmp_path / f"run{level}", level)) for level in (1, 2))
+    assert plain_run["images seen"][-1] == patches["images seen"][-1] == 200
+    assert plain_run["tokens computed"][-1] == 200 * 16
+    assert patches["tokens computed"][-1] == pytest.approx(100 * 4 + 100 * 16)
+    assert patches["tokens computed"][9] == pytest.approx(100 * 4)
+    assert plain_run["minutes"][-1] == pytest.approx(2 * 18 / 60)  # the pause does not count
+    assert patches["side"].tolist() == [2] * 10 + [1] * 10
+
+
+def test_the_picture(tmp_path: Path) -> None:
+    runs = ",".join(str(write_run(tmp_path / f"run{level}", level)) for level in (1, 2))
+    outcome = call(tokens.main, "--runs", runs, "--smoothing", "1", "--output", str(tmp_path / "tokens.png"))
+    assert outcome.code == 0, outcome.err
+    assert "run2: loss 3.000 after 200 images seen, 2,000 tokens computed" in outcome.out
+    assert np.array(Image.open(tmp_path / "tokens.png")).std() > 5
+
+
+def test_mistakes(tmp_path: Path) -> None:
+    assert call(tokens.main).error().startswith("name the --runs to compare")
+    assert "no such file" in call(tokens.main, "--runs", str(tmp_path / "nowhere")).error()
