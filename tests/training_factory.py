@@ -266,6 +266,7 @@ def assert_same_training(one: Path, other: Path) -> None:
 
 def start_process(output: Path, work: Callable[..., None], *args: Any, **environment: str) -> BaseProcess:
     """Run ``work(*args)`` in a process of its own; what it and its libraries print goes to ``output``."""
+    environment = {"XDG_CACHE_HOME": os.environ["XDG_CACHE_HOME"]} | environment  # the server may know an earlier one
     process = _PROCESSES.Process(target=_process, args=(output, environment, work, args))
     process.start()
     return process
@@ -320,6 +321,7 @@ def _process(output: Path, environment: dict[str, str], work: Callable[..., None
         os.dup2(file.fileno(), sys.stdout.fileno())
         os.dup2(file.fileno(), sys.stderr.fileno())
     os.environ.update(environment)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which whoever started the tests may ignore
     multiprocessing.set_start_method(None, force=True)  # a loader's workers start as they do for users
     torch.set_num_threads(1)
     work(*args)
