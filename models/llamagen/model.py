@@ -25,6 +25,7 @@ from runtime.errors import UserError
 
 INIT_STD = 0.02
 EPS = 1e-5  # of the norms
+OTHER_STREAM = 0x5851F42D  # tells dropout's random numbers from those of labels, whose seed it has
 
 
 class Norm(nn.Module):
@@ -194,5 +195,5 @@ def seeded(rng: torch.Generator) -> Iterator[None]:
     """Let dropout follow from a step's generator: it takes none, but draws from the device's own."""
     devices = [rng.device] if rng.device.type == "cuda" else []
     with torch.random.fork_rng(devices):
-        torch.manual_seed(rng.initial_seed())
+        torch.manual_seed(rng.initial_seed() ^ OTHER_STREAM)
         yield
