@@ -6,6 +6,7 @@ A stage of Next Patch Prediction is a dashed line: it predicts the codes of a wh
 losses compare with no others. Seconds are between the log's entries, pauses of more than a minute left out.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,7 +47,7 @@ def main(argv: Sequence[str]) -> None:
 def course(folder: Path) -> dict[str, np.ndarray]:
     """What a run had cost at each log entry, its loss, and the side of the patches it learned from."""
     steps, settings = read_steps(folder), read_yaml(folder / "config.yaml")["args"]
-    images_a_step = settings["batch_size"] * settings["accum_steps"]
+    images_a_step = settings["batch_size"] * settings["accum_steps"] * _num_ranks(folder)
     images = np.array([step["step"] for step in steps], float) * images_a_step
     share = np.array([step.get("tokens_share", 1.0) for step in steps])
     pauses = np.diff([step["time"] for step in steps], prepend=steps[0]["time"])
@@ -57,6 +58,12 @@ def course(folder: Path) -> dict[str, np.ndarray]:
         "loss": np.array([step["loss"] for step in steps]),
         "side": np.array([step.get("patch_side", 1.0) for step in steps]),
     }
+
+
+def _num_ranks(folder: Path) -> int:
+    """Ranks that the run began with; a run that goes on with others has as many images a step."""
+    lines = (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    return next((json.loads(line)["ranks"] for line in lines if '"ranks"' in line), 1)
 
 
 def _tokens_an_image(folder: Path) -> int:

@@ -29,7 +29,7 @@ def write_run(folder: Path, patch_level: int) -> Path:
     begin_run(folder, model.autoencoder)
     write_yaml(folder / "config.yaml", run_settings(config, (args, LlamaGenDrawing())))
     torch.save({"model": model.state_dict(), **plain(args)}, folder / "checkpoint-last.pth")
-    lines = []
+    lines = [json.dumps({"event": "start", "step": 0, "ranks": 1})]
     for step in range(1, 21):
         epoch = step / 5
         entry = {"step": step, "epoch": epoch, "loss": 5 - step / 10, "lr": 1.0, "time": 2.0 * step + 3600 * (step > 7)}
