@@ -6,6 +6,7 @@ A folder has ``imagenet{size}_codes/{n}.npy`` int64 (1, A, G * G) and ``imagenet
 
 import math
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,7 +24,7 @@ MOST_COMPARED = 100  # labels that tell two folders apart
 class CodeFolders(Dataset):
     """((B, G, G) codes in a list, (B,) labels) of (index, crop) pairs; a crop names a folder, then a map in it.
 
-    UserError: a folder lacks files, or folders are of different images.
+    UserError: a folder lacks files, or folders are of different images. ``remarks`` say what was left out.
     """
 
     def __init__(self, paths: Sequence[str], img_size: int) -> None:
@@ -33,7 +34,10 @@ class CodeFolders(Dataset):
         labels = [[folder.label(n) for n in compared] for folder in self.folders if folder.num_images == self.count]
         if len(labels) < len(self.folders) or any(found != labels[0] for found in labels):
             raise UserError(f"{', '.join(paths)} are of different images; name folders of the same ones")
-        self.num_locations = first.read(0).shape[1]
+        self.num_locations = first.shape[1]
+        if any(folder.shape[1] != self.num_locations for folder in self.folders):
+            raise UserError(f"{', '.join(paths)} are of different sizes; name folders of one")
+        self.remarks = [remark for folder in self.folders for remark in folder.remarks]
         self.num_crops = len(self.folders) * math.lcm(*(folder.num_maps for folder in self.folders))
 
     def check(self, scale_sizes: Sequence[int], num_codes: int, num_classes: int) -> None:
@@ -72,7 +76,11 @@ class _Folder:
         self.shape: tuple[int, ...] | None = None
         self.shape = self.read(0).shape
         self.num_maps = self.shape[0]
-        self.num_images = counts[0] - self._repeated(counts[0])
+        repeated = self._repeated(counts[0])
+        self.num_images = counts[0] - repeated
+        self.remarks = (
+            [f"{path}: the last {repeated} of {counts[0]} files repeat the first and are left out"] if repeated else []
+        )
 
     def label(self, index: int, num_classes: int | None = None) -> int:
         file = self.labels / f"{index}.npy"
@@ -105,7 +113,7 @@ def _count(folder: Path) -> int:
     """How many files there are, which must be numbered from 0."""
     if not folder.is_dir():
         raise UserError(f"no folder {folder}; name the one that holds it, as LlamaGen's extract_codes_c2i.sh makes it")
-    numbers = {entry.name.removesuffix(".npy") for entry in os.scandir(folder) if entry.name.endswith(".npy")}
+    numbers = {match[1] for entry in os.scandir(folder) if (match := re.fullmatch(r"(\d+)\.npy", entry.name))}
     missing = next((n for n in range(len(numbers)) if str(n) not in numbers), None)
     if missing is not None or not numbers:
         raise UserError(f"{folder} lacks {missing or 0}.npy; extract the codes again")
@@ -124,6 +132,7 @@ def _within(values: np.ndarray, end: int | None, kind: str, file: Path) -> np.nd
 
 def _load(file: Path) -> np.ndarray:
     try:
-        return np.load(file)
+        with file.open("rb") as content:
+            return np.lib.format.read_array(content)
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"{file} is missing or damaged ({error}); extract the codes again") from error

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -38,18 +39,23 @@ def main(argv: Sequence[str]) -> None:
     print(args.output)
 
 
-def read_steps(folder: Path) -> list[dict[str, float]]:
-    """What a run logged of its steps, in order; of a step logged twice the later entry."""
+def read_events(folder: Path) -> list[dict[str, Any]]:
+    """All entries of a run's log, in order."""
     path = folder / "log.jsonl"
     if not path.is_file():
         raise UserError(f"no such file: {path}; name the folder of a run of main.py")
     entries = []
-    for line in path.read_text().splitlines():
+    for line in path.read_text(encoding="utf-8").splitlines():
         with suppress(json.JSONDecodeError):  # a line that a kill or a full disk cut short
             entries.append(json.loads(line))
-    by_step = {entry["step"]: entry for entry in entries if "lr" in entry}
+    return entries
+
+
+def read_steps(folder: Path) -> list[dict[str, float]]:
+    """What a run logged of its steps, in order; of a step logged twice the later entry."""
+    by_step = {entry["step"]: entry for entry in read_events(folder) if "lr" in entry}
     if not by_step:
-        raise UserError(f"{path} holds no metrics; train longer, or with a lower --log_freq")
+        raise UserError(f"{folder / 'log.jsonl'} holds no metrics; train longer, or with a lower --log_freq")
     return [by_step[step] for step in sorted(by_step)]
 
 

@@ -40,9 +40,8 @@ def main(argv: Sequence[str]) -> None:
     if args.checkpoint is None:
         raise UserError("name the --checkpoint to measure")
     nats, num_images = measure(args)
-    print(
-        f"{nats:.4f} nats a token, perplexity {math.exp(nats):.1f}, on {num_images} held-out images of {args.data_path}"
-    )
+    place = args.data_path if args.dataset == "folder" else args.dataset
+    print(f"{nats:.4f} nats a token, perplexity {math.exp(nats):.1f}, on {num_images} held-out images of {place}")
     if args.output_file is not None:
         write_json(
             Path(args.output_file), {"nats_per_token": nats, "num_images": num_images, "checkpoint": args.checkpoint}
@@ -64,6 +63,10 @@ def measure(args: LikelihoodArgs) -> tuple[float, int]:
     images = open_dataset(args.dataset, args.data_path, model.config.img_size, "val")
     if model.config.class_cond:
         check_num_classes(images.name, images.class_keys, model.config.num_classes)
+        if model.class_names not in (None, images.class_names):
+            raise UserError(
+                f"{args.checkpoint} was trained on other classes than those of {images.name}; name its data"
+            )
     crops = CroppedImages(images, model.config.img_size, "center")
     count = min(args.num_images or len(crops), len(crops))
     total = 0.0
@@ -73,6 +76,9 @@ def measure(args: LikelihoodArgs) -> tuple[float, int]:
             codes = model.tokenize(pixels.to(model.device))
             total += float(model(codes, labels.to(model.device))[1]) * len(indices)
             bar.update(len(indices))
+    unreadable = int(crops.unreadable.count_nonzero())
+    if unreadable:
+        raise UserError(f"{unreadable} of the images cannot be read; move the files named above away")
     return total / count, count
 
 

@@ -3,10 +3,9 @@
     python -m experiments.tokens --runs output/llamagen_cifar10,output/npp_cifar10 --output tokens.png
 
 A stage of Next Patch Prediction is a dashed line: it predicts the codes of a whole patch alike, from less, so that its
-losses compare with no others. Seconds are between the log's entries, pauses of more than a minute left out.
+losses compare with no others.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from experiments.curves import read_steps, smooth
+from experiments.curves import read_events, smooth
 from runtime.command import run
-from runtime.config import option, parse_flags, read_yaml
+from runtime.config import option, parse_flags
 from runtime.errors import UserError
 
-LONGEST_STEP = 60.0  # seconds between entries; a longer pause is not training
 PANELS = ("images seen", "tokens computed", "minutes")
 
 
@@ -36,7 +34,7 @@ def main(argv: Sequence[str]) -> None:
     args = parse_flags(argv, "experiments.tokens", __doc__, TokensArgs)
     if args.runs is None or args.smoothing < 1:
         raise UserError("name the --runs to compare, folders separated by commas, and a --smoothing of at least 1")
-    courses = {Path(name).name: course(Path(name)) for name in args.runs.split(",")}
+    courses = {str(Path(name)): course(Path(name)) for name in args.runs.split(",")}
     for name, found in courses.items():
         costs = ", ".join(f"{found[key][-1]:,.4g} {key}" for key in PANELS)
         print(f"{name}: loss {smooth(found['loss'].tolist(), args.smoothing)[-1]:.3f} after {costs}")
@@ -45,25 +43,26 @@ def main(argv: Sequence[str]) -> None:
 
 
 def course(folder: Path) -> dict[str, np.ndarray]:
-    """What a run had cost at each log entry, its loss, and the side of the patches it learned from."""
-    steps, settings = read_steps(folder), read_yaml(folder / "config.yaml")["args"]
-    images_a_step = settings["batch_size"] * settings["accum_steps"] * _num_ranks(folder)
-    images = np.array([step["step"] for step in steps], float) * images_a_step
-    share = np.array([step.get("tokens_share", 1.0) for step in steps])
-    pauses = np.diff([step["time"] for step in steps], prepend=steps[0]["time"])
-    return {
-        "images seen": images,
-        "tokens computed": images * share * _tokens_an_image(folder),
-        "minutes": np.cumsum(np.where(pauses < LONGEST_STEP, pauses, 0)) / 60,
-        "loss": np.array([step["loss"] for step in steps]),
-        "side": np.array([step.get("patch_side", 1.0) for step in steps]),
-    }
+    """What a run had cost at each log entry, its loss, and the side of the patches it learned from.
 
-
-def _num_ranks(folder: Path) -> int:
-    """Ranks that the run began with; a run that goes on with others has as many images a step."""
-    lines = (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()
-    return next((json.loads(line)["ranks"] for line in lines if '"ranks"' in line), 1)
+    Each start of a run is logged with the images of its steps; the time between a stop and a start does not count.
+    """
+    images = tokens = minutes = 0.0
+    at, images_a_step, per_image = None, 0, _tokens_an_image(folder)
+    rows: dict[int, list[float]] = {}
+    for entry in read_events(folder):
+        if entry.get("event") == "start":
+            at, images_a_step = (entry["step"], entry["time"]), entry.get("images_a_step", 0)
+        elif "lr" in entry and at is not None:
+            seen = (entry["step"] - at[0]) * images_a_step
+            side = entry.get("patch_side", 1.0)
+            images, tokens = images + seen, tokens + seen * per_image / side**2
+            minutes += (entry["time"] - at[1]) / 60
+            at = (entry["step"], entry["time"])
+            rows[entry["step"]] = [images, tokens, minutes, entry["loss"], side]
+    if not images:
+        raise UserError(f"{folder / 'log.jsonl'} does not say how many images a step has; train anew")
+    return dict(zip((*PANELS, "loss", "side"), np.array(list(rows.values())).T, strict=True))
 
 
 def _tokens_an_image(folder: Path) -> int:

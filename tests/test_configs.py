@@ -112,7 +112,7 @@ def test_llamagens_settings_are_the_published_ones(path: Path) -> None:
     assert (args.lr, args.betas, args.weight_decay, args.clip_grad) == (1e-4, (0.9, 0.95), 0.05, 1.0)
     assert (args.epochs, args.batch_size, args.accum_steps, args.ema, args.crop) == (300, 256, 1, False, "ten")
     sides, n = [args.patch_side(epoch) for epoch in range(300)], 5004
-    rates = {step: args.lr_at(step, step / n, n) for step in (0, n, 119 * n, 150 * n - 1, 150 * n, 300 * n - 1)}
+    rates = {step: args.lr_at(step / n, n) for step in (0, n, 119 * n, 150 * n - 1, 150 * n, 300 * n - 1)}
     if kind == "llamagen":
         assert config.img_size == (256 if size in ("B", "L") else 384)
         assert (set(sides), set(rates.values())) == ({1}, {1e-4})

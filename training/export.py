@@ -27,8 +27,7 @@ def main(argv: Sequence[str]) -> None:
     from models.loading.checkpoint import export_published  # takes seconds to import
     from training.sharded import join_shares
 
-    if Path(args.checkpoint).is_dir():
-        join_shares(Path(args.checkpoint))
+    join_shares(Path(args.checkpoint))
     export_published(args.checkpoint, args.output_dir)
     print(f"exported to {args.output_dir}")
 

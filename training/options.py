@@ -72,8 +72,8 @@ class LoopArgs:
         if self.seed >= 2**63:
             raise UserError(f"seed is {self.seed}; it must be below 2**63")
 
-    def lr_at(self, step: int, epoch: float, steps_per_epoch: int) -> float:
-        """Learning rate of a step, after so many epochs: linear warm-up, then the drops so far (method.md Sec. 5)."""
+    def lr_at(self, epoch: float, steps_per_epoch: int) -> float:
+        """Learning rate after so many epochs: linear warm-up, then the drops so far (method.md Sec. 5)."""
         rate = self.lr
         if epoch < self.warmup_epochs:
             rate *= epoch / self.warmup_epochs
@@ -175,9 +175,10 @@ class TrainArgs(LoopArgs):
         done = [min(1.0, epoch - number) / self.patch_side(number) ** 2 for number in range(math.ceil(epoch))]
         return sum(done) / epoch if epoch else 1.0
 
-    def lr_at(self, step: int, epoch: float, steps_per_epoch: int) -> float:
+    def lr_at(self, epoch: float, steps_per_epoch: int) -> float:
         if self.schedule == "drops":
-            return super().lr_at(step, epoch, steps_per_epoch)
+            return super().lr_at(epoch, steps_per_epoch)
         names = ("epochs", "patch_level", "epoch_rate", "warmup_epochs", "decay_ratio", "lr", "end_lr")
         settings = {name: getattr(self, name) for name in names}
+        step = round(epoch * steps_per_epoch)  # as if all epochs had had as many: a run may go on with other batches
         return self.lr * lr_factor(step, steps_per_epoch=steps_per_epoch, **settings)

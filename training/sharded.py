@@ -24,13 +24,13 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from models.family import Generator
 from models.loading.autoencoder import load_autoencoder
-from models.loading.checkpoint import CHECKPOINT_NAME, model_class, read_model_config
+from models.loading.checkpoint import CHECKPOINT_NAME, SHARED_SUFFIX, model_class, read_model_config
 from models.loading.state import read_torch_file
 from runtime import distributed
 from runtime.errors import UserError
 from runtime.files import flush, whole
 from training.options import LoopArgs
-from training.state import PLACE_NAME, SHARED_SUFFIX, TrainState, find_shares
+from training.state import PLACE_NAME, TrainState, find_shares
 from training.task import Task
 
 
@@ -62,6 +62,7 @@ class ShardedState(TrainState):
                 shutil.rmtree(old, ignore_errors=True)
                 folder.rename(old)
             partial.rename(folder)
+            path.unlink(missing_ok=True)  # weights that were joined before are not these
             flush(folder.parent)
             shutil.rmtree(old, ignore_errors=True)
         distributed.barrier("the checkpoint")
@@ -71,18 +72,21 @@ class ShardedState(TrainState):
             raise UserError(f"{path.parent} holds a run without shard; leave shard out, or name another output_dir")
         return find_shares(path) is not None
 
+    def find(self, resume: str) -> Path:
+        place = Path(resume)
+        path = place / CHECKPOINT_NAME if place.is_dir() else place
+        if find_shares(path) is None:
+            raise UserError(
+                f"no sharded run at {resume}; name the folder of one, or start from weights by weights_init"
+            )
+        return path
+
     def load(self, path: Path) -> None:
         folder = find_shares(path)
         saved, shares = read_torch_file(folder / PLACE_NAME), self._shares()
         self.check_place(saved, folder)
         groups = [{key: group[key] for key in ("betas", "weight_decay")} for group in self.optimizer.param_groups]
-        try:
-            dcp.load(shares, checkpoint_id=folder)
-        except (CheckpointException, OSError, RuntimeError, ValueError) as error:
-            reason = str(error).strip().splitlines()[-1]
-            raise UserError(
-                f"{folder} is damaged, or of another model ({reason}); move it away to begin anew"
-            ) from error
+        _read_shares(shares, folder)
         set_model_state_dict(self.module, shares["model"])
         set_optimizer_state_dict(self.module, self.optimizer, shares["optimizer"])
         for group, now in zip(self.optimizer.param_groups, groups, strict=True):
@@ -90,7 +94,9 @@ class ShardedState(TrainState):
         self.return_to(saved)
 
     def join(self, path: Path) -> None:
-        """Write all weights to one file, which draws and is exported, but cannot go on; called on all ranks."""
+        """Write all weights to one file, if it is not there, on all ranks; nothing can go on with it alone."""
+        if distributed.from_main(path.exists()):
+            return
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
         state = get_model_state_dict(self.module, options=options)
         if distributed.is_main():
@@ -109,18 +115,27 @@ def share_out(module: Generator, dtype: torch.dtype) -> None:
         fully_shard(part, mesh=mesh, mp_policy=policy)
 
 
-def join_shares(folder: Path) -> None:
-    """Write the weights of a run folder's shares, if it has any, to its ``checkpoint-last.pth``, by one process."""
-    path = folder / CHECKPOINT_NAME
-    shares = find_shares(path)
-    if shares is None:
+def join_shares(place: Path) -> None:
+    """Write the weights of shares, if any, to their ``checkpoint-last.pth``, which ``place`` is or holds."""
+    path = place / CHECKPOINT_NAME if place.is_dir() else place
+    shares, folder = find_shares(path), path.parent
+    if shares is None or path.exists():
         return
     place, config = read_torch_file(shares / PLACE_NAME), read_model_config(path)
     state = {"model": model_class(config)(config, load_autoencoder(config.autoenc, folder)).state_dict()}
-    with warnings.catch_warnings():  # of there being one process
-        warnings.simplefilter("ignore", UserWarning)
-        dcp.load(state, checkpoint_id=shares, no_dist=True)
+    _read_shares(state, shares, alone=True)
     _write_joined(path, state["model"], place)
+
+
+def _read_shares(shares: dict[str, Any], folder: Path, alone: bool = False) -> None:
+    """Fill tensors from a folder of shares; by all ranks, or by one process alone."""
+    try:
+        with warnings.catch_warnings():  # of there being one process
+            warnings.simplefilter("ignore", UserWarning)
+            dcp.load(shares, checkpoint_id=folder, no_dist=alone)
+    except (CheckpointException, OSError, RuntimeError, ValueError, EOFError, AssertionError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
+        raise UserError(f"{folder} is damaged, or of another model ({reason}); move it away") from error
 
 
 def _write_joined(path: Path, state: dict[str, Any], rest: dict[str, Any]) -> None:

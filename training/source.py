@@ -97,7 +97,7 @@ def open_source(config: GeneratorConfig, args: TrainArgs) -> Source:
     if args.code_paths:
         codes, known = CodeFolders(args.code_paths, config.img_size), config.num_classes == NUM_IMAGENET
         keys = imagenet_keys() if known else [str(label) for label in range(config.num_classes)]
-        return Source(cache, len(codes), keys, human_names(keys) if known else None, None, [], codes)
+        return Source(cache, len(codes), keys, human_names(keys) if known else None, None, codes.remarks, codes)
     if _serves_alone(cache, args):
         manifest, path = read_manifest(cache), _path_of(args)
         if manifest.data_path != path and Path(path).exists():

@@ -9,6 +9,7 @@ from timm.utils import ModelEmaV3
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from models.loading.checkpoint import SHARED_SUFFIX, find_checkpoint
 from models.loading.state import read_torch_file
 from runtime import distributed
 from runtime.errors import UserError
@@ -16,7 +17,7 @@ from runtime.files import whole
 from training.options import LoopArgs
 from training.task import Task
 
-SHARED_SUFFIX, PLACE_NAME = ".sharded", "place.pth"
+PLACE_NAME = "place.pth"
 
 
 class TrainState:
@@ -45,7 +46,7 @@ class TrainState:
     @property
     def learning_rate(self) -> float:
         """Of the next step."""
-        return self.args.lr_at(self.step, self.progress, self.steps_per_epoch)
+        return self.args.lr_at(self.progress, self.steps_per_epoch)
 
     def update(self, rate: float) -> None:
         """Change the weights by the gradients that were gathered."""
@@ -104,6 +105,13 @@ class TrainState:
         if find_shares(path) is not None:
             raise UserError(f"{path.parent} holds a run that was shared out; add --shard, or name another output_dir")
         return path.exists()
+
+    def find(self, resume: str) -> Path:
+        """The checkpoint that a new run goes on from. UserError if there is none."""
+        return find_checkpoint(resume)
+
+    def join(self, path: Path) -> None:
+        """Have all weights in the one file of a run that ends; here they are."""
 
     def load(self, path: Path) -> None:
         """Go on from a checkpoint, or refuse it."""

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from data.batches import EpochBatches
 from data.loading import load_batches
-from models.loading.checkpoint import CHECKPOINT_NAME, CONFIG_NAME, find_checkpoint
+from models.loading.checkpoint import CHECKPOINT_NAME, CONFIG_NAME
 from runtime import distributed
 from runtime.command import explain
 from runtime.config import write_yaml
@@ -33,7 +33,7 @@ from runtime.files import whole
 from runtime.stopping import GRACE, Stopped, StopSignals, waiting
 from training.options import LoopArgs
 from training.sharded import ShardedState
-from training.state import TrainState, whole_tensor
+from training.state import TrainState, images_a_step, whole_tensor
 from training.task import LossModule, Task, step_context
 
 SYNC_STEPS = 10  # between agreements of several ranks on whether to stop or save
@@ -90,6 +90,7 @@ class Trainer:
             distributed.say(
                 f"the run in {self.folder} is finished with {state.epoch} epochs; a higher --epochs goes on with it"
             )
+            state.join(self.folder / CHECKPOINT_NAME)  # which a kill may have cut off
             return False
         self.forward = LossModule(self.task)
         if distributed.num_ranks() > 1 and not self.args.shard:
@@ -99,7 +100,8 @@ class Trainer:
         if distributed.is_main():
             write_yaml(self.folder / CONFIG_NAME, self.settings)
             self.log = RunLog(self.folder)
-            self.log.write(event="start", step=state.step, ranks=distributed.num_ranks(), dtype=str(self.dtype))
+            kept = {"ranks": distributed.num_ranks(), "images_a_step": images_a_step(self.args)}
+            self.log.write(event="start", step=state.step, dtype=str(self.dtype), **kept)
         self.last_save = time.monotonic()
         bar = tqdm(total=total, initial=state.step, unit="step", mininterval=1.0, smoothing=0.05, disable=not self.log)
         try:
@@ -112,8 +114,7 @@ class Trainer:
         finally:
             if self.log is not None:
                 self.log.writer.close()
-        if self.args.shard:
-            state.join(self.folder / CHECKPOINT_NAME)
+        state.join(self.folder / CHECKPOINT_NAME)
         return True
 
     @property
@@ -161,7 +162,7 @@ class Trainer:
         state, folder = self.state, self.folder
         path = folder / CHECKPOINT_NAME
         if not state.is_saved(path) and self.args.resume is not None:
-            path = Path(self.args.resume) / CHECKPOINT_NAME if self.args.shard else find_checkpoint(self.args.resume)
+            path = state.find(self.args.resume)
         if state.is_saved(path):
             state.load(path)
             distributed.say(f"going on from {path}: epoch {state.epoch}, step {state.step}")

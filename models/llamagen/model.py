@@ -116,7 +116,7 @@ class LlamaGen(Generator):
         self.activation_checkpointing = activation_checkpointing
         if compiled:
             for layer in self.layers:
-                layer.compile()
+                layer.compile(dynamic=False)  # one graph a stage: torch's dynamic one fails at the third length
 
     def large_layers(self) -> Sequence[nn.Module]:
         return self.layers

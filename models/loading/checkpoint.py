@@ -15,6 +15,7 @@ from models.autoencoder import Autoencoder
 from models.config import FAMILIES, AutoencoderPaths, GeneratorConfig, family_of
 from models.family import Generator
 from models.loading.autoencoder import (
+    PROJECT,
     PUBLISHED_PATHS,
     build_autoencoder,
     expanded,
@@ -29,6 +30,7 @@ from runtime.errors import UserError
 
 CHECKPOINT_NAME = "checkpoint-last.pth"
 CONFIG_NAME = "config.yaml"
+SHARED_SUFFIX = ".sharded"  # of the folder beside a checkpoint that holds the shares of several ranks
 
 
 def load_checkpoint(path: str | Path, use_ema: bool = False) -> Generator:
@@ -68,9 +70,17 @@ def find_checkpoint(path: str | Path) -> Path:
     if file.suffix in (".yaml", ".yml"):
         raise UserError(f"{file} is a configuration; name the folder that it is in, or the file of weights beside it")
     if not file.is_file():
-        hint = "train one with main.py, or fetch the released ones with bash pretrained_models/download.sh"
-        raise UserError(f"no checkpoint at {file}; {hint}")
+        raise UserError(f"no checkpoint at {file}; {_mend_of_missing(file)}")
     return file
+
+
+def _mend_of_missing(file: Path) -> str:
+    """What to do about a checkpoint that is not there."""
+    if file.with_suffix(SHARED_SUFFIX).exists():
+        return f"join the weights of this sharded run by python -m training.export --checkpoint {file.parent}"
+    places = [place for place in (file, file.parent) if place.absolute().parent == PROJECT / "pretrained_models"]
+    name = f" {places[0].name}" if places else ""
+    return f"train one with main.py, or fetch the released ones with bash pretrained_models/download.sh{name}"
 
 
 def config_of(path: Path, content: Mapping[str, Any]) -> GeneratorConfig:

@@ -239,6 +239,17 @@ PIXELS = 40  # of 4 px a code
 RECIPES = {"ten": 1.1, "ten105": 1.05, "flip": None}
 
 
+def test_hidden_files_do_not_count(folder: Path) -> None:
+    (folder / f"imagenet{SIZE}_codes" / "._3.npy").write_bytes(b"a resource fork")
+    opened(folder)
+
+
+def test_folders_of_different_sizes_are_refused(tmp_path: Path) -> None:
+    paths = [write(tmp_path / str(number), codes_of(4, 2)[..., : 4 * number]) for number in (1, 2)]
+    with pytest.raises(UserError, match="are of different sizes"):
+        opened(*paths)
+
+
 @pytest.fixture(scope="module")
 def autoencoder() -> Autoencoder:
     return tiny_autoencoder()

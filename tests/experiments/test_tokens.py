@@ -29,13 +29,16 @@ def write_run(folder: Path, patch_level: int) -> Path:
     begin_run(folder, model.autoencoder)
     write_yaml(folder / "config.yaml", run_settings(config, (args, LlamaGenDrawing())))
     torch.save({"model": model.state_dict(), **plain(args)}, folder / "checkpoint-last.pth")
-    lines = [json.dumps({"event": "start", "step": 0, "ranks": 1})]
+    start = {"event": "start", "images_a_step": 10}
+    lines = [json.dumps(start | {"step": 0, "time": 0.0})]
     for step in range(1, 21):
         epoch = step / 5
         entry = {"step": step, "epoch": epoch, "loss": 5 - step / 10, "lr": 1.0, "time": 2.0 * step + 3600 * (step > 7)}
         if patch_level > 1:
             entry |= {"patch_side": args.patch_side(int(epoch - 0.01)), "tokens_share": args.tokens_share(epoch)}
         lines.append(json.dumps(entry))
+        if step == 7:  # it was stopped here, for an hour
+            lines.append(json.dumps(start | {"step": 7, "time": 3614.0}))
     (folder / "log.jsonl").write_text("\n".join(lines) + "\n")
     return folder
 
@@ -46,7 +49,7 @@ def test_costs_are_those_of_the_stages(tmp_path: Path) -> None:
     assert plain_run["tokens computed"][-1] == 200 * 16
     assert patches["tokens computed"][-1] == pytest.approx(100 * 4 + 100 * 16)
     assert patches["tokens computed"][9] == pytest.approx(100 * 4)
-    assert plain_run["minutes"][-1] == pytest.approx(2 * 18 / 60)  # the pause does not count
+    assert plain_run["minutes"][-1] == pytest.approx(2 * 20 / 60)  # the pause does not count
     assert patches["side"].tolist() == [2] * 10 + [1] * 10
 
 

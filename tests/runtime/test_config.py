@@ -12,7 +12,7 @@ import yaml
 from models.autoencoder import Autoencoder
 from models.checkerboard.config import CheckerboardConfig, CheckerboardDrawing
 from models.checkerboard.model import Checkerboard
-from models.config import AutoencoderConfig, AutoencoderPaths, TransformerConfig
+from models.config import AutoencoderConfig, AutoencoderPaths, TransformerConfig, family_of
 from runtime.config import (
     Kinds,
     config_path,
@@ -373,9 +373,11 @@ def test_help_explains_every_option(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize("path", CONFIGS, ids=[path.stem for path in CONFIGS])
 def test_a_configuration_parses_and_prints_back(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    settings = parse("--config", str(path), kinds=OF_MAIN)
-    (tmp_path / "again.yaml").write_text(printed(capsys, "--config", str(path), "--print_config", kinds=OF_MAIN))
-    assert parse("--config", str(tmp_path / "again.yaml"), kinds=OF_MAIN) == settings
+    family = family_of(yaml.safe_load(path.read_text())["model"])
+    kinds = OF_MAIN | {"model": family.load("config"), "args": (TrainArgs, family.load("drawing"))}
+    settings = parse("--config", str(path), kinds=kinds)
+    (tmp_path / "again.yaml").write_text(printed(capsys, "--config", str(path), "--print_config", kinds=kinds))
+    assert parse("--config", str(tmp_path / "again.yaml"), kinds=kinds) == settings
     assert path.read_text().startswith("# ")
     assert f"python main.py --config configs/{path.name}" in path.read_text()
 

@@ -91,11 +91,11 @@ def test_a_run_trains_by_them() -> None:
     settings = reference.settings["schedules"][1]
     given = {key: value for key, value in settings.items() if key != "steps_per_epoch"}
     args, n = tiny_args(schedule="stages", **given), settings["steps_per_epoch"]
-    rates = [args.lr_at(step, step / n, n) for step in range(n * args.epochs)]
+    rates = [args.lr_at(step / n, n) for step in range(n * args.epochs)]
     np.testing.assert_allclose(rates, args.lr * reference["schedule_1_factor"].numpy(), rtol=1e-9, atol=0)
     assert [args.patch_side(epoch) for epoch in range(args.epochs)] == reference["schedule_1_side"].tolist()
     constant = tiny_args(warmup_epochs=0, patch_level=2)
-    assert {constant.lr_at(step, step / 3, 3) for step in range(9)} == {constant.lr}
+    assert {constant.lr_at(step / 3, 3) for step in range(9)} == {constant.lr}
 
 
 @pytest.mark.parametrize(

@@ -79,6 +79,38 @@ def test_a_run_that_was_not_finished_exports_to_one_file(root: Path, tmp_path: P
 
 
 @pytest.mark.ranks
+def test_damaged_shares_are_one_line(root: Path, tmp_path: Path) -> None:
+    shutil.copytree(root / "half", tmp_path / "run")
+    (tmp_path / "run" / CHECKPOINT_NAME).unlink()
+    with pytest.raises(UserError, match=r"training\.export --checkpoint"):
+        load_checkpoint(tmp_path / "run")
+    next((tmp_path / "run/checkpoint-last.sharded").glob("*.distcp")).unlink()
+    outcome = call(export.main, "--checkpoint", str(tmp_path / "run"), "--output_dir", str(tmp_path / "exported"))
+    assert "is damaged" in outcome.error()
+
+
+@pytest.mark.ranks
+def test_going_on_leaves_no_older_weights_behind(root: Path, tmp_path: Path) -> None:
+    shutil.copytree(root / "half", tmp_path / "run")
+    (tmp_path / "run" / CHECKPOINT_NAME).unlink()
+    run(root, tmp_path / "run", 1, shard=True, epochs=1)  # a kill had cut the joining off
+    assert (tmp_path / "run" / CHECKPOINT_NAME).exists()
+    run(root, tmp_path / "run", 1, shard=True)
+    joined = load_checkpoint(tmp_path / "run").state_dict()
+    for key, weight in load_checkpoint(root / "sharded").state_dict().items():
+        assert_near(joined[key], weight, atol=1e-3)
+
+
+@pytest.mark.ranks
+def test_there_must_be_a_run_to_resume(root: Path, tmp_path: Path) -> None:
+    argv = tiny_command(
+        root, tmp_path / "run", batch_size=STEPS, shard=True, resume=str(tmp_path / "nowhere"), **NO_NOISE
+    )
+    assert exit_codes(start_ranks(tmp_path, 1, main_command, argv)) == [2]
+    assert "no sharded run at" in (tmp_path / "rank0.txt").read_text()
+
+
+@pytest.mark.ranks
 def test_one_kind_of_run_does_not_go_on_with_the_other(root: Path, tmp_path: Path) -> None:
     shutil.copytree(root / "half", tmp_path / "run")
     with pytest.raises(UserError, match="add --shard"):

@@ -320,7 +320,7 @@ def test_a_run_stopped_at_a_border_goes_on_as_if_it_had_not_been(last: int, undi
 
     class StopTask(Task):
         def loss(self, batch: list[Any], context: StepContext) -> Loss:
-            trainer.stop_signal = 15 * (context.step == last)
+            trainer.stop.number = 15 * (context.step == last)
             return super().loss(batch, context)
 
     trainer = trainer_of(tmp_path, fresh_gpt(), DigitCodes(80, [4]), StopTask, **STAGED)
