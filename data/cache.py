@@ -118,7 +118,7 @@ def begin_cache(folder: Path, manifest: Manifest, labels: Sequence[int]) -> None
         check_manifest(partial, manifest)
         return
     if not partial.exists():
-        free, needed = shutil.disk_usage(root).free, 2 * math.prod(manifest.shape)
+        free, needed = shutil.disk_usage(root).free, manifest.num_bytes
         print(f"the cache takes {needed / 1e9:.3g} GB; {free / 1e9:.3g} GB are free under {root}", flush=True)
         if needed > free:
             raise UserError(

@@ -26,7 +26,7 @@ from models.checkerboard.order import Blocks, sampling_blocks, training_blocks
 from models.checkerboard.rope import RotaryEmbedding
 from models.checkerboard.sampler import CheckerboardSampler
 from models.family import Generator, Loss, Sampler, StepContext, join_scales, scale_slices
-from models.transformer import Modulation, Transformer, as_dtype, flex_mask
+from models.transformer import Modulation, Transformer, flex_mask, float32_logits
 from runtime.errors import UserError
 
 INIT_STD = 0.02
@@ -237,8 +237,7 @@ class Checkerboard(Generator):
     @staticmethod
     def logits(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         """(B, l, V) logits of transformer outputs (B, l, D): computed in float32, under autocast too."""
-        with torch.autocast(x.device.type, enabled=False):
-            return F.linear(as_dtype(x, torch.float32), weight, bias)
+        return float32_logits(x, weight, bias)
 
     def _training_noise(
         self, sequence: Tensor, labels: Tensor, generator: torch.Generator | None
