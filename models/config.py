@@ -126,6 +126,10 @@ class Drawing:
     top_k: int = option(0, "codes kept at each draw; 0 keeps all")
     top_p: float = option(1.0, "probability mass kept at each draw; 1 keeps all")
 
+    def sampled_sizes(self, scale_sizes: Sequence[int]) -> tuple[int, ...]:
+        """Sides of the code maps that are drawn by a model of these."""
+        return tuple(scale_sizes)
+
     def check(self, scale_sizes: Sequence[int]) -> None:
         """Refuse settings that make no sense for a model by a UserError, before anything is spent on them."""
         for name in ("cfg", "temperature"):
@@ -210,6 +214,12 @@ FAMILIES = {
         drawing="models.llamagen.config:LlamaGenDrawing",
         generator="models.llamagen.model:LlamaGen",
         published="models.loading.llamagen:LAYOUT",
+    ),
+    "randar": Family(
+        config="models.randar.config:RandARConfig",
+        drawing="models.randar.config:RandARDrawing",
+        generator="models.randar.model:RandAR",
+        published="models.loading.randar:LAYOUT",
     ),
 }
 

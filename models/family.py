@@ -219,25 +219,49 @@ class Generator(nn.Module, ABC):
 class Sampler(ABC):
     """Draws batches of ``batch`` images, step by step, into buffers made once; ``drawing`` is checked settings."""
 
+    takes_order: ClassVar[bool] = False  # whether images can be drawn in an order that the caller gives
+
     @torch.inference_mode()
     def __init__(self, model: Generator, batch: int, drawing: Drawing, compiled: bool = False) -> None:
         self.model, self.batch, self.drawing, self.compiled = model, batch, drawing, compiled
         self.guided = drawing.uses_cfg and model.config.class_cond  # an unconditional half runs beside
+        self.scale_sizes = list(drawing.sampled_sizes(model.scale_sizes))
+        self.num_locations = sum(side * side for side in self.scale_sizes)  # L
         # By location: (B, L) codes drawn so far, and (2, B, L) their entropy and probability.
-        self.sequence = torch.zeros(batch, model.num_locations, dtype=torch.long, device=model.device)
-        self.maps = torch.zeros(2, batch, model.num_locations, device=model.device)
+        self.sequence = torch.zeros(batch, self.num_locations, dtype=torch.long, device=model.device)
+        self.maps = torch.zeros(2, batch, self.num_locations, device=model.device)
         self.kept: tuple[Tensor, Tensor] | None = None  # (B, L) whether a location keeps its code, and those codes
+        self.given_order: Tensor | None = None
 
-    def __call__(self, labels: Tensor, seeds: Sequence[int], keep: Maps = None, keep_codes: Maps = None) -> Samples:
-        """Draw a batch of labels (B,) and seeds; where ``keep`` is True, the code of ``keep_codes`` stays: editing."""
-        for _ in self.steps(labels, seeds, keep, keep_codes):
+    def __call__(
+        self,
+        labels: Tensor,
+        seeds: Sequence[int],
+        keep: Maps = None,
+        keep_codes: Maps = None,
+        order: Tensor | None = None,
+    ) -> Samples:
+        """Draw a batch of labels (B,) and seeds; where ``keep`` is True, the code of ``keep_codes`` stays: editing.
+
+        ``order`` (B, L) of families that take one: locations in the order to draw them.
+        """
+        for _ in self.steps(labels, seeds, keep, keep_codes, order):
             pass
         return self.samples()
 
     @torch.inference_mode()
-    def steps(self, labels: Tensor, seeds: Sequence[int], keep: Maps = None, keep_codes: Maps = None) -> Iterator[int]:
+    def steps(
+        self,
+        labels: Tensor,
+        seeds: Sequence[int],
+        keep: Maps = None,
+        keep_codes: Maps = None,
+        order: Tensor | None = None,
+    ) -> Iterator[int]:
         """As a call, but step by step: yields the number of each once it is drawn; then ``samples`` has them."""
-        self.kept = self._check_kept(keep, keep_codes)
+        if order is not None and not self.takes_order:
+            raise UserError(f"{self.model.config.architecture} draws in an order of its own; leave out order")
+        self.kept, self.given_order = self._check_kept(keep, keep_codes), order
         yield from self.draw(labels.long().to(self.model.device), list(seeds))
 
     @abstractmethod
@@ -282,7 +306,7 @@ class Sampler(ABC):
         """What was drawn; the last scale is decoded. Numbers that are not finite are a UserError."""
         entropy, probability = self.maps.clone()
         maps = (self.sequence.clone(), entropy, self.step_of_location().expand(self.batch, -1), probability)
-        codes, entropy, step, probability = (split_scales(values, self.model.scale_sizes) for values in maps)
+        codes, entropy, step, probability = (split_scales(values, self.scale_sizes) for values in maps)
         images = None if self.model.autoencoder is None else self.model.decode(codes[-1])
         self._check_finite(images)
         return Samples(images, codes, entropy, step, probability)
@@ -297,7 +321,7 @@ class Sampler(ABC):
         if len(drawn):
             first = int(drawn.min())
             location = int((self.step_of_location() == first).nonzero()[0, 1])
-            scales = zip(self.model.scale_sizes, scale_slices(self.model.scale_sizes), strict=True)
+            scales = zip(self.scale_sizes, scale_slices(self.scale_sizes), strict=True)
             side = next(side for side, locations in scales if location < locations.stop)
             raise UserError(f"the logits are not finite from step {first} on, at the scale of side {side}; {mend}")
         raise UserError("the decoded images are not finite; take another autoencoder")
@@ -305,7 +329,7 @@ class Sampler(ABC):
     def _check_kept(self, keep: Maps, keep_codes: Maps) -> tuple[Tensor, Tensor] | None:
         if keep is None and keep_codes is None:
             return None
-        shapes = [(self.batch, side, side) for side in self.model.scale_sizes]
+        shapes = [(self.batch, side, side) for side in self.scale_sizes]
         for name, maps in (("keep", keep), ("keep_codes", keep_codes)):
             if maps is None or [tuple(scale.shape) for scale in maps] != shapes:
                 raise UserError(f"{name} must be a list of one map for each scale, of shapes {shapes}")

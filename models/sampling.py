@@ -20,6 +20,7 @@ def sample(
     seeds: Sequence[int] | None = None,
     keep: Sequence[Tensor] | None = None,
     keep_codes: Sequence[Tensor] | None = None,
+    order: Tensor | None = None,
     compiled: bool = False,
     **drawing: Any,
 ) -> Samples:
@@ -33,9 +34,12 @@ def sample(
             where two codes are within it: in float32 in less than one of a thousand images, in bfloat16 in many.
         keep: (B, S, S) of each scale, True where the code of ``keep_codes`` stays instead of a drawn one: editing.
         keep_codes: (B, S, S) codes of each scale, for instance ``model.tokenize`` of images to edit.
+        order: (B, L) raster indices of the locations in the order to draw them, one permutation an image, for families
+            that take one (randar).
         compiled: compile the drawing of a step; pays off for many images.
         drawing: settings of ``model.Drawing``: cfg, temperature, top_k, top_p of every family; steps_per_scale,
-            cfg_start_step and remainder of the checkerboard.
+            cfg_start_step and remainder of the checkerboard; cfg_interval of llamagen; steps, cfg_schedule and upscale
+            of randar.
 
     Raises:
         UserError: a label or setting is out of range.
@@ -53,7 +57,7 @@ def sample(
     seeds = torch.randint(NUM_SEEDS, (len(labels),)).tolist() if seeds is None else [int(seed) for seed in seeds]
     if not all(0 <= seed < NUM_SEEDS for seed in seeds):
         raise UserError("seeds must lie between 0 and 2**32 - 1")
-    return model.sampler(len(labels), settings, compiled)(labels, seeds, keep, keep_codes)
+    return model.sampler(len(labels), settings, compiled)(labels, seeds, keep, keep_codes, order)
 
 
 def checked_drawing(model: Generator, settings: dict[str, Any]) -> Drawing:

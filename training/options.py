@@ -9,7 +9,7 @@ from data.options import CropRecipe, DatasetName
 from evaluation.metrics import NEIGHBOURS
 from runtime.config import option
 from runtime.errors import UserError, check_at_least, check_probabilities
-from training.schedules import lr_factor, patch_side, stage_ends
+from training.schedules import cosine_factor, lr_factor, patch_side, stage_ends
 
 
 @dataclass(frozen=True)
@@ -108,11 +108,13 @@ class TrainArgs(LoopArgs):
         1, "stages of Next Patch Prediction, 1 to 4: L stages learn from patches of 2^(L-1), .., 2, 1 codes a side"
     )
     epoch_rate: float = option(0.5, "share of all epochs at which the last stage begins, and so on for those before it")
-    schedule: Literal["drops", "stages"] = option(
-        "drops", "drops (warm-up, then lr_drops), or stages (each stage of patches warms up and decays to end_lr anew)"
+    schedule: Literal["drops", "stages", "cosine"] = option(
+        "drops",
+        "drops (warm-up, then lr_drops), stages (each stage of patches warms up and decays to end_lr anew), or cosine "
+        "(warm-up, then along a half cosine to end_lr)",
     )
     decay_ratio: float = option(0.2, "of schedule stages: share of a stage's end in which the rate decays")
-    end_lr: float = option(1e-5, "of schedule stages: learning rate at the end of each")
+    end_lr: float = option(1e-5, "of schedules stages and cosine: learning rate at the end of each stage, or the run")
     weights_init: str | None = option(
         None, "checkpoint whose weights a new run starts from; what does not fit is listed and starts fresh"
     )
@@ -156,10 +158,10 @@ class TrainArgs(LoopArgs):
         stage_ends(self.epochs, self.patch_level, self.epoch_rate)
         check_at_least(0, self, "end_lr")
         check_probabilities(self, "decay_ratio")
-        if self.schedule == "stages" and not self.lr:
-            raise UserError("lr is 0; schedule stages needs a learning rate above 0")
-        unused = {"decay_ratio": self.schedule == "drops", "end_lr": self.schedule == "drops"}
-        unused |= {"epoch_rate": self.patch_level <= 1, "lr_drops": self.schedule == "stages" and bool(self.lr_drops)}
+        if self.schedule != "drops" and not self.lr:
+            raise UserError(f"lr is 0; schedule {self.schedule} needs a learning rate above 0")
+        unused = {"decay_ratio": self.schedule != "stages", "end_lr": self.schedule == "drops"}
+        unused |= {"epoch_rate": self.patch_level <= 1, "lr_drops": self.schedule != "drops" and bool(self.lr_drops)}
         for name, idle in unused.items():
             default = {} if name == "lr_drops" else getattr(TrainArgs, name)
             if idle and getattr(self, name) != default:
@@ -178,6 +180,9 @@ class TrainArgs(LoopArgs):
     def lr_at(self, epoch: float, steps_per_epoch: int) -> float:
         if self.schedule == "drops":
             return super().lr_at(epoch, steps_per_epoch)
+        if self.schedule == "cosine":
+            whole = {"epochs": self.epochs, "warmup_epochs": self.warmup_epochs, "end_factor": self.end_lr / self.lr}
+            return self.lr * cosine_factor(epoch, **whole)
         names = ("epochs", "patch_level", "epoch_rate", "warmup_epochs", "decay_ratio", "lr", "end_lr")
         settings = {name: getattr(self, name) for name in names}
         step = round(epoch * steps_per_epoch)  # as if all epochs had had as many: a run may go on with other batches

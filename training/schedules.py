@@ -1,8 +1,12 @@
-"""Learning rate and patch side as pure functions of where a run stands (method.md Sec. 5, gpt.md Sec. 5). No torch.
+"""Learning rate and patch side as pure functions of where a run stands. Without torch.
+
+method.md Sec. 5, gpt.md Sec. 5, randar.md Sec. 4.
 
 A *stage* of Next Patch Prediction learns from patches of one side p = 2 ** (L - 1), .., 2, 1 for L levels. Without it
 there is one stage, of single codes.
 """
+
+from math import cos, pi
 
 from runtime.errors import UserError
 
@@ -54,3 +58,12 @@ def lr_factor(
     if done < length - decay:
         return 1.0
     return (end_lr + (lr - end_lr) * max(0.0, 1 - (done - (length - decay)) / decay)) / lr
+
+
+def cosine_factor(epoch: float, *, epochs: int, warmup_epochs: float, end_factor: float) -> float:
+    """Factor on the learning rate after so many epochs: from 0 up to 1, then along a half cosine to ``end_factor``."""
+    if epoch < warmup_epochs:
+        return epoch / warmup_epochs
+    done = min(1.0, (epoch - warmup_epochs) / max(epochs - warmup_epochs, 1e-9))
+    share = (1 + cos(pi * done)) / 2
+    return end_factor * (1 - share) + share

@@ -122,12 +122,16 @@ class LlamaGen(Generator):
         return self.layers
 
     def training_loss(self, codes: Sequence[Tensor], labels: Tensor, context: StepContext) -> Loss:
-        dropped = torch.rand(labels.shape, device=self.device, generator=context.rank_rng) < self.config.label_drop
-        labels = labels.masked_fill(dropped & self.training, self.unconditional_label)
+        labels = self.drop_labels(labels, context.rank_rng)
         with seeded(context.rank_rng):
             logits, loss = self(codes, labels, context.patch_side)
         targets = by_patch(codes[-1], context.patch_side)  # (B, M, p * p)
         return Loss(loss, lambda: {"accuracy": (logits.argmax(-1, keepdim=True) == targets).float().mean()})
+
+    def drop_labels(self, labels: Tensor, rng: torch.Generator) -> Tensor:
+        """(B,) labels, in training some of them made unconditional."""
+        dropped = torch.rand(labels.shape, device=self.device, generator=rng) < self.config.label_drop
+        return labels.masked_fill(dropped & self.training, self.unconditional_label)
 
     def forward(self, codes: Sequence[Tensor], labels: Tensor, patch_size: int = 1) -> tuple[Tensor, Tensor]:
         """(B, M, V) logits, row m of patch m in raster order, and their mean cross-entropy in nats.

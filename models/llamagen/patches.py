@@ -30,9 +30,17 @@ def grid_rotation(side: int, head_dim: int, device: torch.device) -> Tensor:
     The class token's are zeros, not of angle 0: its query and key vanish, and every token scores it exactly 0.
     Published weights need it so.
     """
-    frequencies = BASE ** (-torch.arange(head_dim // 4, device=device) / (head_dim // 4))
-    angles = torch.outer(torch.arange(side, device=device), frequencies)  # (G, d / 4)
-    y, x = angles[:, None].expand(-1, side, -1), angles[None].expand(side, -1, -1)
+    return rotation_of_angles(torch.outer(torch.arange(side, device=device), axis_frequencies(head_dim, device)))
+
+
+def axis_frequencies(head_dim: int, device: torch.device) -> Tensor:
+    """(d / 4,) rotary frequencies of an axis, the highest first."""
+    return BASE ** (-torch.arange(head_dim // 4, device=device) / (head_dim // 4))
+
+
+def rotation_of_angles(angles: Tensor) -> Tensor:
+    """``grid_rotation`` of the angles (G, d / 4) of the coordinates of an axis."""
+    y, x = angles[:, None].expand(-1, len(angles), -1), angles[None].expand(len(angles), -1, -1)
     angles = torch.cat([y, x], dim=-1).flatten(0, 1)  # (M, d / 2)
     rotation = torch.stack([angles.cos(), angles.sin()], dim=-1)
     return torch.cat([torch.zeros_like(rotation[:1]), rotation])
@@ -42,9 +50,13 @@ def grid_rotation(side: int, head_dim: int, device: torch.device) -> Tensor:
 def pair_rotation(side: int, head_dim: int, device: torch.device) -> CosSin:
     """What ``rotate_pairs`` takes, (1 + M, d) each, for the class token and each location of a grid."""
     with torch.inference_mode(False):  # kept for later, when gradients may pass through
-        cos, sin = grid_rotation(side, head_dim, device).unbind(-1)
-        signed = torch.stack([-sin, sin], dim=-1).flatten(-2)
-        return cos.repeat_interleave(2, dim=-1), signed
+        return signed_pairs(grid_rotation(side, head_dim, device))
+
+
+def signed_pairs(rotation: Tensor) -> CosSin:
+    """What ``rotate_pairs`` takes, (1 + M, d) each, of ``grid_rotation``."""
+    cos, sin = rotation.unbind(-1)
+    return cos.repeat_interleave(2, dim=-1), torch.stack([-sin, sin], dim=-1).flatten(-2)
 
 
 def rotate_pairs(x: Tensor, cos_sin: CosSin) -> Tensor:

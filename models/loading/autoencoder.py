@@ -73,7 +73,7 @@ def places_of(path: str, folder: Path | None) -> list[Path]:
         return list(dict.fromkeys(root / expanded(path) for root in (Path.cwd(), PROJECT)))
     roots = [Path(os.path.normpath(folder.absolute())), PROJECT]
     tried = dict.fromkeys(Path(os.path.normpath(root / path)) for root in roots)
-    inside = [place for place in tried if any(place.is_relative_to(root) for root in roots)]
+    inside = [place for place in tried if any(place.is_relative_to(root) for root in (*roots, Path.cwd()))]
     if not inside:
         raise UserError(
             f"the configuration in {folder} names {path}, which is neither in that folder nor in the project; copy it "

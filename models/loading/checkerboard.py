@@ -24,12 +24,13 @@ NAMES = (
 OUR_SETTINGS = ("architecture", "label_drop", "scan_order")  # the published schema does not know them
 
 
-def published_section(config: CheckerboardConfig, autoenc: AutoencoderPaths, path: Path) -> dict[str, Any]:
-    """The ``model:`` section in the published schema; a UserError if it cannot say what the model is."""
+def published_config(model: Generator, autoenc: AutoencoderPaths, path: Path) -> dict[str, Any]:
+    """A configuration in the published schema; a UserError if it cannot say what the model is."""
+    config: CheckerboardConfig = model.config
     if config.scan_order != "checkerboard":
         raise UserError(f"{path} has scan_order {config.scan_order}, which the published layout cannot say")
     section = asdict(replace(config.canonical(), autoenc=autoenc))
-    return {key: value for key, value in section.items() if key not in OUR_SETTINGS}
+    return {"model": {key: value for key, value in section.items() if key not in OUR_SETTINGS}, "args": {}}
 
 
 def published_file(models: Mapping[str, Any], checkpoint: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -47,4 +48,4 @@ def published_state(model: Generator) -> dict[str, Tensor]:
     return {published_name(key, NAMES): value for key, value in (model.state_dict() | autoencoder).items()}
 
 
-LAYOUT = PublishedLayout(NAMES, published_section, published_file)
+LAYOUT = PublishedLayout(NAMES, published_config, published_file)

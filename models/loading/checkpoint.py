@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from models.autoencoder import Autoencoder
@@ -24,12 +25,14 @@ from models.loading.autoencoder import (
     load_autoencoder,
     places_of,
 )
-from models.loading.state import AUTOENCODER_PREFIX, Names, check_finite, load_exactly, our_names, read_torch_file
+from models.loading.state import AUTOENCODER_PREFIX, Names, check_finite, load_exactly, our_names, read_weights
 from runtime.config import dataclass_from_dict, read_yaml, write_yaml
 from runtime.errors import UserError
 
 CHECKPOINT_NAME = "checkpoint-last.pth"
+NAMES_IN_FOLDER = (CHECKPOINT_NAME, "train_state.pt")  # ours, and that of RandAR's CIFAR-10 baseline
 CONFIG_NAME = "config.yaml"
+FOLDERS_ABOVE = 2  # how far from the weights a configuration may lie: training by accelerate has it so
 SHARED_SUFFIX = ".sharded"  # of the folder beside a checkpoint that holds the shares of several ranks
 
 
@@ -40,7 +43,7 @@ def load_checkpoint(path: str | Path, use_ema: bool = False) -> Generator:
     UserError: it is missing, damaged, unsafe, not such a model, or without those weights.
     """
     path = find_checkpoint(path)
-    checkpoint = read_torch_file(path)
+    checkpoint = read_weights(path)
     config = config_of(path, checkpoint)
     states = model_states(checkpoint, config, path)
     if use_ema and states["model_ema"] is None:
@@ -53,7 +56,7 @@ def load_checkpoint(path: str | Path, use_ema: bool = False) -> Generator:
 def initialize_from(model: Generator, path: str | Path) -> list[str]:
     """Copy what fits of a checkpoint's weights into a model; return a remark on each tensor that does not."""
     path = find_checkpoint(path)
-    saved, _ = split_off_autoencoder(model_states(read_torch_file(path), model.config, path)["model"])
+    saved, _ = split_off_autoencoder(model_states(read_weights(path), model.config, path)["model"])
     check_finite(saved, path, names_of(model.config))
     return model.initialize_from(saved, str(path))
 
@@ -61,17 +64,34 @@ def initialize_from(model: Generator, path: str | Path) -> list[str]:
 def find_checkpoint(path: str | Path) -> Path:
     """The checkpoint file at a path or in a folder: the last of a run, or the only file of weights that is there."""
     path = expanded(path)
-    file = path / CHECKPOINT_NAME if path.is_dir() else path
-    if path.is_dir() and not file.is_file():
-        others = sorted(other for other in path.iterdir() if other.suffix in (".pt", ".pth") and other.is_file())
-        if len(others) > 1:
-            raise UserError(f"{path} holds {', '.join(other.name for other in others)}; name one of these files")
-        file = others[0] if others else file
+    file = path
+    if path.is_dir():
+        named = [path / name for name in NAMES_IN_FOLDER if (path / name).is_file()]
+        file = named[0] if named else _only_weights(path)
     if file.suffix in (".yaml", ".yml"):
         raise UserError(f"{file} is a configuration; name the folder that it is in, or the file of weights beside it")
     if not file.is_file():
         raise UserError(f"no checkpoint at {file}; {_mend_of_missing(file)}")
     return file
+
+
+def _only_weights(folder: Path) -> Path:
+    """The only .safetensors file of a folder, or its only .pt or .pth; the place of our own if there is none.
+
+    The autoencoder that the folder's configuration names is none of them.
+    """
+    content = read_yaml(folder / CONFIG_NAME) if (folder / CONFIG_NAME).is_file() else {}
+    section = content.get("model") if isinstance(content.get("model"), dict) else {}
+    autoenc = section.get("autoenc") if isinstance(section.get("autoenc"), dict) else {}
+    other = [folder / str(name) for name in (autoenc.get("checkpoint_path"), content.get("vq_ckpt"))]
+    for suffixes in ((".safetensors",), (".pt", ".pth")):
+        files = sorted(file for file in folder.iterdir() if file.suffix in suffixes and file.is_file())
+        files = [file for file in files if file not in other]
+        if len(files) > 1:
+            raise UserError(f"{folder} holds {', '.join(file.name for file in files)}; name one of these files")
+        if files:
+            return files[0]
+    return folder / CHECKPOINT_NAME
 
 
 def _mend_of_missing(file: Path) -> str:
@@ -85,14 +105,21 @@ def _mend_of_missing(file: Path) -> str:
 
 def config_of(path: Path, content: Mapping[str, Any]) -> GeneratorConfig:
     """The configuration of the model whose file at ``path`` has this content: what is beside it, and what it tells."""
-    beside = path.parent / CONFIG_NAME
-    section = _model_section(beside) if beside.exists() else None
+    place = config_place(path)
+    section = _model_section(place) if place.exists() else None
     for family in FAMILIES.values() if section is None else [family_of(section)]:
         layout = family.load("published")
         if layout is not None and layout.complete is not None:
             section = layout.complete(section, content, path)
-    section = _model_section(beside) if section is None else section  # what is missing is said there
-    return dataclass_from_dict(family_of(section).load("config"), section, str(beside))
+    section = _model_section(place) if section is None else section  # what is missing is said there
+    return dataclass_from_dict(family_of(section).load("config"), section, str(place))
+
+
+def config_place(path: Path) -> Path:
+    """Where the configuration of the checkpoint at ``path`` is, the nearest; or should be: beside it."""
+    folders = (path.parent, *path.absolute().parents[1 : 1 + FOLDERS_ABOVE])
+    places = (folder / CONFIG_NAME for folder in folders)
+    return next((place for place in places if place.exists()), path.with_name(CONFIG_NAME))
 
 
 def read_model_config(checkpoint_path: Path) -> GeneratorConfig:
@@ -103,7 +130,11 @@ def read_model_config(checkpoint_path: Path) -> GeneratorConfig:
 
 
 def _model_section(path: Path) -> dict[str, Any]:
-    section = read_yaml(path).get("model")
+    content = read_yaml(path)
+    section = content.get("model")
+    for family in FAMILIES.values() if section is None else ():
+        layout = family.load("published")
+        section = section or (layout is not None and layout.translate is not None and layout.translate(content, path))
     if not isinstance(section, dict):
         raise UserError(f"{path} has no model: section; put back the {CONFIG_NAME} that came with the checkpoint")
     return section
@@ -112,12 +143,13 @@ def _model_section(path: Path) -> dict[str, Any]:
 def build_model(state: Mapping[str, Tensor], config: GeneratorConfig, path: Path) -> Generator:
     """A model from one state dict of the file at ``path``, whose own autoencoder weights win over the autoencoder's."""
     own, frozen = split_off_autoencoder(state)
+    folder = config_place(path).parent
     if frozen:
-        autoencoder = build_autoencoder(frozen, config.autoenc, path.parent, path)
+        autoencoder = build_autoencoder(frozen, config.autoenc, folder, path)
     elif config.autoenc.checkpoint_path is None and not model_class(config).needs_autoencoder:
         autoencoder = None
     else:
-        autoencoder = load_autoencoder(config.autoenc, path.parent)
+        autoencoder = load_autoencoder(config.autoenc, folder)
     with torch.device("meta"):
         model = model_class(config).from_state(config, autoencoder, own)
     load_exactly(model, own, path, names_of(config))
@@ -174,7 +206,7 @@ def export_published(path: str | Path, folder: str | Path) -> None:
     path, folder = find_checkpoint(path), Path(folder)
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder} is not empty; name a new folder to export to")
-    checkpoint = read_torch_file(path)
+    checkpoint = read_weights(path)
     config = config_of(path, checkpoint)
     layout = FAMILIES[config.architecture].load("published")
     if layout is None:
@@ -182,14 +214,15 @@ def export_published(path: str | Path, folder: str | Path) -> None:
     states = model_states(checkpoint, config, path)
     models = {key: None if state is None else build_model(state, config, path) for key, state in states.items()}
     autoencoder = models["model"].autoencoder
-    section = layout.section(config, AutoencoderPaths() if autoencoder is None else PUBLISHED_PATHS, path)
+    paths = AutoencoderPaths() if autoencoder is None else PUBLISHED_PATHS
+    content = layout.config(models["model"], paths, path)
     partial = folder.with_name(folder.name + ".partial")
     partial.mkdir(parents=True, exist_ok=True)
-    name, content = layout.file(models, checkpoint)
-    torch.save(content, partial / name)
+    name, weights = layout.file(models, checkpoint)
+    (save_file if name.endswith(".safetensors") else torch.save)(weights, partial / name)
     if autoencoder is not None:
         export_autoencoder(autoencoder, partial / "autoenc")
-    write_yaml(partial / CONFIG_NAME, {"model": section, "args": {}})
+    write_yaml(partial / CONFIG_NAME, content)
     if folder.exists():
         folder.rmdir()  # empty, as checked above
     partial.rename(folder)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from models.config import AutoencoderPaths
+from models.family import Generator
 from models.llamagen.config import STRIDE, LlamaGenConfig
 from models.loading.state import PublishedLayout, our_names
 from runtime.errors import UserError
@@ -22,6 +23,7 @@ class Size(NamedTuple):
     heads: int
 
 
+INSTRUCTION = "pos_instruct_embeddings"  # of RandAR's weights, which are else named as these
 TABLE, HEAD = "cls_embedding.embedding_table.weight", "output.weight"
 FIRST = "layers.0.feed_forward.w1.weight"
 SIZES = {  # by layers and width; heads cannot be read off the weights
@@ -53,7 +55,8 @@ def states_of(content: Mapping[str, Any]) -> dict[str, Any]:
 def complete_section(section: dict[str, Any] | None, content: Mapping[str, Any], path: Path) -> dict[str, Any] | None:
     """The ``model:`` section with what it leaves open read off the file, if its weights are LlamaGen's."""
     state = states_of(content)["model"]
-    if not all(any(str(key).endswith(name) for key in state) for name in (TABLE, HEAD)):
+    ours = all(any(str(key).endswith(name) for key in state) for name in (TABLE, HEAD))
+    if not ours or any(str(key).endswith(INSTRUCTION) for key in state):
         return section
     state = our_names(state)
     alone, section, args = section is None, dict(section or {}), content.get("args")
@@ -61,7 +64,7 @@ def complete_section(section: dict[str, Any] | None, content: Mapping[str, Any],
     given = section.get("llama_config", {})
     if not isinstance(given, Mapping) or any(state[key].ndim != 2 for key in (TABLE, HEAD, FIRST) if key in state):
         return None if alone else section  # what is wrong with it is said where it is used
-    size = _size(state)
+    size = size_of(state)
     published = SIZES.get((size["num_hidden_layers"], size["hidden_size"]))
     heads = given.get("num_attention_heads") or (published and published.heads)
     if heads is None:
@@ -82,7 +85,7 @@ def complete_section(section: dict[str, Any] | None, content: Mapping[str, Any],
     return found if "img_size" in section else found | {"img_size": _image_size(args, path)}
 
 
-def _size(state: Mapping[str, Tensor]) -> dict[str, int]:
+def size_of(state: Mapping[str, Tensor]) -> dict[str, int]:
     """Sizes that the shapes of the weights tell."""
     layers = [int(key.split(".")[1]) for key in state if re.match(r"layers\.\d+\.", key)]
     first = state.get(FIRST)
@@ -107,11 +110,12 @@ def _image_size(args: Mapping[str, Any], path: Path) -> int:
     return int(named[1])
 
 
-def published_section(config: LlamaGenConfig, autoenc: AutoencoderPaths, path: Path) -> dict[str, Any]:
-    """The ``model:`` section beside exported weights: what the file itself cannot say, and the sizes."""
+def published_config(model: Generator, autoenc: AutoencoderPaths, path: Path) -> dict[str, Any]:
+    """The configuration beside exported weights: what the file itself cannot say, and the sizes."""
+    config: LlamaGenConfig = model.config
     section = asdict(replace(config, autoenc=autoenc))
     names = ("architecture", "img_size", *(() if config.class_cond else ("class_cond",)), "num_classes", "vocab_size")
-    return {key: section[key] for key in (*names, "llama_config", "autoenc")}
+    return {"model": {key: section[key] for key in (*names, "llama_config", "autoenc")}, "args": {}}
 
 
 def published_file(models: Mapping[str, Any], checkpoint: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -129,4 +133,4 @@ def published_file(models: Mapping[str, Any], checkpoint: Mapping[str, Any]) -> 
     return f"c2i_{SIZES.get(size, Size('custom', 0)).name}_{STRIDE * side}.pt", content
 
 
-LAYOUT = PublishedLayout((), published_section, published_file, states_of, complete_section)
+LAYOUT = PublishedLayout((), published_config, published_file, states_of, complete_section)

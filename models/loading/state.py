@@ -9,6 +9,8 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from models.config import AutoencoderPaths
@@ -37,8 +39,8 @@ class PublishedLayout:
     """How a family's weights were published."""
 
     names: Names
-    # The ``model:`` section in that schema, of a configuration, its autoencoder's files and a path for messages.
-    section: Callable[[Any, AutoencoderPaths, Path], dict[str, Any]]
+    # What its configuration file says of a model, its autoencoder's files being these; the path is for messages.
+    config: Callable[[Any, AutoencoderPaths, Path], dict[str, Any]]
     # Name and contents of the exported file, of ``model`` and ``model_ema`` and the checkpoint that they are of.
     file: Callable[[Mapping[str, Any], Mapping[str, Any]], tuple[str, dict[str, Any]]]
     # ``model`` and ``model_ema`` of a file's contents; by default the entries that are called so.
@@ -46,6 +48,8 @@ class PublishedLayout:
     # The ``model:`` section, completed by what the contents of the file at a path tell; as it is, or none, if they are
     # not of this layout.
     complete: Callable[[dict[str, Any] | None, Mapping[str, Any], Path], dict[str, Any] | None] | None = None
+    # The ``model:`` section that a configuration file of another schema, at a path, means; none, if it is another one.
+    translate: Callable[[Mapping[str, Any], Path], dict[str, Any] | None] | None = None
 
 
 def load_exactly(module: nn.Module, state: Mapping[str, Tensor], path: Path, names: Names = ()) -> None:
@@ -71,6 +75,21 @@ def check_finite(state: Mapping[str, Tensor], path: Path, names: Names = ()) -> 
                 f"{path} holds numbers that are not finite, first in {_both_names(key, names)}; get it again, or take "
                 "an earlier checkpoint of its training"
             )
+
+
+def read_weights(path: Path) -> dict[str, Any]:
+    """The contents of a file of weights: those of ``torch.save``, or as ``model`` those of a .safetensors file."""
+    return {"model": read_safetensors(path)} if path.suffix == ".safetensors" else read_torch_file(path)
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """Tensors by name; a file that is damaged or none of this kind is refused."""
+    if not path.is_file():
+        raise UserError(f"no such file: {path}")
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise UserError(f"{path} is damaged or no safetensors file ({error}); get it again") from error
 
 
 def read_torch_file(path: Path) -> dict[str, Any]:

@@ -1,0 +1,154 @@
+"""Files of RandAR: released weights, folders of its training, its YAML; the CIFAR-10 baseline's (randar.md Sec. 3)."""
+
+import math
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from models.config import AutoencoderPaths
+from models.family import Generator
+from models.llamagen.config import STRIDE
+from models.loading.autoencoder import first_file
+from models.loading.llamagen import AUTOENCODER, HEAD, INSTRUCTION, TABLE, size_of, states_of
+from models.loading.state import PublishedLayout, our_names
+from models.randar.config import RandARConfig
+from runtime.errors import UserError
+
+USUAL_HEAD_DIM, USUAL_LOCATIONS = 64, 256  # of every released file; neither can be read off the weights
+MASKGIT = AUTOENCODER.parents[1] / "maskgit/maskgit-vqgan-imagenet-f16-256.bin"
+AUTOENCODERS = {16384: AUTOENCODER, 1024: MASKGIT}  # of released files, by V
+VQVAE_TARGET, VQVAE_STRIDE = "tokenizer_vq", 4
+NEEDED = ("n_layer", "n_head", "dim", "vocab_size", "block_size")
+
+
+def translate_config(content: Mapping[str, Any], path: Path) -> dict[str, Any] | None:
+    """Our ``model:`` section of RandAR's YAML at ``path``; None if it is another."""
+    params = (content.get("ar_model") or {}).get("params") if isinstance(content.get("ar_model"), Mapping) else None
+    if not isinstance(params, Mapping):
+        return None
+    sizes = {key: params.get(key) for key in NEEDED}
+    for key, value in sizes.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise UserError(f"{path} has ar_model.params.{key} {value}; it must be a whole number above 0")
+    side, order = math.isqrt(params["block_size"]), params.get("position_order", "random")
+    if side * side != params["block_size"]:
+        raise UserError(f"{path} has block_size {params['block_size']}, which is no square grid of codes")
+    if order not in ("random", "raster"):
+        raise UserError(f"{path} has position_order {order}; known are random and raster")
+    tokenizer = content.get("tokenizer") if isinstance(content.get("tokenizer"), Mapping) else {}
+    weights = _tokenizer_file(content.get("vq_ckpt"), path)
+    stride = STRIDE if weights is None else _stride_of(tokenizer)
+    return {
+        "architecture": "randar",
+        "img_size": side * stride,
+        "num_classes": params.get("num_classes", RandARConfig.num_classes),
+        "vocab_size": params["vocab_size"],
+        "scan_order": order,
+        "dropout": params.get("token_dropout_p", RandARConfig.dropout),
+        "drop_path_rate": params.get("drop_path_rate", 0.0),
+        "label_drop": params.get("class_dropout_prob", RandARConfig.label_drop),
+        "llama_config": {
+            "hidden_size": params["dim"],
+            "intermediate_size": ffn_width(params["dim"], params.get("multiple_of", 256)),
+            "num_attention_heads": params["n_head"],
+            "num_hidden_layers": params["n_layer"],
+        },
+        "autoenc": {} if weights is None else {"checkpoint_path": weights},
+    }
+
+
+def ffn_width(width: int, multiple_of: int) -> int:
+    """Width inside the feed-forward layers: 8/3 of D, rounded up to a multiple."""
+    return -(-(8 * width // 3) // multiple_of) * multiple_of
+
+
+def _stride_of(tokenizer: Mapping[str, Any]) -> int:
+    """Pixels per code of the tokenizer that a YAML names."""
+    params = tokenizer.get("params") if isinstance(tokenizer.get("params"), Mapping) else {}
+    if str(tokenizer.get("target", "")).startswith(VQVAE_TARGET):
+        return VQVAE_STRIDE
+    levels = params.get("encoder_ch_mult")
+    return 2 ** (len(levels) - 1) if isinstance(levels, list) and levels else STRIDE
+
+
+def _tokenizer_file(weights: Any, path: Path) -> str | None:
+    """Where the tokenizer that the YAML at ``path`` names lies; without it a model scores and draws codes alone."""
+    if weights is None:
+        return None
+    found = first_file(folder.absolute() / str(weights) for folder in (path.parent, Path.cwd()))
+    if found is None:
+        message = f"no tokenizer at {weights}, which {path} names as vq_ckpt: codes can be drawn, but no images"
+        warnings.warn(message, stacklevel=2)
+    return None if found is None else str(found)
+
+
+def complete_section(section: dict[str, Any] | None, content: Mapping[str, Any], path: Path) -> dict[str, Any] | None:
+    """The ``model:`` section with what it leaves open read off the file, if its weights are RandAR's."""
+    state = states_of(content)["model"]
+    if not any(str(key).endswith(INSTRUCTION) for key in state):
+        return section
+    state = our_names(state)
+    if any(key not in state or state[key].ndim != 2 for key in (TABLE, HEAD)):
+        return section  # what is wrong with it is said where it is used
+    alone = section is None
+    config = content.get("config")  # of the CIFAR-10 baseline
+    section = (translate_config(config, path) if alone and isinstance(config, Mapping) else section) or {}
+    given, size = section.get("llama_config", {}), size_of(state)
+    if not isinstance(given, Mapping):
+        return section
+    found = {
+        "architecture": "randar",
+        "img_size": math.isqrt(USUAL_LOCATIONS) * STRIDE,
+        "num_classes": len(state[TABLE]) - 1,
+        "vocab_size": len(state[HEAD]),
+    }
+    if "num_attention_heads" not in given:
+        heads, rest = divmod(size["hidden_size"], USUAL_HEAD_DIM)
+        if rest:
+            raise UserError(
+                f"{path} has width {size['hidden_size']}, from which its heads cannot be told; put RandAR's YAML "
+                "beside it as config.yaml"
+            )
+        size["num_attention_heads"] = heads
+    usual = AUTOENCODERS.get(found["vocab_size"])
+    if alone and "autoenc" not in section and usual is not None and usual.is_file():
+        found["autoenc"] = {"checkpoint_path": str(usual)}
+    return found | section | {"llama_config": size | given}
+
+
+def published_config(model: Generator, autoenc: AutoencoderPaths, path: Path) -> dict[str, Any]:
+    """RandAR's YAML of a model; a UserError if it cannot say what the model is."""
+    config: RandARConfig = model.config
+    size = config.llama_config
+    fits = [number for number in (256, 64, size.ffn_size) if ffn_width(size.hidden_size, number) == size.ffn_size]
+    if not fits or not config.class_cond:
+        what = f"intermediate_size {size.intermediate_size}" if config.class_cond else "a model without classes"
+        raise UserError(f"{path} has {what}, which RandAR's layout cannot say")
+    params = {
+        "n_layer": size.num_hidden_layers,
+        "n_head": size.num_attention_heads,
+        "dim": size.hidden_size,
+        "multiple_of": fits[0],
+        "model_type": "c2i",
+        "vocab_size": config.vocab_size,
+        "block_size": model.num_locations,
+        "num_classes": config.num_classes,
+        "cls_token_num": 1,
+        "class_dropout_prob": config.label_drop,
+        "token_dropout_p": config.dropout,
+        "resid_dropout_p": config.dropout,
+        "ffn_dropout_p": config.dropout,
+        "drop_path_rate": config.drop_path_rate,
+        "position_order": config.scan_order,
+    }
+    whole = {"ar_model": {"target": "RandAR.model.randar_gpt.RandARTransformer", "params": params}}
+    return whole if autoenc.checkpoint_path is None else whole | {"vq_ckpt": autoenc.checkpoint_path}
+
+
+def published_file(models: Mapping[str, Any], checkpoint: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Bare weights, as RandAR releases them; averaged ones, which it does not know, are left behind."""
+    return "randar.safetensors", models["model"].state_dict()
+
+
+LAYOUT = PublishedLayout((), published_config, published_file, states_of, complete_section, translate_config)

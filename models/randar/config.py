@@ -1,0 +1,66 @@
+"""Settings of RandAR: of the model, and of a drawing. Without torch: --help answers before it is loaded."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from models.config import Drawing, at_scale
+from models.llamagen.config import LlamaGenConfig
+from models.randar.schedule import parallel_schedule
+from runtime.config import option
+from runtime.errors import UserError, check_probabilities
+
+USUAL_STEPS = 88  # of the released models
+
+
+@dataclass(frozen=True)
+class RandARConfig(LlamaGenConfig):
+    """The ``model:`` section of a configuration: LlamaGen's, and the order of training."""
+
+    architecture: Literal["randar"] = "randar"
+    scan_order: Literal["random", "raster"] = option(
+        "random", "random: a fresh permutation for each image and step; or raster"
+    )
+
+
+@dataclass(frozen=True)
+class RandARDrawing(Drawing):
+    """What decides a drawing."""
+
+    steps: int = option(
+        0,
+        f"steps of an image; 0 is {USUAL_STEPS}, or one code a step where there are fewer codes or with upscale 2; "
+        "-1 is one code a step",
+    )
+    cfg_schedule: Literal["constant", "linear"] = option(
+        "linear", "guidance is cfg at every step, or grows to it with the share of codes that are drawn"
+    )
+    upscale: int = option(1, "2 draws images of twice the side that the model was trained on")
+    spatial_cfg: float = option(
+        1.5, "of upscale 2: guidance away from an image that lacks some of the first codes; 0 is off"
+    )
+    spatial_ratio: float = option(0.5, "of upscale 2: share of the first codes that it lacks")
+
+    def sampled_sizes(self, scale_sizes: Sequence[int]) -> tuple[int, ...]:
+        return tuple(self.upscale * side for side in scale_sizes)
+
+    def schedule(self, num_locations: int, num_known: int = 0) -> tuple[int, ...]:
+        """Codes of each step, for as many locations of which some are known."""
+        usual = USUAL_STEPS if self.upscale == 1 else -1
+        return parallel_schedule(num_locations, self.steps or usual, num_known)
+
+    def check(self, scale_sizes: Sequence[int]) -> None:
+        super().check(scale_sizes)
+        if at_scale(self.cfg, 0) < 0:
+            raise UserError(f"cfg is {self.cfg}; it must not be negative, 0 for no guidance")
+        if self.upscale not in (1, 2):
+            raise UserError(f"upscale is {self.upscale}; it must be 1 or 2")
+        if self.spatial_cfg < 0:
+            raise UserError(f"spatial_cfg is {self.spatial_cfg}; it must not be negative, 0 for none")
+        check_probabilities(self, "spatial_ratio")
+        num_codes = sum(side * side for side in self.sampled_sizes(scale_sizes))
+        if not -1 <= self.steps <= num_codes:
+            raise UserError(
+                f"steps is {self.steps}, but an image has {num_codes} codes; set 1 to {num_codes}, or -1 for one code "
+                "a step"
+            )

@@ -1,0 +1,97 @@
+"""RandAR: LlamaGen's GPT over codes in any order, each after a token that tells its location (randar.md Sec. 2, 4).
+
+Letters: B batch, S side of the grid of codes, L = S * S locations, l of some of them, T tokens, D width, h heads,
+d dimension of a head, V codes. A sequence is c q_1 x_1 q_2 x_2 .. q_L x_L: the class, then for each location, in the
+order drawn, its instruction q and its code x. The output at q_i predicts the code of x_i.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.autoencoder import Autoencoder
+from models.family import Loss, Sampler, StepContext
+from models.llamagen.model import INIT_STD, LlamaGen, seeded
+from models.llamagen.patches import pair_rotation, rotate_pairs
+from models.randar.config import RandARConfig, RandARDrawing
+from models.randar.sampler import RandARSampler
+from models.randar.sequence import check_order, interleave, raster_order, turned_by
+from models.randar.upscale import UpscaleSampler
+from models.transformer import CosSin, as_dtype
+from runtime.errors import UserError
+
+
+class RandAR(LlamaGen):
+    """LlamaGen's GPT and one learned vector, from which the instructions of all locations are made by rotation."""
+
+    Config, Drawing = RandARConfig, RandARDrawing
+    learns_patches = False
+
+    def __init__(
+        self, config: RandARConfig, autoencoder: Autoencoder | None = None, class_rows: int | None = None
+    ) -> None:
+        super().__init__(config, autoencoder, class_rows)
+        self.pos_instruct_embeddings = nn.Parameter(torch.randn(1, config.llama_config.hidden_size) * INIT_STD)
+
+    def training_loss(self, codes: Sequence[Tensor], labels: Tensor, context: StepContext) -> Loss:
+        labels = self.drop_labels(labels, context.rank_rng)
+        order = None
+        if self.config.scan_order == "random":
+            uniforms = torch.rand(len(labels), self.num_locations, device=self.device, generator=context.rank_rng)
+            order = uniforms.argsort(dim=1)
+        with seeded(context.rank_rng):
+            logits, loss = self(codes, labels, order)
+        targets = self.in_order(codes, order)  # (B, L)
+        return Loss(loss, lambda: {"accuracy": (logits.argmax(-1) == targets).float().mean()})
+
+    def forward(self, codes: Sequence[Tensor], labels: Tensor, order: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(B, L, V) logits in the order drawn, and their mean cross-entropy in nats.
+
+        Of (B, S, S) codes of the only scale and labels (B,). ``order`` (B, L) holds in row b the raster indices of
+        image b in the order drawn; None is raster order.
+        """
+        if order is None:
+            order = raster_order(len(labels), self.num_locations, self.device)
+        check_order(order, len(labels), self.num_locations)
+        targets, table = self.in_order(codes, order), self.rotation_table()
+        instructions = self.instructions(order, table)
+        tokens = self.token_dropout(self.tok_embeddings(targets))
+        x = torch.cat([self.embed_labels(labels).unsqueeze(1), interleave(instructions, tokens)], dim=1)
+        places = F.pad(interleave(1 + order, 1 + order), (1, 0))  # (B, 1 + 2L), the class token's is row 0
+        # Nothing reads x_L: without it the sequence has 2L tokens, an even number.
+        x = self.transform(x[:, :-1], turned_by(table, places[:, :-1]), "causal")
+        logits = self.logits(x[:, 1::2])
+        return logits, F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+
+    def in_order(self, codes: Sequence[Tensor], order: Tensor | None) -> Tensor:
+        """(B, L) codes in the order drawn, of (B, S, S) codes."""
+        flat = codes[-1].flatten(1)
+        return flat if order is None else flat.gather(1, order)
+
+    def rotation_table(self) -> CosSin:
+        """What ``rotate_pairs`` takes, (1 + L, d) each, for the class token and each location."""
+        return pair_rotation(self.scale_sizes[0], self.config.llama_config.head_dim, self.device)
+
+    def instructions(self, locations: Tensor, table: CosSin) -> Tensor:
+        """(B, l, D) instruction tokens of locations (B, l): the learned vector, its heads rotated to the place."""
+        heads = self.pos_instruct_embeddings.unflatten(-1, (-1, self.config.llama_config.head_dim))  # (1, h, d)
+        cos, sin = (part[1:].unsqueeze(1) for part in table)  # (L, 1, d)
+        everywhere = as_dtype(rotate_pairs(heads, (cos, sin)).flatten(1), heads.dtype)  # (L, D)
+        return F.embedding(locations, everywhere)
+
+    def sampler(self, batch: int, drawing: RandARDrawing, compiled: bool = False) -> Sampler:
+        super().sampler(batch, drawing)  # refuses what cannot be guided
+        if drawing.upscale == 1:
+            return RandARSampler(self, batch, drawing, compiled)
+        if self.config.scan_order == "raster":
+            raise UserError("upscale 2 needs a model of random order; this one was trained in raster order")
+        return UpscaleSampler(self, batch, drawing, compiled)
+
+    def num_steps(self, drawing: RandARDrawing) -> int:
+        small = len(replace(drawing, upscale=1).schedule(self.num_locations))
+        if drawing.upscale == 1:
+            return small
+        return small + len(drawing.schedule(4 * self.num_locations, self.num_locations))

@@ -1,0 +1,214 @@
+"""Sampling of several codes a step, in any order, with keys and values of all codes so far (randar.md Sec. 5, 6).
+
+Letters: B images, R rows of a batch (2B if guided: conditional, then unconditional), L locations, n codes of a step,
+n' codes that are known since the step before, T tokens of a call, D width, V codes to choose from.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from models.config import at_scale
+from models.draw import draw, draw_noise, guide
+from models.family import Sampler, Setting
+from models.randar.config import RandARDrawing
+from models.randar.sequence import check_order, interleave, orders_of_seeds, raster_order, turned_by
+from models.transformer import KVCache, Start, float32_logits
+
+if TYPE_CHECKING:
+    from models.randar.model import RandAR
+
+MAX_COMPILED_SHAPES = 64  # pairs of n' and n that one process may compile
+
+
+@dataclass(frozen=True)
+class Step:
+    """Where a step stands in the order drawn."""
+
+    number: int  # over the whole image, from 0
+    known: slice  # of the L locations: those whose codes are fed now, drawn by the step before or kept
+    drawn: slice  # those that are drawn
+
+    @property
+    def first(self) -> bool:
+        """Whether the class token is fed."""
+        return self.known.start == 0 and self.number == 0
+
+
+class RandARSampler(Sampler):
+    """Feeds the codes of the last step in their places, then the instructions of the next ones.
+
+    A step's own instructions lie for the time being right behind one another; the next step overwrites all but the
+    first. ``compiled`` compiles a step for each pair of lengths.
+    """
+
+    takes_order = True
+
+    @torch.inference_mode()
+    def __init__(self, model: "RandAR", batch: int, drawing: RandARDrawing, compiled: bool = False) -> None:
+        super().__init__(model, batch, drawing, compiled)
+        self.num_tokens = 2 * self.num_locations  # the last code is never fed
+        self.kv_cache = KVCache.zeros(
+            model.config.llama_config, batch * self.row_sets, self.num_tokens, like=model.output.weight
+        )
+        self.table = self.rotation_table()
+        self.head = model.output.weight.float()
+        self.places = torch.arange(self.num_tokens, device=model.device)
+        self.step_map = torch.zeros_like(self.sequence)
+        self.first_step = 0  # number of the first step, where others came before
+        self.order = raster_order(batch, self.num_locations, model.device).clone()  # (B, L)
+        self.draw_codes = compiled_step(model.device.type) if compiled else draw_codes
+        self.stay_in_place(self.step_map, self.order)
+
+    @property
+    def row_sets(self) -> int:
+        """How often each image is in the batch."""
+        return 1 + self.guided
+
+    def rotation_table(self) -> tuple[Tensor, Tensor]:
+        return self.model.rotation_table()
+
+    def draw(self, labels: Tensor, seeds: list[int]) -> Iterator[int]:
+        if self.kept is not None and len(set(self.kept[0].sum(1).tolist())) > 1:
+            yield from self._draw_apart(labels, seeds)
+            return
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        yield from self.draw_all(labels, generators)
+
+    def draw_all(self, labels: Tensor, generators: list[torch.Generator]) -> Iterator[int]:
+        """Draw all locations that are not kept, yielding step numbers."""
+        num_kept = self._lay_out(generators)
+        counts = self.drawing.schedule(self.num_locations - num_kept)
+        yield from self.draw_after(num_kept, counts, labels, generators)
+
+    def draw_after(
+        self, num_known: int, counts: Sequence[int], labels: Tensor, generators: list[torch.Generator]
+    ) -> Iterator[int]:
+        """Draw all locations but the first ``num_known`` of the order, ``counts`` of them a step.
+
+        The codes of the first ones are there.
+        """
+        model, drawing = self.model, self.drawing
+        self.class_tokens = self.embed_labels(labels)
+        temperature = self.setting(at_scale(drawing.temperature, 0), zero_is_special=True)
+        known = slice(0, num_known)
+        for number, count in enumerate(counts):
+            step = Step(number, known, slice(known.stop, known.stop + count))
+            noise = draw_noise(generators, count, model.num_codes, device=model.device)
+            share = known.stop / self.num_locations if drawing.cfg_schedule == "linear" else 1.0
+            self.draw_codes(self, *self.fed(step), noise, self.setting(share), temperature)
+            self.step_map.scatter_(1, self.order[:, step.drawn], self.first_step + number)
+            known = step.drawn
+            yield self.first_step + number
+
+    def fed(self, step: Step) -> tuple[Tensor, Tensor, Start, bool]:
+        """Locations (B, n') of known codes, locations (B, n) to draw, slots of the tokens, and if the class is fed."""
+        num_known, num_drawn = (part.stop - part.start for part in (step.known, step.drawn))
+        start = 0 if step.first else 2 * step.known.start + 2
+        length = 2 * num_known + num_drawn + (1 if step.first else -1)
+        slots = self.places[start : start + length].clone() if self.compiled else start
+        return self.order[:, step.known].contiguous(), self.order[:, step.drawn].contiguous(), slots, step.first
+
+    def embed_labels(self, labels: Tensor) -> Tensor:
+        """(R, D) class tokens."""
+        if self.row_sets > 1:
+            unconditional = torch.full_like(labels, self.model.unconditional_label).repeat(self.row_sets - 1)
+            labels = torch.cat([labels, unconditional])
+        return self.model.embed_labels(labels)
+
+    def embed_codes(self, locations: Tensor) -> Tensor:
+        """(R, n', D) inputs of the codes that lie at locations (B, n')."""
+        return self.model.tok_embeddings(self.sequence.gather(1, locations)).repeat(self.row_sets, 1, 1)
+
+    def guide(self, logits: Tensor, share: Setting) -> Tensor:
+        """(B, n, V) logits of all rows (R, n, V), with ``share`` of the guidance."""
+        return guide(logits, share * at_scale(self.drawing.cfg, 0)) if self.guided else logits
+
+    def step_of_location(self) -> Tensor:
+        return self.step_map
+
+    def cache(self) -> list[Tensor]:
+        return [*self.kv_cache.keys, *self.kv_cache.values]
+
+    def _lay_out(self, generators: list[torch.Generator]) -> int:
+        """Fix the order, kept locations first; return how many those are.
+
+        A model of raster order would not know what to do with codes out of order: those it keeps stay in their places.
+        """
+        drawn = orders_of_seeds(generators, self.num_locations)  # by every model, so that noise is the same for all
+        raster = self.model.config.scan_order == "raster" and self.given_order is None
+        if raster:
+            order = raster_order(self.batch, self.num_locations, drawn.device)
+        else:
+            order = drawn if self.given_order is None else self.given_order
+            check_order(order, self.batch, self.num_locations)
+        self.order.copy_(order)
+        self.step_map.zero_()
+        if self.kept is None or raster:
+            return 0
+        kept, codes = self.kept
+        last = (~kept.gather(1, self.order)).long()
+        self.order.copy_(self.order.gather(1, last.argsort(dim=1, stable=True)))
+        self.sequence.copy_(codes)
+        self.maps[0].zero_()
+        self.maps[1].fill_(math.nan)
+        return int(kept[0].sum())
+
+    def _draw_apart(self, labels: Tensor, seeds: list[int]) -> Iterator[int]:
+        """Draw images that keep as many locations together, for steps of a batch are of one length."""
+        counts = self.kept[0].sum(1)
+        for count in counts.unique():
+            rows = (counts == count).nonzero()[:, 0]
+            part = type(self)(self.model, len(rows), self.drawing, self.compiled)
+            part.kept = tuple(values[rows] for values in self.kept)
+            part.given_order = None if self.given_order is None else self.given_order[rows.to(self.given_order.device)]
+            yield from part.draw(labels[rows], [seeds[row] for row in rows])
+            self.sequence[rows], self.step_map[rows] = part.sequence, part.step_map
+            self.maps[:, rows] = part.maps
+
+
+def draw_codes(
+    run: RandARSampler,
+    known: Tensor,
+    drawn: Tensor,
+    start: Start,
+    first: bool,
+    noise: Tensor,
+    share: Setting,
+    temperature: Setting,
+) -> None:
+    """One step: draw the codes of locations ``drawn`` (B, n) into the buffers of ``run``. Without syncs.
+
+    ``known`` (B, n') are the locations whose codes are fed, ``start`` and ``first`` as of ``fed``, ``noise`` (B, n, V)
+    is for ``draw``, ``share`` of the guidance.
+    """
+    model, sets = run.model, run.row_sets
+    instructions = [model.instructions(locations, run.table).repeat(sets, 1, 1) for locations in (known, drawn)]
+    before = interleave(instructions[0], run.embed_codes(known))  # (R, 2n', D)
+    places = interleave(1 + known, 1 + known)
+    if first:
+        before = torch.cat([run.class_tokens.unsqueeze(1), before], dim=1)
+        places = torch.nn.functional.pad(places, (1, 0))
+    else:  # the instruction of the first known code is in the cache already, in its own place
+        before, places = before[:, 1:], places[:, 1:]
+    x = torch.cat([before, instructions[1]], dim=1)  # (R, T, D)
+    places = torch.cat([places, 1 + drawn], dim=1).repeat(sets, 1)
+    slots = run.places[start : start + x.shape[1]] if isinstance(start, int) else start
+    so_far = run.places[: start + x.shape[1]] if isinstance(start, int) else run.places
+    mask = so_far <= slots[:, None]
+    x = model.transform(x, turned_by(run.table, places), mask, run.kv_cache, start)
+    logits = run.guide(float32_logits(x[:, -drawn.shape[1] :], run.head), share)
+    run.store(drawn, *draw(logits, noise, temperature, run.drawing.top_k, run.drawing.top_p))
+
+
+@lru_cache
+def compiled_step(device_type: str) -> Callable[..., None]:
+    """``draw_codes`` as one graph for each pair of lengths."""
+    torch._dynamo.config.recompile_limit = max(MAX_COMPILED_SHAPES, torch._dynamo.config.recompile_limit)
+    mode = "reduce-overhead" if device_type == "cuda" else None
+    return torch.compile(draw_codes, fullgraph=True, dynamic=False, mode=mode)

@@ -1,0 +1,45 @@
+"""Orders of locations, and the sequence of instructions and codes that follows one (randar.md Sec. 2).
+
+Letters: B batch, L locations, l of some of them, T tokens. An order (B, L) holds raster indices in the order drawn.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from models.draw import draw_uniforms
+from models.transformer import CosSin, SameRotation
+from runtime.errors import UserError
+
+
+def raster_order(batch: int, num_locations: int, device: torch.device) -> Tensor:
+    """(B, L)"""
+    return torch.arange(num_locations, device=device).expand(batch, -1)
+
+
+def orders_of_seeds(generators: Sequence[torch.Generator], num_locations: int) -> Tensor:
+    """(B, L) a permutation an image, by each image's own generator."""
+    return draw_uniforms(generators, num_locations).argsort(dim=1)
+
+
+def check_order(order: Tensor, batch: int, num_locations: int) -> None:
+    """Refuse what is not one permutation of all locations an image."""
+    if order.is_floating_point() or order.is_complex():
+        raise UserError(f"the order has type {order.dtype}; give raster indices, which are whole numbers")
+    if tuple(order.shape) != (batch, num_locations):
+        raise UserError(f"the order has shape {tuple(order.shape)}; give one row an image, {(batch, num_locations)}")
+    if (order.sort(dim=1).values != torch.arange(num_locations, device=order.device)).any():
+        raise UserError(f"the order is no permutation; name each location 0 to {num_locations - 1} once an image")
+
+
+def interleave(instructions: Tensor, tokens: Tensor) -> Tensor:
+    """q_1 x_1 q_2 x_2 .. (B, 2l, ...) of q and x, each (B, l, ...)."""
+    return torch.stack([instructions, tokens], dim=2).flatten(1, 2)
+
+
+def turned_by(table: CosSin, places: Tensor) -> SameRotation:
+    """The rotation of tokens (B, T) by the rows of a table: 0 for the class token, 1 + location for others."""
+    cos, sin = (F.embedding(places, part)[:, None, None] for part in table)  # (B, 1, 1, T, d)
+    return SameRotation((cos, sin))

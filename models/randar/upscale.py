@@ -1,0 +1,112 @@
+"""Images of twice the side that a model was trained on (RandAR Sec. 4; randar.md Sec. 6).
+
+The codes of even rows and columns are a normal image, drawn first; the others follow, each between its neighbours.
+Letters: B images, S side of the model's grid, L = S * S, 4L locations drawn, n codes, D width, d dimension of a head.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from models.config import at_scale
+from models.draw import draw_uniforms
+from models.family import Setting
+from models.llamagen.patches import axis_frequencies, rotation_of_angles, signed_pairs
+from models.randar.config import RandARDrawing
+from models.randar.sampler import RandARSampler
+from models.randar.sequence import check_order
+from models.transformer import CosSin
+from runtime.errors import UserError
+
+if TYPE_CHECKING:
+    from models.randar.model import RandAR
+
+KEPT_FREQUENCIES = 2  # the highest ones of an axis turn as they do on the model's own grid
+
+
+def extrapolated_rotation(side: int, head_dim: int, device: torch.device) -> Tensor:
+    """(1 + 4 S * S, d / 2, 2) cosine and sine of a grid of side 2S: low frequencies turn no further than on S."""
+    frequencies = axis_frequencies(head_dim, device)  # (d / 4,)
+    slowed = torch.arange(len(frequencies), device=device) >= KEPT_FREQUENCIES
+    frequencies = torch.where(slowed, frequencies * ((side - 1) / (2 * side - 1)), frequencies)
+    return rotation_of_angles(torch.outer(torch.arange(2 * side, device=device), frequencies))
+
+
+class UpscaleSampler(RandARSampler):
+    """Draws the even locations by a sampler of the model's own size, then the others after them in one sequence."""
+
+    @torch.inference_mode()
+    def __init__(self, model: "RandAR", batch: int, drawing: RandARDrawing, compiled: bool = False) -> None:
+        super().__init__(model, batch, drawing, compiled)
+        self.small = RandARSampler(model, batch, replace(drawing, upscale=1), compiled)
+        self.side = self.scale_sizes[0]  # 2S
+        at = torch.arange(self.num_locations, device=model.device)
+        self.even = (at // self.side % 2 == 0) & (at % self.side % 2 == 0)  # (4L,)
+        self.lacking = torch.zeros_like(self.sequence, dtype=torch.bool)  # (B, 4L) codes the last row set is not told
+        self.stay_in_place(self.lacking)
+
+    @property
+    def row_sets(self) -> int:
+        return 3 if self.drawing.spatial_cfg else super().row_sets
+
+    def rotation_table(self) -> CosSin:
+        model = self.model
+        with torch.inference_mode(False):
+            return signed_pairs(
+                extrapolated_rotation(model.scale_sizes[0], model.config.llama_config.head_dim, model.device)
+            )
+
+    def draw(self, labels: Tensor, seeds: list[int]) -> Iterator[int]:
+        if self.kept is not None:
+            raise UserError("upscale 2 draws whole images; leave out what is to be kept, or draw at upscale 1")
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self.small.kept, self.small.given_order, self.first_step = None, self._small_order(), 0
+        for number in self.small.draw_all(labels, generators):
+            yield number
+        L = self.num_locations // 4
+        self._place_small(generators)
+        counts = self.drawing.schedule(self.num_locations, num_known=L)
+        self.first_step = 1 + number
+        yield from self.draw_after(L, counts, labels, generators)
+
+    def _small_order(self) -> Tensor | None:
+        """(B, L) the given order of the even locations, as locations of the model's own grid."""
+        if self.given_order is None:
+            return None
+        check_order(self.given_order, self.batch, self.num_locations)
+        first = self.given_order[:, : self.num_locations // 4]
+        if not self.even.to(first.device)[first].all():
+            raise UserError("the order of upscale 2 must begin with all locations of even row and column")
+        return first // self.side // 2 * (self.side // 2) + first % self.side // 2
+
+    def _place_small(self, generators: list[torch.Generator]) -> None:
+        """Put what was drawn small into its places, and fix the order of the rest."""
+        L, device, small = self.num_locations // 4, self.model.device, self.small
+        uniforms = draw_uniforms(generators, self.num_locations).to(device)
+        half = self.side // 2
+        even = 2 * (small.order // half * self.side + small.order % half)  # (B, L)
+        others = (uniforms + 2 * self.even).argsort(dim=1)[:, : 3 * L]
+        self.order.copy_(torch.cat([even, others], dim=1) if self.given_order is None else self.given_order)
+        self.sequence.scatter_(1, even, small.sequence.gather(1, small.order))
+        self.step_map.scatter_(1, even, small.step_map.gather(1, small.order))
+        order = small.order.expand(2, -1, -1)
+        self.maps.scatter_(2, even.expand(2, -1, -1), small.maps.gather(2, order))
+        ranked = (uniforms + 2 * ~self.even).argsort(dim=1)[:, : int(self.drawing.spatial_ratio * L)]
+        self.lacking.zero_().scatter_(1, ranked, True)
+
+    def embed_codes(self, locations: Tensor) -> Tensor:
+        x = super().embed_codes(locations)
+        if self.drawing.spatial_cfg:
+            x[-self.batch :].masked_fill_(self.lacking.gather(1, locations).unsqueeze(-1), 0)
+        return x
+
+    def guide(self, logits: Tensor, share: Setting) -> Tensor:
+        """``cond + cfg (cond - uncond) + spatial_cfg (uncond - lacking)``, which is the published sum in offsets."""
+        if not self.drawing.spatial_cfg:
+            return super().guide(logits, share)
+        cond, uncond, lacking = logits.chunk(3)
+        cfg, spatial = (share * value for value in (at_scale(self.drawing.cfg, 0), self.drawing.spatial_cfg))
+        return cond + cfg * (cond - uncond) + spatial * (uncond - lacking)
