@@ -97,7 +97,7 @@ def test_it_builds_and_takes_a_step(path: Path) -> None:
         loss = task.loss([codes, labels], step_context(0, 0, 0, CPU, epoch))
         assert loss.value.item() == pytest.approx(math.log(autoencoder.n_embed), rel=1e-3)  # head starts at 0
     loss.value.backward()
-    head = model.output if config.architecture == "llamagen" else model.lm_head
+    head = model.lm_head if config.architecture == "checkerboard" else model.output
     assert head.weight.grad.abs().max() > 0
     of_scale = {f"accuracy_scale_{side}" for side in model.scale_sizes}
     assert ({"accuracy"} if config.architecture == "llamagen" else of_scale) <= loss.metrics().keys()

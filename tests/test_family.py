@@ -413,7 +413,7 @@ def test_a_run_of_another_family_is_not_gone_on_with(root: Path, run: Path) -> N
 def test_an_unknown_family_is_named(section: str, tmp_path: Path) -> None:
     (tmp_path / "other.yaml").write_text(f"model: {{{section}}}\n")
     said = refusal(main.main, "--config", str(tmp_path / "other.yaml"))
-    assert said.endswith("is unknown; known are checkerboard, llamagen, tiny")
+    assert said.endswith("is unknown; known are checkerboard, llamagen, randar, tiny")
 
 
 @pytest.mark.parametrize("section", ["3", "[1]", "tiny"])

@@ -25,7 +25,15 @@ from models.loading.autoencoder import (
     load_autoencoder,
     places_of,
 )
-from models.loading.state import AUTOENCODER_PREFIX, Names, check_finite, load_exactly, our_names, read_weights
+from models.loading.state import (
+    AUTOENCODER_PREFIX,
+    Names,
+    check_finite,
+    holds_autoencoder,
+    load_exactly,
+    our_names,
+    read_weights,
+)
 from runtime.config import dataclass_from_dict, read_yaml, write_yaml
 from runtime.errors import UserError
 
@@ -76,17 +84,13 @@ def find_checkpoint(path: str | Path) -> Path:
 
 
 def _only_weights(folder: Path) -> Path:
-    """The only .safetensors file of a folder, or its only .pt or .pth; the place of our own if there is none.
+    """The only .safetensors file of a folder, but for autoencoders, or its only .pt or .pth.
 
-    The autoencoder that the folder's configuration names is none of them.
+    The place of our own if there is none.
     """
-    content = read_yaml(folder / CONFIG_NAME) if (folder / CONFIG_NAME).is_file() else {}
-    section = content.get("model") if isinstance(content.get("model"), dict) else {}
-    autoenc = section.get("autoenc") if isinstance(section.get("autoenc"), dict) else {}
-    other = [folder / str(name) for name in (autoenc.get("checkpoint_path"), content.get("vq_ckpt"))]
     for suffixes in ((".safetensors",), (".pt", ".pth")):
         files = sorted(file for file in folder.iterdir() if file.suffix in suffixes and file.is_file())
-        files = [file for file in files if file not in other]
+        files = [file for file in files if not holds_autoencoder(file)]
         if len(files) > 1:
             raise UserError(f"{folder} holds {', '.join(file.name for file in files)}; name one of these files")
         if files:

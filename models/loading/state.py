@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -20,6 +20,7 @@ Names = tuple[tuple[str, str], ...]  # parts of our names and of the published o
 _CODEBOOK = ("quantize.embedding", "quantize.embedding.parametrizations.weight.original")
 _LLAMAGEN_CODEBOOK = "quantize.embedding.weight"
 AUTOENCODER_PREFIX = "autoenc."
+_ENCODERS = ("encoder.", "_encoder.")  # begin names of an autoencoder's weights alone
 _WRAPPERS = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
 # What a checkpoint may hold beside tensors and plain values. A path of any system is read as one that touches no files.
 _PATHS = {"PosixPath": PurePosixPath, "WindowsPath": PureWindowsPath}
@@ -90,6 +91,17 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except SafetensorError as error:
         raise UserError(f"{path} is damaged or no safetensors file ({error}); get it again") from error
+
+
+def holds_autoencoder(path: Path) -> bool:
+    """Whether a .safetensors file, by the names in its head, is of an autoencoder."""
+    if path.suffix != ".safetensors":
+        return False
+    try:
+        with safe_open(path, "pt") as file:
+            return any(key.startswith(_ENCODERS) for key in file.keys())  # noqa: SIM118 (it is no dictionary)
+    except SafetensorError:
+        return False  # what is wrong with it is said where it is read
 
 
 def read_torch_file(path: Path) -> dict[str, Any]:
