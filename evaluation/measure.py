@@ -69,7 +69,7 @@ class Measurement:
 
         A folder of other settings is moved aside; ``origin`` is what is recorded of the model among them.
         """
-        missing, size = False, stored_side(model, request.resize_to)
+        missing, size = False, stored_side(model, request.drawing, request.resize_to)
         images = SampleFolder(folder, (len(request.labels), size, size, 3), "npz")
         if distributed.is_main():
             options = plain(request.drawing) | {"seed": request.seed, "resize_to": request.resize_to, "format": "npz"}
@@ -93,7 +93,7 @@ class CheckpointResults:
         device = distributed.set_up(pick_device(args.device))
         self.args, self.checkpoint = args, find_checkpoint(args.checkpoint)
         model = load_checkpoint(self.checkpoint, use_ema=args.use_ema)
-        stored_side(model, args.resize_to)  # a model that makes no images is an error now
+        stored_side(model, model.Drawing(), args.resize_to)  # a model that makes no images is an error now
         identity = model_sha256(model) if distributed.is_main() else None  # before weights are converted
         self.model = model.to(device=device, dtype=pick_dtype(args.dtype, device))
         self.warned: set[str] = set()

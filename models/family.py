@@ -122,8 +122,8 @@ class Generator(nn.Module, ABC):
 
     def undrawn_latents(self, codes: Sequence[Tensor], scale: int) -> Tensor:
         """(B, C, S, S) latents that stand for a scale's locations in pictures until they are drawn: zeros are grey."""
-        side, C = self.scale_sizes[scale], self.autoencoder.config.embed_dim
-        return torch.zeros(len(codes[0]), C, side, side, device=self.device)
+        shape = (len(codes[0]), self.autoencoder.config.embed_dim, *codes[scale].shape[1:])
+        return torch.zeros(shape, device=self.device)
 
     @classmethod
     def from_state(cls, config: GeneratorConfig, autoencoder: Autoencoder, state: dict[str, Tensor]) -> Self:

@@ -57,14 +57,15 @@ def draw_many(
         yield wanted, sampler(labels, [image_seed(request.seed, i) for i in filled], *kept_in_batch).first(len(wanted))
 
 
-def stored_side(model: Generator, resize_to: int | None) -> int:
-    """Side in pixels of the images that a model's folder holds; UserError if the model makes none."""
+def stored_side(model: Generator, drawing: Drawing, resize_to: int | None) -> int:
+    """Side in pixels of the images that a folder of drawn ones holds; UserError if the model makes none."""
     if model.autoencoder is None:
         raise UserError(
             "this model has no autoencoder, so it draws codes and no images; fetch LlamaGen's by bash "
             "pretrained_models/download.sh llamagen, or name one as model.autoenc in the config.yaml beside its weights"
         )
-    return resize_to or model.config.img_size
+    grown = drawing.sampled_sizes(model.scale_sizes)[-1] // model.scale_sizes[-1]
+    return resize_to or grown * model.config.img_size
 
 
 def resized(images: Tensor, side: int | None) -> Tensor:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from models.config import Drawing
 from models.family import Generator, Samples
 from models.loading.checkpoint import load_checkpoint, random_model
 from models.loading.identity import model_sha256
@@ -38,10 +39,10 @@ def draw_samples(args: SampleArgs, settings: dict[str, Any]) -> None:
     """Draw what ``args`` ask for into a folder, on all ranks; ``settings`` of the drawing are those that were given."""
     device = distributed.set_up(pick_device(args.device))
     model = _load_model(args)
-    side = stored_side(model, args.resize_to)
     if not model.config.class_cond:
         settings = {"cfg": 0.0} | settings  # the default is for models that have classes
     drawing = checked_drawing(model, settings)
+    side = stored_side(model, drawing, args.resize_to)
     labels = _choose_labels(model, args)
     sha256 = model_sha256(model) if distributed.is_main() else ""
     warnings = drawing.warnings(model.scale_sizes)
@@ -70,7 +71,7 @@ def draw_samples(args: SampleArgs, settings: dict[str, Any]) -> None:
             count = draw_into(folder, model, request, edit and edit.paste_back)
             seconds = time.perf_counter() - start
             if distributed.is_main():
-                _finish(folder, model, labels, args, edit)
+                _finish(folder, model, drawing, labels, args, edit)
                 rate = f"{seconds / count:.2f} s an image; " if count else ""
                 print(f"{rate}{path / (sample_folder.NPZ_NAME if args.format == 'npz' else sample_folder.GRID_NAME)}")
     distributed.tear_down()
@@ -142,7 +143,14 @@ def _prepare(folder: SampleFolder, model: Generator, request: Request, args: Sam
     return distributed.from_main(missing)
 
 
-def _finish(folder: SampleFolder, model: Generator, labels: Sequence[int], args: SampleArgs, edit: Edit | None) -> None:
+def _finish(
+    folder: SampleFolder,
+    model: Generator,
+    drawing: Drawing,
+    labels: Sequence[int],
+    args: SampleArgs,
+    edit: Edit | None,
+) -> None:
     """Write what is made of all images, and report doubles; the grid of an edit begins with what was edited."""
     shown = folder.first_images(MAX_IN_GRID)
     columns = _columns(labels[: len(shown)])
@@ -150,7 +158,7 @@ def _finish(folder: SampleFolder, model: Generator, labels: Sequence[int], args:
         shown = torch.cat([edit.pictures(), shown])
         columns = math.ceil(math.sqrt(len(shown)))
     save_grid(shown, folder.path / sample_folder.GRID_NAME, columns)
-    maps = {name: folder.read_map(name, model.scale_sizes) for name in folder.maps}
+    maps = {name: folder.read_map(name, drawing.sampled_sizes(model.scale_sizes)) for name in folder.maps}
     if args.save_codes:
         codes = {f"codes_{scale.shape[-1]}": scale.numpy() for scale in maps["codes"]}
         with whole(folder.path / sample_folder.CODES_NAME) as path:
