@@ -112,7 +112,8 @@ class LlamaGen(Generator):
 
     def prepare_training(self, attention: str, compiled: bool, activation_checkpointing: bool) -> None:
         if attention != "sdpa":
-            raise UserError("llamagen has the attention sdpa alone, which is causal without a mask; set attention sdpa")
+            name = self.config.architecture
+            raise UserError(f"{name} has the attention sdpa alone, which is causal without a mask; set attention sdpa")
         self.activation_checkpointing = activation_checkpointing
         if compiled:
             for layer in self.layers:
@@ -182,9 +183,13 @@ class LlamaGen(Generator):
             raise UserError("this model was trained without unconditional labels; name a class for each image")
 
     def sampler(self, batch: int, drawing: LlamaGenDrawing, compiled: bool = False) -> Sampler:
-        if drawing.uses_cfg and self.config.class_cond and not self.has_unconditional_row:
-            raise UserError("this model was trained without unconditional labels and cannot be guided; set cfg 0")
+        self.check_guidance(drawing.uses_cfg)
         return LlamaGenSampler(self, batch, drawing, compiled)
+
+    def check_guidance(self, guided: bool) -> None:
+        """Refuse to guide a model that has no unconditional row."""
+        if guided and self.config.class_cond and not self.has_unconditional_row:
+            raise UserError("this model was trained without unconditional labels and cannot be guided; set cfg 0")
 
     def num_steps(self, drawing: LlamaGenDrawing) -> int:
         return self.num_locations

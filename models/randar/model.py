@@ -6,7 +6,6 @@ order drawn, its instruction q and its code x. The output at q_i predicts the co
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +17,7 @@ from models.llamagen.model import INIT_STD, LlamaGen, seeded
 from models.llamagen.patches import pair_rotation, rotate_pairs
 from models.randar.config import RandARConfig, RandARDrawing
 from models.randar.sampler import RandARSampler
-from models.randar.sequence import check_order, interleave, raster_order, turned_by
+from models.randar.sequence import checked_order, interleave, raster_order, turned_by
 from models.randar.upscale import UpscaleSampler
 from models.transformer import CosSin, as_dtype
 from runtime.errors import UserError
@@ -55,7 +54,8 @@ class RandAR(LlamaGen):
         """
         if order is None:
             order = raster_order(len(labels), self.num_locations, self.device)
-        check_order(order, len(labels), self.num_locations)
+        else:
+            order = checked_order(order, len(labels), self.num_locations, self.device)
         targets, table = self.in_order(codes, order), self.rotation_table()
         instructions = self.instructions(order, table)
         tokens = self.token_dropout(self.tok_embeddings(targets))
@@ -83,7 +83,7 @@ class RandAR(LlamaGen):
         return F.embedding(locations, everywhere)
 
     def sampler(self, batch: int, drawing: RandARDrawing, compiled: bool = False) -> Sampler:
-        super().sampler(batch, drawing)  # refuses what cannot be guided
+        self.check_guidance(drawing.uses_cfg or (drawing.upscale == 2 and drawing.spatial_cfg > 0))
         if drawing.upscale == 1:
             return RandARSampler(self, batch, drawing, compiled)
         if self.config.scan_order == "raster":
@@ -91,7 +91,7 @@ class RandAR(LlamaGen):
         return UpscaleSampler(self, batch, drawing, compiled)
 
     def num_steps(self, drawing: RandARDrawing) -> int:
-        small = len(replace(drawing, upscale=1).schedule(self.num_locations))
         if drawing.upscale == 1:
-            return small
-        return small + len(drawing.schedule(4 * self.num_locations, self.num_locations))
+            return len(drawing.schedule(self.num_locations))
+        first = len(drawing.first_stage().schedule(self.num_locations))
+        return first + len(drawing.schedule(4 * self.num_locations, self.num_locations))
