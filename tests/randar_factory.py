@@ -50,7 +50,13 @@ def order_of(step: Sequence[Tensor]) -> Tensor:
 
 
 def at_instructions(
-    model: Generator, codes: Tensor, labels: Tensor, order: Tensor, known: int, drawn: int, lacking: Tensor | None = None
+    model: Generator,
+    codes: Tensor,
+    labels: Tensor,
+    order: Tensor,
+    known: int,
+    drawn: int,
+    lacking: Tensor | None = None,
 ) -> Tensor:
     """(B, n, V) logits of one causal pass over ``c q_1 x_1 .. q_known x_known q q ..`` at its last instructions.
 

@@ -17,7 +17,7 @@ from models.randar.model import RandAR
 from models.randar.upscale import extrapolated_rotation
 from runtime.errors import UserError
 from tests.factory import CPU, assert_near, load_reference, random_codes, tiny_autoencoder
-from tests.randar_factory import CLASSES, V, L, random_orders, tiny_randar
+from tests.randar_factory import CLASSES, L, V, random_orders, tiny_randar
 
 pytestmark = pytest.mark.quick
 LABELS = torch.tensor([3, 7])
@@ -210,9 +210,7 @@ def test_a_fresh_model_knows_nothing() -> None:
         ((352, 1024, 8, 6), 10, 512, 9_831_008),
     ],
 )
-def test_published_numbers_of_parameters(
-    size: tuple[int, ...], classes: int, codes: int, parameters: int
-) -> None:
+def test_published_numbers_of_parameters(size: tuple[int, ...], classes: int, codes: int, parameters: int) -> None:
     with torch.device("meta"):
         model = tiny_meta(LlamaConfig(*size), classes, codes)
     assert sum(p.numel() for p in model.parameters()) == parameters
@@ -228,7 +226,10 @@ def tiny_meta(size: LlamaConfig, classes: int, codes: int) -> RandAR:
 @pytest.mark.parametrize(
     ("order", "answer"),
     [
-        (torch.zeros(2, L, dtype=torch.long), "^the order is no permutation; name each location 0 to 15 once an image$"),
+        (
+            torch.zeros(2, L, dtype=torch.long),
+            "^the order is no permutation; name each location 0 to 15 once an image$",
+        ),
         (torch.arange(1, L + 1).expand(2, -1), "^the order is no permutation"),
         (torch.arange(L), r"^the order has shape \(16,\); give one row an image, \(2, 16\)$"),
         (torch.arange(L).expand(3, -1), r"^the order has shape \(3, 16\)"),
