@@ -19,7 +19,7 @@ from models.randar.sequence import turned_by
 from models.randar.upscale import extrapolated_rotation
 from tests.factory import randomize
 
-TINY_GPT = LlamaConfig(hidden_size=32, intermediate_size=64, num_attention_heads=2, num_hidden_layers=2)
+TINY_GPT = LlamaConfig(hidden_size=32, intermediate_size=96, num_attention_heads=2, num_hidden_layers=2)
 CLASSES, SIDE, V = 10, 4, 64
 L = SIDE * SIDE
 

@@ -183,13 +183,9 @@ class LlamaGen(Generator):
             raise UserError("this model was trained without unconditional labels; name a class for each image")
 
     def sampler(self, batch: int, drawing: LlamaGenDrawing, compiled: bool = False) -> Sampler:
-        self.check_guidance(drawing.uses_cfg)
-        return LlamaGenSampler(self, batch, drawing, compiled)
-
-    def check_guidance(self, guided: bool) -> None:
-        """Refuse to guide a model that has no unconditional row."""
-        if guided and self.config.class_cond and not self.has_unconditional_row:
+        if drawing.uses_cfg and self.config.class_cond and not self.has_unconditional_row:
             raise UserError("this model was trained without unconditional labels and cannot be guided; set cfg 0")
+        return LlamaGenSampler(self, batch, drawing, compiled)
 
     def num_steps(self, drawing: LlamaGenDrawing) -> int:
         return self.num_locations

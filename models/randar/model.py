@@ -6,6 +6,7 @@ order drawn, its instruction q and its code x. The output at q_i predicts the co
 """
 
 from collections.abc import Sequence
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -29,11 +30,13 @@ class RandAR(LlamaGen):
     Config, Drawing = RandARConfig, RandARDrawing
     learns_patches = False
 
-    def __init__(
-        self, config: RandARConfig, autoencoder: Autoencoder | None = None, class_rows: int | None = None
-    ) -> None:
-        super().__init__(config, autoencoder, class_rows)
+    def __init__(self, config: RandARConfig, autoencoder: Autoencoder | None = None) -> None:
+        super().__init__(config, autoencoder)
         self.pos_instruct_embeddings = nn.Parameter(torch.randn(1, config.llama_config.hidden_size) * INIT_STD)
+
+    @classmethod
+    def from_state(cls, config: RandARConfig, autoencoder: Autoencoder | None, state: dict[str, Tensor]) -> Self:
+        return cls(config, autoencoder)  # every table has the unconditional row, which LlamaGen's may lack
 
     def training_loss(self, codes: Sequence[Tensor], labels: Tensor, context: StepContext) -> Loss:
         labels = self.drop_labels(labels, context.rank_rng)
@@ -83,7 +86,6 @@ class RandAR(LlamaGen):
         return F.embedding(locations, everywhere)
 
     def sampler(self, batch: int, drawing: RandARDrawing, compiled: bool = False) -> Sampler:
-        self.check_guidance(drawing.uses_cfg or (drawing.upscale == 2 and drawing.spatial_cfg > 0))
         if drawing.upscale == 1:
             return RandARSampler(self, batch, drawing, compiled)
         if self.config.scan_order == "raster":

@@ -438,16 +438,3 @@ def test_logits_that_are_not_finite_are_named() -> None:
         model.tok_embeddings.weight.fill_(math.nan)
     with pytest.raises(UserError, match=r"^the logits are not finite from step 1 on, at the scale of side 4; take"):
         sample(model, LABELS, seeds=SEEDS)
-
-
-@pytest.mark.parametrize("settings", [{"cfg": 0.5}, {"cfg": 0.0, "upscale": 2}], ids=str)
-def test_a_model_without_unconditional_labels_draws_classes_alone(settings: dict[str, Any]) -> None:
-    full = tiny_randar()
-    state = full.state_dict()
-    state["cls_embedding.embedding_table.weight"] = state["cls_embedding.embedding_table.weight"][:-1]
-    model = RandAR.from_state(full.config, None, dict(state))
-    model.load_state_dict(state)
-    same = {"seeds": SEEDS, "cfg": 0, "steps": 5}
-    assert torch.equal(sample(model, LABELS, **same).codes[0], sample(full, LABELS, **same).codes[0])
-    with pytest.raises(UserError, match=r"^this model was trained without unconditional labels and cannot be guided"):
-        sample(model, LABELS, **settings)
