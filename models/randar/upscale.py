@@ -12,7 +12,7 @@ from torch import Tensor
 
 from models.config import at_scale
 from models.draw import draw_uniforms
-from models.family import Setting
+from models.family import Maps, Setting
 from models.llamagen.patches import axis_frequencies, rotation_of_angles, signed_pairs
 from models.randar.config import RandARDrawing
 from models.randar.sampler import RandARSampler
@@ -57,9 +57,11 @@ class UpscaleSampler(RandARSampler):
                 extrapolated_rotation(model.scale_sizes[0], model.config.llama_config.head_dim, model.device)
             )
 
-    def draw(self, labels: Tensor, seeds: list[int]) -> Iterator[int]:
-        if self.kept is not None:
+    def _check_kept(self, keep: Maps, keep_codes: Maps) -> None:
+        if keep is not None or keep_codes is not None:
             raise UserError("upscale 2 draws whole images; leave out what is to be kept, or draw at upscale 1")
+
+    def draw(self, labels: Tensor, seeds: list[int]) -> Iterator[int]:
         self.check_given_order()
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         self.small.kept, self.small.given_order, self.first_step = None, self._small_order(), 0

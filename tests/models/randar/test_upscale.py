@@ -164,9 +164,13 @@ def test_images_are_of_twice_the_side() -> None:
 
 
 def test_what_cannot_be_drawn_at_twice_the_side_is_refused() -> None:
-    keep = [torch.ones(2, BIG, BIG, dtype=torch.bool)]
-    with pytest.raises(UserError, match=r"^upscale 2 draws whole images; leave out what is to be kept, or draw at"):
-        sample(tiny_randar(), LABELS, upscale=2, keep=keep, keep_codes=[torch.zeros(2, BIG, BIG, dtype=torch.long)])
+    for side in (SIDE, BIG):
+        edit = {
+            "keep": [torch.ones(2, side, side, dtype=torch.bool)],
+            "keep_codes": [torch.zeros(2, side, side).long()],
+        }
+        with pytest.raises(UserError, match=r"^upscale 2 draws whole images; leave out what is to be kept, or draw at"):
+            sample(tiny_randar(), LABELS, upscale=2, **edit)
     with pytest.raises(UserError, match=r"^upscale 2 needs a model of random order; this one was trained in raster or"):
         sample(tiny_randar(scan_order="raster"), LABELS, upscale=2)
 
