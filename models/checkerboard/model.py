@@ -122,6 +122,14 @@ class Checkerboard(Generator):
         logits, loss = self(codes, labels, layout=layout, generator=context.rank_rng)
         return Loss(loss, lambda: scale_metrics(logits, codes, layout))
 
+    def score(
+        self, codes: Sequence[Tensor], labels: Tensor, order: Tensor | None = None, rng: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        if order is not None:
+            self.check_takes_order()
+        layout = self.layout(sampling_blocks(self.scale_sizes, 4), self.draw_order(len(labels), rng))
+        return self(codes, labels, layout=layout)[0], in_scan_order(join_scales(codes), layout)
+
     def sampler(self, batch: int, drawing: CheckerboardDrawing, compiled: bool = False) -> Sampler:
         return CheckerboardSampler(self, batch, drawing, compiled)
 

@@ -28,7 +28,7 @@ class RandAR(LlamaGen):
     """LlamaGen's GPT and one learned vector, from which the instructions of all locations are made by rotation."""
 
     Config, Drawing = RandARConfig, RandARDrawing
-    learns_patches = False
+    learns_patches, takes_order = False, True
 
     def __init__(
         self, config: RandARConfig, autoencoder: Autoencoder | None = None, class_rows: int | None = None
@@ -38,14 +38,23 @@ class RandAR(LlamaGen):
 
     def training_loss(self, codes: Sequence[Tensor], labels: Tensor, context: StepContext) -> Loss:
         labels = self.drop_labels(labels, context.rank_rng)
-        order = None
-        if self.config.scan_order == "random":
-            uniforms = torch.rand(len(labels), self.num_locations, device=self.device, generator=context.rank_rng)
-            order = uniforms.argsort(dim=1)
+        order = self.draw_order(len(labels), context.rank_rng)
         with seeded(context.rank_rng):
             logits, loss = self(codes, labels, order)
         targets = self.in_order(codes, order)  # (B, L)
         return Loss(loss, lambda: {"accuracy": (logits.argmax(-1) == targets).float().mean()})
+
+    def draw_order(self, batch: int, rng: torch.Generator | None) -> Tensor | None:
+        """(B, L) a permutation an image, for models of random order; None of raster order."""
+        if self.config.scan_order == "raster":
+            return None
+        return torch.rand(batch, self.num_locations, device=self.device, generator=rng).argsort(dim=1)
+
+    def score(
+        self, codes: Sequence[Tensor], labels: Tensor, order: Tensor | None = None, rng: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        order = self.draw_order(len(labels), rng) if order is None else order
+        return self(codes, labels, order)[0], self.in_order(codes, order)
 
     def forward(self, codes: Sequence[Tensor], labels: Tensor, order: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(B, L, V) logits in the order drawn, and their mean cross-entropy in nats.
