@@ -34,6 +34,7 @@ class StepContext:
     step_rng: random.Random  # the same on every rank and for every batch of a step
     rank_rng: torch.Generator  # on the device, of this rank and batch alone
     patch_side: int = 1  # of the patches of codes to learn from, for families that learn from patches
+    shuffled: float = 1.0  # share of the locations that a random order moves, for families that take an order
 
 
 @dataclass(frozen=True)
@@ -190,6 +191,11 @@ class Generator(nn.Module, ABC):
     @property
     def dtype(self) -> torch.dtype:
         return next(self.parameters()).dtype
+
+    @property
+    def permutes_codes(self) -> bool:
+        """Whether training draws orders by ``shuffled`` of its context."""
+        return False
 
     @property
     def unconditional_label(self) -> int:

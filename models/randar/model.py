@@ -36,19 +36,32 @@ class RandAR(LlamaGen):
         super().__init__(config, autoencoder, class_rows)
         self.pos_instruct_embeddings = nn.Parameter(torch.randn(1, config.llama_config.hidden_size) * INIT_STD)
 
+    @property
+    def permutes_codes(self) -> bool:
+        return self.config.scan_order == "random"
+
     def training_loss(self, codes: Sequence[Tensor], labels: Tensor, context: StepContext) -> Loss:
         labels = self.drop_labels(labels, context.rank_rng)
-        order = self.draw_order(len(labels), context.rank_rng)
+        order = self.draw_order(len(labels), context.rank_rng, context.shuffled)
         with seeded(context.rank_rng):
             logits, loss = self(codes, labels, order)
         targets = self.in_order(codes, order)  # (B, L)
         return Loss(loss, lambda: {"accuracy": (logits.argmax(-1) == targets).float().mean()})
 
-    def draw_order(self, batch: int, rng: torch.Generator | None) -> Tensor | None:
-        """(B, L) a permutation an image, for models of random order; None of raster order."""
+    def draw_order(self, batch: int, rng: torch.Generator | None, shuffled: float = 1.0) -> Tensor | None:
+        """(B, L) a permutation an image, for models of random order; None of raster order.
+
+        Of a share ``shuffled`` below 1, so many random places of raster order are permuted among themselves.
+        """
         if self.config.scan_order == "raster":
             return None
-        return torch.rand(batch, self.num_locations, device=self.device, generator=rng).argsort(dim=1)
+        order = torch.rand(batch, self.num_locations, device=self.device, generator=rng).argsort(dim=1)
+        count = int(shuffled * self.num_locations)
+        if count == self.num_locations:
+            return order
+        moved = order[:, :count]  # places in no order, and so a permutation of them
+        raster = raster_order(batch, self.num_locations, self.device)
+        return raster.scatter(1, moved.sort(dim=1).values, moved)
 
     def score(
         self, codes: Sequence[Tensor], labels: Tensor, order: Tensor | None = None, rng: torch.Generator | None = None

@@ -162,11 +162,11 @@ SPOILT: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "fewer maps": (
         replaced("imagenet32_codes", "7.npy", by=lambda x: x[:, :1]),
-        r"7\.npy holds \(maps, codes\) \(1, 16\), but 0\.npy",
+        r"7\.npy holds \(maps, codes\) \(1, 16\), but the first file",
     ),
     "fewer codes": (
         replaced("imagenet32_codes", "7.npy", by=lambda x: x[..., :9]),
-        r"7\.npy holds \(maps, codes\) \(2, 9\), but 0\.npy",
+        r"7\.npy holds \(maps, codes\) \(2, 9\), but the first file",
     ),
     "labels": (
         replaced("imagenet32_labels", "7.npy", by=lambda x: x.repeat(2)),
