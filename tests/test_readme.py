@@ -44,7 +44,7 @@ STARTS = ("python", "bash", "torchrun", "tensorboard", "pip")  # of a code span 
 PLACEHOLDER = re.compile(r"\b[A-Z]+\b|\.\.\.")  # CONFIG, N
 EVALUATOR = ROOT / "tests/fixtures/evaluator"
 STAND_IN = f"--inception_graph {EVALUATOR / 'classify_image_graph_def.pb'}"
-OF_FEW_CLASSES = ("config_256_S", "npp_B", "llamagen_XL")  # trained on the stand-in of ImageNet
+OF_FEW_CLASSES = ("config_256_S", "npp_B", "llamagen_XL", "randar_L")  # trained on the stand-in of ImageNet
 MAX_WORDS = 1800  # of the README, outside tables and code
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")  # of runpy
@@ -77,7 +77,8 @@ def module_of(command: str) -> str | None:
 
 ALL = list(dict.fromkeys(command for page in PAGES for command in commands_of(page)))
 SET_UP = re.compile(
-    r"python3 -m venv .*|source .*|pip install .*|python -m pytest.*|(ruff|lint-imports|tensorboard)( .*)?"
+    r"python3 -m venv .*|source .*|pip install .*|python -m pytest.*|(ruff|lint-imports|tensorboard)( .*)?|"
+    r"python -c .import torchvision; .*download=True.*"
 )
 COMMANDS = [command for command in ALL if not SET_UP.fullmatch(command)]
 PROGRAMS = sorted({module for command in COMMANDS if (module := module_of(command))})
@@ -216,6 +217,8 @@ def install_weights(folder: Path) -> None:
         export_published(save_run(folder / f"made-{name}", gpt), pretrained / name)
         (file,) = (pretrained / name).glob("*.pt")
         file.rename(file.with_name("c2i_B_256.pt"))
+    randar = tiny_randar(autoencoder=tiny_autoencoder(), img_size=32, num_classes=1000)
+    export_published(save_run(folder / "made-randar", randar), pretrained / "randar-l")
     state = tiny_autoencoder(ch_mult=(1, 1, 1, 1, 1)).state_dict()
     (pretrained / "llamagen").mkdir()
     del state["cluster_usage_train"]
@@ -231,6 +234,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
         make_tiny(path)
     save_photos(folder / "data/imagenet/train", num_classes=3, count=4)
     save_photos(folder / "data/cifar10/train", num_classes=10, count=2)
+    save_photos(folder / "data/cifar10/test", num_classes=10, count=1)
     save_photos(folder / "path/to/images", num_classes=12, count=2)
     for name in ("ten_crop", "ten_crop_105"):
         save_codes(folder / "path/to" / name)
@@ -312,6 +316,17 @@ RULES = (
         files=("data/cached/imagenet-*/codes.npy",),
         makes="--use_cache",
     ),
+    trains(r"randar_L\.yaml --use_cache", "output/randar_L"),
+    Rule(
+        r"python main\.py --config configs/randar_L\.yaml --create_cache --batch_size 32",
+        files=("data/cached/llamagen/imagenet-32-flip/codes.npy",),
+        makes="randar_L.yaml --use_cache",
+    ),
+    trains(r"cifar10_randar_(random|raster)\.yaml", "output/cifar10_randar_random"),
+    Rule(
+        r"python main\.py --config configs/cifar10_randar_random\.yaml --create_cache --use_cache false .*",
+        files=("data/cached/cifar10-32-center/codes.npy",),
+    ),
     trains(r"npp_B\.yaml --use_cache", "output/npp_B"),
     Rule(
         r"python main\.py --config configs/npp_B\.yaml --create_cache --batch_size 32",
@@ -363,6 +378,20 @@ RULES = (
     Rule(SAMPLE + ".* --output_dir samples/three", check=check_three),
     Rule(SAMPLE + "--checkpoint output/quickstart --edit .*", check=check_edit),
     Rule(
+        SAMPLE + r"--checkpoint pretrained_models/randar-l --cfg 2\.4 --num_samples 16",
+        files=("samples/2*/000015.png", "samples/2*/grid.png"),
+        says="16 images of 32 px in 16 steps",
+    ),
+    Rule(
+        SAMPLE + r"--checkpoint pretrained_models/randar-l --upscale 2 .*",
+        files=("samples/2*/000001.png", "samples/2*/grid.png"),
+        says="2 images of 64 px in 64 steps",
+    ),
+    Rule(
+        SAMPLE + r"--checkpoint pretrained_models/randar-l .*--edit .*",
+        files=("samples/2*/000001.png", "samples/2*/grid.png"),
+    ),
+    Rule(
         SAMPLE + r"--checkpoint pretrained_models/(npp|llamagen)-b --cfg 1 --num_samples 16",
         files=("samples/2*/000015.png", "samples/2*/grid.png"),
         says="16 images of 32 px in 64 steps",
@@ -389,6 +418,13 @@ RULES = (
         files=("output/evaluation/npp-b-cfg1-20-seed0/result.json",),
         says=r"(?m)^FID-20 +\S+ +4\.47$",
         added=f"--num_samples 20 {STAND_IN}",
+        alone=True,
+    ),
+    Rule(
+        r"bash run_evaluator\.sh --preset randar-l",
+        files=("output/evaluation/randar-l-*/result.json",),
+        says=r"(?m)^FID-20 +\S+ +2\.65$",
+        added=f"--num_samples 20 --steps 16 {STAND_IN}",
         alone=True,
     ),
     Rule(r"bash run_evaluator\.sh --help", says=r"NPROC=8 bash run_evaluator\.sh"),
