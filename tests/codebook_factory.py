@@ -13,7 +13,7 @@ from runtime import distributed
 from runtime.command import run
 from tests.factory import randomize, tiny_autoencoder
 from train_ae_codebook.options import AutoencoderArgs, RequantizeArgs
-from train_ae_codebook.tasks import RequantizeTask, VQVAETask
+from train_ae_codebook.tasks import LlamaGenVQTask, RequantizeTask
 from training.task import step_context
 from training.trainer import Trainer
 
@@ -39,8 +39,8 @@ def ae_args(**overrides: Any) -> AutoencoderArgs:
     return AutoencoderArgs(**(tiny | overrides))
 
 
-def ae_task(**overrides: Any) -> VQVAETask:
-    return VQVAETask(tiny_autoencoder(ch_mult=(1, 1)).train(), ae_args(**overrides), digits("val", 64), CPU)
+def ae_task(**overrides: Any) -> LlamaGenVQTask:
+    return LlamaGenVQTask(tiny_autoencoder(ch_mult=(1, 1)).train(), ae_args(**overrides), digits("val", 64), CPU)
 
 
 def ae_trainer(folder: Path, **overrides: Any) -> Trainer:

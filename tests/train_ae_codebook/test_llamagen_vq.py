@@ -14,7 +14,7 @@ from runtime.errors import UserError
 from tests.codebook_factory import CPU, ae_args, ae_task, digits, step
 from tests.factory import tiny_autoencoder
 from train_ae_codebook.codebook import USAGE_RATE
-from train_ae_codebook.tasks import VQVAETask
+from train_ae_codebook.tasks import LlamaGenVQTask
 
 pytestmark = pytest.mark.quick
 
@@ -99,7 +99,7 @@ def test_usage_is_a_moving_average_of_frequencies(images: Tensor) -> None:
     torch.testing.assert_close(loss.metrics()["perplexity"], entropy.exp())
 
 
-def prepared(revive_freq: int = 10) -> tuple[VQVAETask, Tensor]:
+def prepared(revive_freq: int = 10) -> tuple[LlamaGenVQTask, Tensor]:
     """A task half of whose codes are dead, the even ones, and its codebook before."""
     task = ae_task(full_size_share=1.0, revive_freq=revive_freq)
     usage = task.module.cluster_usage_train.fill_(1 / 64)
@@ -152,7 +152,7 @@ def test_impossible_scales_are_refused(sizes: tuple[int, ...]) -> None:
 
 def test_the_largest_scale_must_be_that_of_the_images() -> None:
     with pytest.raises(UserError, match="the largest of scale_sizes is one of 8 pixels, but img_size is 12"):
-        VQVAETask(tiny_autoencoder(ch_mult=(1, 1)), ae_args(img_size=12), digits("val", 64), CPU)
+        LlamaGenVQTask(tiny_autoencoder(ch_mult=(1, 1)), ae_args(img_size=12), digits("val", 64), CPU)
 
 
 def test_the_module_is_an_autoencoder_in_float32() -> None:
