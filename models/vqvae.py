@@ -79,6 +79,13 @@ class AveragedCodebook(nn.Module):
         return self._embedding.weight.float()
 
     @torch.no_grad()
+    def begin(self, latents_VC: Tensor, size: float) -> None:
+        """Put the codes onto latents, as if ``size`` of each had been seen."""
+        self._embedding.weight.copy_(latents_VC)
+        self._ema_w.copy_(latents_VC * size)
+        self._ema_cluster_size.fill_(size)
+
+    @torch.no_grad()
     def average(self, counts_V: Tensor, sums_VC: Tensor, decay: float, epsilon: float) -> None:
         """Take in how many latents of a batch chose each code, and their sums; of all ranks.
 
@@ -112,6 +119,10 @@ class VQVAE(Autoencoder):
 
     def decode_latents(self, latents: Tensor) -> Tensor:
         return 2 * self._decoder(latents)
+
+    def begin_codes(self, latents_VC: Tensor, size: float) -> None:
+        """Put the codes onto latents, as if ``size`` of each had been seen."""
+        self._vq_vae.begin(latents_VC, size)
 
     def average_codes(self, counts_V: Tensor, sums_VC: Tensor, decay: float, epsilon: float = 1e-5) -> None:
         """Move the codes towards the latents of a batch, see ``AveragedCodebook.average``."""

@@ -110,6 +110,10 @@ class VQVAEArgs(ImageArgs):
         0.0632869, "of the data's pixels in [0, 1]: divides the mean square error; the default is CIFAR-10's"
     )
     codebook_decay: float = option(0.99, "of the moving averages of latents that the codes are")
+    codebook_start: Literal["normal", "latents"] = option(
+        "normal",
+        "normal (random, as published; all latents share a code for some 600 steps) or latents (of the first step)",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

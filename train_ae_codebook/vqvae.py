@@ -36,6 +36,8 @@ class VQVAETask(AutoencoderTask):
         """Of images (B, 3, H, W): mean square error over the data's variance, and commitment. Then the codes move."""
         images = batch[0]
         z = self.module.encode(images)  # (B, C, S, S)
+        if self.args.codebook_start == "latents" and context.step == context.batch == 0:
+            self._begin_codes(z.detach(), context.rank_rng)
         codes = self.module.quantize_latents(z)
         quantized = self.module.lookup(codes)
         rebuilt = self.module.decode_latents(z + (quantized - z).detach())  # straight through, as LlamaGen's
@@ -43,6 +45,13 @@ class VQVAETask(AutoencoderTask):
         commitment = self.args.commitment * F.mse_loss(z, quantized)
         counts = self._move_codes(z.detach(), codes)
         return Loss(error + commitment, lambda: {"mse_over_variance": error, "perplexity": perplexity(counts)})
+
+    def _begin_codes(self, z: Tensor, rng: torch.Generator) -> None:
+        """Put the codes onto latents of z (B, C, S, S), drawn at random, of the first rank."""
+        latents_NC, V = z.permute(0, 2, 3, 1).flatten(0, 2), self.module.config.n_embed
+        chosen = latents_NC[torch.randint(len(latents_NC), (V,), device=z.device, generator=rng)]
+        size = len(latents_NC) * distributed.num_ranks() / V
+        self.module.begin_codes(distributed.from_main(chosen.cpu()).to(z.device), size)
 
     @torch.no_grad()
     def _move_codes(self, z: Tensor, codes: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ from runtime.config import (
 from runtime.device import describe_size
 from runtime.errors import UserError
 from tests.factory import FIXTURES
-from train_ae_codebook.options import AutoencoderArgs, RequantizeArgs
+from train_ae_codebook.main import OTHERS, WHOLE
 from training.options import LoopArgs, TrainArgs
 
 pytestmark = pytest.mark.quick
@@ -385,8 +385,8 @@ def test_a_configuration_parses_and_prints_back(path: Path, tmp_path: Path, caps
 @pytest.mark.parametrize("path", sorted((ROOT / "train_ae_codebook").glob("*.yaml")), ids=lambda path: path.stem)
 def test_a_configuration_of_an_autoencoder_parses(path: Path) -> None:
     content = yaml.safe_load(path.read_text())
-    kinds = {"model": LlamaGenVQConfig, "args": AutoencoderArgs, "requantize": RequantizeArgs}
-    settings = parse("--config", str(path), kinds={section: kinds[section] for section in content})
+    kinds = next((kinds for section, kinds in OTHERS.items() if section in content), WHOLE)
+    settings = parse("--config", str(path), kinds=kinds)
     for section, values in content.items():
         assert {key: plain(settings[section])[key] for key in values} == values
     assert f"python train_ae_codebook/main.py --config train_ae_codebook/{path.name}" in path.read_text()
