@@ -203,7 +203,7 @@ class Generator(nn.Module, ABC):
 
     def codebook(self) -> Tensor:
         """(V, C) latents of all codes."""
-        return self.autoencoder.quantize.codebook()
+        return self.autoencoder.codebook()
 
     def tokenize(self, images: Tensor) -> list[Tensor]:
         """Codes (B, S, S) of each scale of images (B, 3, H, W) in [-1, 1]; the image size must be the model's."""

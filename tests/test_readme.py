@@ -468,6 +468,9 @@ RULES = (
     ),
     makes_autoencoder("config_cifar10", "output/autoencoders/own/autoencoder", "--batch_size 12"),
     makes_autoencoder(
+        "config_cifar10_vqvae", "output/autoencoders/config_cifar10_vqvae/autoencoder", "--batch_size 12 --channels 16"
+    ),
+    makes_autoencoder(
         "config_256",
         "output/autoencoders/mine/autoencoder",
         "--ch 32 --ch_mult [1,1,1,1,1] --num_res_blocks 1 --z_channels 32 --img_size 32 --scale_sizes [1,2] "

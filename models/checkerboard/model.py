@@ -54,6 +54,11 @@ class Checkerboard(Generator):
 
     def __init__(self, config: CheckerboardConfig, autoencoder: Autoencoder, project_source: bool = True) -> None:
         super().__init__(config, autoencoder)
+        if not autoencoder.unit_norm:
+            raise UserError(
+                f"the checkerboard takes latents of unit norm, but this autoencoder is of the kind {autoencoder.kind}; "
+                "name one of LlamaGen's kind as model.autoenc, or take another architecture"
+            )
         self.use_flex_attention = False  # in forward; the sampler needs no mask
         llama, C = config.llama_config, autoencoder.config.embed_dim
         D, V = llama.hidden_size, autoencoder.config.n_embed
