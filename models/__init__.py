@@ -5,10 +5,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from models.loading.checkpoint import load_checkpoint
+    from models.randar.schedule import parallel_schedule
     from models.sampling import sample
 
-__all__ = ["load_checkpoint", "sample"]
-_WHERE = {"load_checkpoint": "models.loading.checkpoint", "sample": "models.sampling"}
+__all__ = ["load_checkpoint", "parallel_schedule", "sample"]
+_WHERE = {
+    "load_checkpoint": "models.loading.checkpoint",
+    "parallel_schedule": "models.randar.schedule",
+    "sample": "models.sampling",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -8,8 +8,10 @@ import re
 import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from runtime.errors import UserError
 from runtime.stopping import Stopped
@@ -73,6 +75,7 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
         elif isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # what a terminal cannot show is no reason to stop
     os.environ["MPLBACKEND"] = "agg"  # a notebook's, which its commands inherit, may be missing here
+    warnings.formatwarning = _in_a_line
     message, code = "", 0
     try:
         _check_place()
@@ -86,6 +89,12 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
             raise
         message, code = explained or (traceback.format_exc(), FAILED)
     _leave(message, code)
+
+
+def _in_a_line(message: Warning | str, category: type[Warning], filename: str, *where: Any) -> str:
+    """A warning as users see it; those of libraries say where they come from."""
+    source = "" if Path(filename).is_relative_to(PROJECT) else f" ({category.__name__}, {filename})"
+    return f"warning: {message}{source}\n"
 
 
 def _check_place() -> None:

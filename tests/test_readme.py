@@ -35,6 +35,7 @@ from models.loading.checkpoint import export_published
 from tests.command_factory import ROOT, Outcome, call, save_run, start
 from tests.factory import TINY_TRANSFORMER, tiny_autoencoder, tiny_model
 from tests.llamagen_factory import tiny_gpt
+from tests.randar_factory import tiny_randar
 
 PATHS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "CONTRIBUTING.md"]
 PAGES = {path.relative_to(ROOT).as_posix(): path.read_text() for path in PATHS}

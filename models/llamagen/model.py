@@ -112,7 +112,8 @@ class LlamaGen(Generator):
 
     def prepare_training(self, attention: str, compiled: bool, activation_checkpointing: bool) -> None:
         if attention != "sdpa":
-            raise UserError("llamagen has the attention sdpa alone, which is causal without a mask; set attention sdpa")
+            name = self.config.architecture
+            raise UserError(f"{name} has the attention sdpa alone, which is causal without a mask; set attention sdpa")
         self.activation_checkpointing = activation_checkpointing
         if compiled:
             for layer in self.layers:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from models.config import AutoencoderPaths
+from models.config import AutoencoderConfig, AutoencoderPaths
 from models.family import Generator
 from models.llamagen.config import STRIDE
 from models.loading.autoencoder import first_file
@@ -15,6 +15,7 @@ from models.loading.state import PublishedLayout, our_names
 from models.randar.config import RandARConfig
 from runtime.errors import UserError
 
+USUAL_MULTIPLE = 256
 USUAL_HEAD_DIM, USUAL_LOCATIONS = 64, 256  # of every released file; neither can be read off the weights
 MASKGIT = AUTOENCODER.parents[1] / "maskgit/maskgit-vqgan-imagenet-f16-256.bin"
 AUTOENCODERS = {16384: AUTOENCODER, 1024: MASKGIT}  # of released files, by V
@@ -27,7 +28,7 @@ def translate_config(content: Mapping[str, Any], path: Path) -> dict[str, Any] |
     params = (content.get("ar_model") or {}).get("params") if isinstance(content.get("ar_model"), Mapping) else None
     if not isinstance(params, Mapping):
         return None
-    sizes = {key: params.get(key) for key in NEEDED}
+    sizes = {key: params.get(key) for key in NEEDED} | {"multiple_of": params.get("multiple_of", USUAL_MULTIPLE)}
     for key, value in sizes.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise UserError(f"{path} has ar_model.params.{key} {value}; it must be a whole number above 0")
@@ -50,7 +51,7 @@ def translate_config(content: Mapping[str, Any], path: Path) -> dict[str, Any] |
         "label_drop": params.get("class_dropout_prob", RandARConfig.label_drop),
         "llama_config": {
             "hidden_size": params["dim"],
-            "intermediate_size": ffn_width(params["dim"], params.get("multiple_of", 256)),
+            "intermediate_size": ffn_width(params["dim"], sizes["multiple_of"]),
             "num_attention_heads": params["n_head"],
             "num_hidden_layers": params["n_layer"],
         },
@@ -121,7 +122,9 @@ def published_config(model: Generator, autoenc: AutoencoderPaths, path: Path) ->
     """RandAR's YAML of a model; a UserError if it cannot say what the model is."""
     config: RandARConfig = model.config
     size = config.llama_config
-    fits = [number for number in (256, 64, size.ffn_size) if ffn_width(size.hidden_size, number) == size.ffn_size]
+    fits = [
+        number for number in (USUAL_MULTIPLE, 64, size.ffn_size) if ffn_width(size.hidden_size, number) == size.ffn_size
+    ]
     if not fits or not config.class_cond:
         what = f"intermediate_size {size.intermediate_size}" if config.class_cond else "a model without classes"
         raise UserError(f"{path} has {what}, which RandAR's layout cannot say")
@@ -143,7 +146,23 @@ def published_config(model: Generator, autoenc: AutoencoderPaths, path: Path) ->
         "position_order": config.scan_order,
     }
     whole = {"ar_model": {"target": "RandAR.model.randar_gpt.RandARTransformer", "params": params}}
-    return whole if autoenc.checkpoint_path is None else whole | {"vq_ckpt": autoenc.checkpoint_path}
+    if model.autoencoder is None:
+        return whole
+    return whole | {"tokenizer": _tokenizer_section(model.autoencoder.config), "vq_ckpt": autoenc.checkpoint_path}
+
+
+def _tokenizer_section(config: AutoencoderConfig) -> dict[str, Any]:
+    """What RandAR's YAML says of LlamaGen's autoencoder."""
+    levels = list(config.ch_mult)
+    params = {
+        "codebook_size": config.n_embed,
+        "codebook_embed_dim": config.embed_dim,
+        "codebook_l2_norm": True,
+        "encoder_ch_mult": levels,
+        "decoder_ch_mult": levels,
+        "z_channels": config.z_channels,
+    }
+    return {"target": "RandAR.model.tokenizer.VQModel", "params": params}
 
 
 def published_file(models: Mapping[str, Any], checkpoint: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:

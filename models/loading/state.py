@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from models.config import AutoencoderPaths
+from models.loading.omegaconf import STAND_INS, plain_values
 from runtime.errors import UserError
 
 Names = tuple[tuple[str, str], ...]  # parts of our names and of the published ones, replaced in this order
@@ -30,6 +31,7 @@ _ALLOWED = [
     torch.Tensor,  # with attributes, as LlamaGen's 3B has them
     torch._tensor._rebuild_from_type_v2,
     *((kind, f"{module}.{name}") for module in ("pathlib", "pathlib._local") for name, kind in _PATHS.items()),
+    *STAND_INS,
 ]
 # How torch's restricted reader names what it will not load.
 _REFUSED = re.compile(r"(?:unsupported global(?:: global)?|trying to instantiate a class) ([\w.]+)", re.IGNORECASE)
@@ -123,7 +125,7 @@ def read_torch_file(path: Path) -> dict[str, Any]:
         ) from error
     if not isinstance(checkpoint, dict):
         raise UserError(f"{path} holds a {type(checkpoint).__name__}, not a checkpoint's dictionary")
-    return checkpoint
+    return plain_values(checkpoint, str(path))
 
 
 def _check_whole(path: Path) -> None:

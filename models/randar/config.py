@@ -1,10 +1,10 @@
 """Settings of RandAR: of the model, and of a drawing. Without torch: --help answers before it is loaded."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Literal, Self
 
-from models.config import Drawing, at_scale
+from models.config import MAX_CFG, Drawing, at_scale
 from models.llamagen.config import LlamaGenConfig
 from models.randar.schedule import parallel_schedule
 from runtime.config import option
@@ -49,14 +49,18 @@ class RandARDrawing(Drawing):
         usual = USUAL_STEPS if self.upscale == 1 else -1
         return parallel_schedule(num_locations, self.steps or usual, num_known)
 
+    def first_stage(self) -> Self:
+        """Of an image of twice the side, the drawing of its even locations, by the same number of steps."""
+        return replace(self, upscale=1, steps=self.steps or -1)
+
     def check(self, scale_sizes: Sequence[int]) -> None:
         super().check(scale_sizes)
         if at_scale(self.cfg, 0) < 0:
             raise UserError(f"cfg is {self.cfg}; it must not be negative, 0 for no guidance")
         if self.upscale not in (1, 2):
             raise UserError(f"upscale is {self.upscale}; it must be 1 or 2")
-        if self.spatial_cfg < 0:
-            raise UserError(f"spatial_cfg is {self.spatial_cfg}; it must not be negative, 0 for none")
+        if not 0 <= self.spatial_cfg <= MAX_CFG:
+            raise UserError(f"spatial_cfg is {self.spatial_cfg}; it must lie between 0, for none, and {MAX_CFG}")
         check_probabilities(self, "spatial_ratio")
         num_codes = sum(side * side for side in self.sampled_sizes(scale_sizes))
         if not -1 <= self.steps <= num_codes:

@@ -6,19 +6,19 @@ order drawn, its instruction q and its code x. The output at q_i predicts the co
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
+from typing import Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.autoencoder import Autoencoder
+from models.autoencoder import Autoencoder, to_uint8
 from models.family import Loss, Sampler, StepContext
 from models.llamagen.model import INIT_STD, LlamaGen, seeded
 from models.llamagen.patches import pair_rotation, rotate_pairs
 from models.randar.config import RandARConfig, RandARDrawing
 from models.randar.sampler import RandARSampler
-from models.randar.sequence import check_order, interleave, raster_order, turned_by
+from models.randar.sequence import checked_order, interleave, raster_order, turned_by
 from models.randar.upscale import UpscaleSampler
 from models.transformer import CosSin, as_dtype
 from runtime.errors import UserError
@@ -30,15 +30,17 @@ class RandAR(LlamaGen):
     Config, Drawing = RandARConfig, RandARDrawing
     learns_patches, takes_order = False, True
 
-    def __init__(
-        self, config: RandARConfig, autoencoder: Autoencoder | None = None, class_rows: int | None = None
-    ) -> None:
-        super().__init__(config, autoencoder, class_rows)
+    def __init__(self, config: RandARConfig, autoencoder: Autoencoder | None = None) -> None:
+        super().__init__(config, autoencoder)
         self.pos_instruct_embeddings = nn.Parameter(torch.randn(1, config.llama_config.hidden_size) * INIT_STD)
 
     @property
     def permutes_codes(self) -> bool:
         return self.config.scan_order == "random"
+
+    @classmethod
+    def from_state(cls, config: RandARConfig, autoencoder: Autoencoder | None, state: dict[str, Tensor]) -> Self:
+        return cls(config, autoencoder)  # every table has the unconditional row, which LlamaGen's may lack
 
     def training_loss(self, codes: Sequence[Tensor], labels: Tensor, context: StepContext) -> Loss:
         labels = self.drop_labels(labels, context.rank_rng)
@@ -77,7 +79,8 @@ class RandAR(LlamaGen):
         """
         if order is None:
             order = raster_order(len(labels), self.num_locations, self.device)
-        check_order(order, len(labels), self.num_locations)
+        else:
+            order = checked_order(order, len(labels), self.num_locations, self.device)
         targets, table = self.in_order(codes, order), self.rotation_table()
         instructions = self.instructions(order, table)
         tokens = self.token_dropout(self.tok_embeddings(targets))
@@ -105,15 +108,19 @@ class RandAR(LlamaGen):
         return F.embedding(locations, everywhere)
 
     def sampler(self, batch: int, drawing: RandARDrawing, compiled: bool = False) -> Sampler:
-        super().sampler(batch, drawing)  # refuses what cannot be guided
         if drawing.upscale == 1:
             return RandARSampler(self, batch, drawing, compiled)
         if self.config.scan_order == "raster":
             raise UserError("upscale 2 needs a model of random order; this one was trained in raster order")
         return UpscaleSampler(self, batch, drawing, compiled)
 
+    def to_uint8(self, images: Tensor) -> Tensor:
+        """Rounded, but cut off where MaskGIT's tokenizer made them (randar.md Sec. 3)."""
+        cut_off = self.autoencoder is not None and self.autoencoder.kind == "maskgit"
+        return to_uint8(images) if cut_off else super().to_uint8(images)
+
     def num_steps(self, drawing: RandARDrawing) -> int:
-        small = len(replace(drawing, upscale=1).schedule(self.num_locations))
         if drawing.upscale == 1:
-            return small
-        return small + len(drawing.schedule(4 * self.num_locations, self.num_locations))
+            return len(drawing.schedule(self.num_locations))
+        first = len(drawing.first_stage().schedule(self.num_locations))
+        return first + len(drawing.schedule(4 * self.num_locations, self.num_locations))

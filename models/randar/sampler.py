@@ -17,7 +17,7 @@ from models.config import at_scale
 from models.draw import draw, draw_noise, guide
 from models.family import Sampler, Setting
 from models.randar.config import RandARDrawing
-from models.randar.sequence import check_order, interleave, orders_of_seeds, raster_order, turned_by
+from models.randar.sequence import checked_order, interleave, orders_of_seeds, raster_order, turned_by
 from models.transformer import KVCache, Start, float32_logits
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ class RandARSampler(Sampler):
     @torch.inference_mode()
     def __init__(self, model: "RandAR", batch: int, drawing: RandARDrawing, compiled: bool = False) -> None:
         super().__init__(model, batch, drawing, compiled)
+        self.row_sets = len(self.strengths()) + 1  # how often each image is in the batch
         self.num_tokens = 2 * self.num_locations  # the last code is never fed
         self.kv_cache = KVCache.zeros(
             model.config.llama_config, batch * self.row_sets, self.num_tokens, like=model.output.weight
@@ -63,20 +64,24 @@ class RandARSampler(Sampler):
         self.draw_codes = compiled_step(model.device.type) if compiled else draw_codes
         self.stay_in_place(self.step_map, self.order)
 
-    @property
-    def row_sets(self) -> int:
-        """How often each image is in the batch."""
-        return 1 + self.guided
+    def strengths(self) -> tuple[float, ...]:
+        """How far each further row set guides, once all is drawn."""
+        return (at_scale(self.drawing.cfg, 0),) if self.guided else ()
 
     def rotation_table(self) -> tuple[Tensor, Tensor]:
         return self.model.rotation_table()
 
     def draw(self, labels: Tensor, seeds: list[int]) -> Iterator[int]:
+        self.check_given_order()
         if self.kept is not None and len(set(self.kept[0].sum(1).tolist())) > 1:
             yield from self._draw_apart(labels, seeds)
             return
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         yield from self.draw_all(labels, generators)
+
+    def check_given_order(self) -> None:
+        if self.given_order is not None:
+            self.given_order = checked_order(self.given_order, self.batch, self.num_locations, self.model.device)
 
     def draw_all(self, labels: Tensor, generators: list[torch.Generator]) -> Iterator[int]:
         """Draw all locations that are not kept, yielding step numbers."""
@@ -99,7 +104,8 @@ class RandARSampler(Sampler):
             step = Step(number, known, slice(known.stop, known.stop + count))
             noise = draw_noise(generators, count, model.num_codes, device=model.device)
             share = known.stop / self.num_locations if drawing.cfg_schedule == "linear" else 1.0
-            self.draw_codes(self, *self.fed(step), noise, self.setting(share), temperature)
+            strengths = tuple(self.setting(share * strength) for strength in self.strengths())
+            self.draw_codes(self, *self.fed(step), noise, strengths, temperature)
             self.step_map.scatter_(1, self.order[:, step.drawn], self.first_step + number)
             known = step.drawn
             yield self.first_step + number
@@ -123,9 +129,9 @@ class RandARSampler(Sampler):
         """(R, n', D) inputs of the codes that lie at locations (B, n')."""
         return self.model.tok_embeddings(self.sequence.gather(1, locations)).repeat(self.row_sets, 1, 1)
 
-    def guide(self, logits: Tensor, share: Setting) -> Tensor:
-        """(B, n, V) logits of all rows (R, n, V), with ``share`` of the guidance."""
-        return guide(logits, share * at_scale(self.drawing.cfg, 0)) if self.guided else logits
+    def guide(self, logits: Tensor, strengths: Sequence[Setting]) -> Tensor:
+        """(B, n, V) logits of all rows (R, n, V), by as many ``strengths`` as there are further row sets."""
+        return guide(logits, *strengths) if strengths else logits
 
     def step_of_location(self) -> Tensor:
         return self.step_map
@@ -144,7 +150,6 @@ class RandARSampler(Sampler):
             order = raster_order(self.batch, self.num_locations, drawn.device)
         else:
             order = drawn if self.given_order is None else self.given_order
-            check_order(order, self.batch, self.num_locations)
         self.order.copy_(order)
         self.step_map.zero_()
         if self.kept is None or raster:
@@ -164,7 +169,7 @@ class RandARSampler(Sampler):
             rows = (counts == count).nonzero()[:, 0]
             part = type(self)(self.model, len(rows), self.drawing, self.compiled)
             part.kept = tuple(values[rows] for values in self.kept)
-            part.given_order = None if self.given_order is None else self.given_order[rows.to(self.given_order.device)]
+            part.given_order = None if self.given_order is None else self.given_order[rows]
             yield from part.draw(labels[rows], [seeds[row] for row in rows])
             self.sequence[rows], self.step_map[rows] = part.sequence, part.step_map
             self.maps[:, rows] = part.maps
@@ -177,13 +182,13 @@ def draw_codes(
     start: Start,
     first: bool,
     noise: Tensor,
-    share: Setting,
+    strengths: Sequence[Setting],
     temperature: Setting,
 ) -> None:
     """One step: draw the codes of locations ``drawn`` (B, n) into the buffers of ``run``. Without syncs.
 
     ``known`` (B, n') are the locations whose codes are fed, ``start`` and ``first`` as of ``fed``, ``noise`` (B, n, V)
-    is for ``draw``, ``share`` of the guidance.
+    is for ``draw``, ``strengths`` for the guidance of this step.
     """
     model, sets = run.model, run.row_sets
     instructions = [model.instructions(locations, run.table).repeat(sets, 1, 1) for locations in (known, drawn)]
@@ -200,7 +205,7 @@ def draw_codes(
     so_far = run.places[: start + x.shape[1]] if isinstance(start, int) else run.places
     mask = so_far <= slots[:, None]
     x = model.transform(x, turned_by(run.table, places), mask, run.kv_cache, start)
-    logits = run.guide(float32_logits(x[:, -drawn.shape[1] :], run.head), share)
+    logits = run.guide(float32_logits(x[:, -drawn.shape[1] :], run.head), strengths)
     run.store(drawn, *draw(logits, noise, temperature, run.drawing.top_k, run.drawing.top_p))
 
 

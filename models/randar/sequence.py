@@ -24,14 +24,16 @@ def orders_of_seeds(generators: Sequence[torch.Generator], num_locations: int) -
     return draw_uniforms(generators, num_locations).argsort(dim=1)
 
 
-def check_order(order: Tensor, batch: int, num_locations: int) -> None:
-    """Refuse what is not one permutation of all locations an image."""
+def checked_order(order: Tensor, batch: int, num_locations: int, device: torch.device) -> Tensor:
+    """(B, L) int64 on a device; a UserError for what is not one permutation of all locations an image."""
     if order.is_floating_point() or order.is_complex():
         raise UserError(f"the order has type {order.dtype}; give raster indices, which are whole numbers")
     if tuple(order.shape) != (batch, num_locations):
         raise UserError(f"the order has shape {tuple(order.shape)}; give one row an image, {(batch, num_locations)}")
-    if (order.sort(dim=1).values != torch.arange(num_locations, device=order.device)).any():
+    order = order.long().to(device)
+    if (order.sort(dim=1).values != torch.arange(num_locations, device=device)).any():
         raise UserError(f"the order is no permutation; name each location 0 to {num_locations - 1} once an image")
+    return order
 
 
 def interleave(instructions: Tensor, tokens: Tensor) -> Tensor:

@@ -4,8 +4,7 @@ The codes of even rows and columns are a normal image, drawn first; the others f
 Letters: B images, S side of the model's grid, L = S * S, 4L locations drawn, n codes, D width, d dimension of a head.
 """
 
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,7 +16,6 @@ from models.family import Setting
 from models.llamagen.patches import axis_frequencies, rotation_of_angles, signed_pairs
 from models.randar.config import RandARDrawing
 from models.randar.sampler import RandARSampler
-from models.randar.sequence import check_order
 from models.transformer import CosSin
 from runtime.errors import UserError
 
@@ -41,16 +39,16 @@ class UpscaleSampler(RandARSampler):
     @torch.inference_mode()
     def __init__(self, model: "RandAR", batch: int, drawing: RandARDrawing, compiled: bool = False) -> None:
         super().__init__(model, batch, drawing, compiled)
-        self.small = RandARSampler(model, batch, replace(drawing, upscale=1), compiled)
+        self.small = RandARSampler(model, batch, drawing.first_stage(), compiled)
         self.side = self.scale_sizes[0]  # 2S
         at = torch.arange(self.num_locations, device=model.device)
         self.even = (at // self.side % 2 == 0) & (at % self.side % 2 == 0)  # (4L,)
         self.lacking = torch.zeros_like(self.sequence, dtype=torch.bool)  # (B, 4L) codes the last row set is not told
         self.stay_in_place(self.lacking)
 
-    @property
-    def row_sets(self) -> int:
-        return 3 if self.drawing.spatial_cfg else super().row_sets
+    def strengths(self) -> tuple[float, ...]:
+        drawing = self.drawing
+        return (at_scale(drawing.cfg, 0), drawing.spatial_cfg) if drawing.spatial_cfg else super().strengths()
 
     def rotation_table(self) -> CosSin:
         model = self.model
@@ -62,6 +60,7 @@ class UpscaleSampler(RandARSampler):
     def draw(self, labels: Tensor, seeds: list[int]) -> Iterator[int]:
         if self.kept is not None:
             raise UserError("upscale 2 draws whole images; leave out what is to be kept, or draw at upscale 1")
+        self.check_given_order()
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         self.small.kept, self.small.given_order, self.first_step = None, self._small_order(), 0
         for number in self.small.draw_all(labels, generators):
@@ -76,9 +75,8 @@ class UpscaleSampler(RandARSampler):
         """(B, L) the given order of the even locations, as locations of the model's own grid."""
         if self.given_order is None:
             return None
-        check_order(self.given_order, self.batch, self.num_locations)
         first = self.given_order[:, : self.num_locations // 4]
-        if not self.even.to(first.device)[first].all():
+        if not self.even[first].all():
             raise UserError("the order of upscale 2 must begin with all locations of even row and column")
         return first // self.side // 2 * (self.side // 2) + first % self.side // 2
 
@@ -99,14 +97,14 @@ class UpscaleSampler(RandARSampler):
 
     def embed_codes(self, locations: Tensor) -> Tensor:
         x = super().embed_codes(locations)
-        if self.drawing.spatial_cfg:
+        if self.row_sets == 3:
             x[-self.batch :].masked_fill_(self.lacking.gather(1, locations).unsqueeze(-1), 0)
         return x
 
-    def guide(self, logits: Tensor, share: Setting) -> Tensor:
+    def guide(self, logits: Tensor, strengths: Sequence[Setting]) -> Tensor:
         """``cond + cfg (cond - uncond) + spatial_cfg (uncond - lacking)``, which is the published sum in offsets."""
-        if not self.drawing.spatial_cfg:
-            return super().guide(logits, share)
+        if self.row_sets < 3:
+            return super().guide(logits, strengths)
         cond, uncond, lacking = logits.chunk(3)
-        cfg, spatial = (share * value for value in (at_scale(self.drawing.cfg, 0), self.drawing.spatial_cfg))
+        cfg, spatial = strengths
         return cond + cfg * (cond - uncond) + spatial * (uncond - lacking)
