@@ -1,7 +1,8 @@
-"""Codes as LlamaGen's tools write them, read as a data set: a file an image (gpt.md Sec. 3).
+"""Codes as the tools of LlamaGen and of RandAR write them, read as a data set: a file an image.
 
 Letters: N images, A code maps an image (of crops or mirror images), G side of a code map.
-A folder has ``imagenet{size}_codes/{n}.npy`` int64 (1, A, G * G) and ``imagenet{size}_labels/{n}.npy`` int64 (1,).
+LlamaGen's folder has ``imagenet{size}_codes/{n}.npy`` int64 (1, A, G * G) and ``imagenet{size}_labels/{n}.npy`` int64
+(1,) (gpt.md Sec. 3); RandAR's has ``{class}/{index}.npy`` int64 (A, G * G) (randar.md Sec. 4).
 """
 
 import math
@@ -28,7 +29,7 @@ class CodeFolders(Dataset):
     """
 
     def __init__(self, paths: Sequence[str], img_size: int) -> None:
-        self.folders = [_Folder(Path(path), img_size) for path in paths]
+        self.folders = [_open(Path(path), img_size) for path in paths]
         first, self.count = self.folders[0], self.folders[0].num_images
         compared = range(0, self.count, -(-self.count // MOST_COMPARED))
         labels = [[folder.label(n) for n in compared] for folder in self.folders if folder.num_images == self.count]
@@ -93,11 +94,9 @@ class _Folder:
         """(A, G * G) codes of an image."""
         file = self.codes / f"{index}.npy"
         found = _load(file)
-        if found.ndim != 3 or len(found) != 1 or not found.size or found.dtype.kind not in "iu":
+        if found.ndim != 3 or len(found) != 1:
             raise UserError(f"{file} holds {found.dtype} {found.shape}, not integers (1, maps, codes); name others")
-        if self.shape is not None and found.shape[1:] != self.shape:
-            raise UserError(f"{file} holds (maps, codes) {found.shape[1:]}, but 0.npy {self.shape}; extract them again")
-        return _within(found[0], num_codes, "codes", file).astype(np.int64)
+        return _checked(found[0], self.shape, num_codes, file)
 
     def _repeated(self, count: int) -> int:
         """How many of the last files repeat the first images."""
@@ -107,6 +106,50 @@ class _Folder:
             for part in (range(most), range(count - most, count))
         )
         return next((length for length in range(most, 0, -1) if tail[most - length :] == head[:length]), 0)
+
+
+class _ClassFolders:
+    """RandAR's folder: the files of each class in a folder of their own, called by its index, or by its name."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.remarks = path, []
+        names = sorted(entry.name for entry in os.scandir(path) if entry.is_dir() and not entry.name.startswith("."))
+        indices = [int(name) if name.isdecimal() else None for name in names]
+        labels = range(len(names)) if None in indices else indices
+        self.files: list[tuple[Path, int]] = []
+        for name, label in sorted(zip(names, labels, strict=True), key=lambda pair: pair[1]):
+            found = [entry.name for entry in os.scandir(path / name) if entry.name.endswith(".npy")]
+            self.files += [(path / name / file, label) for file in sorted(found, key=lambda file: (len(file), file))]
+        if not self.files:
+            raise UserError(f"{path} holds no codes; name a folder as LlamaGen's or RandAR's tools make it")
+        self.shape: tuple[int, ...] | None = None
+        self.shape = self.read(0).shape
+        self.num_maps, self.num_images = self.shape[0], len(self.files)
+
+    def label(self, index: int, num_classes: int | None = None) -> int:
+        file, label = self.files[index]
+        return int(_within(np.array([label]), num_classes, "classes", file.parent)[0])
+
+    def read(self, index: int, num_codes: int | None = None) -> np.ndarray:
+        """(A, G * G) codes of an image."""
+        file = self.files[index][0]
+        return _checked(_load(file), self.shape, num_codes, file)
+
+
+def _open(path: Path, img_size: int) -> _Folder | _ClassFolders:
+    """A folder of either kind; what is neither is refused as LlamaGen's."""
+    of_llamagen = (path / f"imagenet{img_size}_codes").is_dir() or not path.is_dir()
+    by_class = not of_llamagen and any(path.glob("*/*.npy")) and not any(path.glob("imagenet*_codes"))
+    return _ClassFolders(path) if by_class else _Folder(path, img_size)
+
+
+def _checked(maps: np.ndarray, shape: tuple[int, ...] | None, num_codes: int | None, file: Path) -> np.ndarray:
+    """(A, G * G) codes of a file as int64; they must have the ``shape`` of the others."""
+    if maps.ndim != 2 or not maps.size or maps.dtype.kind not in "iu":
+        raise UserError(f"{file} holds {maps.dtype} {maps.shape}, not integers (maps, codes); name others")
+    if shape is not None and maps.shape != shape:
+        raise UserError(f"{file} holds (maps, codes) {maps.shape}, but the first file {shape}; extract them again")
+    return _within(maps, num_codes, "codes", file).astype(np.int64)
 
 
 def _count(folder: Path) -> int:

@@ -131,6 +131,7 @@ def _released(name: str, drawing: dict[str, Any], *metrics: float, resize_to: in
     return Preset(str(ROOT / "pretrained_models" / name), drawing, dict(zip(names, metrics, strict=False)), resize_to)
 
 
+RANDAR = {"steps": 88, "cfg_schedule": "linear"}
 PRESETS = {
     # The paper's Table 1.
     "2x-cfg1.4": _released("checkerboard-L-2x", {"cfg": 1.4, "steps_per_scale": 4}, 2.72, 302.5, 0.81, 0.56),
@@ -148,6 +149,10 @@ PRESETS = {
     "npp-l": _released("npp-l", {"cfg": 0.75}, 2.76),
     "npp-xl": _released("npp-xl", {"cfg": 0.7}, 2.65),
     "npp-xxl": _released("npp-xxl", {"cfg": 0.65}, 2.55),
+    # randar.md Sec. 1, 5: the released weights, not the paper's.
+    "randar-l": _released("randar-l", RANDAR | {"cfg": 2.4}, 2.65, 249, 0.82, 0.56),
+    "randar-l-maskgit": _released("randar-l-maskgit", RANDAR | {"cfg": 3.0}, 2.47, 271, 0.84, 0.54),
+    "randar-xl": _released("randar-xl", RANDAR | {"cfg": 3.0}, 2.27, 275, 0.81, 0.59),
 }
 PresetName = Literal[*PRESETS]
 

@@ -1,14 +1,15 @@
-"""Measure how likely held-out images are to a model: nats a token by teacher forcing, without sampling noise.
+"""Measure how likely held-out images are to a model, by teacher forcing, without sampling noise.
 
     python -m experiments.likelihood --checkpoint output/llamagen_cifar10 --data_path data/cifar10
 
-The images are those in val/ or test/, as centre crops; the tokens are those of all scales.
+prints nats a token, perplexity, accuracy of the likeliest code and expected calibration error (15 bins). The images are
+those in val/ or test/, as centre crops; the tokens are those of all scales.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 from data.options import DatasetName
 from runtime.command import run
@@ -25,6 +26,10 @@ class LikelihoodArgs:
     use_ema: bool = option(False, "take the averaged weights of the checkpoint")
     dataset: DatasetName = option("folder", "folder (class folders of images), cifar10, food101, celeba or digits")
     data_path: str = option("data/cifar10", "root of the dataset, with val/ or test/")
+    order: Literal["own", "raster", "random"] = option(
+        "own", "order of the codes: the model's own, or for randar raster or a permutation an image"
+    )
+    seed: int = option(0, "of random orders")
     num_images: int = option(0, "images evenly spaced over all; 0 takes all")
     batch_size: int = option(64, "images at once")
     device: str = option("auto", "auto, cuda, mps or cpu")
@@ -39,25 +44,30 @@ def main(argv: Sequence[str]) -> None:
     args = parse_flags(argv, "experiments.likelihood", __doc__, LikelihoodArgs)
     if args.checkpoint is None:
         raise UserError("name the --checkpoint to measure")
-    nats, num_images = measure(args)
+    found, num_images = measure(args)
     place = args.data_path if args.dataset == "folder" else args.dataset
-    print(f"{nats:.4f} nats a token, perplexity {math.exp(nats):.1f}, on {num_images} held-out images of {place}")
+    print(
+        f"{found['nats_per_token']:.4f} nats a token, perplexity {found['perplexity']:.1f}, accuracy "
+        f"{found['accuracy']:.2%}, calibration error {found['ece']:.2%}, on {num_images} held-out images of {place}"
+    )
     if args.output_file is not None:
-        write_json(
-            Path(args.output_file), {"nats_per_token": nats, "num_images": num_images, "checkpoint": args.checkpoint}
-        )
+        settings = {"checkpoint": args.checkpoint, "order": args.order, "seed": args.seed, "num_images": num_images}
+        write_json(Path(args.output_file), found | settings)
 
 
-def measure(args: LikelihoodArgs) -> tuple[float, int]:
-    """Mean nats a token, and of how many images."""
+def measure(args: LikelihoodArgs) -> tuple[dict[str, float], int]:
+    """What ``CodeScores`` finds, and of how many images."""
     import torch  # takes seconds
     from tqdm import tqdm
 
     from data.images import CroppedImages, check_num_classes, open_dataset
+    from evaluation.likelihood import CodeScores
     from models.loading.checkpoint import load_checkpoint
     from runtime.device import pick_device
 
     model = load_checkpoint(args.checkpoint, args.use_ema).to(pick_device(args.device))
+    if args.order != "own":
+        model.check_takes_order()
     if model.autoencoder is None:
         raise UserError(f"{args.checkpoint} has no autoencoder, so no images can be scored; name it in its config.yaml")
     images = open_dataset(args.dataset, args.data_path, model.config.img_size, "val")
@@ -69,17 +79,29 @@ def measure(args: LikelihoodArgs) -> tuple[float, int]:
             )
     crops = CroppedImages(images, model.config.img_size, "center")
     count = min(args.num_images or len(crops), len(crops))
-    total = 0.0
+    scores, rng = CodeScores(), torch.Generator(model.device).manual_seed(args.seed)
     with torch.inference_mode(), tqdm(total=count, unit="image", desc="scoring", leave=None) as bar:
         for indices in torch.arange(count).split(args.batch_size):
             pixels, labels = crops.collate([crops[int(i) * len(crops) // count, 0] for i in indices])
             codes = model.tokenize(pixels.to(model.device))
-            total += float(model(codes, labels.to(model.device))[1]) * len(indices)
+            order = _order(args.order, len(labels), model.num_locations, rng)
+            scores.add(*model.score(codes, labels.to(model.device), order, rng))
             bar.update(len(indices))
     unreadable = int(crops.unreadable.count_nonzero())
     if unreadable:
         raise UserError(f"{unreadable} of the images cannot be read; move the files named above away")
-    return total / count, count
+    return scores.results(), count
+
+
+def _order(name: str, batch: int, num_locations: int, rng: Any) -> Any:
+    """(B, L) raster indices in the order to score them; None for the model's own."""
+    import torch
+
+    if name == "own":
+        return None
+    if name == "raster":
+        return torch.arange(num_locations, device=rng.device).expand(batch, -1)
+    return torch.rand(batch, num_locations, device=rng.device, generator=rng).argsort(dim=1)
 
 
 if __name__ == "__main__":

@@ -23,14 +23,24 @@ Schedule = float | tuple[float, ...]  # one value, or one for each scale
 
 @dataclass(frozen=True)
 class AutoencoderConfig:
-    """Architecture of the autoencoder; the defaults are LlamaGen's VQ-16 with the paper's codebook."""
+    """What every kind of autoencoder has; the kinds are told apart by their weights."""
+
+    embed_dim: int = option(8, "C, dimension of a code's latent")
+    n_embed: int = option(4096, "V, number of codes")
+
+    @property
+    def stride(self) -> int:
+        """Pixels per code along a side."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class ConvolutionalConfig(AutoencoderConfig):
+    """What LlamaGen's autoencoder and MaskGIT's share: levels, each of half the resolution of the one before."""
 
     ch: int = option(128, "channels at full resolution, a multiple of 32")
     ch_mult: tuple[int, ...] = option((1, 1, 2, 2, 4), "channel multiplier of each level, full resolution first")
-    num_res_blocks: int = option(2, "residual blocks a level in the encoder; the decoder has one more")
-    z_channels: int = option(256, "channels between encoder or decoder and the 1x1 convolutions at the codebook")
-    embed_dim: int = option(8, "C, dimension of a code's latent")
-    n_embed: int = option(4096, "V, number of codes")
+    num_res_blocks: int = option(2, "residual blocks a level")
 
     def __post_init__(self) -> None:
         if any(self.ch * mult % 32 for mult in self.ch_mult):
@@ -38,8 +48,44 @@ class AutoencoderConfig:
 
     @property
     def stride(self) -> int:
-        """Pixels per code along a side."""
         return 2 ** (len(self.ch_mult) - 1)
+
+
+@dataclass(frozen=True)
+class LlamaGenVQConfig(ConvolutionalConfig):
+    """Architecture of LlamaGen's autoencoder; the defaults are its VQ-16 with the paper's codebook."""
+
+    num_res_blocks: int = option(2, "residual blocks a level in the encoder; the decoder has one more")
+    z_channels: int = option(256, "channels between encoder or decoder and the 1x1 convolutions at the codebook")
+
+
+@dataclass(frozen=True)
+class MaskGITVQConfig(ConvolutionalConfig):
+    """Architecture of MaskGIT's tokenizer; the defaults are the released one's."""
+
+    embed_dim: int = 256
+    n_embed: int = 1024
+
+
+@dataclass(frozen=True)
+class VQVAEConfig(AutoencoderConfig):
+    """Architecture of the small VQ-VAE; the defaults are those of the CIFAR-10 random-order baseline."""
+
+    embed_dim: int = 64
+    n_embed: int = 512
+    channels: int = option(128, "channels inside, even")
+    residual_channels: int = option(32, "channels inside the residual layers")
+    num_residual_layers: int = option(2, "residual layers of the encoder, and as many of the decoder")
+
+    def __post_init__(self) -> None:
+        check_at_least(1, self, "embed_dim", "n_embed", "residual_channels")
+        check_at_least(0, self, "num_residual_layers")
+        if self.channels < 2 or self.channels % 2:
+            raise UserError(f"channels is {self.channels}; it must be even and at least 2")
+
+    @property
+    def stride(self) -> int:
+        return 4
 
 
 @dataclass(frozen=True)
@@ -50,7 +96,7 @@ class AutoencoderPaths:
     """
 
     config_path: str | None = option(None, "YAML of the architecture; without one it is read off the weights")
-    checkpoint_path: str | None = option(None, "weights: .pth (published or LlamaGen) or .safetensors")
+    checkpoint_path: str | None = option(None, "weights: LlamaGen's, MaskGIT's, a VQ-VAE's or ours")
     params: dict[str, Any] = option(dict, "settings that override the YAML's")
 
 
@@ -110,7 +156,7 @@ class GeneratorConfig:
 
     def usual_autoencoder(self) -> AutoencoderConfig:
         """Architecture of the one that the family's released models have."""
-        return AutoencoderConfig()
+        return LlamaGenVQConfig()
 
     def canonical(self) -> Self:
         """The same model, settings that can be spelled in several ways in one: what two runs are compared by."""

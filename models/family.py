@@ -34,6 +34,7 @@ class StepContext:
     step_rng: random.Random  # the same on every rank and for every batch of a step
     rank_rng: torch.Generator  # on the device, of this rank and batch alone
     patch_side: int = 1  # of the patches of codes to learn from, for families that learn from patches
+    shuffled: float = 1.0  # share of the locations that a random order moves, for families that take an order
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,7 @@ class Generator(nn.Module, ABC):
     Drawing: ClassVar[type[Drawing]]
     needs_autoencoder: ClassVar[bool] = True
     learns_patches: ClassVar[bool] = False  # whether training_loss heeds the context's patch_side
+    takes_order: ClassVar[bool] = False  # whether codes can be scored and drawn in an order that the caller gives
 
     def __init__(self, config: GeneratorConfig, autoencoder: Autoencoder | None) -> None:
         super().__init__()
@@ -93,6 +95,22 @@ class Generator(nn.Module, ABC):
     @abstractmethod
     def forward(self, codes: Sequence[Tensor], labels: Tensor) -> tuple[Tensor, Tensor]:
         """(B, L, V) logits in the order drawn, and their mean cross-entropy in nats, by teacher forcing."""
+
+    def score(
+        self, codes: Sequence[Tensor], labels: Tensor, order: Tensor | None = None, rng: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """(B, L, V) logits by teacher forcing, and the codes (B, L) that they are of, both in the order drawn.
+
+        That is ``order`` (B, L) for families that take one; else the model's own, which ``rng`` draws if it is random.
+        """
+        if order is not None:
+            self.check_takes_order()
+        return self(codes, labels)[0], join_scales(codes)
+
+    def check_takes_order(self) -> None:
+        """Refuse a given order, if the family has one of its own."""
+        if not self.takes_order:
+            raise UserError(f"{self.config.architecture} draws codes in an order of its own; leave out order")
 
     @abstractmethod
     def training_loss(self, codes: Sequence[Tensor], labels: Tensor, context: StepContext) -> Loss:
@@ -175,12 +193,17 @@ class Generator(nn.Module, ABC):
         return next(self.parameters()).dtype
 
     @property
+    def permutes_codes(self) -> bool:
+        """Whether training draws orders by ``shuffled`` of its context."""
+        return False
+
+    @property
     def unconditional_label(self) -> int:
         return self.config.num_classes
 
     def codebook(self) -> Tensor:
         """(V, C) latents of all codes."""
-        return self.autoencoder.quantize.codebook()
+        return self.autoencoder.codebook()
 
     def tokenize(self, images: Tensor) -> list[Tensor]:
         """Codes (B, S, S) of each scale of images (B, 3, H, W) in [-1, 1]; the image size must be the model's."""
@@ -218,8 +241,6 @@ class Generator(nn.Module, ABC):
 
 class Sampler(ABC):
     """Draws batches of ``batch`` images, step by step, into buffers made once; ``drawing`` is checked settings."""
-
-    takes_order: ClassVar[bool] = False  # whether images can be drawn in an order that the caller gives
 
     @torch.inference_mode()
     def __init__(self, model: Generator, batch: int, drawing: Drawing, compiled: bool = False) -> None:
@@ -259,8 +280,8 @@ class Sampler(ABC):
         order: Tensor | None = None,
     ) -> Iterator[int]:
         """As a call, but step by step: yields the number of each once it is drawn; then ``samples`` has them."""
-        if order is not None and not self.takes_order:
-            raise UserError(f"{self.model.config.architecture} draws in an order of its own; leave out order")
+        if order is not None:
+            self.model.check_takes_order()
         self.kept, self.given_order = self._check_kept(keep, keep_codes), order
         yield from self.draw(labels.long().to(self.model.device), list(seeds))
 

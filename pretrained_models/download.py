@@ -46,21 +46,33 @@ RELEASED = {
     "checkerboard-L-4x/config.yaml": "5cc319d36b881d9c6f492e4ded345e0c5abd1ff6e5648424e55ba86f4ba2f30a",
 }
 LLAMAGEN, NPP = "FoundationVision/LlamaGen", "pytttttt/LlamaGen-NPP"
+MASKGIT_FILE = "maskgit-vqgan-imagenet-f16-256.bin"
 RASTER = {  # name -> repository and file: file names repeat, so each has a folder of its own
     **{f"llamagen-{size.lower()}": (LLAMAGEN, f"c2i_{size}_256.pt") for size in ("B", "L")},
     **{f"llamagen-{size.lower()}-384": (LLAMAGEN, f"c2i_{size}_384.pt") for size in ("B", "L", "XL", "XXL", "3B")},
     **{f"npp-{size.lower()}": (NPP, f"c2i_{size}_256.pt") for size in ("B", "L", "XL", "XXL")},
 }
+RANDAR = {  # name -> file
+    name: f"randar_{size}_360k_bs_1024_lr_0.0004.safetensors"
+    for name, size in {
+        "randar-l": "0.3b_llamagen",
+        "randar-l-maskgit": "0.3b_maskgit",
+        "randar-xl": "0.7b_llamagen",
+    }.items()
+}
 TABLE = (
     *(File(path, "deigen/checkerboardgen", f"pretrained_models/{path}", sha256) for path, sha256 in RELEASED.items()),
     File("llamagen/vq_ds16_c2i.pt", LLAMAGEN, "vq_ds16_c2i.pt", None),
     *(File(f"{name}/{file}", repo, file, None) for name, (repo, file) in RASTER.items()),
+    File(f"maskgit/{MASKGIT_FILE}", "fun-research/TiTok", MASKGIT_FILE, None),
+    *(File(f"{name}/{file}", "ziqipang/RandAR", file, None) for name, file in RANDAR.items()),
 )
 DEFAULT_NAMES = ("autoenc", "checkerboard-L-2x", "checkerboard-L-4x")
 NEEDS = {  # the autoencoder of each model
     "checkerboard-L-2x": "autoenc",
     "checkerboard-L-4x": "autoenc",
     **dict.fromkeys(RASTER, "llamagen"),
+    **{name: "maskgit" if name.endswith("maskgit") else "llamagen" for name in RANDAR},
 }
 
 EPILOG = """\
@@ -82,7 +94,8 @@ class DownloadError(Exception):
 
 def main(argv: Sequence[str] | None = None, *, table: Sequence[File] = TABLE, folder: Path = HERE) -> int:
     """Verify the files of ``table`` that ``argv`` names, fetch those that ``folder`` lacks; returns the exit code."""
-    files = "\n".join(f"  {file.path:<38} {file.repo}" for file in table)
+    width = max(len(file.path) for file in table)
+    files = "\n".join(f"  {file.path:<{width}} {file.repo}" for file in table)
     parser = argparse.ArgumentParser(
         prog="bash pretrained_models/download.sh",
         description="Fetch released weights from the Hugging Face hub; each file is verified by its SHA-256.",

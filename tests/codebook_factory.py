@@ -8,12 +8,15 @@ from typing import Any
 import torch
 
 from data.images import CroppedImages, ImageArrays, open_dataset
+from models.config import VQVAEConfig
 from models.family import StepContext
+from models.vqvae import VQVAE
 from runtime import distributed
 from runtime.command import run
 from tests.factory import randomize, tiny_autoencoder
-from train_ae_codebook.options import AutoencoderArgs, RequantizeArgs
-from train_ae_codebook.tasks import RequantizeTask, VQVAETask
+from train_ae_codebook.options import AutoencoderArgs, RequantizeArgs, VQVAEArgs
+from train_ae_codebook.tasks import LlamaGenVQTask, RequantizeTask
+from train_ae_codebook.vqvae import VQVAETask
 from training.task import step_context
 from training.trainer import Trainer
 
@@ -39,8 +42,8 @@ def ae_args(**overrides: Any) -> AutoencoderArgs:
     return AutoencoderArgs(**(tiny | overrides))
 
 
-def ae_task(**overrides: Any) -> VQVAETask:
-    return VQVAETask(tiny_autoencoder(ch_mult=(1, 1)).train(), ae_args(**overrides), digits("val", 64), CPU)
+def ae_task(**overrides: Any) -> LlamaGenVQTask:
+    return LlamaGenVQTask(tiny_autoencoder(ch_mult=(1, 1)).train(), ae_args(**overrides), digits("val", 64), CPU)
 
 
 def ae_trainer(folder: Path, **overrides: Any) -> Trainer:
@@ -54,6 +57,27 @@ def ae_trainer(folder: Path, **overrides: Any) -> Trainer:
 def ae_rank(folder: Path, overrides: dict[str, Any]) -> None:
     """One rank of a run, for ``start_ranks``."""
     _train_rank(lambda: ae_trainer(folder, **overrides))
+
+
+def vqvae_task(**overrides: Any) -> VQVAETask:
+    """32 codes, batches of 50; ``overrides`` are fields of VQVAEArgs."""
+    tiny = {"dataset": "digits", "img_size": 8, "device": "cpu", "epochs": 1, "batch_size": 50, "lr": 3e-3}
+    tiny |= {"num_workers": 0, "log_freq": 1, "codebook_decay": 0.9}
+    module = VQVAE(VQVAEConfig(embed_dim=8, n_embed=32, channels=16, residual_channels=4))
+    return VQVAETask(module, VQVAEArgs(**(tiny | overrides)), digits("val", 64))
+
+
+def vqvae_trainer(folder: Path, **overrides: Any) -> Trainer:
+    """6 steps an epoch, of 50 images on one rank."""
+    folder.mkdir(exist_ok=True)
+    torch.manual_seed(0)
+    task = vqvae_task(**overrides)
+    return Trainer(task, digits("train", 300), task.args, folder, CPU, {})
+
+
+def vqvae_rank(folder: Path, overrides: dict[str, Any]) -> None:
+    """One rank of a run, for ``start_ranks``."""
+    _train_rank(lambda: vqvae_trainer(folder, **overrides))
 
 
 def requantize_args(**overrides: Any) -> RequantizeArgs:

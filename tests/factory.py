@@ -17,20 +17,21 @@ from models import load_checkpoint
 from models.autoencoder import Autoencoder
 from models.checkerboard.config import CheckerboardConfig
 from models.checkerboard.model import Checkerboard
-from models.config import AutoencoderConfig, TransformerConfig
+from models.config import LlamaGenVQConfig, TransformerConfig
 from models.family import Generator
+from models.llamagen_vq import LlamaGenVQ
 
 FIXTURES = Path(__file__).parent / "fixtures"
 CPU = torch.device("cpu")
 TINY_TRANSFORMER = TransformerConfig(hidden_size=32, intermediate_size=64, num_attention_heads=2, num_hidden_layers=2)
 
 
-def tiny_autoencoder(seed: int = 0, **overrides: Any) -> Autoencoder:
-    """A random autoencoder of stride 4 with 64 codes; ``overrides`` are fields of AutoencoderConfig."""
+def tiny_autoencoder(seed: int = 0, **overrides: Any) -> LlamaGenVQ:
+    """A random autoencoder of stride 4 with 64 codes; ``overrides`` are fields of LlamaGenVQConfig."""
     tiny = {"ch": 32, "ch_mult": (1, 1, 1), "num_res_blocks": 1, "z_channels": 32, "n_embed": 64}
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return Autoencoder(AutoencoderConfig(**(tiny | overrides))).eval()
+        return LlamaGenVQ(LlamaGenVQConfig(**(tiny | overrides))).eval()
 
 
 def tiny_model(seed: int = 0, autoencoder: Autoencoder | None = None, **overrides: Any) -> Checkerboard:

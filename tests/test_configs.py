@@ -9,10 +9,10 @@ import pytest
 import torch
 import yaml
 
-from models.autoencoder import Autoencoder
 from models.checkerboard.config import CheckerboardConfig
-from models.config import AutoencoderConfig, Drawing, Family, GeneratorConfig, TransformerConfig, family_of
+from models.config import Drawing, Family, GeneratorConfig, LlamaGenVQConfig, TransformerConfig, family_of
 from models.llamagen.config import LlamaConfig, LlamaGenConfig
+from models.llamagen_vq import LlamaGenVQ
 from runtime.config import parse_config
 from tests.factory import CPU
 from training.generator import GeneratorTask
@@ -53,7 +53,7 @@ def read(path: Path) -> tuple[Family, GeneratorConfig, TrainArgs, Drawing]:
     return family, settings["model"], *settings["args"]
 
 
-def autoencoder_of(config: GeneratorConfig) -> AutoencoderConfig:
+def autoencoder_of(config: GeneratorConfig) -> LlamaGenVQConfig:
     """The one that ships with the project, or one as deep as the released one (CIFAR-10's: as its recipe's)."""
     path = ROOT / (config.autoenc.config_path or "")
     if path.is_file():
@@ -62,7 +62,7 @@ def autoencoder_of(config: GeneratorConfig) -> AutoencoderConfig:
     else:
         ch_mult = (1, 1, 1) if config.img_size == 32 else (1, 1, 1, 1, 1)
     codes = {"n_embed": config.vocab_size} if isinstance(config, LlamaGenConfig) else {}
-    return AutoencoderConfig(ch_mult=ch_mult, ch=32, z_channels=32, num_res_blocks=1, **codes)
+    return LlamaGenVQConfig(ch_mult=ch_mult, ch=32, z_channels=32, num_res_blocks=1, **codes)
 
 
 def narrowed(config: GeneratorConfig) -> GeneratorConfig:
@@ -80,7 +80,7 @@ def test_it_builds_and_takes_a_step(path: Path) -> None:
     family, config, args, drawing = read(path)
     autoencoder = autoencoder_of(config)
     with torch.device("meta"):
-        model = family.load("generator")(config, Autoencoder(autoencoder))
+        model = family.load("generator")(config, LlamaGenVQ(autoencoder))
     size = sum(p.numel() for p in model.parameters())
     if path.stem in SIZES:
         assert size / 1e6 == pytest.approx(SIZES[path.stem], abs=0.05)
@@ -89,7 +89,7 @@ def test_it_builds_and_takes_a_step(path: Path) -> None:
     if path.stem in NUM_STEPS:
         assert model.num_steps(drawing) == NUM_STEPS[path.stem]
 
-    model = family.load("generator")(narrowed(config), Autoencoder(autoencoder)).train()
+    model = family.load("generator")(narrowed(config), LlamaGenVQ(autoencoder)).train()
     task = GeneratorTask(model, replace(args, device="cpu"), drawing)
     codes = [torch.randint(autoencoder.n_embed, (2, side, side)) for side in model.scale_sizes]
     labels = torch.randint(config.num_classes, (2,))

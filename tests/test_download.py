@@ -212,6 +212,8 @@ def test_table_is_consistent() -> None:
         (["llamagen", "autoenc"], {"autoenc", "llamagen"}),
         (["llamagen-b"], {"llamagen", "llamagen-b"}),
         (["npp-b", "llamagen-3b-384"], {"llamagen", "llamagen-3b-384", "npp-b"}),
+        (["randar-l", "randar-xl"], {"llamagen", "randar-l", "randar-xl"}),
+        (["randar-l-maskgit"], {"maskgit", "randar-l-maskgit"}),
     ],
 )
 def test_names_select_folders(names: list[str], folders: set[str]) -> None:

@@ -20,10 +20,11 @@ from torch import Tensor
 
 import main_sample
 from models import sample
-from models.autoencoder import Autoencoder, AutoencoderConfig
 from models.checkerboard.config import CheckerboardConfig, CheckerboardDrawing
 from models.checkerboard.model import Checkerboard
+from models.config import LlamaGenVQConfig
 from models.draw import DRAWING_VERSION, image_seed
+from models.llamagen_vq import LlamaGenVQ
 from models.loading.autoencoder import open_autoencoder, save_autoencoder
 from models.loading.checkpoint import CHECKPOINT_NAME, CONFIG_NAME
 from models.loading.identity import model_sha256
@@ -553,7 +554,7 @@ def test_a_configuration_draws_from_random_weights(small_config: Path, tmp_path:
     assert outcome.code == 0, outcome.err
     config = dataclass_from_dict(CheckerboardConfig, yaml.safe_load(small_config.read_text())["model"], "")
     with torch.device("meta"):
-        model = Checkerboard(config, Autoencoder(AutoencoderConfig()))
+        model = Checkerboard(config, LlamaGenVQ(LlamaGenVQConfig()))
     size = sum(p.numel() for p in model.parameters()) / 1e6
     first, second, _ = outcome.out.splitlines()
     assert first == f"random weights of {small_config}, with a random autoencoder: expect noise"

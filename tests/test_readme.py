@@ -35,6 +35,7 @@ from models.loading.checkpoint import export_published
 from tests.command_factory import ROOT, Outcome, call, save_run, start
 from tests.factory import TINY_TRANSFORMER, tiny_autoencoder, tiny_model
 from tests.llamagen_factory import tiny_gpt
+from tests.randar_factory import tiny_randar
 
 PATHS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "CONTRIBUTING.md"]
 PAGES = {path.relative_to(ROOT).as_posix(): path.read_text() for path in PATHS}
@@ -44,7 +45,7 @@ STARTS = ("python", "bash", "torchrun", "tensorboard", "pip")  # of a code span 
 PLACEHOLDER = re.compile(r"\b[A-Z]+\b|\.\.\.")  # CONFIG, N
 EVALUATOR = ROOT / "tests/fixtures/evaluator"
 STAND_IN = f"--inception_graph {EVALUATOR / 'classify_image_graph_def.pb'}"
-OF_FEW_CLASSES = ("config_256_S", "npp_B", "llamagen_XL")  # trained on the stand-in of ImageNet
+OF_FEW_CLASSES = ("config_256_S", "npp_B", "llamagen_XL", "randar_L")  # trained on the stand-in of ImageNet
 MAX_WORDS = 1800  # of the README, outside tables and code
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")  # of runpy
@@ -77,7 +78,8 @@ def module_of(command: str) -> str | None:
 
 ALL = list(dict.fromkeys(command for page in PAGES for command in commands_of(page)))
 SET_UP = re.compile(
-    r"python3 -m venv .*|source .*|pip install .*|python -m pytest.*|(ruff|lint-imports|tensorboard)( .*)?"
+    r"python3 -m venv .*|source .*|pip install .*|python -m pytest.*|(ruff|lint-imports|tensorboard)( .*)?|"
+    r"python -c .import torchvision; .*download=True.*"
 )
 COMMANDS = [command for command in ALL if not SET_UP.fullmatch(command)]
 PROGRAMS = sorted({module for command in COMMANDS if (module := module_of(command))})
@@ -216,6 +218,8 @@ def install_weights(folder: Path) -> None:
         export_published(save_run(folder / f"made-{name}", gpt), pretrained / name)
         (file,) = (pretrained / name).glob("*.pt")
         file.rename(file.with_name("c2i_B_256.pt"))
+    randar = tiny_randar(autoencoder=tiny_autoencoder(), img_size=32, num_classes=1000)
+    export_published(save_run(folder / "made-randar", randar), pretrained / "randar-l")
     state = tiny_autoencoder(ch_mult=(1, 1, 1, 1, 1)).state_dict()
     (pretrained / "llamagen").mkdir()
     del state["cluster_usage_train"]
@@ -231,6 +235,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
         make_tiny(path)
     save_photos(folder / "data/imagenet/train", num_classes=3, count=4)
     save_photos(folder / "data/cifar10/train", num_classes=10, count=2)
+    save_photos(folder / "data/cifar10/test", num_classes=10, count=1)
     save_photos(folder / "path/to/images", num_classes=12, count=2)
     for name in ("ten_crop", "ten_crop_105"):
         save_codes(folder / "path/to" / name)
@@ -312,6 +317,17 @@ RULES = (
         files=("data/cached/imagenet-*/codes.npy",),
         makes="--use_cache",
     ),
+    trains(r"randar_L\.yaml --use_cache", "output/randar_L"),
+    Rule(
+        r"python main\.py --config configs/randar_L\.yaml --create_cache --batch_size 32",
+        files=("data/cached/llamagen/imagenet-32-flip/codes.npy",),
+        makes="randar_L.yaml --use_cache",
+    ),
+    trains(r"cifar10_randar_(random|raster)\.yaml", "output/cifar10_randar_random"),
+    Rule(
+        r"python main\.py --config configs/cifar10_randar_random\.yaml --create_cache --use_cache false .*",
+        files=("data/cached/cifar10-32-center/codes.npy",),
+    ),
     trains(r"npp_B\.yaml --use_cache", "output/npp_B"),
     Rule(
         r"python main\.py --config configs/npp_B\.yaml --create_cache --batch_size 32",
@@ -363,6 +379,20 @@ RULES = (
     Rule(SAMPLE + ".* --output_dir samples/three", check=check_three),
     Rule(SAMPLE + "--checkpoint output/quickstart --edit .*", check=check_edit),
     Rule(
+        SAMPLE + r"--checkpoint pretrained_models/randar-l --cfg 2\.4 --num_samples 16",
+        files=("samples/2*/000015.png", "samples/2*/grid.png"),
+        says="16 images of 32 px in 16 steps",
+    ),
+    Rule(
+        SAMPLE + r"--checkpoint pretrained_models/randar-l --upscale 2 .*",
+        files=("samples/2*/000001.png", "samples/2*/grid.png"),
+        says="2 images of 64 px in 64 steps",
+    ),
+    Rule(
+        SAMPLE + r"--checkpoint pretrained_models/randar-l .*--edit .*",
+        files=("samples/2*/000001.png", "samples/2*/grid.png"),
+    ),
+    Rule(
         SAMPLE + r"--checkpoint pretrained_models/(npp|llamagen)-b --cfg 1 --num_samples 16",
         files=("samples/2*/000015.png", "samples/2*/grid.png"),
         says="16 images of 32 px in 64 steps",
@@ -389,6 +419,13 @@ RULES = (
         files=("output/evaluation/npp-b-cfg1-20-seed0/result.json",),
         says=r"(?m)^FID-20 +\S+ +4\.47$",
         added=f"--num_samples 20 {STAND_IN}",
+        alone=True,
+    ),
+    Rule(
+        r"bash run_evaluator\.sh --preset randar-l",
+        files=("output/evaluation/randar-l-*/result.json",),
+        says=r"(?m)^FID-20 +\S+ +2\.65$",
+        added=f"--num_samples 20 --steps 16 {STAND_IN}",
         alone=True,
     ),
     Rule(r"bash run_evaluator\.sh --help", says=r"NPROC=8 bash run_evaluator\.sh"),
@@ -431,6 +468,9 @@ RULES = (
         "config_digits", "output/digits", "--batch_size 300 --full_size_share 0 --export_dir output/digits"
     ),
     makes_autoencoder("config_cifar10", "output/autoencoders/own/autoencoder", "--batch_size 12"),
+    makes_autoencoder(
+        "config_cifar10_vqvae", "output/autoencoders/config_cifar10_vqvae/autoencoder", "--batch_size 12 --channels 16"
+    ),
     makes_autoencoder(
         "config_256",
         "output/autoencoders/mine/autoencoder",
@@ -671,10 +711,10 @@ def test_the_layout_names_every_folder_of_code() -> None:
 @pytest.mark.quick
 def test_the_presets_are_those_of_the_tables() -> None:
     rows = re.findall(r"^\| `(\d+x-cfg[\d.]+)` \|.*?\| (\d.*) \|$", PAGES["README.md"], flags=re.MULTILINE)
-    row = re.compile(r"^\| `((?:llamagen|npp)-[\w-]+)` \| [^|]+ (\d+) px \| ([\d.]+) \| (.*) \|$", flags=re.MULTILINE)
+    row = re.compile(r"^\| `([a-z]+-[\w-]+)` \| [^|]+ (\d+) px \| ([\d.]+) \| (.*) \|$", flags=re.MULTILINE)
     for name, side, cfg, values in row.findall(PAGES["docs/evaluation.md"]):
         rows.append((name, values.replace(" | -", "")))
-        assert PRESETS[name].drawing == {"cfg": float(cfg)}
+        assert PRESETS[name].drawing["cfg"] == float(cfg)
         assert PRESETS[name].resize_to == (256 if side == "384" else None)
     table = {name: [float(value) for value in values.split(" | ")] for name, values in rows}
     assert table == {name: list(preset.published.values()) for name, preset in PRESETS.items()}

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from sklearn.cluster import kmeans_plusplus
 from torch import Tensor, nn
 
-from models.autoencoder import Quantizer
+from models.llamagen_vq import Quantizer
 from runtime import distributed
 from runtime.errors import UserError
 from train_ae_codebook.options import RequantizeArgs

@@ -7,16 +7,18 @@ from typing import Any
 import torch
 
 from data.images import CroppedImages, open_dataset
-from models.autoencoder import Autoencoder
+from models.llamagen_vq import LlamaGenVQ
 from models.loading.autoencoder import open_autoencoder
 from models.loading.checkpoint import CONFIG_NAME
+from models.vqvae import VQVAE
 from runtime import distributed
 from runtime.config import plain, read_yaml
 from runtime.device import pick_device
 from runtime.errors import UserError
 from runtime.lock import lock_folder
-from train_ae_codebook.options import PyramidArgs
-from train_ae_codebook.tasks import RequantizeTask, VQVAETask
+from train_ae_codebook.options import ImageArgs
+from train_ae_codebook.tasks import AutoencoderTask, LlamaGenVQTask, RequantizeTask
+from train_ae_codebook.vqvae import VQVAETask
 from training.run_folder import holds_run
 from training.state import count_steps
 from training.trainer import Trainer
@@ -25,7 +27,7 @@ from training.trainer import Trainer
 def train_autoencoder(settings: dict[str, Any], name: str) -> None:
     """Train and export an autoencoder, or a codebook alone (``requantize``); ``name`` is the configuration's."""
     section = "requantize" if "requantize" in settings else "args"
-    args: PyramidArgs = settings[section]
+    args: ImageArgs = settings[section]
     torch.manual_seed(args.seed)
     device = distributed.set_up(pick_device(args.device))
     train = validation = open_dataset(args.dataset, args.data_path, args.img_size)
@@ -37,13 +39,7 @@ def train_autoencoder(settings: dict[str, Any], name: str) -> None:
         distributed.say(remark)
     args.check_steps(args.epochs * count_steps(len(train), args))
     held_out = CroppedImages(validation, args.img_size, "center")
-    if section == "requantize":
-        task = RequantizeTask(open_autoencoder(args.start), args, held_out, device)
-    else:
-        autoencoder = Autoencoder(settings["model"])
-        if args.start is not None:
-            _start_from(autoencoder, args.start)
-        task = VQVAETask(autoencoder, args, held_out, device)
+    task = _make_task(settings, args, held_out, device)
     folder = Path(args.output_dir or f"output/autoencoders/{name}")
     with lock_folder(folder):
         if distributed.is_main() and holds_run(folder):
@@ -62,9 +58,24 @@ def train_autoencoder(settings: dict[str, Any], name: str) -> None:
     distributed.tear_down()
 
 
-def _start_from(module: Autoencoder, path: str) -> None:
+def _make_task(
+    settings: dict[str, Any], args: ImageArgs, held_out: CroppedImages, device: torch.device
+) -> AutoencoderTask:
+    if "requantize" in settings:
+        return RequantizeTask(open_autoencoder(args.start), args, held_out, device)
+    if "vqvae" in settings:
+        return VQVAETask(VQVAE(settings["vqvae"]), args, held_out)
+    autoencoder = LlamaGenVQ(settings["model"])
+    if args.start is not None:
+        _start_from(autoencoder, args.start)
+    return LlamaGenVQTask(autoencoder, args, held_out, device)
+
+
+def _start_from(module: LlamaGenVQ, path: str) -> None:
     """Take over the weights of another autoencoder of this architecture; its codes too if there are as many."""
     start = open_autoencoder(path)
+    if not isinstance(start, LlamaGenVQ):
+        raise UserError(f"{path} is an autoencoder of the kind {start.kind}; name one of LlamaGen's as start")
     state, theirs = start.state_dict(), asdict(start.config)
     for key, ours in asdict(module.config).items():
         if key != "n_embed" and ours != theirs[key]:
@@ -74,7 +85,7 @@ def _start_from(module: Autoencoder, path: str) -> None:
     module.load_state_dict(state, strict=False)
 
 
-def _check_same_images(path: Path, section: str, args: PyramidArgs) -> None:
+def _check_same_images(path: Path, section: str, args: ImageArgs) -> None:
     """Refuse to go on with a run, by its configuration, of other images, which would pass for one of these."""
     saved = read_yaml(path).get(section) or {}
     theirs = [saved.get(name) for name in ("dataset", "data_path")]

@@ -3,8 +3,8 @@
     python train_ae_codebook/main.py --config train_ae_codebook/config_digits.yaml
     python train_ae_codebook/main.py --config train_ae_codebook/config_requantize.yaml
 
-The same command again goes on where the run stopped. A configuration with a section requantize: trains a codebook;
---help after it lists the options of that, and otherwise those of training all of it.
+The same command again goes on where the run stopped. A configuration with a section requantize: trains a codebook,
+one with vqvae: the small VQ-VAE of the CIFAR-10 random-order baseline; --help after it lists the options of that.
 """
 
 import sys
@@ -13,18 +13,22 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, the project is not on the path
 
-from models.config import AutoencoderConfig
+from models.config import LlamaGenVQConfig, VQVAEConfig
 from runtime.command import run
 from runtime.config import config_path, parse_config, read_yaml
-from train_ae_codebook.options import AutoencoderArgs, RequantizeArgs
+from train_ae_codebook.options import AutoencoderArgs, RequantizeArgs, VQVAEArgs
 
-WHOLE = {"model": AutoencoderConfig, "args": AutoencoderArgs}
-REQUANTIZE = {"requantize": RequantizeArgs}
+WHOLE = {"model": LlamaGenVQConfig, "args": AutoencoderArgs}
+OTHERS = {  # by the section that tells
+    "requantize": {"requantize": RequantizeArgs},
+    "vqvae": {"vqvae": VQVAEConfig, "args": VQVAEArgs},
+}
 
 
 def main(argv: Sequence[str]) -> None:
     path = config_path(argv)
-    sections = REQUANTIZE if path is not None and "requantize" in read_yaml(Path(path)) else WHOLE
+    content = {} if path is None else read_yaml(Path(path))
+    sections = next((others for section, others in OTHERS.items() if section in content), WHOLE)
     settings, name = parse_config(argv, "train_ae_codebook/main.py", __doc__, sections)
     from train_ae_codebook.job import train_autoencoder  # takes seconds to import
 

@@ -48,7 +48,7 @@ class ScaleMetrics:
     psnr: float  # mean over images, in dB
     ssim: float | None  # mean over images; None of images too small for its window of 7 pixels, or not asked for
     l1: float  # mean absolute error of pixels in [-1, 1]
-    quantization_error: float  # mean square distance of unit-norm latents from their codes, a component
+    quantization_error: float  # mean square distance of latents from their codes, a component
     usage: float  # share of the codes that occur
     perplexity: float  # exp of the entropy of the codes' frequencies
 
@@ -146,7 +146,7 @@ def _measure(autoencoder: Autoencoder, images: Tensor, with_ssim: bool) -> tuple
 
 def _resized(autoencoder: Autoencoder, images: Tensor, side: int) -> Tensor:
     """Images for code maps of this side, on the autoencoder's device."""
-    return resize_image(images.to(autoencoder.quantize.embedding.device), side * autoencoder.config.stride)
+    return resize_image(images.to(autoencoder.device), side * autoencoder.config.stride)
 
 
 def _rebuilt(autoencoder: Autoencoder, images: Tensor) -> Tensor:
@@ -177,7 +177,7 @@ class EightBitImages(Images):
     def batches(self, size: int) -> Iterator[np.ndarray]:
         for images in held_out_batches(self.data, self.shape[0], size):
             if self.autoencoder is not None:
-                images = _rebuilt(self.autoencoder, images.to(self.autoencoder.quantize.embedding.device))
+                images = _rebuilt(self.autoencoder, images.to(self.autoencoder.device))
             yield np.ascontiguousarray(to_uint8(images).permute(0, 2, 3, 1).cpu().numpy())
 
 

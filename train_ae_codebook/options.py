@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from data.options import DatasetName
+from data.options import CropRecipe, DatasetName
 from runtime.config import option
 from runtime.errors import UserError, check_at_least, check_probabilities
 from training.options import LoopArgs
@@ -15,27 +15,40 @@ MIN_DISCRIMINATED = 8  # pixels of an image
 
 
 @dataclass(frozen=True)
-class PyramidArgs(LoopArgs):
-    """Settings of a training over the sizes of a pyramid."""
+class ImageArgs(LoopArgs):
+    """Settings of every training of autoencoders."""
 
     img_size: int = option(32, "side of the full images, in pixels")
-    scale_sizes: tuple[int, ...] = option((1, 2, 4, 8), "sides of the code maps of the pyramid to represent")
-    full_size_share: float = option(
-        0.5,
-        "probability of the full size outright; otherwise a step's size is drawn evenly, from scratch among the "
-        "smaller ones, for a new codebook among all",
-    )
     commitment: float = option(0.25, "weight of the pull of latents towards their codes")
-    revive_freq: int = option(50, "steps between revivals of dead codes; 0 never revives")
-    dead_below: float = option(0.03, "a code is dead if used less than this share of an equal one")
     export_dir: str | None = option(None, "folder of the finished autoencoder; default the run folder's autoencoder/")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.dtype not in ("auto", "float32"):
             raise UserError(f"dtype is {self.dtype}; an autoencoder is trained in float32")
+        check_at_least(0, self, "commitment")
+
+    def check_steps(self, total: int) -> None:
+        """Refuse a run of ``total`` steps that ends before it has done all that it was asked for."""
+
+
+@dataclass(frozen=True)
+class PyramidArgs(ImageArgs):
+    """Settings of a training over the sizes of a pyramid."""
+
+    scale_sizes: tuple[int, ...] = option((1, 2, 4, 8), "sides of the code maps of the pyramid to represent")
+    full_size_share: float = option(
+        0.5,
+        "probability of the full size outright; otherwise a step's size is drawn evenly, from scratch among the "
+        "smaller ones, for a new codebook among all",
+    )
+    revive_freq: int = option(50, "steps between revivals of dead codes; 0 never revives")
+    dead_below: float = option(0.03, "a code is dead if used less than this share of an equal one")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         check_probabilities(self, "full_size_share")
-        check_at_least(0, self, "commitment", "revive_freq", "dead_below")
+        check_at_least(0, self, "revive_freq", "dead_below")
         if not self.scale_sizes or min(self.scale_sizes) < 1:
             raise UserError(f"scale_sizes is {list(self.scale_sizes)}; name at least one side, each at least 1")
 
@@ -80,6 +93,33 @@ class AutoencoderArgs(PyramidArgs):
                 f"the run has {total} steps, and the discriminator begins after {self.discriminator_start}; lower "
                 "discriminator_start, or raise epochs"
             )
+
+
+@dataclass(frozen=True)
+class VQVAEArgs(ImageArgs):
+    """The ``args:`` section beside a ``vqvae:`` one; the defaults are the CIFAR-10 random-order baseline's."""
+
+    crop: CropRecipe = "center"
+    epochs: int = 77
+    batch_size: int = 256
+    lr: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.0
+    warmup_epochs: float = 0.0
+    variance: float = option(
+        0.0632869, "of the data's pixels in [0, 1]: divides the mean square error; the default is CIFAR-10's"
+    )
+    codebook_decay: float = option(0.99, "of the moving averages of latents that the codes are")
+    codebook_start: Literal["normal", "latents"] = option(
+        "normal",
+        "normal (random, as published; all latents share a code for some 600 steps) or latents (of the first step)",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_probabilities(self, "codebook_decay")
+        if self.variance <= 0:
+            raise UserError(f"variance is {self.variance}; it must be above 0")
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,10 @@
 """What is trained: a whole VQ autoencoder, or a new codebook for one that stays as it is otherwise (method.md Sec. 7).
 
 Letters: B batch, C code dimension, S side of a code map, V codes, N latents of a batch. Every step sees images at one
-size of the pyramid, so that small ones are represented too.
+size of the pyramid, so that small ones are represented too. The small VQ-VAE is trained in vqvae.py.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from models.autoencoder import Autoencoder, quantizer_loss, resize_image
 from models.family import Loss, StepContext
+from models.llamagen_vq import LlamaGenVQ
 from models.loading.autoencoder import autoencoder_hash, export_autoencoder, save_autoencoder
 from runtime import distributed
 from runtime.config import plain
@@ -24,18 +25,18 @@ from runtime.device import DTYPES
 from runtime.errors import UserError
 from train_ae_codebook.codebook import USAGE_RATE, Codebook, code_frequencies, dead_codes, perplexity
 from train_ae_codebook.measure import ScaleMetrics, held_out_batches, measure_scales, save_pyramid
-from train_ae_codebook.options import AutoencoderArgs, PyramidArgs, RequantizeArgs
+from train_ae_codebook.options import AutoencoderArgs, ImageArgs, RequantizeArgs
 from train_ae_codebook.realism import Adversary, PerceptualDistance
 from training.task import Task
 
 
-class PyramidTask(Task):
-    """Trains an autoencoder, or a part of it, on the sizes of a pyramid; ``validation`` are images to measure on."""
+class AutoencoderTask(Task):
+    """Trains an autoencoder, or a part of it, for code maps of ``sides``; ``validation`` are images to measure on."""
 
     precision = torch.float32
 
-    def __init__(self, args: PyramidArgs, stride: int, validation: Dataset) -> None:
-        self.args, self.stride, self.validation, self.sides = args, stride, validation, sorted(args.scale_sizes)
+    def __init__(self, args: ImageArgs, stride: int, sides: Sequence[int], validation: Dataset) -> None:
+        self.args, self.stride, self.validation, self.sides = args, stride, validation, sorted(sides)
         largest = self.sides[-1] * stride
         if largest != args.img_size:
             raise UserError(f"the largest of scale_sizes is one of {largest} pixels, but img_size is {args.img_size}")
@@ -54,15 +55,17 @@ class PyramidTask(Task):
         return self.logged(found, name)
 
     def logged(self, by_side: Mapping[int, ScaleMetrics], name: str) -> dict[str, float]:
-        """What the log gets of metrics of each scale; ``name`` is the pictures'."""
-        raise NotImplementedError
+        """What the log gets of metrics of each scale: PSNR (dB) and usage at the full size. Pictures have the name."""
+        full = by_side[self.sides[-1]]
+        tqdm.write(f"{name}: PSNR {full.psnr:.2f} dB, {full.usage:.1%} of the codes used, full size, held out")
+        return {"psnr": full.psnr, "used_codes": full.usage}
 
 
-class VQVAETask(PyramidTask):
-    """Trains every weight: reconstruction, codebook and commitment losses, and revival of dead codes."""
+class LlamaGenVQTask(AutoencoderTask):
+    """Trains LlamaGen's kind whole: reconstruction, codebook and commitment losses, and revival of dead codes."""
 
-    def __init__(self, module: Autoencoder, args: AutoencoderArgs, validation: Dataset, device: torch.device) -> None:
-        super().__init__(args, module.config.stride, validation)
+    def __init__(self, module: LlamaGenVQ, args: AutoencoderArgs, validation: Dataset, device: torch.device) -> None:
+        super().__init__(args, module.config.stride, args.scale_sizes, validation)
         self.module = module
         self.perceptual = PerceptualDistance().to(device) if args.perceptual else None
         self.adversary = Adversary(args.discriminator_lr, args.accum_steps, device) if args.discriminator else None
@@ -117,12 +120,6 @@ class VQVAETask(PyramidTask):
         self.module.quantize.embedding[dead] = distributed.from_main(candidates[chosen].cpu()).to(dead.device)
         usage[dead] = 1 / len(usage)
 
-    def logged(self, by_side: Mapping[int, ScaleMetrics], name: str) -> dict[str, float]:
-        """PSNR (dB) and usage at the full size."""
-        full = by_side[self.sides[-1]]
-        tqdm.write(f"{name}: PSNR {full.psnr:.2f} dB, {full.usage:.1%} of the codes used, full size, held out")
-        return {"psnr": full.psnr, "used_codes": full.usage}
-
     def describe(self) -> dict[str, Any]:
         return {"config": plain(self.module.config), "args": plain(self.args)}
 
@@ -136,15 +133,17 @@ class VQVAETask(PyramidTask):
         if self.adversary is not None:
             self.adversary.restore(state)
 
-    def export(self, module: Autoencoder, folder: Path) -> None:
+    def export(self, module: LlamaGenVQ, folder: Path) -> None:
         save_autoencoder(module.cpu(), folder, DTYPES[self.args.export_dtype])
 
 
-class RequantizeTask(PyramidTask):
+class RequantizeTask(AutoencoderTask):
     """Trains a new codebook for an autoencoder, which is kept outside the module, so that no checkpoint holds it."""
 
     def __init__(self, start: Autoencoder, args: RequantizeArgs, validation: Dataset, device: torch.device) -> None:
-        super().__init__(args, start.config.stride, validation)
+        if not isinstance(start, LlamaGenVQ):
+            raise UserError(f"{args.start} is an autoencoder of the kind {start.kind}; name one of LlamaGen's as start")
+        super().__init__(args, start.config.stride, args.scale_sizes, validation)
         self.start_hash = autoencoder_hash(start)
         self.frozen = start.eval().requires_grad_(False).to(device)
         self.module = Codebook(args, start.config.embed_dim)
@@ -202,7 +201,7 @@ class RequantizeTask(PyramidTask):
     def assemble(self, module: Codebook) -> Autoencoder:
         """The frozen autoencoder with the codes of a module, on their device; it shares the memory of both."""
         with torch.device("meta"):
-            whole = Autoencoder(replace(self.frozen.config, n_embed=self.args.n_embed))
+            whole = LlamaGenVQ(replace(self.frozen.config, n_embed=self.args.n_embed))
         state = self.frozen.state_dict() | {f"quantize.{k}": v for k, v in module.quantize.state_dict().items()}
         whole.load_state_dict(state | {"cluster_usage_train": module.usage}, assign=True)
         return whole.eval()

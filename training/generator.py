@@ -17,6 +17,7 @@ from sampling.bulk import Request, draw_on_all_ranks
 from sampling.labels import balanced_labels, shown_labels
 from sampling.pictures import save_grid
 from training.options import TrainArgs
+from training.order import AdaptiveOrder
 from training.preview import FIRST_SEED, Evaluation
 from training.task import Task
 
@@ -38,6 +39,7 @@ class GeneratorTask(Task):
         self.drawing.check(module.scale_sizes)
         module.prepare_training(args.attention, args.compile, args.activation_checkpointing)
         self.patch_side = 0  # of the stage under way
+        self.order = AdaptiveOrder(module, args) if args.adaptive_order else None
         self.evaluation = None
         if args.eval_samples:
             self.evaluation = Evaluation(args.eval_reference, args.inception_weights, module.device)
@@ -48,11 +50,14 @@ class GeneratorTask(Task):
         side = self.args.patch_side(int(context.epoch))
         if side != self.patch_side:
             self._say_stage(side, context.epoch)
-        context = replace(context, patch_side=side)
+        context = replace(context, patch_side=side, shuffled=self.order.share_of(context) if self.order else 1.0)
         if isinstance(codes, Tensor):  # images
             with torch.autocast(codes.device.type, enabled=False):  # the same codes as a cache holds
                 codes = self.module.tokenize(codes)
         loss = self.module.training_loss(codes, labels, context)
+        if self.order is not None:
+            share = torch.tensor(context.shuffled)
+            return Loss(loss.value, lambda: loss.metrics() | {"shuffled": share})
         if self.args.patch_level <= 1:
             return loss
         stage = {"patch_side": torch.tensor(side), "tokens_share": torch.tensor(self.args.tokens_share(context.epoch))}
@@ -80,6 +85,13 @@ class GeneratorTask(Task):
             return {}
         labels = balanced_labels(module, self.args.eval_samples)
         return self.evaluation.measure(module, Request(labels, self.drawing, FIRST_SEED), folder / f".{name}")
+
+    def state(self) -> dict[str, Any]:
+        return {} if self.order is None else {"shuffled": self.order.share}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        if self.order is not None:
+            self.order.share = state.get("shuffled", 1.0)
 
     def describe(self) -> dict[str, Any]:
         return {

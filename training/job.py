@@ -40,6 +40,8 @@ def prepare_and_train(config: GeneratorConfig, args: TrainArgs, drawing: Drawing
     autoencoder = load_autoencoder(config.autoenc).to(device)
     if trains:
         check_patches(config, model_class(config), autoencoder.config.stride, args)  # likewise
+        with torch.device("meta"):
+            model_class(config)(config, autoencoder)  # likewise refuses an autoencoder that does not fit
     autoencoder_sha256 = autoencoder_hash(autoencoder)
     folder = Path(args.output_dir or f"output/{name}")
     if trains and distributed.is_main():

@@ -115,6 +115,11 @@ class TrainArgs(LoopArgs):
     )
     decay_ratio: float = option(0.2, "of schedule stages: share of a stage's end in which the rate decays")
     end_lr: float = option(1e-5, "of schedules stages and cosine: learning rate at the end of each stage, or the run")
+    adaptive_order: bool = option(
+        False,
+        "of randar in random order: after 5,000 steps permute a share of the locations of raster order alone, namely "
+        "the calibration error of held-out codes over 0.05, measured every 500 steps",
+    )
     weights_init: str | None = option(
         None, "checkpoint whose weights a new run starts from; what does not fit is listed and starts fresh"
     )
@@ -151,6 +156,8 @@ class TrainArgs(LoopArgs):
             raise UserError(f"verify_cache is {self.verify_cache}; give a number of images")
         if self.code_paths and (self.use_cache or self.create_cache or self.verify_cache or self.check_data):
             raise UserError("code_paths are codes already; leave out use_cache, create_cache, verify_cache, check_data")
+        if self.code_paths and self.adaptive_order:
+            raise UserError("adaptive_order measures on held-out images; train from images or a cache, not code_paths")
         self._check_stages()
 
     def _check_stages(self) -> None:

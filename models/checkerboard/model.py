@@ -54,6 +54,11 @@ class Checkerboard(Generator):
 
     def __init__(self, config: CheckerboardConfig, autoencoder: Autoencoder, project_source: bool = True) -> None:
         super().__init__(config, autoencoder)
+        if not autoencoder.unit_norm:
+            raise UserError(
+                f"the checkerboard takes latents of unit norm, but this autoencoder is of the kind {autoencoder.kind}; "
+                "name one of LlamaGen's kind as model.autoenc, or take another architecture"
+            )
         self.use_flex_attention = False  # in forward; the sampler needs no mask
         llama, C = config.llama_config, autoencoder.config.embed_dim
         D, V = llama.hidden_size, autoencoder.config.n_embed
@@ -121,6 +126,14 @@ class Checkerboard(Generator):
         layout = self.layout(blocks, self.draw_order(len(labels), context.rank_rng))
         logits, loss = self(codes, labels, layout=layout, generator=context.rank_rng)
         return Loss(loss, lambda: scale_metrics(logits, codes, layout))
+
+    def score(
+        self, codes: Sequence[Tensor], labels: Tensor, order: Tensor | None = None, rng: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        if order is not None:
+            self.check_takes_order()
+        layout = self.layout(sampling_blocks(self.scale_sizes, 4), self.draw_order(len(labels), rng))
+        return self(codes, labels, layout=layout)[0], in_scan_order(join_scales(codes), layout)
 
     def sampler(self, batch: int, drawing: CheckerboardDrawing, compiled: bool = False) -> Sampler:
         return CheckerboardSampler(self, batch, drawing, compiled)

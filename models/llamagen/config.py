@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from models.config import AutoencoderConfig, Drawing, GeneratorConfig, TransformerConfig, at_scale
+from models.config import Drawing, GeneratorConfig, LlamaGenVQConfig, TransformerConfig, at_scale
 from runtime.config import option
 from runtime.errors import UserError, check_at_least, check_probabilities
 
@@ -56,8 +56,8 @@ class LlamaGenConfig(GeneratorConfig):
     def scale_sizes(self, stride: int | None) -> tuple[int, ...]:
         return super().scale_sizes(STRIDE if stride is None else stride)
 
-    def usual_autoencoder(self) -> AutoencoderConfig:
-        return AutoencoderConfig(n_embed=self.vocab_size)
+    def usual_autoencoder(self) -> LlamaGenVQConfig:
+        return LlamaGenVQConfig(n_embed=self.vocab_size)
 
     def drop_path(self, layer: int) -> float:
         """Probability that an image skips a branch of a layer: linear from 0 at the first."""

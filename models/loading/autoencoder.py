@@ -1,11 +1,11 @@
-"""Files of autoencoders: ours, the published release's, LlamaGen's (method.md Sec. 3).
+"""Files of autoencoders: ours, and the published ones of every kind (method.md Sec. 3, randar.md Sec. 3, 7).
 
-Files that are missing, damaged or of another architecture than their YAML says are a UserError.
+The names of the weights tell the kind, their shapes the sizes. Files that are missing, damaged or of another
+architecture than their YAML says are a UserError.
 """
 
 import hashlib
 import os
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -18,6 +18,8 @@ from torch import Tensor
 
 from models.autoencoder import Autoencoder
 from models.config import AutoencoderConfig, AutoencoderPaths
+from models.llamagen_vq import LlamaGenVQ
+from models.loading.autoencoder_kinds import KINDS, kind_of
 from models.loading.state import load_exactly, our_names, published_name, read_torch_file
 from runtime.config import dataclass_from_dict, plain, read_yaml, write_yaml
 from runtime.errors import UserError
@@ -27,9 +29,7 @@ PROJECT = Path(__file__).resolve().parents[2]
 AUTOENCODER_CONFIG_NAME = "autoencoder_config.yaml"
 AUTOENCODER_NAMES = ("checkpoint.pth", "autoencoder.safetensors")  # the published one's, ours
 PUBLISHED_PATHS = AutoencoderPaths(f"autoenc/{AUTOENCODER_CONFIG_NAME}", f"autoenc/{AUTOENCODER_NAMES[0]}")
-# Bookkeeping that files may hold or lack without being another model.
-_OPTIONAL_KEYS = ("quantize.initialized", "cluster_usage_train")
-_IGNORED_KEYS = ("quantize.codebook_used",)
+WEIGHTS_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 
 
 def load_autoencoder(paths: AutoencoderPaths, folder: Path | None = None) -> Autoencoder:
@@ -57,8 +57,11 @@ def open_autoencoder(path: str | Path) -> Autoencoder:
     if not path.is_dir():
         return build_autoencoder(read_autoencoder_state(path), AutoencoderPaths(), None, path)
     names = [name for name in AUTOENCODER_NAMES if (path / name).is_file()]
+    names = names or sorted(file.name for file in path.iterdir() if file.suffix in WEIGHTS_SUFFIXES)
     if not names:
         raise UserError(f"{path} holds neither {' nor '.join(AUTOENCODER_NAMES)}; name an autoencoder's folder or file")
+    if names[0] not in AUTOENCODER_NAMES and len(names) > 1:
+        raise UserError(f"{path} holds {', '.join(names)}; name one of these files")
     return load_autoencoder(AutoencoderPaths(AUTOENCODER_CONFIG_NAME, names[0]), path)
 
 
@@ -92,80 +95,100 @@ def expanded(path: str | Path) -> Path:
 
 
 def read_autoencoder_state(path: Path) -> dict[str, Tensor]:
-    """An autoencoder's weights under our names: safetensors, ``state_dict`` (published) or ``model`` (LlamaGen)."""
+    """An autoencoder's weights under our names: safetensors, ``state_dict``, ``model`` (LlamaGen), or bare."""
     if path.suffix == ".safetensors":
         try:
-            return our_names(load_file(path))
+            return _our_names(load_file(path))
         except SafetensorError as error:
             raise UserError(f"{path} is damaged or no safetensors file ({error}); get it again") from error
     checkpoint = read_torch_file(path)
     for key in ("state_dict", "model"):
         if isinstance(checkpoint.get(key), dict):
-            return our_names(checkpoint[key])
-    raise UserError(f"{path} holds neither state_dict nor model; it is no autoencoder checkpoint")
+            return _our_names(checkpoint[key])
+    if not checkpoint or not all(isinstance(value, Tensor) for value in checkpoint.values()):
+        raise UserError(f"{path} holds neither state_dict nor model nor bare weights; it is no autoencoder checkpoint")
+    return _our_names(checkpoint)
+
+
+def _our_names(state: Any) -> dict[str, Tensor]:
+    state = our_names(state)
+    kind = kind_of(state)
+    return state if kind is None else {kind.renamed.get(key, key): value for key, value in state.items()}
 
 
 def build_autoencoder(
     state: Mapping[str, Tensor], paths: AutoencoderPaths, folder: Path | None, path: Path
 ) -> Autoencoder:
     """An autoencoder from weights read from ``path``; its architecture is the YAML's, or read off them without one."""
-    try:
-        config = infer_autoencoder_config(state)
-    except KeyError as error:
-        raise UserError(f"{path} lacks {error.args[0]}; it is no autoencoder of LlamaGen's layout") from error
-    except (IndexError, ValueError) as error:
-        raise UserError(f"{path} is no autoencoder of LlamaGen's layout ({error})") from error
+    config = infer_autoencoder_config(state, path)
+    kind = kind_of(state)
     config_path = None if paths.config_path is None else first_file(places_of(paths.config_path, folder))
     if config_path is not None:
         config = read_autoencoder_config(config_path, paths.params)
-    autoencoder = Autoencoder(config)
-    state = {key: value for key, value in state.items() if key not in _IGNORED_KEYS}
-    for key in _OPTIONAL_KEYS:
+        if not isinstance(config, kind.config):
+            raise UserError(
+                f"{path} is an autoencoder of {kind.whose} kind, but {config_path} describes another; name its own "
+                "YAML as autoenc.config_path, or null"
+            )
+    autoencoder = kind.module(config)
+    state = {key: value for key, value in state.items() if key not in kind.ignored}
+    for key in kind.optional:
         state.setdefault(key, autoencoder.state_dict()[key])
     load_exactly(autoencoder, state, path)
     return autoencoder.eval()
 
 
 def read_autoencoder_config(path: Path, params: Mapping[str, Any] | None = None) -> AutoencoderConfig:
-    """Architecture in an autoencoder's YAML (``model.params``), overridden by ``params``; training keys are skipped."""
+    """Architecture in an autoencoder's YAML (``model.params``), overridden by ``params``; training keys are skipped.
+
+    ``model.kind`` names the kind; without it, it is LlamaGen's.
+    """
     model = read_yaml(path).get("model")
     section = model.get("params") if isinstance(model, dict) else None
     if not isinstance(section, dict) or not isinstance(section.get("ddconfig", {}), dict):
         raise UserError(f"{path} has no model.params section; it is no autoencoder configuration")
+    name = model.get("kind", LlamaGenVQ.kind)
+    if name not in list(KINDS):
+        raise UserError(f"{path} names the kind {name}; known are {', '.join(KINDS)}")
     section = {**section, **(params or {})}
-    if not section.get("normalize", True):
+    if name == LlamaGenVQ.kind and not section.get("normalize", True):
         raise UserError(
             f"{path} sets normalize: false, but codes of this model have unit norm; use another autoencoder"
         )
     section |= section.get("ddconfig", {})
-    settings = {f.name: section[f.name] for f in fields(AutoencoderConfig) if f.name in section}
-    return dataclass_from_dict(AutoencoderConfig, settings, str(path))
+    settings = {f.name: section[f.name] for f in fields(KINDS[name].config) if f.name in section}
+    return dataclass_from_dict(KINDS[name].config, settings, str(path))
 
 
-def infer_autoencoder_config(state: Mapping[str, Tensor]) -> AutoencoderConfig:
-    """The architecture that a state dict under our names has the shapes of. Raises KeyError for one that has none."""
-    matches = (re.match(r"encoder\.conv_blocks\.(\d+)\.res\.(\d+)\.", key) for key in state)
-    blocks = [(int(match[1]), int(match[2])) for match in matches if match] or [(0, 0)]
-    num_levels, num_res_blocks = (1 + max(indices) for indices in zip(*blocks, strict=True))
-    ch = state["encoder.conv_in.weight"].shape[0]
-    widths = [state[f"encoder.conv_blocks.{level}.res.0.conv2.weight"].shape[0] for level in range(num_levels)]
-    embed_dim, z_channels = state["quant_conv.weight"].shape[:2]
-    ch_mult, n_embed = tuple(width // ch for width in widths), state["quantize.embedding"].shape[0]
-    return AutoencoderConfig(ch, ch_mult, num_res_blocks, z_channels, embed_dim, n_embed)
+def infer_autoencoder_config(state: Mapping[str, Tensor], path: Path) -> AutoencoderConfig:
+    """The architecture that a state dict under our names, read from ``path``, has the shapes of."""
+    kind = kind_of(state)
+    if kind is None:
+        whose = ", ".join(known.whose for known in KINDS.values())
+        raise UserError(f"{path} is no autoencoder of a known kind ({whose}); name another file")
+    try:
+        return kind.infer(state)
+    except KeyError as error:
+        raise UserError(f"{path} lacks {error.args[0]}; it is no autoencoder of {kind.whose} layout") from error
+    except (IndexError, ValueError, ZeroDivisionError) as error:
+        raise UserError(f"{path} is no autoencoder of {kind.whose} layout ({error})") from error
 
 
 def export_autoencoder(autoencoder: Autoencoder, folder: Path) -> None:
-    """Write an autoencoder as the published release has it: ``checkpoint.pth`` and ``autoencoder_config.yaml``."""
+    """Write ``checkpoint.pth``, as the release of its kind has it, and ``autoencoder_config.yaml``."""
     folder.mkdir(parents=True, exist_ok=True)
     state = {published_name(key): value for key, value in autoencoder.state_dict().items()}
     with whole(folder / AUTOENCODER_NAMES[0]) as temporary:
-        torch.save({"state_dict": state}, temporary)
-    write_yaml(folder / AUTOENCODER_CONFIG_NAME, autoencoder_config_dict(autoencoder.config))
+        entry = KINDS[autoencoder.kind].entry
+        torch.save(state if entry is None else {entry: state}, temporary)
+    write_yaml(folder / AUTOENCODER_CONFIG_NAME, autoencoder_config_dict(autoencoder))
 
 
-def autoencoder_config_dict(config: AutoencoderConfig) -> dict[str, Any]:
-    """An autoencoder's YAML content in the published schema."""
-    ddconfig = plain(config)
+def autoencoder_config_dict(autoencoder: Autoencoder) -> dict[str, Any]:
+    """An autoencoder's YAML content; LlamaGen's kind has the published schema."""
+    if autoencoder.kind != LlamaGenVQ.kind:
+        return {"model": {"kind": autoencoder.kind, "params": plain(autoencoder.config)}}
+    ddconfig = plain(autoencoder.config)
     sizes = {key: ddconfig.pop(key) for key in ("embed_dim", "n_embed")}
     return {"model": {"params": {**sizes, "normalize": True, "ddconfig": ddconfig}}}
 
@@ -177,14 +200,14 @@ def save_autoencoder(autoencoder: Autoencoder, folder: Path, dtype: torch.dtype 
     state = {key: value.to(dtype) if value.is_floating_point() else value for key, value in state.items()}
     with whole(folder / AUTOENCODER_NAMES[1]) as temporary:
         temporary.write_bytes(save(state))
-    write_yaml(folder / AUTOENCODER_CONFIG_NAME, autoencoder_config_dict(autoencoder.config))
+    write_yaml(folder / AUTOENCODER_CONFIG_NAME, autoencoder_config_dict(autoencoder))
 
 
 def autoencoder_hash(autoencoder: Autoencoder) -> str:
     """SHA-256 of the weights that decide which codes an image gets."""
     digest = hashlib.sha256()
     for name, tensor in sorted(autoencoder.state_dict().items()):
-        if name.startswith(("encoder.", "quant_conv.", "quantize.embedding")):
+        if name.startswith(autoencoder.decides_codes):
             digest.update(name.encode())
             digest.update(tensor.cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()

@@ -12,7 +12,6 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from models.autoencoder import Autoencoder
 from models.config import FAMILIES, AutoencoderPaths, GeneratorConfig, family_of
 from models.family import Generator
 from models.loading.autoencoder import (
@@ -25,6 +24,7 @@ from models.loading.autoencoder import (
     load_autoencoder,
     places_of,
 )
+from models.loading.autoencoder_kinds import new_autoencoder
 from models.loading.state import (
     AUTOENCODER_PREFIX,
     Names,
@@ -177,7 +177,7 @@ def random_model(path: Path) -> tuple[Generator, bool]:
     config = dataclass_from_dict(family_of(section).load("config"), section, str(path))
     weights = config.autoenc.checkpoint_path
     there = weights is not None and first_file(places_of(weights, None)) is not None
-    autoencoder = load_autoencoder(config.autoenc) if there else Autoencoder(config.usual_autoencoder())
+    autoencoder = load_autoencoder(config.autoenc) if there else new_autoencoder(config.usual_autoencoder())
     return model_class(config)(config, autoencoder).eval(), there
 
 

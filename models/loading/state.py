@@ -18,8 +18,8 @@ from models.loading.omegaconf import STAND_INS, plain_values
 from runtime.errors import UserError
 
 Names = tuple[tuple[str, str], ...]  # parts of our names and of the published ones, replaced in this order
+# The end of its name in LlamaGen's kind of autoencoder.
 _CODEBOOK = ("quantize.embedding", "quantize.embedding.parametrizations.weight.original")
-_LLAMAGEN_CODEBOOK = "quantize.embedding.weight"
 AUTOENCODER_PREFIX = "autoenc."
 _ENCODERS = ("encoder.", "_encoder.")  # begin names of an autoencoder's weights alone
 _WRAPPERS = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
@@ -151,15 +151,15 @@ def our_names(state: Any, names: Names = ()) -> dict[str, Tensor]:
             key = key.split(".", 1)[1]
         for ours, published in (*names, _CODEBOOK):
             key = key.replace(published, ours)
-        renamed["quantize.embedding" if key == _LLAMAGEN_CODEBOOK else key] = value
+        renamed[key] = value
     return renamed
 
 
 def published_name(key: str, names: Names = ()) -> str:
     """What a published file calls a weight of ours."""
-    for ours, published in (*names, _CODEBOOK):
+    for ours, published in names:
         key = key.replace(ours, published)
-    return key
+    return key.removesuffix(_CODEBOOK[0]) + _CODEBOOK[1] if key.endswith(_CODEBOOK[0]) else key
 
 
 def _both_names(key: str, names: Names) -> str:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.autoencoder import Autoencoder
+from models.autoencoder import Autoencoder, to_uint8
 from models.family import Loss, Sampler, StepContext
 from models.llamagen.model import INIT_STD, LlamaGen, seeded
 from models.llamagen.patches import pair_rotation, rotate_pairs
@@ -28,11 +28,15 @@ class RandAR(LlamaGen):
     """LlamaGen's GPT and one learned vector, from which the instructions of all locations are made by rotation."""
 
     Config, Drawing = RandARConfig, RandARDrawing
-    learns_patches = False
+    learns_patches, takes_order = False, True
 
     def __init__(self, config: RandARConfig, autoencoder: Autoencoder | None = None) -> None:
         super().__init__(config, autoencoder)
         self.pos_instruct_embeddings = nn.Parameter(torch.randn(1, config.llama_config.hidden_size) * INIT_STD)
+
+    @property
+    def permutes_codes(self) -> bool:
+        return self.config.scan_order == "random"
 
     @classmethod
     def from_state(cls, config: RandARConfig, autoencoder: Autoencoder | None, state: dict[str, Tensor]) -> Self:
@@ -40,14 +44,32 @@ class RandAR(LlamaGen):
 
     def training_loss(self, codes: Sequence[Tensor], labels: Tensor, context: StepContext) -> Loss:
         labels = self.drop_labels(labels, context.rank_rng)
-        order = None
-        if self.config.scan_order == "random":
-            uniforms = torch.rand(len(labels), self.num_locations, device=self.device, generator=context.rank_rng)
-            order = uniforms.argsort(dim=1)
+        order = self.draw_order(len(labels), context.rank_rng, context.shuffled)
         with seeded(context.rank_rng):
             logits, loss = self(codes, labels, order)
         targets = self.in_order(codes, order)  # (B, L)
         return Loss(loss, lambda: {"accuracy": (logits.argmax(-1) == targets).float().mean()})
+
+    def draw_order(self, batch: int, rng: torch.Generator | None, shuffled: float = 1.0) -> Tensor | None:
+        """(B, L) a permutation an image, for models of random order; None of raster order.
+
+        Of a share ``shuffled`` below 1, so many random places of raster order are permuted among themselves.
+        """
+        if self.config.scan_order == "raster":
+            return None
+        order = torch.rand(batch, self.num_locations, device=self.device, generator=rng).argsort(dim=1)
+        count = int(shuffled * self.num_locations)
+        if count == self.num_locations:
+            return order
+        moved = order[:, :count]  # places in no order, and so a permutation of them
+        raster = raster_order(batch, self.num_locations, self.device)
+        return raster.scatter(1, moved.sort(dim=1).values, moved)
+
+    def score(
+        self, codes: Sequence[Tensor], labels: Tensor, order: Tensor | None = None, rng: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        order = self.draw_order(len(labels), rng) if order is None else order
+        return self(codes, labels, order)[0], self.in_order(codes, order)
 
     def forward(self, codes: Sequence[Tensor], labels: Tensor, order: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(B, L, V) logits in the order drawn, and their mean cross-entropy in nats.
@@ -91,6 +113,11 @@ class RandAR(LlamaGen):
         if self.config.scan_order == "raster":
             raise UserError("upscale 2 needs a model of random order; this one was trained in raster order")
         return UpscaleSampler(self, batch, drawing, compiled)
+
+    def to_uint8(self, images: Tensor) -> Tensor:
+        """Rounded, but cut off where MaskGIT's tokenizer made them (randar.md Sec. 3)."""
+        cut_off = self.autoencoder is not None and self.autoencoder.kind == "maskgit"
+        return to_uint8(images) if cut_off else super().to_uint8(images)
 
     def num_steps(self, drawing: RandARDrawing) -> int:
         if drawing.upscale == 1:

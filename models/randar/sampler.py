@@ -47,8 +47,6 @@ class RandARSampler(Sampler):
     first. ``compiled`` compiles a step for each pair of lengths.
     """
 
-    takes_order = True
-
     @torch.inference_mode()
     def __init__(self, model: "RandAR", batch: int, drawing: RandARDrawing, compiled: bool = False) -> None:
         super().__init__(model, batch, drawing, compiled)

@@ -152,21 +152,21 @@ SPOILT: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: (f / "imagenet32_labels/11.npy").unlink(),
         "has codes of 12 images, but 11 labels; extract them again$",
     ),
-    "no maps": (replaced("imagenet32_codes", "0.npy", by=lambda x: x[:, :0]), r"0\.npy holds int64 \(1, 0, 16\), not"),
-    "floats": (replaced("imagenet32_codes", "7.npy", by=np.float32), r"7\.npy holds float32 \(1, 2, 16\), not"),
+    "no maps": (replaced("imagenet32_codes", "0.npy", by=lambda x: x[:, :0]), r"0\.npy holds int64 \(0, 16\), not"),
+    "floats": (replaced("imagenet32_codes", "7.npy", by=np.float32), r"7\.npy holds float32 \(2, 16\), not"),
     "flat": (replaced("imagenet32_codes", "7.npy", by=np.ravel), r"7\.npy holds int64 \(32,\), not"),
     "a batch": (replaced("imagenet32_codes", "7.npy", by=lambda x: x.repeat(2, 0)), r"7\.npy holds int64 \(2, 2, 16\)"),
     "more maps": (
         replaced("imagenet32_codes", "7.npy", by=lambda x: x.repeat(5, 1)),
-        r"7\.npy holds \(maps, codes\) \(10, 16\), but 0\.npy \(2, 16\)",
+        r"7\.npy holds \(maps, codes\) \(10, 16\), but the first file \(2, 16\)",
     ),
     "fewer maps": (
         replaced("imagenet32_codes", "7.npy", by=lambda x: x[:, :1]),
-        r"7\.npy holds \(maps, codes\) \(1, 16\), but 0\.npy",
+        r"7\.npy holds \(maps, codes\) \(1, 16\), but the first file",
     ),
     "fewer codes": (
         replaced("imagenet32_codes", "7.npy", by=lambda x: x[..., :9]),
-        r"7\.npy holds \(maps, codes\) \(2, 9\), but 0\.npy",
+        r"7\.npy holds \(maps, codes\) \(2, 9\), but the first file",
     ),
     "labels": (
         replaced("imagenet32_labels", "7.npy", by=lambda x: x.repeat(2)),
@@ -321,3 +321,44 @@ def test_a_run_trains_from_folders(pets: LabelledImages, autoencoder: Autoencode
     codes = write(tmp_path / "others", codes_of(7, 2), np.arange(7) % 2, PIXELS)
     outcome = call(main.main, "--config", str(tmp_path / "npp.yaml"), "--code_paths", f"[{codes}]")
     assert outcome.error().startswith(f"{codes} holds 16 codes an image, but the model has the scales 10; name codes")
+
+
+# RandAR's folders
+
+
+def write_by_class(root: Path, codes: np.ndarray, names: list[str]) -> Path:
+    """``names`` of the classes, in turn."""
+    for index, maps in enumerate(codes):
+        (root / names[index % len(names)]).mkdir(parents=True, exist_ok=True)
+        np.save(root / names[index % len(names)] / f"{index}.npy", maps)
+    return root
+
+
+@pytest.mark.parametrize(
+    ("names", "labels"), [(["0", "2", "10"], [0, 2, 10]), (["n02", "n01", "n10"], [1, 0, 2])], ids=["indices", "names"]
+)
+def test_folders_of_classes_give_each_image_its_codes_and_label(
+    names: list[str], labels: list[int], tmp_path: Path
+) -> None:
+    codes = codes_of(25, 2)
+    folders = CodeFolders([str(write_by_class(tmp_path / "codes", codes, names))], SIZE)
+    folders.check([SIDE], CODES, 11)
+    assert (len(folders), folders.num_crops) == (25, 2)
+    found = {}
+    for item in range(25):
+        for crop in range(2):
+            (maps,), label = folders.__getitems__([(item, crop)])
+            found[maps[0].flatten().numpy().tobytes()] = (int(label), crop)
+    expected = {codes[i, crop].tobytes(): (labels[i % 3], crop) for i in range(25) for crop in range(2)}
+    assert found == expected
+
+
+def test_folders_of_classes_that_are_not_whole_are_refused(tmp_path: Path) -> None:
+    folder = write_by_class(tmp_path / "codes", codes_of(6, 2), ["0", "1", "12"])
+    with pytest.raises(UserError, match="12 holds 12, but the model has 10 classes"):
+        folders = CodeFolders([str(folder)], SIZE)
+        folders.check([SIDE], CODES, CLASSES)
+        [folders.__getitems__([(i, 0)]) for i in range(6)]
+    np.save(folder / "1" / "4.npy", np.zeros((3, 16), np.int64))
+    with pytest.raises(UserError, match=r"4\.npy holds \(maps, codes\) \(3, 16\), but the first file \(2, 16\)"):
+        CodeFolders([str(folder)], SIZE).folders[0].read(3)

@@ -271,7 +271,7 @@ LLAMAGEN = {
 
 def test_presets_are_rows_of_llamagens_tables() -> None:
     """By the family's own drawing; each folder is one that download.sh fills."""
-    assert {name for name in PRESETS if not name[0].isdigit()} == set(LLAMAGEN)
+    assert {name for name in PRESETS if name.startswith(("llamagen", "npp"))} == set(LLAMAGEN)
     downloaded = {file.path.split("/")[0] for file in TABLE}
     for preset, (folder, cfg_scale, fid, side) in LLAMAGEN.items():
         args = RunArgs(preset=preset).completed()
@@ -283,6 +283,18 @@ def test_presets_are_rows_of_llamagens_tables() -> None:
         assert (args.num_samples, args.resize_to, PRESETS[preset].published["FID"]) == (50_000, side, fid)
         size = "" if side is None else f"-{side}px"
         assert default_folder(args, drawing) == f"output/evaluation/{preset}-{drawing.label}-50000-seed0{size}"
+
+
+@pytest.mark.parametrize(
+    ("preset", "end_of_scale", "fid"),
+    [("randar-l", 3.4, 2.65), ("randar-l-maskgit", 4.0, 2.47), ("randar-xl", 4.0, 2.27)],
+)
+def test_presets_of_randar_are_the_released_rows(preset: PresetName, end_of_scale: float, fid: float) -> None:
+    """randar.md Sec. 1 and 5."""
+    drawing = family_of({"architecture": "randar"}).load("drawing")(**PRESETS[preset].drawing)
+    assert drawing.cfg == pytest.approx(end_of_scale - 1)
+    assert (len(drawing.schedule(256)), drawing.cfg_schedule, drawing.temperature) == (88, "linear", 1)
+    assert PRESETS[preset].published["FID"] == fid
 
 
 @pytest.mark.processes

@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from models.autoencoder import QUANTIZE_CHUNK, Autoencoder, Quantizer, quantizer_loss, resize_image, upsample_latents
-from models.config import AutoencoderConfig
+from models.autoencoder import QUANTIZE_CHUNK, quantizer_loss, resize_image, upsample_latents
+from models.config import LlamaGenVQConfig
+from models.llamagen_vq import LlamaGenVQ, Quantizer
 from runtime.errors import UserError
 from tests.factory import Reference, assert_near, load_reference, tiny_autoencoder
 
@@ -48,7 +49,7 @@ def test_upsampled_latents(reference: Reference, device: torch.device) -> None:
 
 
 def test_quantizer_loss_and_its_gradient(reference: Reference) -> None:
-    autoencoder = Autoencoder(reference.model().autoencoder.config)
+    autoencoder = LlamaGenVQ(reference.model().autoencoder.config)
     autoencoder.load_state_dict(reference.model().autoencoder.state_dict())
     latents = reference["encoded"].clone().requires_grad_()
     loss = quantizer_loss(latents, autoencoder.lookup(autoencoder.quantize_latents(latents)))
@@ -195,7 +196,7 @@ def test_decoding_normalizes_its_latents() -> None:
 def test_default_architecture_has_the_released_size() -> None:
     """The paper's VQ-16: 71.8M parameters with 4096 codes of dimension 8."""
     with torch.device("meta"):
-        autoencoder = Autoencoder(AutoencoderConfig())
+        autoencoder = LlamaGenVQ(LlamaGenVQConfig())
     assert autoencoder.config.stride == 16
     assert autoencoder.quantize.embedding.shape == (4096, 8)
     assert round(sum(p.numel() for p in autoencoder.parameters()) / 1e6, 1) == 71.8
@@ -211,7 +212,7 @@ def test_decoder_has_one_more_block_a_level_and_attention_at_the_lowest() -> Non
 
 def test_channels_must_suit_group_normalization() -> None:
     with pytest.raises(UserError, match="ch 48 must be a multiple of 32"):
-        AutoencoderConfig(ch=48)
+        LlamaGenVQConfig(ch=48)
 
 
 def test_both_references_differ_in_depth() -> None:

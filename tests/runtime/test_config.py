@@ -9,10 +9,10 @@ import pytest
 import torch
 import yaml
 
-from models.autoencoder import Autoencoder
 from models.checkerboard.config import CheckerboardConfig, CheckerboardDrawing
 from models.checkerboard.model import Checkerboard
-from models.config import AutoencoderConfig, AutoencoderPaths, TransformerConfig, family_of
+from models.config import AutoencoderPaths, LlamaGenVQConfig, TransformerConfig, family_of
+from models.llamagen_vq import LlamaGenVQ
 from runtime.config import (
     Kinds,
     config_path,
@@ -30,7 +30,7 @@ from runtime.config import (
 from runtime.device import describe_size
 from runtime.errors import UserError
 from tests.factory import FIXTURES
-from train_ae_codebook.options import AutoencoderArgs, RequantizeArgs
+from train_ae_codebook.main import OTHERS, WHOLE
 from training.options import LoopArgs, TrainArgs
 
 pytestmark = pytest.mark.quick
@@ -385,8 +385,8 @@ def test_a_configuration_parses_and_prints_back(path: Path, tmp_path: Path, caps
 @pytest.mark.parametrize("path", sorted((ROOT / "train_ae_codebook").glob("*.yaml")), ids=lambda path: path.stem)
 def test_a_configuration_of_an_autoencoder_parses(path: Path) -> None:
     content = yaml.safe_load(path.read_text())
-    kinds = {"model": AutoencoderConfig, "args": AutoencoderArgs, "requantize": RequantizeArgs}
-    settings = parse("--config", str(path), kinds={section: kinds[section] for section in content})
+    kinds = next((kinds for section, kinds in OTHERS.items() if section in content), WHOLE)
+    settings = parse("--config", str(path), kinds=kinds)
     for section, values in content.items():
         assert {key: plain(settings[section])[key] for key in values} == values
     assert f"python train_ae_codebook/main.py --config train_ae_codebook/{path.name}" in path.read_text()
@@ -432,7 +432,7 @@ def test_published_training_settings(name: str) -> None:
 def test_the_large_model_has_the_published_size() -> None:
     config = parse("--config", str(ROOT / "configs" / "config_256_L.yaml"))["model"]
     with torch.device("meta"):
-        model = Checkerboard(config, Autoencoder(AutoencoderConfig()))
+        model = Checkerboard(config, LlamaGenVQ(LlamaGenVQConfig()))
     assert model.scale_sizes == [1, 2, 4, 8, 16]
     assert describe_size(model) == "367.6M parameters + 71.8M autoencoder"
 

@@ -9,12 +9,13 @@ from PIL import Image, ImageSequence
 from torchvision.utils import make_grid
 
 from models import sample
-from models.autoencoder import Autoencoder, to_uint8, upsample_latents
+from models.autoencoder import to_uint8, upsample_latents
 from models.checkerboard.config import CheckerboardConfig
 from models.checkerboard.model import Checkerboard
 from models.checkerboard.order import sampling_blocks
-from models.config import AutoencoderConfig, TransformerConfig
+from models.config import LlamaGenVQConfig, TransformerConfig
 from models.family import Samples
+from models.llamagen_vq import LlamaGenVQ
 from sampling.maps import (
     UNDRAWN_CONTRAST,
     entropy_by_step,
@@ -32,10 +33,10 @@ BATCH = 3
 def build_model(scale_min_size: int) -> Checkerboard:
     """A tiny model whose logits are spread, so that entropy differs from location to location."""
     torch.manual_seed(0)
-    config = AutoencoderConfig(ch=32, ch_mult=(1, 1, 1), num_res_blocks=1, z_channels=32, n_embed=32)
+    config = LlamaGenVQConfig(ch=32, ch_mult=(1, 1, 1), num_res_blocks=1, z_channels=32, n_embed=32)
     transformer = TransformerConfig(hidden_size=32, intermediate_size=64, num_attention_heads=2, num_hidden_layers=2)
     settings = CheckerboardConfig(img_size=32, scale_min_size=scale_min_size, num_classes=4, llama_config=transformer)
-    model = Checkerboard(settings, Autoencoder(config)).eval()
+    model = Checkerboard(settings, LlamaGenVQ(config)).eval()
     torch.nn.init.normal_(model.lm_head.weight, std=0.2)
     return model
 

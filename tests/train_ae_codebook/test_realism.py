@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.config import AutoencoderConfig
+from models.config import LlamaGenVQConfig
 from runtime.config import parse_config
 from runtime.errors import UserError
 from tests.codebook_factory import ADVERSARIAL, CPU, ae_task, digits, step
@@ -229,7 +229,7 @@ def config_256() -> dict[str, Any]:
 
 
 def test_the_configuration_for_256_px_is_of_llamagen_s_architecture(config_256: dict[str, Any]) -> None:
-    assert config_256["model"] == AutoencoderConfig()
+    assert config_256["model"] == LlamaGenVQConfig()
     assert config_256["args"].start == "pretrained_models/llamagen/vq_ds16_c2i.pt"
     assert max(config_256["args"].scale_sizes) * config_256["model"].stride == config_256["args"].img_size
     assert (config_256["args"].perceptual, config_256["args"].discriminator) == (0, 0)

@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 
-from models.config import AutoencoderConfig
+from models.config import LlamaGenVQConfig
 from models.loading.autoencoder import export_autoencoder, open_autoencoder
 from models.loading.state import read_torch_file
 from runtime.stopping import Stopped
@@ -104,7 +104,7 @@ def test_the_command_writes_a_published_autoencoder(finished: tuple[Path, list[s
         "checkpoint.pth",
     }
     start, made = open_autoencoder(folder / "vq.pt"), open_autoencoder(folder / "run/autoencoder")
-    assert made.config == AutoencoderConfig(**{**vars(start.config), "n_embed": 16})
+    assert made.config == LlamaGenVQConfig(**{**vars(start.config), "n_embed": 16})
     saved = read_torch_file(folder / "run/checkpoint-last.pth")["model"]
     for key, value in start.state_dict().items():
         if not key.startswith(("quantize", "cluster")):

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from data.crops import to_bytes, to_floats
 from data.images import open_dataset
-from models.config import AutoencoderConfig, AutoencoderPaths
+from models.config import AutoencoderPaths, LlamaGenVQConfig
 from models.loading.autoencoder import load_autoencoder
 from models.loading.state import read_torch_file
 from runtime.stopping import Stopped
@@ -87,7 +87,7 @@ def test_the_command_writes_an_autoencoder_that_loads(finished: tuple[Path, list
     assert outcome.code == 0, outcome.err
     assert f"autoencoder: {folder / 'export'}; reconstructions: {folder / 'run' / 'samples'}" in outcome.out
     loaded = load_autoencoder(AutoencoderPaths("autoencoder_config.yaml", "autoencoder.safetensors"), folder / "export")
-    assert loaded.config == AutoencoderConfig(**TINY)
+    assert loaded.config == LlamaGenVQConfig(**TINY)
     saved = read_torch_file(folder / "run" / "checkpoint-last.pth")
     assert saved["step"] == 6
     for key, value in loaded.state_dict().items():

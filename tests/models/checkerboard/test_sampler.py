@@ -18,15 +18,15 @@ from torch import Tensor
 import models
 from benchmarks.measure import CountKernels
 from models import sample
-from models.autoencoder import Autoencoder
 from models.checkerboard import sampler
 from models.checkerboard.config import CheckerboardConfig, CheckerboardDrawing
 from models.checkerboard.layout import Layout
 from models.checkerboard.model import Checkerboard, in_scan_order
 from models.checkerboard.order import sampling_blocks
-from models.config import NUM_SEEDS, AutoencoderConfig
+from models.config import NUM_SEEDS, LlamaGenVQConfig
 from models.draw import draw, draw_uniforms, guide, image_seed, noise_of, truncate
 from models.family import Samples, join_scales
+from models.llamagen_vq import LlamaGenVQ
 from models.sampling import checked_drawing
 from runtime.config import dataclass_from_dict, read_yaml
 from runtime.errors import UserError
@@ -427,7 +427,7 @@ def test_an_image_of_the_large_model_launches_few_kernels() -> None:
     """The number of operations depends on layers and steps, not on widths; the published code launches 17,541."""
     large = dataclass_from_dict(CheckerboardConfig, read_yaml(ROOT / "configs/config_256_L.yaml")["model"], "L")
     narrow = replace(large.llama_config, hidden_size=2 * large.llama_config.num_attention_heads, intermediate_size=256)
-    model = Checkerboard(replace(large, llama_config=narrow), Autoencoder(AutoencoderConfig(ch=32, z_channels=32)))
+    model = Checkerboard(replace(large, llama_config=narrow), LlamaGenVQ(LlamaGenVQConfig(ch=32, z_channels=32)))
     with patch.object(model, "decode", lambda codes: codes), CountKernels() as kernels:
         out = sample(model.eval(), [207], steps_per_scale=4, cfg=1.5)
     assert int(out.step[-1].max()) == 16

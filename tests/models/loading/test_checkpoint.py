@@ -20,9 +20,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from models import load_checkpoint, sample
-from models.autoencoder import Autoencoder
 from models.checkerboard.model import Checkerboard
-from models.config import AutoencoderConfig, AutoencoderPaths
+from models.config import AutoencoderPaths, LlamaGenVQConfig
+from models.llamagen_vq import LlamaGenVQ
 from models.loading import autoencoder
 from models.loading.autoencoder import (
     autoencoder_config_dict,
@@ -208,23 +208,24 @@ def test_the_autoencoders_folder_may_be_missing(folder: Path) -> None:
 
 
 def test_the_yaml_agrees_with_the_architecture_read_off_the_weights(reference: Reference) -> None:
-    inferred = infer_autoencoder_config(reference.model().autoencoder.state_dict())
+    inferred = infer_autoencoder_config(reference.model().autoencoder.state_dict(), reference.folder)
     assert read_autoencoder_config(reference.folder / "autoenc/autoencoder_config.yaml") == inferred
 
 
 @pytest.mark.parametrize(
     "config",
     [
-        AutoencoderConfig(),
-        AutoencoderConfig(ch=32, ch_mult=(1, 2, 4), num_res_blocks=1, z_channels=16, embed_dim=4, n_embed=32),
-        AutoencoderConfig(ch=64, ch_mult=(1,), num_res_blocks=3, z_channels=64, embed_dim=16, n_embed=8),
+        LlamaGenVQConfig(),
+        LlamaGenVQConfig(ch=32, ch_mult=(1, 2, 4), num_res_blocks=1, z_channels=16, embed_dim=4, n_embed=32),
+        LlamaGenVQConfig(ch=64, ch_mult=(1,), num_res_blocks=3, z_channels=64, embed_dim=16, n_embed=8),
     ],
     ids=["vq16", "widening", "one level"],
 )
-def test_architectures_survive_weights_and_yaml(config: AutoencoderConfig, tmp_path: Path) -> None:
+def test_architectures_survive_weights_and_yaml(config: LlamaGenVQConfig, tmp_path: Path) -> None:
     with torch.device("meta"):
-        assert infer_autoencoder_config(Autoencoder(config).state_dict()) == config
-    (tmp_path / "a.yaml").write_text(yaml.safe_dump(autoencoder_config_dict(config)))
+        autoencoder = LlamaGenVQ(config)
+    assert infer_autoencoder_config(autoencoder.state_dict(), tmp_path) == config
+    (tmp_path / "a.yaml").write_text(yaml.safe_dump(autoencoder_config_dict(autoencoder)))
     assert read_autoencoder_config(tmp_path / "a.yaml") == config
     overridden = read_autoencoder_config(tmp_path / "a.yaml", {"n_embed": 5, "requant_pyramid_levels": -1})
     assert overridden == replace(config, n_embed=5)
@@ -367,7 +368,10 @@ def test_wrong_autoencoder_files_are_refused(folder: Path) -> None:
     with pytest.raises(UserError, match="neither state_dict nor model"):
         load_autoencoder(AutoencoderPaths(checkpoint_path="a.pth"), folder)
     torch.save({"state_dict": {"conv.weight": torch.zeros(1)}}, folder / "a.pth")
-    with pytest.raises(UserError, match=r"lacks encoder\.conv_in\.weight"):
+    with pytest.raises(UserError, match=r"a\.pth is no autoencoder of a known kind \(LlamaGen's, MaskGIT's"):
+        load_autoencoder(AutoencoderPaths(checkpoint_path="a.pth"), folder)
+    torch.save({"state_dict": {"encoder.conv_blocks.0.res.0.norm1.bias": torch.zeros(1)}}, folder / "a.pth")
+    with pytest.raises(UserError, match=r"lacks encoder\.conv_in\.weight; it is no autoencoder of LlamaGen's"):
         load_autoencoder(AutoencoderPaths(checkpoint_path="a.pth"), folder)
     yaml_path = folder / "autoenc/autoencoder_config.yaml"
     state = tiny_autoencoder(num_res_blocks=2).state_dict()

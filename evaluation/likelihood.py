@@ -1,0 +1,45 @@
+"""How likely given codes are to a model, and how far its confidence can be trusted, by teacher forcing.
+
+Letters: B images, L codes of an image, V codes to choose from.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+NUM_BINS = 15  # of confidence, equally wide
+
+
+class CodeScores:
+    """Sums up batches: mean nats a token, accuracy of the likeliest code, expected calibration error (ECE).
+
+    ECE: tokens are put into bins by the probability of their likeliest code; it is the mean, over tokens, of how far
+    the mean probability of a bin lies from its accuracy (Guo et al. 2017).
+    """
+
+    def __init__(self) -> None:
+        self.nats, self.count = 0.0, 0
+        self.bins = torch.zeros(2, NUM_BINS, dtype=torch.float64)  # sum of confidence, correct ones
+
+    def add(self, logits: Tensor, targets: Tensor) -> None:
+        """Logits (B, L, V) of codes (B, L)."""
+        logits = logits.flatten(0, 1).float()
+        targets = targets.flatten()
+        self.nats += float(F.cross_entropy(logits, targets, reduction="sum"))
+        self.count += len(targets)
+        confidence, likeliest = logits.softmax(-1).max(-1)
+        # Bins are open below and closed above, as (0, 1/15]; the first holds 0 too.
+        number = ((confidence * NUM_BINS).ceil().long() - 1).clamp(0, NUM_BINS - 1).cpu()
+        values = torch.stack([confidence, (likeliest == targets).float()])
+        self.bins.index_add_(1, number, values.double().cpu())
+
+    def results(self) -> dict[str, float]:
+        """``nats_per_token``, ``perplexity``, ``accuracy`` and ``ece``, the last two from 0 to 1."""
+        nats = self.nats / self.count
+        confidence, correct = self.bins
+        return {
+            "nats_per_token": nats,
+            "perplexity": float(torch.tensor(nats, dtype=torch.float64).exp()),
+            "accuracy": float(correct.sum() / self.count),
+            "ece": float((confidence - correct).abs().sum() / self.count),
+        }
