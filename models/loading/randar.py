@@ -6,20 +6,28 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from models.config import AutoencoderConfig, AutoencoderPaths
+from models.autoencoder import Autoencoder
+from models.config import AutoencoderPaths
 from models.family import Generator
 from models.llamagen.config import STRIDE
-from models.loading.autoencoder import first_file
+from models.llamagen_vq import LlamaGenVQ
+from models.loading.autoencoder import first_file, infer_autoencoder_config, read_autoencoder_state
 from models.loading.llamagen import AUTOENCODER, HEAD, INSTRUCTION, TABLE, size_of, states_of
 from models.loading.state import PublishedLayout, our_names
+from models.maskgit_vq import MaskGITVQ
 from models.randar.config import RandARConfig
+from models.vqvae import VQVAE
 from runtime.errors import UserError
 
 USUAL_MULTIPLE = 256
 USUAL_HEAD_DIM, USUAL_LOCATIONS = 64, 256  # of every released file; neither can be read off the weights
 MASKGIT = AUTOENCODER.parents[1] / "maskgit/maskgit-vqgan-imagenet-f16-256.bin"
 AUTOENCODERS = {16384: AUTOENCODER, 1024: MASKGIT}  # of released files, by V
-VQVAE_TARGET, VQVAE_STRIDE = "tokenizer_vq", 4
+TARGETS = {  # of tokenizers, by the kind of autoencoder that each is
+    LlamaGenVQ.kind: "RandAR.model.tokenizer.VQModel",
+    MaskGITVQ.kind: "RandAR.model.tokenizer.MaskGITTokenizer",
+    VQVAE.kind: "tokenizer_vq.model.Model",
+}
 NEEDED = ("n_layer", "n_head", "dim", "vocab_size", "block_size")
 
 
@@ -37,9 +45,9 @@ def translate_config(content: Mapping[str, Any], path: Path) -> dict[str, Any] |
         raise UserError(f"{path} has block_size {params['block_size']}, which is no square grid of codes")
     if order not in ("random", "raster"):
         raise UserError(f"{path} has position_order {order}; known are random and raster")
-    tokenizer = content.get("tokenizer") if isinstance(content.get("tokenizer"), Mapping) else {}
     weights = _tokenizer_file(content.get("vq_ckpt"), path)
-    stride = STRIDE if weights is None else _stride_of(tokenizer)
+    # The YAML need not name the tokenizer's levels, and may name others than the file has.
+    stride = STRIDE if weights is None else infer_autoencoder_config(read_autoencoder_state(weights), weights).stride
     return {
         "architecture": "randar",
         "img_size": side * stride,
@@ -55,7 +63,7 @@ def translate_config(content: Mapping[str, Any], path: Path) -> dict[str, Any] |
             "num_attention_heads": params["n_head"],
             "num_hidden_layers": params["n_layer"],
         },
-        "autoenc": {} if weights is None else {"checkpoint_path": weights},
+        "autoenc": {} if weights is None else {"checkpoint_path": str(weights)},
     }
 
 
@@ -64,16 +72,7 @@ def ffn_width(width: int, multiple_of: int) -> int:
     return -(-(8 * width // 3) // multiple_of) * multiple_of
 
 
-def _stride_of(tokenizer: Mapping[str, Any]) -> int:
-    """Pixels per code of the tokenizer that a YAML names."""
-    params = tokenizer.get("params") if isinstance(tokenizer.get("params"), Mapping) else {}
-    if str(tokenizer.get("target", "")).startswith(VQVAE_TARGET):
-        return VQVAE_STRIDE
-    levels = params.get("encoder_ch_mult")
-    return 2 ** (len(levels) - 1) if isinstance(levels, list) and levels else STRIDE
-
-
-def _tokenizer_file(weights: Any, path: Path) -> str | None:
+def _tokenizer_file(weights: Any, path: Path) -> Path | None:
     """Where the tokenizer that the YAML at ``path`` names lies; without it a model scores and draws codes alone."""
     if weights is None:
         return None
@@ -81,7 +80,7 @@ def _tokenizer_file(weights: Any, path: Path) -> str | None:
     if found is None:
         message = f"no tokenizer at {weights}, which {path} names as vq_ckpt: codes can be drawn, but no images"
         warnings.warn(message, stacklevel=2)
-    return None if found is None else str(found)
+    return found
 
 
 def complete_section(section: dict[str, Any] | None, content: Mapping[str, Any], path: Path) -> dict[str, Any] | None:
@@ -148,21 +147,18 @@ def published_config(model: Generator, autoenc: AutoencoderPaths, path: Path) ->
     whole = {"ar_model": {"target": "RandAR.model.randar_gpt.RandARTransformer", "params": params}}
     if model.autoencoder is None:
         return whole
-    return whole | {"tokenizer": _tokenizer_section(model.autoencoder.config), "vq_ckpt": autoenc.checkpoint_path}
+    return whole | {"tokenizer": _tokenizer_section(model.autoencoder), "vq_ckpt": autoenc.checkpoint_path}
 
 
-def _tokenizer_section(config: AutoencoderConfig) -> dict[str, Any]:
-    """What RandAR's YAML says of LlamaGen's autoencoder."""
+def _tokenizer_section(autoencoder: Autoencoder) -> dict[str, Any]:
+    """What RandAR's YAML says of a tokenizer."""
+    section, config = {"target": TARGETS[autoencoder.kind]}, autoencoder.config
+    if autoencoder.kind != LlamaGenVQ.kind:
+        return section
     levels = list(config.ch_mult)
-    params = {
-        "codebook_size": config.n_embed,
-        "codebook_embed_dim": config.embed_dim,
-        "codebook_l2_norm": True,
-        "encoder_ch_mult": levels,
-        "decoder_ch_mult": levels,
-        "z_channels": config.z_channels,
-    }
-    return {"target": "RandAR.model.tokenizer.VQModel", "params": params}
+    params = {"codebook_size": config.n_embed, "codebook_embed_dim": config.embed_dim, "codebook_l2_norm": True}
+    params |= {"encoder_ch_mult": levels, "decoder_ch_mult": levels, "z_channels": config.z_channels}
+    return section | {"params": params}
 
 
 def published_file(models: Mapping[str, Any], checkpoint: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:

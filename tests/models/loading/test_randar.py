@@ -18,14 +18,17 @@ from torch import Tensor
 
 import main_sample
 from models import load_checkpoint, sample
+from models.config import MaskGITVQConfig, VQVAEConfig
 from models.llamagen.config import LlamaConfig
 from models.loading import randar
 from models.loading.autoencoder import AUTOENCODER_CONFIG_NAME, save_autoencoder
 from models.loading.checkpoint import CONFIG_NAME, config_of, export_published, initialize_from
 from models.loading.identity import model_sha256
 from models.loading.randar import ffn_width
+from models.maskgit_vq import MaskGITVQ
 from models.randar.config import RandARConfig
 from models.randar.model import RandAR
+from models.vqvae import VQVAE
 from runtime.config import dataclass_from_dict, read_yaml, write_yaml
 from runtime.errors import UserError
 from tests.command_factory import ROOT, call, save_run
@@ -275,11 +278,15 @@ def test_a_yaml_of_neither_schema_is_refused(content: dict[str, Any], folder: Pa
     assert refusal(folder).startswith(f"{folder / CONFIG_NAME} has no model: section")
 
 
-@pytest.mark.parametrize("section", [{"tokenizer": "a"}, {"tokenizer": {"params": {"encoder_ch_mult": 3}}}], ids=str)
-def test_a_tokenizer_section_that_makes_no_sense_is_none(section: dict[str, Any], folder: Path) -> None:
-    """Its stride is 16, which its weights contradict."""
+@pytest.mark.parametrize(
+    "section",
+    [{"tokenizer": "a"}, {"tokenizer": {"params": {"encoder_ch_mult": [1, 1, 2]}}}, {"tokenizer": {}}],
+    ids=str,
+)
+def test_the_side_is_block_size_whatever_the_yaml_says_of_the_tokenizer(section: dict[str, Any], folder: Path) -> None:
+    """How many pixels a code has is read off the tokenizer's weights."""
     write_yaml(folder / CONFIG_NAME, theirs() | section)
-    assert load_checkpoint(folder).scale_sizes != [6] or "stride" in refusal(folder)
+    assert_same_model(load_checkpoint(folder), reference())
 
 
 @pytest.mark.parametrize(("width", "multiple", "ffn"), [(1024, 256, 2816), (352, 256, 1024), (48, 64, 128)])
@@ -622,6 +629,24 @@ def test_a_run_is_exported(how: dict[str, Any], tmp_path: Path) -> None:
     images = [sample(each, [3], seeds=[5], steps=5).images for each in (ours, theirs_)]
     assert torch.equal(*images)
     assert (tmp_path / "exported/autoenc" / AUTOENCODER_CONFIG_NAME).is_file()
+
+
+KINDS = {
+    "RandAR.model.tokenizer.VQModel": tiny_autoencoder(),
+    "RandAR.model.tokenizer.MaskGITTokenizer": MaskGITVQ(MaskGITVQConfig(8, 64, 32, (1, 1), 1)),
+    "tokenizer_vq.model.Model": VQVAE(VQVAEConfig(8, 64, 16, 4)),
+}
+
+
+@pytest.mark.parametrize("target", KINDS)
+def test_every_kind_of_tokenizer_comes_back(target: str, tmp_path: Path) -> None:
+    """Of other strides than the released ones."""
+    model = tiny_randar(autoencoder=KINDS[target].eval())
+    export_published(save_run(tmp_path / "run", model), tmp_path / "exported")
+    assert yaml.safe_load((tmp_path / "exported" / CONFIG_NAME).read_text())["tokenizer"]["target"] == target
+    again = load_checkpoint(tmp_path / "exported")
+    assert_same_model(again, model)
+    assert torch.equal(*(sample(each, [3], seeds=[5], steps=5).images for each in (again, model)))
 
 
 def test_a_model_without_an_autoencoder_is_exported(tmp_path: Path) -> None:
