@@ -93,7 +93,7 @@ class Reference:
 
 @cache
 def load_reference(name: str) -> Reference:
-    """``tiny-2x`` and ``tiny-4x``, or LlamaGen's ``tiny-llamagen`` and ``tiny-npp``."""
+    """``tiny-2x`` and ``tiny-4x``, LlamaGen's ``tiny-llamagen`` and ``tiny-npp``, RandAR's ``tiny-randar``."""
     folder = FIXTURES / name
     with np.load(folder / "expected.npz") as arrays:
         expected = {key: torch.from_numpy(arrays[key]) for key in arrays}

@@ -1,8 +1,8 @@
 """Trim the reference fixtures to what the tests need: ``python tests/make_fixtures.py REFERENCE_FOLDER``.
 
 Kept small on purpose: the averaged weights lose their copy of the frozen autoencoder, the 4x folder loses its averaged
-weights, and neither keeps the autoencoder's own weights file, whose content the checkpoint holds too. LlamaGen's stay
-whole.
+weights, and neither keeps the autoencoder's own weights file, whose content the checkpoint holds too. LlamaGen's and
+RandAR's stay whole.
 """
 
 import shutil
@@ -46,6 +46,7 @@ def main(reference: Path) -> None:
         (FIXTURES / name).mkdir(exist_ok=True)
         for file in ("checkpoint.pt", "config.yaml", "expected.npz", "settings.json"):
             shutil.copyfile(reference / name / file, FIXTURES / name / file)
+    shutil.copytree(reference / "tiny-randar", FIXTURES / "tiny-randar", dirs_exist_ok=True)
 
 
 if __name__ == "__main__":

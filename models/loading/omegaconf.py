@@ -30,7 +30,10 @@ STAND_INS = [(StandIn, name) for name in _NAMES]  # as torch.serialization.safe_
 def plain_values(content: dict[str, Any], source: str) -> dict[str, Any]:
     """The contents of a file, called ``source``, with plain containers where it holds configurations."""
     try:
-        return {key: _plain(value) if isinstance(value, StandIn) else value for key, value in content.items()}
+        return {
+            key: _plain(value) if key == "config" or isinstance(value, StandIn) else value
+            for key, value in content.items()
+        }
     except RecursionError as error:
         raise UserError(f"{source} was refused: it holds a configuration that contains itself") from error
 

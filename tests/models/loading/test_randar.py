@@ -418,6 +418,13 @@ def test_a_train_state_with_objects_of_omegaconf(folder: Path, omegaconf: dict[s
     assert model.config.llama_config.num_attention_heads == 4
 
 
+def test_plain_values_around_objects_of_omegaconf(folder: Path, omegaconf: dict[str, type]) -> None:
+    (folder / CONFIG_NAME).unlink()
+    config = {key: as_omegaconf(value, omegaconf) for key, value in theirs().items()}
+    torch.save(train_state(config), folder / "train_state.pt")
+    assert_same_model(load_checkpoint(folder), reference())
+
+
 def test_a_configuration_that_contains_itself_is_refused(folder: Path, omegaconf: dict[str, type]) -> None:
     config = as_omegaconf(theirs(), omegaconf)
     config._content["ar_model"]._content["params"] = config

@@ -43,7 +43,6 @@ def traced() -> Iterator[None]:
     sampler.compiled_step.cache_clear()
 
 
-@pytest.mark.quick
 @pytest.mark.usefixtures("traced")
 def test_graphs_are_shared_by_settings_images_and_steps() -> None:
     """One for each pair of lengths, whatever the guidance, the temperature above 0, the order and what is kept."""
@@ -64,7 +63,6 @@ def test_graphs_are_shared_by_settings_images_and_steps() -> None:
     assert_same_draws(run(LABELS, SEEDS, *edit), eager(LABELS, SEEDS, *edit))
 
 
-@pytest.mark.quick
 @pytest.mark.usefixtures("traced")
 def test_twice_the_side() -> None:
     """Guidance away from what lacks some codes is no constant either."""

@@ -79,6 +79,21 @@ def test_orders_are_uniform() -> None:
     assert abs(chi_square - 225) < 6 * math.sqrt(2 * 225)
 
 
+@pytest.mark.parametrize("share", [0.0, 0.03, 0.25, 0.6, 1.0])
+def test_a_share_of_raster_order_is_permuted(share: float) -> None:
+    """As the adaptive recipe of the baseline does: other places for each image, the rest stays where it is."""
+    model, rng = tiny_randar(), torch.Generator().manual_seed(0)
+    order = model.draw_order(500, rng, share)
+    assert torch.equal(order.sort(dim=1).values, torch.arange(L).expand(500, -1))
+    moved, count = order != torch.arange(L), int(share * L)
+    assert moved.sum(1).max() == (count if count > 1 else 0)
+    if count > 1:  # of a permutation of n, one stays on average
+        assert moved.float().sum(1).mean().item() == pytest.approx(count - 1, abs=0.2)
+        assert moved.float().mean(0).std() < 0.05  # every place as often
+    assert model.draw_order(3, rng, share).shape == (3, L)
+    assert tiny_randar(scan_order="raster").draw_order(3, rng, share) is None
+
+
 def test_a_raster_model_is_trained_in_raster_order() -> None:
     model = tiny_randar(scan_order="raster", dropout=0.0, label_drop=0.0).train()
     assert orders_of(model, step_context(0, 0, 0, CPU)) is None
