@@ -127,10 +127,10 @@ def sweep(args: SweepArgs, values: Mapping[str, Sequence[Any]], given: Collectio
 
 def _row(result: Mapping[str, Any], columns: Sequence[str], settings: dict[str, Any]) -> Row:
     """The columns, steps, metrics, and all else that decides them."""
-    first = {name: settings[name] for name in columns} | {"steps": result["steps"]}
+    first = {name: settings[name] for name in columns if name != "steps"} | {"steps": result["steps"]}
     metrics = {name: result[name] for name in result["metrics"]}
     real = {f"{name} of real test images": value for name, value in result["real_images"].items()}
-    return first | metrics | real | settings
+    return first | metrics | real | settings | {"steps": result["steps"]}
 
 
 def table_of(rows: Sequence[Row]) -> str:
@@ -157,6 +157,8 @@ def draw_figure(rows: Sequence[Row]) -> "Figure":
     distance, score = metric_names(rows)
     names = list(rows[0])
     others = [name for name in names[: names.index("steps")] if name != "cfg"]
+    if len({tuple(row[name] for name in others) for row in rows}) < len({row["steps"] for row in rows}):
+        others.append("steps")  # which is a setting then, not what others make
     figure = Figure(figsize=(10, 4.5), layout="constrained")
     panels = figure.subplot_mosaic([["curves", "distance"], ["curves", "score"]])
     curves: dict[str, list[Row]] = {}

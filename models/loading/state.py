@@ -147,6 +147,8 @@ def our_names(state: Any, names: Names = ()) -> dict[str, Tensor]:
         raise UserError("the file's weights are not tensors by name; it is no checkpoint of this model")
     renamed = {}
     for key, value in state.items():
+        if value.layout != torch.strided or value.is_meta:
+            raise UserError(f"{key} of the file is sparse or has no numbers; it is no checkpoint of this model")
         while key.startswith(_WRAPPERS):
             key = key.split(".", 1)[1]
         for ours, published in (*names, _CODEBOOK):

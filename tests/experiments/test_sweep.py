@@ -257,12 +257,12 @@ def numbers(row: dict[str, str]) -> dict[str, float]:
     return {name: float(row[name]) for name in (f"FD-digits-{COUNT}", "Class accuracy", "steps")}
 
 
-def test_the_figure_has_a_curve_for_each_number_of_steps() -> None:
+@pytest.mark.parametrize("own", [True, False], ids=["steps per scale", "steps of the image"])
+def test_the_figure_has_a_curve_for_each_number_of_steps(own: bool) -> None:
     rows = [
         {
             "cfg": cfg,
-            "steps_per_scale": steps,
-            "steps": 4 * steps,
+            **({"steps_per_scale": steps, "steps": 4 * steps} if own else {"steps": steps}),
             "FID-9": 10 + abs(cfg - steps),
             "Inception Score": cfg,
         }
@@ -272,8 +272,9 @@ def test_the_figure_has_a_curve_for_each_number_of_steps() -> None:
     panels = draw_figure(rows).axes
     curves = {line.get_label(): line.get_xydata().tolist() for line in panels[0].lines}
     assert curves == {"2": [[1, 11], [2, 10], [3, 11]], "4": [[1, 13], [2, 12], [3, 11]]}
-    assert panels[1].lines[0].get_xydata().tolist() == [[8, 10], [16, 11]]
-    assert panels[2].lines[0].get_xydata().tolist() == [[8, 2], [16, 3]]
+    first, second = (8, 16) if own else (2, 4)
+    assert panels[1].lines[0].get_xydata().tolist() == [[first, 10], [second, 11]]
+    assert panels[2].lines[0].get_xydata().tolist() == [[first, 2], [second, 3]]
 
 
 def test_mistakes(checkpoint: Path, tmp_path: Path) -> None:

@@ -541,3 +541,13 @@ def test_a_model_without_the_unconditional_row_comes_back(folder: Path, tmp_path
     export_published(folder, tmp_path / "exported")
     assert_exported(tmp_path / "exported", {"model": state})
     assert not load_checkpoint(tmp_path / "exported").has_unconditional_row
+
+
+@pytest.mark.parametrize("spoilt", ["sparse", "meta"])
+def test_tensors_without_numbers_of_their_own_are_refused(spoilt: str, folder: Path) -> None:
+    content = content_of()
+    weight = content["model"]["norm.weight"]
+    content["model"]["norm.weight"] = weight.to_sparse() if spoilt == "sparse" else weight.to("meta")
+    torch.save(content, folder / NAME)
+    with pytest.raises(UserError, match=r"^norm\.weight of the file is sparse or has no numbers"):
+        load_checkpoint(folder)
