@@ -142,10 +142,11 @@ class RandARSampler(Sampler):
     def _lay_out(self, generators: list[torch.Generator]) -> int:
         """Fix the order, kept locations first; return how many those are.
 
-        A model of raster order would not know what to do with codes out of order: those it keeps stay in their places.
+        In raster order kept locations stay in their places: a model of that order knows no other.
         """
         drawn = orders_of_seeds(generators, self.num_locations)  # by every model, so that noise is the same for all
-        raster = self.model.config.scan_order == "raster" and self.given_order is None
+        scan_order = self.model.config.scan_order if self.drawing.scan_order == "model" else self.drawing.scan_order
+        raster = scan_order == "raster" and self.given_order is None
         if raster:
             order = raster_order(self.batch, self.num_locations, drawn.device)
         else:
