@@ -223,8 +223,8 @@ def open_images(path: Path) -> Images:
     if path.suffix.lower() in PICKLE_SUFFIXES or not path.is_file():
         raise UserError(
             f"{path} is no npz; statistics that torch-fidelity keeps in a .pt file become one by "
-            "numpy.savez('statistics.npz', **torch.load('FILE.pt', weights_only=False)), which runs what the file holds: "
-            "only for a file of your own"
+            "numpy.savez('statistics.npz', **torch.load('FILE.pt', weights_only=False)), which runs what the file "
+            "holds: only for a file of your own"
         )
     return NpzImages(path)
 

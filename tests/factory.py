@@ -57,6 +57,11 @@ def randomize(module: nn.Module, std: float = 0.2) -> None:
         parameter.add_(std * torch.randn_like(parameter))
 
 
+def zeros_of(*shape: int) -> Tensor:
+    """Zeros of any size that take no memory."""
+    return torch.zeros(()).expand(shape)
+
+
 def random_codes(model: Generator, batch: int, seed: int = 0) -> list[Tensor]:
     """Uniformly random codes (B, S, S) of each scale, the same on every device."""
     generator = torch.Generator().manual_seed(seed)

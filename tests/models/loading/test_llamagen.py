@@ -23,7 +23,7 @@ from models.loading.state import read_torch_file
 from runtime.config import dataclass_from_dict, read_yaml, write_yaml
 from runtime.errors import UserError
 from tests.command_factory import ROOT, save_run
-from tests.factory import FIXTURES, load_reference, tiny_autoencoder, tiny_model
+from tests.factory import FIXTURES, load_reference, tiny_autoencoder, tiny_model, zeros_of
 from tests.llamagen_factory import REFERENCES, tiny_gpt
 
 pytestmark = pytest.mark.quick
@@ -164,9 +164,8 @@ def known_size(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_published_sizes_need_no_configuration(size: str, tmp_path: Path) -> None:
     """All but the heads and the grid is read off the weights; it is what configs/llamagen_SIZE.yaml says."""
     layers, heads, width, ffn = PUBLISHED[size]
-    with torch.device("meta"):
-        state = {TABLE: torch.empty(1001, width), "output.weight": torch.empty(16384, width)}
-        state |= {f"layers.{i}.feed_forward.w1.weight": torch.empty(ffn, width) for i in range(layers)}
+    state = {TABLE: zeros_of(1001, width), "output.weight": zeros_of(16384, width)}
+    state |= {f"layers.{i}.feed_forward.w1.weight": zeros_of(ffn, width) for i in range(layers)}
     for file, image_size in ((f"c2i_{size}_256.pt", 256), (f"c2i_{size}_384.pt", 384)):
         config = config_of(tmp_path / file, state)
         assert isinstance(config, LlamaGenConfig)

@@ -32,7 +32,7 @@ from models.vqvae import VQVAE
 from runtime.config import dataclass_from_dict, read_yaml, write_yaml
 from runtime.errors import UserError
 from tests.command_factory import ROOT, call, save_run
-from tests.factory import FIXTURES, load_reference, tiny_autoencoder, tiny_model
+from tests.factory import FIXTURES, load_reference, tiny_autoencoder, tiny_model, zeros_of
 from tests.llamagen_factory import tiny_gpt
 from tests.randar_factory import tiny_randar
 from training import export
@@ -128,11 +128,10 @@ def test_released_sizes_need_no_configuration(
     """And take the autoencoder of their number of codes, if it is there."""
     files = {16384: tmp_path / "vq.pt", 1024: tmp_path / "maskgit.bin"}
     monkeypatch.setattr(randar, "AUTOENCODERS", files)
-    with torch.device("meta"):
-        state = {TABLE: torch.empty(1001, size.hidden_size), "output.weight": torch.empty(codes, size.hidden_size)}
-        state["pos_instruct_embeddings"] = torch.empty(1, size.hidden_size)
-        for i in range(size.num_hidden_layers):
-            state[f"layers.{i}.feed_forward.w1.weight"] = torch.empty(size.intermediate_size, size.hidden_size)
+    state = {TABLE: zeros_of(1001, size.hidden_size), "output.weight": zeros_of(codes, size.hidden_size)}
+    state["pos_instruct_embeddings"] = zeros_of(1, size.hidden_size)
+    for i in range(size.num_hidden_layers):
+        state[f"layers.{i}.feed_forward.w1.weight"] = zeros_of(size.intermediate_size, size.hidden_size)
     path = tmp_path / f"randar_{name}_360k_bs_1024_lr_0.0004.safetensors"
     config = config_of(path, {"model": state})
     assert isinstance(config, RandARConfig)
