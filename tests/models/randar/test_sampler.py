@@ -438,3 +438,17 @@ def test_logits_that_are_not_finite_are_named() -> None:
         model.tok_embeddings.weight.fill_(math.nan)
     with pytest.raises(UserError, match=r"^the logits are not finite from step 1 on, at the scale of side 4; take"):
         sample(model, LABELS, seeds=SEEDS)
+
+
+@pytest.mark.parametrize("trained", ["random", "raster"])
+def test_either_order_can_be_drawn_in(trained: str) -> None:
+    """Raster order is the given one of that name; a random order is the one that a model of random order draws."""
+    model, raster = tiny_randar(scan_order=trained), torch.arange(L).expand(2, -1)
+    own, in_raster, shuffled = (
+        sample(model, LABELS, seeds=SEEDS, scan_order=name) for name in ("model", "raster", "random")
+    )
+    given = sample(model, LABELS, seeds=SEEDS, order=raster)
+    assert torch.equal(in_raster.codes[0], given.codes[0])
+    assert torch.equal(order_of(in_raster.step), raster)
+    assert torch.equal(own.codes[0], (shuffled if trained == "random" else in_raster).codes[0])
+    assert torch.equal(order_of(shuffled.step), order_of(sample(tiny_randar(), LABELS, seeds=SEEDS).step))
