@@ -161,7 +161,11 @@ def test_verification(work: Work) -> None:
     assert "does not hold the codes of these images" in outcome.error()
 
 
-@pytest.mark.parametrize(("scales", "expected"), [("model", [1, 2, 4, 8]), ("paper", [1, 2, 3, 4, 5, 6, 7, 8])])
+@pytest.mark.parametrize(
+    ("scales", "expected"),
+    [("model", [1, 2, 4, 8]), ("paper", [1, 2, 3, 4, 5, 6, 7, 8]), ("[1, 3]", [1, 2, 3, 4, 8])],
+    ids=["model", "paper", "list"],
+)
 def test_cached_scales(work: Work, scales: str, expected: list[int]) -> None:
     outcome = command(work.flags("--create_cache", "--cache_scales", scales, "--crop", "center"))
     assert outcome.code == 0
@@ -173,6 +177,11 @@ def test_cached_scales(work: Work, scales: str, expected: list[int]) -> None:
     num_codes = sum(side**2 for side in expected)
     assert np.load(work.folder / "cached" / name / "codes.npy").shape == (12, 1, num_codes)
     assert f"the cache takes {2 * 12 * num_codes / 1e9:.3g} GB" in outcome.out
+
+
+def test_scales_to_cache_lie_within_the_models(work: Work) -> None:
+    said = command(work.flags("--create_cache", "--cache_scales", "[2, 16]", "--crop", "center")).error()
+    assert said == "cache_scales holds 16; sides of scales lie between 1 and the model's 8"
 
 
 def record_batches(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[Tensor], Tensor]]:

@@ -246,7 +246,7 @@ def test_what_cannot_be_drawn_at_twice_the_side_is_answered_by_one_line(run: Pat
     model = tiny_randar(autoencoder=tiny_autoencoder(), scan_order="raster")
     raster = save_run(tmp_path / "raster", model)
     said = call(main_sample.main, "--checkpoint", str(raster), *words).error()
-    assert said == "upscale 2 draws in random order; it needs a model of that order, and no scan_order raster"
+    assert said == "upscale 2 draws in random order; it needs a model of that order, and no draw_order raster"
     assert not list((tmp_path / "drawn").glob("*.png"))
 
 

@@ -79,7 +79,7 @@ def module_of(command: str) -> str | None:
 ALL = list(dict.fromkeys(command for page in PAGES for command in commands_of(page)))
 SET_UP = re.compile(
     r"python3 -m venv .*|source .*|pip install .*|python -m pytest.*|(ruff|lint-imports|tensorboard)( .*)?|"
-    r"python -c .import torchvision; .*download=True.*"
+    r"python -c .*CIFAR10.*download=True.*"
 )
 COMMANDS = [command for command in ALL if not SET_UP.fullmatch(command)]
 PROGRAMS = sorted({module for command in COMMANDS if (module := module_of(command))})
@@ -323,7 +323,13 @@ RULES = (
         files=("data/cached/llamagen/imagenet-32-flip/codes.npy",),
         makes="randar_L.yaml --use_cache",
     ),
-    trains(r"cifar10_randar_(random|raster)\.yaml", "output/cifar10_randar_random"),
+    trains(r"cifar10_randar_random\.yaml", "output/cifar10_randar_random"),
+    trains(r"cifar10_randar_raster\.yaml", "output/cifar10_randar_raster"),
+    trains(
+        r"cifar10_randar_random\.yaml .*randar_baseline",
+        "output/cifar10_randar_baseline",
+        added="--epochs 1 --batch_size 4 --warmup_epochs 0 --num_workers 0 --llama_config.num_hidden_layers 1",
+    ),
     Rule(
         r"python main\.py --config configs/cifar10_randar_random\.yaml --create_cache --use_cache false .*",
         files=("data/cached/cifar10-32-center/codes.npy",),
@@ -381,12 +387,12 @@ RULES = (
     Rule(
         SAMPLE + r"--checkpoint pretrained_models/randar-l --cfg 2\.4 --num_samples 16",
         files=("samples/2*/000015.png", "samples/2*/grid.png"),
-        says="16 images of 32 px in 16 steps",
+        says="16 images of 32 px in 64 steps",
     ),
     Rule(
         SAMPLE + r"--checkpoint pretrained_models/randar-l --upscale 2 .*",
         files=("samples/2*/000001.png", "samples/2*/grid.png"),
-        says="2 images of 64 px in 64 steps",
+        says="2 images of 64 px in 256 steps",
     ),
     Rule(
         SAMPLE + r"--checkpoint pretrained_models/randar-l .*--edit .*",
@@ -425,7 +431,7 @@ RULES = (
         r"bash run_evaluator\.sh --preset randar-l",
         files=("output/evaluation/randar-l-*/result.json",),
         says=r"(?m)^FID-20 +\S+ +2\.65$",
-        added=f"--num_samples 20 --steps 16 {STAND_IN}",
+        added=f"--num_samples 20 {STAND_IN}",
         alone=True,
     ),
     Rule(r"bash run_evaluator\.sh --help", says=r"NPROC=8 bash run_evaluator\.sh"),
@@ -441,6 +447,12 @@ RULES = (
         added="--num_samples 12",
     ),
     Rule(
+        r"python evaluator\.py --make_reference data/cifar10/test output/cifar10-test\.npz .*",
+        files=("output/cifar10-test.npz",),
+        makes="output/cifar10-test.npz",
+        added=STAND_IN,
+    ),
+    Rule(
         r"python evaluator\.py --make_reference path/to/images output/reference\.npz .*",
         files=("output/reference.npz",),
         makes="output/reference.npz",
@@ -449,7 +461,17 @@ RULES = (
     Rule(r"python evaluator\.py output/reference\.npz .*", added=STAND_IN, check=check_evaluator),
     Rule(r"python evaluator\.py \S+/digits-train\.npz .*", says=r"FD-digits-12: \S+ (.|\n)*Class accuracy: "),
     Rule(
-        r"python -m experiments\.sweep .*",
+        r"python -m experiments\.sweep --checkpoint output/cifar10_randar_random --features cifar10 .*",
+        files=("output/sweep/cifar10_randar_random/sweep.csv", "output/sweep/cifar10_randar_random/sweep.png"),
+        added="--cfg 0:1:1 --steps 4 --num_samples 5",
+    ),
+    Rule(
+        r"python -m experiments\.sweep --checkpoint output/cifar10_randar_random --reference .*",
+        files=("output/sweep/randar-fid/sweep.csv",),
+        added=f"--cfg 0:1:1 --steps 4 --num_samples 8 --output_dir output/sweep/randar-fid {STAND_IN}",
+    ),
+    Rule(
+        r"python -m experiments\.sweep --checkpoint output/quickstart .*",
         files=("output/sweep/quickstart/sweep.csv", "output/sweep/quickstart/sweep.png"),
         makes="output/sweep/quickstart",
         added="--cfg 0:0.5:0.5 --steps_per_scale 1 --num_samples 5",
@@ -457,6 +479,10 @@ RULES = (
     Rule(r"python -m experiments\.compare .*", files=("output/compare.png",), says="4 steps: FD-digits-5 "),
     Rule(r"python -m experiments\.mixing .*", files=("output/mixing.png",), says="^layer 0: "),
     Rule(r"python -m experiments\.curves .*", files=("curves.png",)),
+    Rule(
+        r"python -m experiments\.likelihood --checkpoint output/cifar10_randar_random --order (random|raster)",
+        says="calibration error .* on 10 held-out images of data/cifar10",
+    ),
     Rule(r"python -m experiments\.likelihood .*digits", says="nats a token, .* on 297 held-out images"),
     Rule(r"python -m experiments\.tokens .*", files=("output/tokens.png",), says="tokens computed"),
     Rule(
@@ -592,19 +618,19 @@ def test_python(page: str, project: Project, monkeypatch: pytest.MonkeyPatch) ->
 
 
 @cache
-def help_text(program: str) -> str:
+def help_text(program: str, *flags: str) -> str:
     """What ``--help`` of a program prints, on lines as long as they need be."""
     out = io.StringIO()
-    argv, wide = patch.object(sys, "argv", [program, "--help"]), patch.dict(os.environ, COLUMNS="1000")
+    argv, wide = patch.object(sys, "argv", [program, *flags, "--help"]), patch.dict(os.environ, COLUMNS="1000")
     with argv, wide, redirect_stdout(out):
         runpy.run_module(program, run_name="__main__")
     return out.getvalue()
 
 
-def options(program: str) -> dict[str, str]:
-    """Each option of a program and what ``--help`` says of it, without its default."""
+def options(program: str, *flags: str) -> dict[str, str]:
+    """Each option of a program, with these flags, and what ``--help`` says of it, without its default."""
     entry = r"^  (?:-\w, )?(--[\w.]+)(?: \S+)?(?:\n {20,}| {2,}|$)(.*)$"
-    entries = re.findall(entry, help_text(program), flags=re.MULTILINE)
+    entries = re.findall(entry, help_text(program, *flags), flags=re.MULTILINE)
     return {name: re.sub(r"\(default: .*\)$", "", text).strip() for name, text in entries}
 
 
@@ -623,7 +649,10 @@ def test_options_exist(page: str) -> None:
         program = module_of(command)
         if program is not None:
             own = command.partition(".py ")[2] if command.startswith("torchrun") else command
-            assert set(re.findall(r"(?<!\S)--[\w.]+", own)) <= options(program).keys(), command
+            family = re.findall(r"--config configs/\S+", own) if program == "main" else []
+            assert set(re.findall(r"(?<!\S)--[\w.]+", own)) <= options(program, *" ".join(family).split()).keys(), (
+                command
+            )
             known |= options(program).keys()
     for span in spans(page):
         if span.startswith("--"):
@@ -649,7 +678,11 @@ def test_the_readme_is_short() -> None:
 def test_blocks_are_of_known_languages_and_a_command_a_line(page: str) -> None:
     assert {language for language, _ in FENCE.findall(PAGES[page])} <= {"bash", "python", "bibtex"}
     assert PAGES[page].count("```") == 2 * len(FENCE.findall(PAGES[page]))
-    assert not [command for command in commands_of(page) if command.endswith("\\") or "|" in command or ";" in command]
+    assert not [
+        command
+        for command in commands_of(page)
+        if command.endswith("\\") or "|" in command or ";" in command.partition(" -c ")[0]
+    ]
 
 
 def anchors(page: str) -> set[str]:

@@ -96,10 +96,10 @@ class TrainArgs(LoopArgs):
         False, "compare a cache with the images before it is used; without it, --use_cache needs no images at all"
     )
     cached_path: str = option("data/cached", "folder of caches")
-    cache_scales: Literal["paper", "model"] = option(
+    cache_scales: Literal["paper", "model"] | tuple[int, ...] = option(
         "paper",
         "scales to cache: paper (the twelve of the published cache, for all 256 px configurations; of a larger image, "
-        "these and the model's) or model (this model's)",
+        "these and the model's), model (this model's) or a list of sides (these and the model's)",
     )
     code_paths: tuple[str, ...] = option(
         (), "folders of codes as LlamaGen extracts them, instead of images; of several, each visit takes one at random"

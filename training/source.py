@@ -57,7 +57,13 @@ class Source:
             manifest = self._manifest_of(config, args, autoencoder, sha256)
         else:
             paper = [side for side in PAPER_SCALE_SIZES if side <= own[-1]]
-            cached = sorted({*own, *paper}) if args.cache_scales == "paper" else own
+            more = {"paper": paper, "model": ()}.get(args.cache_scales, args.cache_scales)
+            wrong = [side for side in more if not 1 <= side <= own[-1]]
+            if wrong:
+                raise UserError(
+                    f"cache_scales holds {wrong[0]}; sides of scales lie between 1 and the model's {own[-1]}"
+                )
+            cached = sorted({*own, *more})
             manifest = describe(
                 self.images, config.img_size, args.crop, cached, autoencoder.config.n_embed, sha256, _path_of(args)
             )

@@ -35,7 +35,7 @@ class RandARDrawing(Drawing):
     cfg_schedule: Literal["constant", "linear"] = option(
         "linear", "guidance is cfg at every step, or grows to it with the share of codes that are drawn"
     )
-    scan_order: Literal["model", "raster", "random"] = option(
+    draw_order: Literal["model", "raster", "random"] = option(
         "model", "order of the codes: that of the model's training, or another, in which it may draw worse"
     )
     upscale: int = option(1, "2 draws images of twice the side that the model was trained on")

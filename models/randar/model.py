@@ -110,8 +110,8 @@ class RandAR(LlamaGen):
     def sampler(self, batch: int, drawing: RandARDrawing, compiled: bool = False) -> Sampler:
         if drawing.upscale == 1:
             return RandARSampler(self, batch, drawing, compiled)
-        if "raster" in (self.config.scan_order, drawing.scan_order):
-            raise UserError("upscale 2 draws in random order; it needs a model of that order, and no scan_order raster")
+        if "raster" in (self.config.scan_order, drawing.draw_order):
+            raise UserError("upscale 2 draws in random order; it needs a model of that order, and no draw_order raster")
         return UpscaleSampler(self, batch, drawing, compiled)
 
     def to_uint8(self, images: Tensor) -> Tensor:

@@ -145,7 +145,7 @@ class RandARSampler(Sampler):
         In raster order kept locations stay in their places: a model of that order knows no other.
         """
         drawn = orders_of_seeds(generators, self.num_locations)  # by every model, so that noise is the same for all
-        scan_order = self.model.config.scan_order if self.drawing.scan_order == "model" else self.drawing.scan_order
+        scan_order = self.model.config.scan_order if self.drawing.draw_order == "model" else self.drawing.draw_order
         raster = scan_order == "raster" and self.given_order is None
         if raster:
             order = raster_order(self.batch, self.num_locations, drawn.device)

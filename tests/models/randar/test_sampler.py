@@ -445,7 +445,7 @@ def test_either_order_can_be_drawn_in(trained: str) -> None:
     """Raster order is the given one of that name; a random order is the one that a model of random order draws."""
     model, raster = tiny_randar(scan_order=trained), torch.arange(L).expand(2, -1)
     own, in_raster, shuffled = (
-        sample(model, LABELS, seeds=SEEDS, scan_order=name) for name in ("model", "raster", "random")
+        sample(model, LABELS, seeds=SEEDS, draw_order=name) for name in ("model", "raster", "random")
     )
     given = sample(model, LABELS, seeds=SEEDS, order=raster)
     assert torch.equal(in_raster.codes[0], given.codes[0])
