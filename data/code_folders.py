@@ -48,6 +48,9 @@ class CodeFolders(Dataset):
                 f"{self.folders[0].path} holds {self.num_locations} codes an image, but the model has the scales "
                 f"{', '.join(map(str, scale_sizes))}; name codes of its size"
             )
+        for folder in self.folders:
+            if isinstance(folder, _ClassFolders):  # which knows its labels already
+                folder.label(len(folder.files) - 1, num_classes)
         self.side, self.num_codes, self.num_classes = scale_sizes[0], num_codes, num_classes
 
     def __len__(self) -> int:
@@ -109,19 +112,16 @@ class _Folder:
 
 
 class _ClassFolders:
-    """RandAR's folder: the files of each class in a folder of their own, called by its index, or by its name."""
+    """RandAR's folder: the files of each class in a folder called by the class's index. Other folders do not count."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.remarks = path, []
-        names = sorted(entry.name for entry in os.scandir(path) if entry.is_dir() and not entry.name.startswith("."))
-        indices = [int(name) if name.isdecimal() else None for name in names]
-        labels = range(len(names)) if None in indices else indices
-        self.files: list[tuple[Path, int]] = []
-        for name, label in sorted(zip(names, labels, strict=True), key=lambda pair: pair[1]):
-            found = [entry.name for entry in os.scandir(path / name) if entry.name.endswith(".npy")]
-            self.files += [(path / name / file, label) for file in sorted(found, key=lambda file: (len(file), file))]
-        if not self.files:
-            raise UserError(f"{path} holds no codes; name a folder as LlamaGen's or RandAR's tools make it")
+        found = {entry.name: _code_files(path / entry.name) for entry in os.scandir(path) if entry.is_dir()}
+        names = [name for name, files in found.items() if files]
+        wrong = next((name for name in names if str(_index(name)) != name), None)
+        if wrong is not None:
+            raise UserError(f"{path / wrong} holds codes, but is not called by a class index; name it 0, 1 and so on")
+        self.files = [(path / name / file, int(name)) for name in sorted(names, key=int) for file in found[name]]
         self.shape: tuple[int, ...] | None = None
         self.shape = self.read(0).shape
         self.num_maps, self.num_images = self.shape[0], len(self.files)
@@ -136,6 +136,16 @@ class _ClassFolders:
         return _checked(_load(file), self.shape, num_codes, file)
 
 
+def _index(name: str) -> int | None:
+    return int(name) if name.isascii() and name.isdecimal() else None
+
+
+def _code_files(folder: Path) -> list[str]:
+    """Names of the files of codes in a folder, by number."""
+    names = [entry.name for entry in os.scandir(folder) if entry.name.endswith(".npy") and entry.name[0] != "."]
+    return sorted(names, key=lambda name: (len(name), name))
+
+
 def _open(path: Path, img_size: int) -> _Folder | _ClassFolders:
     """A folder of either kind; what is neither is refused as LlamaGen's."""
     of_llamagen = (path / f"imagenet{img_size}_codes").is_dir() or not path.is_dir()
@@ -148,7 +158,8 @@ def _checked(maps: np.ndarray, shape: tuple[int, ...] | None, num_codes: int | N
     if maps.ndim != 2 or not maps.size or maps.dtype.kind not in "iu":
         raise UserError(f"{file} holds {maps.dtype} {maps.shape}, not integers (maps, codes); name others")
     if shape is not None and maps.shape != shape:
-        raise UserError(f"{file} holds (maps, codes) {maps.shape}, but the first file {shape}; extract them again")
+        said = f"{maps.shape[0]} maps of {maps.shape[1]} codes, but the first file {shape[0]} of {shape[1]}"
+        raise UserError(f"{file} holds {said}; extract them again")
     return _within(maps, num_codes, "codes", file).astype(np.int64)
 
 

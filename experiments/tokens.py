@@ -86,8 +86,10 @@ def draw(courses: dict[str, dict[str, np.ndarray]], smoothing: int) -> Any:
                 chosen = found["side"] == side
                 xs, ys = (smooth(found[key][chosen].tolist(), smoothing) for key in (cost, "loss"))
                 label = name if side == 1 else f"{name}, patches of {side:g} x {side:g}"
-                axes.plot(xs, ys, color=f"C{number}", linestyle="-" if side == 1 else "--", label=label)
+                look = {"linestyle": "-" if side == 1 else "--", "marker": "o" if len(xs) < 5 else ""}
+                axes.plot(xs, ys, color=f"C{number}", label=label, **look)
         axes.set_xlabel(cost)
+        axes.locator_params(axis="x", nbins=5)
         axes.grid(alpha=0.3)
     figure.axes[0].set_ylabel("training loss (nats a token)")
     figure.axes[-1].legend(fontsize=8)

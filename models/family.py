@@ -120,6 +120,10 @@ class Generator(nn.Module, ABC):
     def sampler(self, batch: int, drawing: Drawing, compiled: bool = False) -> "Sampler":
         """What draws batches of ``batch`` images with checked settings; to be made once and used often."""
 
+    def check_drawing(self, drawing: Drawing, keeps: bool = False) -> None:
+        """Refuse settings that make no sense for this model, ``keeps`` with codes that stay, by a UserError."""
+        drawing.check(self.scale_sizes)
+
     @abstractmethod
     def num_steps(self, drawing: Drawing) -> int:
         """Steps that one image takes."""

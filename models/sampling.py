@@ -3,13 +3,15 @@
 import warnings
 from collections.abc import Sequence
 from dataclasses import fields
-from typing import Any
+from typing import Any, get_type_hints
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from models.config import NUM_SEEDS, Drawing
 from models.family import Generator, Samples
+from runtime.config import typed
 from runtime.errors import UserError
 
 
@@ -49,6 +51,7 @@ def sample(
     except (ValueError, TypeError) as error:
         raise UserError(f"labels are {labels}; give one class index an image") from error
     settings = checked_drawing(model, drawing)
+    model.check_drawing(settings, keeps=keep is not None)
     model.check_labels(labels)
     if seeds is not None and len(seeds) != len(labels):
         raise UserError(f"{len(seeds)} seeds for {len(labels)} labels; give one an image")
@@ -66,6 +69,8 @@ def checked_drawing(model: Generator, settings: dict[str, Any]) -> Drawing:
     for name in settings:
         if name not in known:
             raise UserError(f"{name} means nothing to {model.config.architecture}, which has {', '.join(known)}")
-    drawing = model.Drawing(**settings)
-    drawing.check(model.scale_sizes)
+    hints = get_type_hints(model.Drawing)
+    values = {name: value.item() if isinstance(value, np.generic) else value for name, value in settings.items()}
+    drawing = model.Drawing(**{name: typed(value, hints[name], name) for name, value in values.items()})
+    model.check_drawing(drawing)
     return drawing

@@ -70,6 +70,17 @@ def test_a_run_killed_at_the_borders_of_its_stages_comes_to_the_same_end(root: P
     assert read_log(tmp_path / "killed") == read_log(tmp_path / "whole")
 
 
+def test_the_share_of_tokens_is_that_of_what_was_trained(root: Path, tmp_path: Path) -> None:
+    """Also of a run that goes on with other stages: an epoch of single codes, one of patches of 2 x 2, two of codes."""
+    for stages in (["--epochs", "1", "--patch_level", "1"], ["--epochs", "4", "--patch_level", "2"]):
+        outcome = call(main.main, *flags(root, tmp_path / "run", *stages))
+        assert outcome.code == 0, outcome.err
+    shares = [entry.get("tokens_share") for entry in read_log(tmp_path / "run")]
+    batches = [1.0] * STEPS + [0.25] * STEPS + [1.0] * 2 * STEPS
+    assert shares[:STEPS] == [None] * STEPS
+    assert shares[STEPS:] == pytest.approx([sum(batches[:n]) / n for n in range(STEPS, 4 * STEPS)])
+
+
 @pytest.mark.parametrize(
     ("words", "answer"),
     [
@@ -80,7 +91,7 @@ def test_a_run_killed_at_the_borders_of_its_stages_comes_to_the_same_end(root: P
         ),
         (["--epoch_rate", "0"], "epoch_rate is 0.0; it must lie above 0 and be at most 1"),
         (["--weights_init", str(FIXTURES / "tiny-2x")], "has no weights that fit this model; name a checkpoint of a"),
-        (["--use_cache"], "code_paths are codes already; leave out use_cache"),
+        (["--use_cache"], "code_paths are codes already; set use_cache false"),
         (["--code_paths", "[nowhere]"], "no folder nowhere/imagenet16_codes; name the one that holds it"),
         (["--vocab_size", "65"], "vocab_size is 65, but the autoencoder has 64 codes"),
         (["--cfg_interval", "-2"], "cfg_interval is -2"),

@@ -242,7 +242,7 @@ def test_what_cannot_be_drawn_at_twice_the_side_is_answered_by_one_line(run: Pat
     files = edit_files(tmp_path, mask)
     words = ("--output_dir", str(tmp_path / "drawn"), "--upscale", "2", "--labels", "3")
     said = call(main_sample.main, "--checkpoint", str(run), *words, *files).error()
-    assert said.startswith("upscale 2 draws whole images; leave out what is to be kept, or draw at upscale 1")
+    assert said.startswith("upscale 2 draws whole images; leave out what is to be kept (--edit), or draw at upscale 1")
     model = tiny_randar(autoencoder=tiny_autoencoder(), scan_order="raster")
     raster = save_run(tmp_path / "raster", model)
     said = call(main_sample.main, "--checkpoint", str(raster), *words).error()

@@ -39,6 +39,10 @@ class GeneratorTask(Task):
         self.drawing.check(module.scale_sizes)
         module.prepare_training(args.attention, args.compile, args.activation_checkpointing)
         self.patch_side = 0  # of the stage under way
+        self.images_seen, self.tokens_share = (
+            0,
+            1.0,
+        )  # by this rank; tokens of them, as a share of those of single codes
         self.order = AdaptiveOrder(module, args) if args.adaptive_order else None
         self.evaluation = None
         if args.eval_samples:
@@ -55,20 +59,24 @@ class GeneratorTask(Task):
             with torch.autocast(codes.device.type, enabled=False):  # the same codes as a cache holds
                 codes = self.module.tokenize(codes)
         loss = self.module.training_loss(codes, labels, context)
-        if self.order is not None:
-            share = torch.tensor(context.shuffled)
-            return Loss(loss.value, lambda: loss.metrics() | {"shuffled": share})
-        if self.args.patch_level <= 1:
-            return loss
-        stage = {"patch_side": torch.tensor(side), "tokens_share": torch.tensor(self.args.tokens_share(context.epoch))}
-        return Loss(loss.value, lambda: loss.metrics() | stage)
+        more = {} if self.order is None else {"shuffled": torch.tensor(context.shuffled)}
+        if self.args.patch_level > 1:
+            more |= {"patch_side": torch.tensor(side), "tokens_share": torch.tensor(self.tokens_share)}
+        self._count_tokens(len(labels), side)
+        return Loss(loss.value, lambda: loss.metrics() | more) if more else loss
+
+    def _count_tokens(self, num_images: int, side: int) -> None:
+        """Keep the share of tokens up to date: whatever stages a run had before, it is what was computed."""
+        self.images_seen += num_images
+        self.tokens_share += (1 / side**2 - self.tokens_share) * num_images / self.images_seen
 
     def _say_stage(self, side: int, epoch: float) -> None:
         """Note that a stage of Next Patch Prediction begins, or is gone on with."""
         self.patch_side = side
         if self.args.patch_level > 1 and distributed.is_main():
             what = f"patches of {side} x {side} codes" if side > 1 else "single codes"
-            saved = f"; so far {1 - self.args.tokens_share(epoch):.1%} of the tokens are saved" if epoch else ""
+            what += "" if epoch or side > 1 else f" alone: {self.args.epochs} epochs leave none for patches"
+            saved = f"; so far {1 - self.tokens_share:.1%} of the tokens are saved" if epoch else ""
             tqdm.write(f"epoch {epoch:.4g}: learning from {what}{saved}")
 
     def show(self, module: Generator, folder: Path, name: str) -> dict[str, float]:
@@ -87,9 +95,11 @@ class GeneratorTask(Task):
         return self.evaluation.measure(module, Request(labels, self.drawing, FIRST_SEED), folder / f".{name}")
 
     def state(self) -> dict[str, Any]:
-        return {} if self.order is None else {"shuffled": self.order.share}
+        state = {"images_seen": self.images_seen, "tokens_share": self.tokens_share}
+        return state if self.order is None else state | {"shuffled": self.order.share}
 
     def restore(self, state: dict[str, Any]) -> None:
+        self.images_seen, self.tokens_share = state.get("images_seen", 0), state.get("tokens_share", 1.0)
         if self.order is not None:
             self.order.share = state.get("shuffled", 1.0)
 

@@ -1,6 +1,5 @@
 """Settings of training: the ``args:`` section of a configuration."""
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -28,7 +27,11 @@ class LoopArgs:
         "data/imagenet",
         "root of the dataset; a folder's is CLASS/IMAGE, or train/CLASS/IMAGE and val/ or test/CLASS/IMAGE",
     )
-    crop: CropRecipe = option("ten", "training crops: ten, five (not mirrored) or center")
+    crop: CropRecipe = option(
+        "ten",
+        "training crops: ten, ten105 (of an image 1.05 times the size, not 1.1), five (not mirrored), flip (the centre "
+        "and its mirror image) or center",
+    )
     epochs: int = option(110, "passes over the data")
     batch_size: int = option(128, "images a batch on each rank; while a cache is made, crops encoded at once")
     accum_steps: int = option(1, "batches whose gradients are averaged for one step; multiplies the images of a step")
@@ -102,7 +105,9 @@ class TrainArgs(LoopArgs):
         "these and the model's), model (this model's) or a list of sides (these and the model's)",
     )
     code_paths: tuple[str, ...] = option(
-        (), "folders of codes as LlamaGen extracts them, instead of images; of several, each visit takes one at random"
+        (),
+        "folders of codes as LlamaGen or RandAR extracts them, instead of images; of several, each visit takes one at "
+        "random",
     )
     patch_level: int = option(
         1, "stages of Next Patch Prediction, 1 to 4: L stages learn from patches of 2^(L-1), .., 2, 1 codes a side"
@@ -154,8 +159,10 @@ class TrainArgs(LoopArgs):
             raise UserError("shard measures nothing while it trains; leave eval_samples out")
         if self.verify_cache < 0:
             raise UserError(f"verify_cache is {self.verify_cache}; give a number of images")
-        if self.code_paths and (self.use_cache or self.create_cache or self.verify_cache or self.check_data):
-            raise UserError("code_paths are codes already; leave out use_cache, create_cache, verify_cache, check_data")
+        beside = [name for name in ("use_cache", "create_cache", "verify_cache", "check_data") if getattr(self, name)]
+        if self.code_paths and beside:
+            mend = " and ".join(f"{name} {0 if name == 'verify_cache' else 'false'}" for name in beside)
+            raise UserError(f"code_paths are codes already; set {mend}")
         if self.code_paths and self.adaptive_order:
             raise UserError("adaptive_order measures on held-out images; train from images or a cache, not code_paths")
         self._check_stages()
@@ -173,16 +180,11 @@ class TrainArgs(LoopArgs):
             default = {} if name == "lr_drops" else getattr(TrainArgs, name)
             if idle and getattr(self, name) != default:
                 beside = f"schedule {self.schedule} and patch_level {self.patch_level}"
-                raise UserError(f"{name} means nothing with {beside}; leave it out")
+                raise UserError(f"{name} means nothing with {beside}; leave it out, or set {name} {default}")
 
     def patch_side(self, epoch: int) -> int:
         """Side of the patches of codes that an epoch learns from."""
         return patch_side(epoch, epochs=self.epochs, patch_level=self.patch_level, epoch_rate=self.epoch_rate)
-
-    def tokens_share(self, epoch: float) -> float:
-        """Tokens of a run so far, as a share of those that single codes would have taken for as many images."""
-        done = [min(1.0, epoch - number) / self.patch_side(number) ** 2 for number in range(math.ceil(epoch))]
-        return sum(done) / epoch if epoch else 1.0
 
     def lr_at(self, epoch: float, steps_per_epoch: int) -> float:
         if self.schedule == "drops":

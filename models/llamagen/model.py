@@ -182,9 +182,12 @@ class LlamaGen(Generator):
         if (labels == self.unconditional_label).any() and not self.has_unconditional_row:
             raise UserError("this model was trained without unconditional labels; name a class for each image")
 
-    def sampler(self, batch: int, drawing: LlamaGenDrawing, compiled: bool = False) -> Sampler:
+    def check_drawing(self, drawing: LlamaGenDrawing, keeps: bool = False) -> None:
+        super().check_drawing(drawing, keeps)
         if drawing.uses_cfg and self.config.class_cond and not self.has_unconditional_row:
             raise UserError("this model was trained without unconditional labels and cannot be guided; set cfg 0")
+
+    def sampler(self, batch: int, drawing: LlamaGenDrawing, compiled: bool = False) -> Sampler:
         return LlamaGenSampler(self, batch, drawing, compiled)
 
     def num_steps(self, drawing: LlamaGenDrawing) -> int:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from models.config import FAMILIES, AutoencoderPaths, GeneratorConfig, family_of
@@ -27,12 +26,14 @@ from models.loading.autoencoder import (
 from models.loading.autoencoder_kinds import new_autoencoder
 from models.loading.state import (
     AUTOENCODER_PREFIX,
+    CLASS_NAMES,
     Names,
     check_finite,
     holds_autoencoder,
     load_exactly,
     our_names,
     read_weights,
+    write_weights,
 )
 from runtime.config import dataclass_from_dict, read_yaml, write_yaml
 from runtime.errors import UserError
@@ -57,7 +58,7 @@ def load_checkpoint(path: str | Path, use_ema: bool = False) -> Generator:
     if use_ema and states["model_ema"] is None:
         raise UserError(f"{path} holds no EMA weights; leave out use_ema")
     model = build_model(states["model_ema" if use_ema else "model"], config, path)
-    model.class_names = checkpoint.get("class_names")
+    model.class_names = checkpoint.get(CLASS_NAMES)
     return model
 
 
@@ -223,7 +224,7 @@ def export_published(path: str | Path, folder: str | Path) -> None:
     partial = folder.with_name(folder.name + ".partial")
     partial.mkdir(parents=True, exist_ok=True)
     name, weights = layout.file(models, checkpoint)
-    (save_file if name.endswith(".safetensors") else torch.save)(weights, partial / name)
+    write_weights(weights, partial / name, checkpoint.get(CLASS_NAMES))
     if autoencoder is not None:
         export_autoencoder(autoencoder, partial / "autoenc")
     write_yaml(partial / CONFIG_NAME, content)

@@ -76,7 +76,9 @@ def _tokenizer_file(weights: Any, path: Path) -> Path | None:
     """Where the tokenizer that the YAML at ``path`` names lies; without it a model scores and draws codes alone."""
     if weights is None:
         return None
-    found = first_file(folder.absolute() / str(weights) for folder in (path.parent, Path.cwd()))
+    if not isinstance(weights, str):
+        raise UserError(f"{path} has vq_ckpt {weights}; it must be the tokenizer's file")
+    found = first_file(folder.absolute() / weights for folder in (path.parent, Path.cwd()))
     if found is None:
         message = f"no tokenizer at {weights}, which {path} names as vq_ckpt: codes can be drawn, but no images"
         warnings.warn(message, stacklevel=2)

@@ -1,16 +1,18 @@
 """Tensors by name, read without running code, renamed, and loaded whole or not at all."""
 
 import argparse
+import json
 import re
 import zipfile
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from models.config import AutoencoderPaths
@@ -21,6 +23,7 @@ Names = tuple[tuple[str, str], ...]  # parts of our names and of the published o
 # The end of its name in LlamaGen's kind of autoencoder.
 _CODEBOOK = ("quantize.embedding", "quantize.embedding.parametrizations.weight.original")
 AUTOENCODER_PREFIX = "autoenc."
+CLASS_NAMES = "class_names"  # entry of a checkpoint
 _ENCODERS = ("encoder.", "_encoder.")  # begin names of an autoencoder's weights alone
 _WRAPPERS = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
 # What a checkpoint may hold beside tensors and plain values. A path of any system is read as one that touches no files.
@@ -82,7 +85,21 @@ def check_finite(state: Mapping[str, Tensor], path: Path, names: Names = ()) -> 
 
 def read_weights(path: Path) -> dict[str, Any]:
     """The contents of a file of weights: those of ``torch.save``, or as ``model`` those of a .safetensors file."""
-    return {"model": read_safetensors(path)} if path.suffix == ".safetensors" else read_torch_file(path)
+    if path.suffix != ".safetensors":
+        return read_torch_file(path)
+    content: dict[str, Any] = {"model": read_safetensors(path)}
+    with safe_open(path, "pt") as file, suppress(ValueError):
+        names = json.loads((file.metadata() or {}).get(CLASS_NAMES, ""))
+        content[CLASS_NAMES] = [str(name) for name in names] if isinstance(names, list) else None
+    return content
+
+
+def write_weights(content: dict[str, Any], path: Path, class_names: list[str] | None) -> None:
+    """Write an exported file: tensors by name as .safetensors, with names of classes, or what ``torch.save`` takes."""
+    if path.suffix == ".safetensors":
+        save_file(content, path, {CLASS_NAMES: json.dumps(class_names)} if class_names else None)
+    else:
+        torch.save(content, path)
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:

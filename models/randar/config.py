@@ -56,6 +56,11 @@ class RandARDrawing(Drawing):
         """Of an image of twice the side, the drawing of its even locations, by the same number of steps."""
         return replace(self, upscale=1, steps=self.steps or -1)
 
+    def warnings(self, scale_sizes: Sequence[int]) -> list[str]:
+        usual = RandARDrawing
+        idle = [name for name in ("spatial_cfg", "spatial_ratio") if getattr(self, name) != getattr(usual, name)]
+        return [f"{name} has no effect without upscale 2" for name in idle if self.upscale == 1]
+
     def check(self, scale_sizes: Sequence[int]) -> None:
         super().check(scale_sizes)
         if at_scale(self.cfg, 0) < 0:

@@ -107,12 +107,17 @@ class RandAR(LlamaGen):
         everywhere = as_dtype(rotate_pairs(heads, (cos, sin)).flatten(1), heads.dtype)  # (L, D)
         return F.embedding(locations, everywhere)
 
-    def sampler(self, batch: int, drawing: RandARDrawing, compiled: bool = False) -> Sampler:
+    def check_drawing(self, drawing: RandARDrawing, keeps: bool = False) -> None:
+        super().check_drawing(drawing, keeps)
         if drawing.upscale == 1:
-            return RandARSampler(self, batch, drawing, compiled)
+            return
         if "raster" in (self.config.scan_order, drawing.draw_order):
             raise UserError("upscale 2 draws in random order; it needs a model of that order, and no draw_order raster")
-        return UpscaleSampler(self, batch, drawing, compiled)
+        if keeps:
+            raise UserError("upscale 2 draws whole images; leave out what is to be kept (--edit), or draw at upscale 1")
+
+    def sampler(self, batch: int, drawing: RandARDrawing, compiled: bool = False) -> Sampler:
+        return (RandARSampler if drawing.upscale == 1 else UpscaleSampler)(self, batch, drawing, compiled)
 
     def to_uint8(self, images: Tensor) -> Tensor:
         """Rounded, but cut off where MaskGIT's tokenizer made them (randar.md Sec. 3)."""

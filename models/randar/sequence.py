@@ -26,6 +26,10 @@ def orders_of_seeds(generators: Sequence[torch.Generator], num_locations: int) -
 
 def checked_order(order: Tensor, batch: int, num_locations: int, device: torch.device) -> Tensor:
     """(B, L) int64 on a device; a UserError for what is not one permutation of all locations an image."""
+    try:
+        order = torch.as_tensor(order)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise UserError("the order is no tensor; give raster indices, one row an image") from error
     if order.is_floating_point() or order.is_complex():
         raise UserError(f"the order has type {order.dtype}; give raster indices, which are whole numbers")
     if tuple(order.shape) != (batch, num_locations):

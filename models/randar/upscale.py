@@ -58,8 +58,7 @@ class UpscaleSampler(RandARSampler):
             )
 
     def _check_kept(self, keep: Maps, keep_codes: Maps) -> None:
-        if keep is not None or keep_codes is not None:
-            raise UserError("upscale 2 draws whole images; leave out what is to be kept, or draw at upscale 1")
+        self.model.check_drawing(self.drawing, keeps=keep is not None or keep_codes is not None)
 
     def draw(self, labels: Tensor, seeds: list[int]) -> Iterator[int]:
         self.check_given_order()

@@ -158,15 +158,15 @@ SPOILT: dict[str, tuple[Callable[[Path], object], str]] = {
     "a batch": (replaced("imagenet32_codes", "7.npy", by=lambda x: x.repeat(2, 0)), r"7\.npy holds int64 \(2, 2, 16\)"),
     "more maps": (
         replaced("imagenet32_codes", "7.npy", by=lambda x: x.repeat(5, 1)),
-        r"7\.npy holds \(maps, codes\) \(10, 16\), but the first file \(2, 16\)",
+        r"7\.npy holds 10 maps of 16 codes, but the first file 2 of 16",
     ),
     "fewer maps": (
         replaced("imagenet32_codes", "7.npy", by=lambda x: x[:, :1]),
-        r"7\.npy holds \(maps, codes\) \(1, 16\), but the first file",
+        r"7\.npy holds 1 maps of 16 codes, but the first file",
     ),
     "fewer codes": (
         replaced("imagenet32_codes", "7.npy", by=lambda x: x[..., :9]),
-        r"7\.npy holds \(maps, codes\) \(2, 9\), but the first file",
+        r"7\.npy holds 2 maps of 9 codes, but the first file",
     ),
     "labels": (
         replaced("imagenet32_labels", "7.npy", by=lambda x: x.repeat(2)),
@@ -334,14 +334,14 @@ def write_by_class(root: Path, codes: np.ndarray, names: list[str]) -> Path:
     return root
 
 
-@pytest.mark.parametrize(
-    ("names", "labels"), [(["0", "2", "10"], [0, 2, 10]), (["n02", "n01", "n10"], [1, 0, 2])], ids=["indices", "names"]
-)
-def test_folders_of_classes_give_each_image_its_codes_and_label(
-    names: list[str], labels: list[int], tmp_path: Path
-) -> None:
-    codes = codes_of(25, 2)
-    folders = CodeFolders([str(write_by_class(tmp_path / "codes", codes, names))], SIZE)
+def test_folders_of_classes_give_each_image_its_codes_and_label(tmp_path: Path) -> None:
+    """Folders without codes and hidden files do not count."""
+    codes, root = codes_of(25, 2), tmp_path / "codes"
+    write_by_class(root, codes, ["0", "2", "10"])
+    for other in ("logs", "__MACOSX"):
+        (root / other).mkdir()
+    (root / "2" / "._1.npy").write_bytes(b"")
+    folders = CodeFolders([str(root)], SIZE)
     folders.check([SIDE], CODES, 11)
     assert (len(folders), folders.num_crops) == (25, 2)
     found = {}
@@ -349,8 +349,15 @@ def test_folders_of_classes_give_each_image_its_codes_and_label(
         for crop in range(2):
             (maps,), label = folders.__getitems__([(item, crop)])
             found[maps[0].flatten().numpy().tobytes()] = (int(label), crop)
-    expected = {codes[i, crop].tobytes(): (labels[i % 3], crop) for i in range(25) for crop in range(2)}
+    expected = {codes[i, crop].tobytes(): ((0, 2, 10)[i % 3], crop) for i in range(25) for crop in range(2)}
     assert found == expected
+
+
+@pytest.mark.parametrize("name", ["n01440764", "01", "²"])
+def test_folders_of_classes_are_called_by_indices(name: str, tmp_path: Path) -> None:
+    folder = write_by_class(tmp_path / "codes", codes_of(6, 2), ["0", "1", name])
+    with pytest.raises(UserError, match=f"{name} holds codes, but is not called by a class index"):
+        CodeFolders([str(folder)], SIZE)
 
 
 def test_folders_of_classes_that_are_not_whole_are_refused(tmp_path: Path) -> None:
@@ -358,7 +365,6 @@ def test_folders_of_classes_that_are_not_whole_are_refused(tmp_path: Path) -> No
     with pytest.raises(UserError, match="12 holds 12, but the model has 10 classes"):
         folders = CodeFolders([str(folder)], SIZE)
         folders.check([SIDE], CODES, CLASSES)
-        [folders.__getitems__([(i, 0)]) for i in range(6)]
     np.save(folder / "1" / "4.npy", np.zeros((3, 16), np.int64))
-    with pytest.raises(UserError, match=r"4\.npy holds \(maps, codes\) \(3, 16\), but the first file \(2, 16\)"):
+    with pytest.raises(UserError, match=r"4\.npy holds 3 maps of 16 codes, but the first file 2 of 16"):
         CodeFolders([str(folder)], SIZE).folders[0].read(3)

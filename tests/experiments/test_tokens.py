@@ -35,7 +35,7 @@ def write_run(folder: Path, patch_level: int) -> Path:
         epoch = step / 5
         entry = {"step": step, "epoch": epoch, "loss": 5 - step / 10, "lr": 1.0, "time": 2.0 * step + 3600 * (step > 7)}
         if patch_level > 1:
-            entry |= {"patch_side": args.patch_side(int(epoch - 0.01)), "tokens_share": args.tokens_share(epoch)}
+            entry |= {"patch_side": args.patch_side(int(epoch - 0.01))}
         lines.append(json.dumps(entry))
         if step == 7:  # it was stopped here, for an hour
             lines.append(json.dumps(start | {"step": 7, "time": 3614.0}))

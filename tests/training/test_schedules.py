@@ -123,7 +123,10 @@ def test_stages_that_make_no_sense_are_refused(settings: dict[str, Any], answer:
     [
         ({"end_lr": 1e-6}, r"^end_lr means nothing with schedule drops"),
         ({"decay_ratio": 0.3}, r"^decay_ratio means nothing with schedule drops"),
-        ({"epoch_rate": 0.6}, r"^epoch_rate means nothing with schedule drops and patch_level 1; leave it out$"),
+        (
+            {"epoch_rate": 0.6},
+            r"^epoch_rate means nothing .* patch_level 1; leave it out, or set epoch_rate 0\.5$",
+        ),
         ({"schedule": "stages", "lr_drops": {3: 0.1}}, r"^lr_drops means nothing with schedule stages"),
         ({"schedule": "stages", "end_lr": -1e-6}, r"^end_lr is -1e-06"),
         (

@@ -683,3 +683,13 @@ def test_an_autoencoder_of_ours_is_a_tokenizer_too(folder: Path) -> None:
     shutil.move(folder / "vq/autoencoder.safetensors", folder / "autoencoder.safetensors")
     write_yaml(folder / CONFIG_NAME, theirs() | {"vq_ckpt": "autoencoder.safetensors"})
     assert_same_model(load_checkpoint(folder), reference())
+
+
+def test_an_exported_model_keeps_the_names_of_its_classes(tmp_path: Path) -> None:
+    model = tiny_randar(autoencoder=tiny_autoencoder())
+    run = save_run(tmp_path / "run", model)
+    names = [f"class {label}" for label in range(10)]
+    checkpoint = run if run.is_file() else run / "checkpoint-last.pth"
+    torch.save(torch.load(checkpoint, weights_only=True) | {"class_names": names}, checkpoint)
+    export_published(run, tmp_path / "exported")
+    assert load_checkpoint(tmp_path / "exported").class_names == names

@@ -452,3 +452,30 @@ def test_either_order_can_be_drawn_in(trained: str) -> None:
     assert torch.equal(order_of(in_raster.step), raster)
     assert torch.equal(own.codes[0], (shuffled if trained == "random" else in_raster).codes[0])
     assert torch.equal(order_of(shuffled.step), order_of(sample(tiny_randar(), LABELS, seeds=SEEDS).step))
+
+
+@pytest.mark.parametrize(
+    ("settings", "answer"),
+    [
+        ({"cfg_schedule": "cosine"}, "cfg_schedule is cosine"),
+        ({"upscale": 2.0}, r"upscale is 2\.0"),
+        ({"steps": "4"}, "steps is 4; it must be a whole number"),
+        ({"steps": True}, "steps is True"),
+        ({"order": "raster"}, "the order is no tensor"),
+    ],
+    ids=str,
+)
+def test_settings_of_another_kind_are_refused(settings: dict[str, Any], answer: str) -> None:
+    with pytest.raises(UserError, match=answer):
+        sample(tiny_randar(), LABELS, **settings)
+
+
+def test_an_order_may_be_a_list() -> None:
+    model, order = tiny_randar(), random_orders(2)
+    first, second = (sample(model, LABELS, seeds=SEEDS, order=given) for given in (order, order.tolist()))
+    assert torch.equal(first.codes[0], second.codes[0])
+
+
+def test_what_has_no_effect_is_said() -> None:
+    assert RandARDrawing(spatial_cfg=3.0).warnings([4]) == ["spatial_cfg has no effect without upscale 2"]
+    assert not RandARDrawing(spatial_cfg=3.0, upscale=2).warnings([4])

@@ -169,7 +169,7 @@ def test_what_cannot_be_drawn_at_twice_the_side_is_refused() -> None:
             "keep": [torch.ones(2, side, side, dtype=torch.bool)],
             "keep_codes": [torch.zeros(2, side, side).long()],
         }
-        with pytest.raises(UserError, match=r"^upscale 2 draws whole images; leave out what is to be kept, or draw at"):
+        with pytest.raises(UserError, match=r"^upscale 2 draws whole images; leave out what is to be kept"):
             sample(tiny_randar(), LABELS, upscale=2, **edit)
     with pytest.raises(UserError, match=r"^upscale 2 draws in random order; it needs a model of that order"):
         sample(tiny_randar(scan_order="raster"), LABELS, upscale=2)
