@@ -334,6 +334,9 @@ RULES = (
         r"python main\.py --config configs/cifar10_randar_random\.yaml --create_cache --use_cache false .*",
         files=("data/cached/cifar10-32-center/codes.npy",),
     ),
+    trains(r"llamagen_cifar10\.yaml", "output/llamagen_cifar10"),
+    trains(r"npp_cifar10\.yaml", "output/npp_cifar10"),
+    trains(r"npp_cifar10\.yaml --patch_level 3 .*", "output/npp3_cifar10"),
     trains(r"npp_B\.yaml --use_cache", "output/npp_B"),
     Rule(
         r"python main\.py --config configs/npp_B\.yaml --create_cache --batch_size 32",
