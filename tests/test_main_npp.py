@@ -75,7 +75,7 @@ def test_the_share_of_tokens_is_that_of_what_was_trained(root: Path, tmp_path: P
     for stages in (["--epochs", "1", "--patch_level", "1"], ["--epochs", "4", "--patch_level", "2"]):
         outcome = call(main.main, *flags(root, tmp_path / "run", *stages))
         assert outcome.code == 0, outcome.err
-    shares = [entry.get("tokens_share") for entry in read_log(tmp_path / "run")]
+    shares = [entry.get("tokens_share") for entry in read_log(tmp_path / "run").values()]
     batches = [1.0] * STEPS + [0.25] * STEPS + [1.0] * 2 * STEPS
     assert shares[:STEPS] == [None] * STEPS
     assert shares[STEPS:] == pytest.approx([sum(batches[:n]) / n for n in range(STEPS, 4 * STEPS)])
