@@ -15,6 +15,7 @@ from runtime.files import write_text
 from runtime.lock import lock_folder
 from training.generator import GeneratorTask, check_patches
 from training.options import TrainArgs
+from training.order import FIRST_STEPS
 from training.preview import score_digits
 from training.run_folder import begin_run, check_same, holds_run, run_settings
 from training.source import open_source
@@ -73,6 +74,9 @@ def train(trainer: Trainer) -> None:
         f"{str(trainer.dtype).removeprefix('torch.')} on {trainer.device.type}; attention {args.attention}; "
         f"run folder {folder}"
     )
+    num_steps = args.epochs * trainer.state.steps_per_epoch
+    if args.adaptive_order and num_steps <= FIRST_STEPS:
+        distributed.say(f"warning: adaptive_order has no effect in {num_steps} steps; it begins after {FIRST_STEPS}")
     if trainer.fit():
         distributed.say(f"samples: {folder / 'samples'}; checkpoint: {folder / CHECKPOINT_NAME}")
     score = folder / f"samples/digits_{trainer.state.epoch:04d}.txt"
