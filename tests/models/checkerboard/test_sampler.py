@@ -630,7 +630,7 @@ def test_no_truncation_by_default() -> None:
         ({"top_p": 1.1}, "top_p is 1.1"),
         ({"cfg_start_step": -1}, "cfg_start_step is -1"),
         ({"steps_per_scale": 0}, "steps_per_scale is 0"),
-        ({"remainder": "drop"}, "remainder 'drop'"),
+        ({"remainder": "drop"}, "remainder is drop"),
         ({"seeds": [1]}, "1 seeds for 2 labels"),
         ({"seeds": [1, 2, 3]}, "3 seeds for 2 labels"),
     ],
