@@ -50,8 +50,7 @@ def sample(
         labels = torch.as_tensor(labels)
     except (ValueError, TypeError) as error:
         raise UserError(f"labels are {labels}; give one class index an image") from error
-    settings = checked_drawing(model, drawing)
-    model.check_drawing(settings, keeps=keep is not None)
+    settings = checked_drawing(model, drawing, keeps=keep is not None)
     model.check_labels(labels)
     if seeds is not None and len(seeds) != len(labels):
         raise UserError(f"{len(seeds)} seeds for {len(labels)} labels; give one an image")
@@ -63,8 +62,11 @@ def sample(
     return model.sampler(len(labels), settings, compiled)(labels, seeds, keep, keep_codes, order)
 
 
-def checked_drawing(model: Generator, settings: dict[str, Any]) -> Drawing:
-    """A family's settings of a drawing, from those that are given, checked; the others keep their defaults."""
+def checked_drawing(model: Generator, settings: dict[str, Any], keeps: bool = False) -> Drawing:
+    """A family's settings of a drawing, from those that are given, checked; the others keep their defaults.
+
+    ``keeps`` says that some codes will stay: editing.
+    """
     known = [f.name for f in fields(model.Drawing)]
     for name in settings:
         if name not in known:
@@ -72,5 +74,5 @@ def checked_drawing(model: Generator, settings: dict[str, Any]) -> Drawing:
     hints = get_type_hints(model.Drawing)
     values = {name: value.item() if isinstance(value, np.generic) else value for name, value in settings.items()}
     drawing = model.Drawing(**{name: typed(value, hints[name], name) for name, value in values.items()})
-    model.check_drawing(drawing)
+    model.check_drawing(drawing, keeps)
     return drawing

@@ -55,7 +55,7 @@ class RandAR(LlamaGen):
 
         Of a share ``shuffled`` below 1, so many random places of raster order are permuted among themselves.
         """
-        if self.config.scan_order == "raster":
+        if not self.permutes_codes:
             return None
         order = torch.rand(batch, self.num_locations, device=self.device, generator=rng).argsort(dim=1)
         count = int(shuffled * self.num_locations)
@@ -101,11 +101,14 @@ class RandAR(LlamaGen):
         return pair_rotation(self.scale_sizes[0], self.config.llama_config.head_dim, self.device)
 
     def instructions(self, locations: Tensor, table: CosSin) -> Tensor:
-        """(B, l, D) instruction tokens of locations (B, l): the learned vector, its heads rotated to the place."""
+        """(B, l, D) instruction tokens of locations (B, l)."""
+        return F.embedding(locations, self.instructions_everywhere(table))
+
+    def instructions_everywhere(self, table: CosSin) -> Tensor:
+        """(L, D) instruction token of each location: the learned vector, its heads rotated to the place."""
         heads = self.pos_instruct_embeddings.unflatten(-1, (-1, self.config.llama_config.head_dim))  # (1, h, d)
         cos, sin = (part[1:].unsqueeze(1) for part in table)  # (L, 1, d)
-        everywhere = as_dtype(rotate_pairs(heads, (cos, sin)).flatten(1), heads.dtype)  # (L, D)
-        return F.embedding(locations, everywhere)
+        return as_dtype(rotate_pairs(heads, (cos, sin)).flatten(1), heads.dtype)
 
     def check_drawing(self, drawing: RandARDrawing, keeps: bool = False) -> None:
         super().check_drawing(drawing, keeps)

@@ -11,6 +11,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from models.config import at_scale
@@ -56,6 +57,7 @@ class RandARSampler(Sampler):
             model.config.llama_config, batch * self.row_sets, self.num_tokens, like=model.output.weight
         )
         self.table = self.rotation_table()
+        self.instructions = model.instructions_everywhere(self.table)  # (L, D)
         self.head = model.output.weight.float()
         self.places = torch.arange(self.num_tokens, device=model.device)
         self.step_map = torch.zeros_like(self.sequence)
@@ -192,12 +194,12 @@ def draw_codes(
     is for ``draw``, ``strengths`` for the guidance of this step.
     """
     model, sets = run.model, run.row_sets
-    instructions = [model.instructions(locations, run.table).repeat(sets, 1, 1) for locations in (known, drawn)]
+    instructions = [F.embedding(locations, run.instructions).repeat(sets, 1, 1) for locations in (known, drawn)]
     before = interleave(instructions[0], run.embed_codes(known))  # (R, 2n', D)
     places = interleave(1 + known, 1 + known)
     if first:
         before = torch.cat([run.class_tokens.unsqueeze(1), before], dim=1)
-        places = torch.nn.functional.pad(places, (1, 0))
+        places = F.pad(places, (1, 0))
     else:  # the instruction of the first known code is in the cache already, in its own place
         before, places = before[:, 1:], places[:, 1:]
     x = torch.cat([before, instructions[1]], dim=1)  # (R, T, D)
