@@ -41,8 +41,7 @@ def draw_samples(args: SampleArgs, settings: dict[str, Any]) -> None:
     model = _load_model(args)
     if not model.config.class_cond:
         settings = {"cfg": 0.0} | settings  # the default is for models that have classes
-    drawing = checked_drawing(model, settings)
-    model.check_drawing(drawing, keeps=args.edit is not None)
+    drawing = checked_drawing(model, settings, keeps=args.edit is not None)
     side = stored_side(model, drawing, args.resize_to)
     labels = _choose_labels(model, args)
     sha256 = model_sha256(model) if distributed.is_main() else ""
