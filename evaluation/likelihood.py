@@ -3,11 +3,38 @@
 Letters: B images, L codes of an image, V codes to choose from.
 """
 
+import math
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from data.images import CroppedImages, check_num_classes, open_dataset
+from data.options import DatasetName
+from models.family import Generator
+from runtime.errors import UserError
+
 NUM_BINS = 15  # of confidence, equally wide
+
+
+def held_out_images(model: Generator, dataset: DatasetName, data_path: str) -> CroppedImages:
+    """Centre crops of the images in val/ or test/, at a model's size; UserError if they are not of its classes."""
+    images = open_dataset(dataset, data_path, model.config.img_size, "val")
+    if model.config.class_cond:
+        check_num_classes(images.name, images.class_keys, model.config.num_classes)
+        if model.class_names not in (None, images.class_names):
+            raise UserError(f"the model was trained on other classes than those of {images.name}; name its data")
+    return CroppedImages(images, model.config.img_size, "center")
+
+
+def evenly_spaced(crops: CroppedImages, count: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches of pixels (B, 3, H, W) and labels (B,) of so many images; UserError if some could not be read."""
+    for numbers in torch.arange(count).split(batch_size):
+        yield crops.collate([crops[int(i) * len(crops) // count, 0] for i in numbers])
+    unreadable = int(crops.unreadable.count_nonzero())
+    if unreadable:
+        raise UserError(f"{unreadable} of the images cannot be read; move the files named above away")
 
 
 class CodeScores:
@@ -39,7 +66,7 @@ class CodeScores:
         confidence, correct = self.bins
         return {
             "nats_per_token": nats,
-            "perplexity": float(torch.tensor(nats, dtype=torch.float64).exp()),
+            "perplexity": math.exp(nats),
             "accuracy": float(correct.sum() / self.count),
             "ece": float((confidence - correct).abs().sum() / self.count),
         }

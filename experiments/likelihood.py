@@ -60,8 +60,7 @@ def measure(args: LikelihoodArgs) -> tuple[dict[str, float], int]:
     import torch  # takes seconds
     from tqdm import tqdm
 
-    from data.images import CroppedImages, check_num_classes, open_dataset
-    from evaluation.likelihood import CodeScores
+    from evaluation.likelihood import CodeScores, evenly_spaced, held_out_images
     from models.loading.checkpoint import load_checkpoint
     from runtime.device import pick_device
 
@@ -70,26 +69,15 @@ def measure(args: LikelihoodArgs) -> tuple[dict[str, float], int]:
         model.check_takes_order()
     if model.autoencoder is None:
         raise UserError(f"{args.checkpoint} has no autoencoder, so no images can be scored; name it in its config.yaml")
-    images = open_dataset(args.dataset, args.data_path, model.config.img_size, "val")
-    if model.config.class_cond:
-        check_num_classes(images.name, images.class_keys, model.config.num_classes)
-        if model.class_names not in (None, images.class_names):
-            raise UserError(
-                f"{args.checkpoint} was trained on other classes than those of {images.name}; name its data"
-            )
-    crops = CroppedImages(images, model.config.img_size, "center")
+    crops = held_out_images(model, args.dataset, args.data_path)
     count = min(args.num_images or len(crops), len(crops))
     scores, rng = CodeScores(), torch.Generator(model.device).manual_seed(args.seed)
     with torch.inference_mode(), tqdm(total=count, unit="image", desc="scoring", leave=None) as bar:
-        for indices in torch.arange(count).split(args.batch_size):
-            pixels, labels = crops.collate([crops[int(i) * len(crops) // count, 0] for i in indices])
+        for pixels, labels in evenly_spaced(crops, count, args.batch_size):
             codes = model.tokenize(pixels.to(model.device))
             order = _order(args.order, len(labels), model.num_locations, rng)
             scores.add(*model.score(codes, labels.to(model.device), order, rng))
-            bar.update(len(indices))
-    unreadable = int(crops.unreadable.count_nonzero())
-    if unreadable:
-        raise UserError(f"{unreadable} of the images cannot be read; move the files named above away")
+            bar.update(len(labels))
     return scores.results(), count
 
 

@@ -1,15 +1,8 @@
-"""How much of raster order a run permutes, by how well the model is calibrated on held-out images (randar.md Sec. 7).
-
-Letters: N held-out images, S side of the code map, L = S * S.
-"""
-
-from collections.abc import Iterator
+"""How much of raster order a run permutes, by its calibration on held-out images (randar.md Sec. 7)."""
 
 import torch
-from torch import Tensor
 
-from data.images import CroppedImages, check_num_classes, open_dataset
-from evaluation.likelihood import CodeScores
+from evaluation.likelihood import CodeScores, evenly_spaced, held_out_images
 from models.family import Generator, StepContext
 from runtime.errors import UserError
 from training.options import TrainArgs
@@ -25,16 +18,12 @@ class AdaptiveOrder:
     def __init__(self, model: Generator, args: TrainArgs) -> None:
         if not model.permutes_codes:
             raise UserError("adaptive_order needs architecture randar and scan_order random; set them, or leave it out")
-        images = open_dataset(args.dataset, args.data_path, model.config.img_size, "val")
-        if model.config.class_cond:
-            check_num_classes(images.name, images.class_keys, model.config.num_classes)
-        crops = CroppedImages(images, model.config.img_size, "center")
-        count = min(MAX_IMAGES, len(crops))
-        pixels, self.labels = crops.collate([crops[i * len(crops) // count, 0] for i in range(count)])
+        crops = held_out_images(model, args.dataset, args.data_path)
+        batches = evenly_spaced(crops, min(MAX_IMAGES, len(crops)), BATCH)
         with torch.inference_mode():
-            self.codes = torch.cat(
-                [model.tokenize(part.to(model.device))[-1] for part in pixels.split(BATCH)]
-            )  # (N, S, S)
+            self.batches = [
+                (model.tokenize(pixels.to(model.device)), labels.to(model.device)) for pixels, labels in batches
+            ]
         self.model, self.share = model, 1.0
 
     def share_of(self, context: StepContext) -> float:
@@ -48,11 +37,8 @@ class AdaptiveOrder:
         """Of the held-out codes in raster order."""
         scores = CodeScores()
         self.model.eval()
-        for codes, labels in self._batches():
-            raster = torch.arange(codes[0].numel(), device=codes.device).expand(len(codes), -1)
-            scores.add(*self.model.score([codes], labels, raster))
+        for codes, labels in self.batches:
+            raster = torch.arange(self.model.num_locations, device=labels.device).expand(len(labels), -1)
+            scores.add(*self.model.score(codes, labels, raster))
         self.model.train()
         return scores.results()["ece"]
-
-    def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        return zip(self.codes.split(BATCH), self.labels.to(self.codes.device).split(BATCH), strict=True)

@@ -64,13 +64,14 @@ def test_the_share_follows_the_calibration_error(monkeypatch: pytest.MonkeyPatch
 def test_the_error_is_that_of_held_out_codes_in_raster_order() -> None:
     trained = model()
     adaptive = order.AdaptiveOrder(trained, digits())
-    assert len(adaptive.codes) == len(adaptive.labels) > 100
+    codes, labels = (torch.cat(parts) for parts in zip(*((maps[-1], of) for maps, of in adaptive.batches), strict=True))
+    assert len(codes) == len(labels) > 100
     found = adaptive._calibration_error()
     assert trained.training
     scores = CodeScores()
     with torch.no_grad():
-        logits, _ = trained.eval()([adaptive.codes], adaptive.labels)
-    scores.add(logits, adaptive.codes.flatten(1))
+        logits, _ = trained.eval()([codes], labels)
+    scores.add(logits, codes.flatten(1))
     assert found == pytest.approx(scores.results()["ece"], rel=1e-4)
 
 
