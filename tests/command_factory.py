@@ -12,6 +12,10 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import numpy as np
+from PIL import Image
+
+import main_sample
 from models.checkerboard.model import Checkerboard
 from models.loading.checkpoint import CONFIG_NAME
 from runtime.command import run
@@ -75,3 +79,17 @@ def save_run(folder: Path, model: Checkerboard, **args: Any) -> Path:
     trainer.save()
     model.eval()
     return folder
+
+
+def draw_two(run: Path, folder: Path, *flags: str) -> Outcome:
+    """Two images of a run, of labels 3 and 1, drawn into a folder by main_sample.py."""
+    words = ("--checkpoint", str(run), "--labels", "3,1", "--device", "cpu", "--output_dir", str(folder))
+    outcome = call(main_sample.main, *words, *flags)
+    assert outcome.code == 0, outcome.err
+    return outcome
+
+
+def read_pixels(path: Path) -> np.ndarray:
+    """(H, W, 3) uint8 of a picture."""
+    with Image.open(path) as image:
+        return np.array(image.convert("RGB"))

@@ -15,7 +15,7 @@ from evaluation import run as evaluate
 from models import load_checkpoint, sample
 from models.draw import image_seed
 from runtime.config import write_yaml
-from tests.command_factory import Outcome, call, save_run
+from tests.command_factory import call, draw_two, read_pixels, save_run
 from tests.factory import tiny_autoencoder
 from tests.llamagen_factory import tiny_gpt
 
@@ -30,24 +30,12 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_run(tmp_path_factory.mktemp("llamagen") / "run", model)
 
 
-def draw(run: Path, folder: Path, *flags: str) -> Outcome:
-    words = ("--checkpoint", str(run), "--labels", "3,1", "--device", "cpu", "--output_dir", str(folder))
-    outcome = call(main_sample.main, *words, *flags)
-    assert outcome.code == 0, outcome.err
-    return outcome
-
-
-def read(path: Path) -> np.ndarray:
-    with Image.open(path) as image:
-        return np.array(image.convert("RGB"))
-
-
 def test_images_and_pictures_are_rounded_to_bytes_and_not_cut_off(run: Path, tmp_path: Path) -> None:
     """The published rule, 127.5 x + 128."""
-    draw(run, tmp_path, "--cfg", "1.5", "--cfg_interval", "3", "--maps", "--animation", "--save_codes")
+    draw_two(run, tmp_path, "--cfg", "1.5", "--cfg_interval", "3", "--maps", "--animation", "--save_codes")
     out = sample(load_checkpoint(run), [3, 1], cfg=1.5, cfg_interval=3, seeds=[image_seed(0, i) for i in range(2)])
     expected = (127.5 * out.images + 128).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
-    images = np.stack([read(tmp_path / f"{i:06d}.png") for i in range(2)])
+    images = np.stack([read_pixels(tmp_path / f"{i:06d}.png") for i in range(2)])
     np.testing.assert_array_equal(images, expected)
     with np.load(tmp_path / "codes.npz") as codes:
         np.testing.assert_array_equal(codes["codes_8"], out.codes[0].numpy())
@@ -68,17 +56,17 @@ def test_every_byte_comes_back(run: Path) -> None:
 
 def test_images_are_stored_at_another_size(run: Path, tmp_path: Path) -> None:
     """Bicubic without antialiasing, of floats that are not clamped yet; another size is another run."""
-    outcome = draw(run, tmp_path / "small", "--resize_to", "20", "--animation")
+    outcome = draw_two(run, tmp_path / "small", "--resize_to", "20", "--animation")
     assert "2 images of 20 px in 64 steps" in outcome.out
     out = sample(load_checkpoint(run), [3, 1], cfg=1.5, seeds=[image_seed(0, i) for i in range(2)])
     small = F.interpolate(out.images, (20, 20), mode="bicubic", align_corners=False, antialias=False)
     expected = (127.5 * small + 128).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
-    np.testing.assert_array_equal(np.stack([read(tmp_path / f"small/{i:06d}.png") for i in range(2)]), expected)
-    draw(run, tmp_path / "small")
-    assert read(tmp_path / "small/000000.png").shape == (SIDE, SIDE, 3)
-    assert read(tmp_path / "small.1/000000.png").shape == (20, 20, 3)
-    draw(run, tmp_path / "same", "--resize_to", str(SIDE))
-    np.testing.assert_array_equal(read(tmp_path / "same/000000.png"), read(tmp_path / "small/000000.png"))
+    np.testing.assert_array_equal(np.stack([read_pixels(tmp_path / f"small/{i:06d}.png") for i in range(2)]), expected)
+    draw_two(run, tmp_path / "small")
+    assert read_pixels(tmp_path / "small/000000.png").shape == (SIDE, SIDE, 3)
+    assert read_pixels(tmp_path / "small.1/000000.png").shape == (20, 20, 3)
+    draw_two(run, tmp_path / "same", "--resize_to", str(SIDE))
+    np.testing.assert_array_equal(read_pixels(tmp_path / "same/000000.png"), read_pixels(tmp_path / "small/000000.png"))
 
 
 def test_editing_keeps_what_the_mask_leaves_black(run: Path, tmp_path: Path) -> None:
@@ -89,8 +77,8 @@ def test_editing_keeps_what_the_mask_leaves_black(run: Path, tmp_path: Path) -> 
     for name, array in (("image", pixels), ("mask", mask)):
         Image.fromarray(array).save(tmp_path / f"{name}.png")
     files = ("--edit", str(tmp_path / "image.png"), "--mask", str(tmp_path / "mask.png"))
-    draw(run, tmp_path / "edit", *files, "--save_codes")
-    edited = read(tmp_path / "edit/000001.png")
+    draw_two(run, tmp_path / "edit", *files, "--save_codes")
+    edited = read_pixels(tmp_path / "edit/000001.png")
     np.testing.assert_array_equal(edited[mask == 0], pixels[mask == 0])
     assert (edited[mask > 0] != pixels[mask > 0]).any()
     model = load_checkpoint(run)
@@ -121,9 +109,11 @@ def test_a_file_of_theirs_in_a_folder_of_its_own(run: Path, tmp_path: Path) -> N
     (weights,) = tmp_path.glob("autoenc/*.safetensors")
     weights = {"checkpoint_path": f"autoenc/{weights.name}"}
     write_yaml(tmp_path / "config.yaml", {"model": section | {"autoenc": weights}})
-    draw(tmp_path, tmp_path / "theirs")
-    draw(run, tmp_path / "ours")
-    np.testing.assert_array_equal(read(tmp_path / "theirs/000001.png"), read(tmp_path / "ours/000001.png"))
+    draw_two(tmp_path, tmp_path / "theirs")
+    draw_two(run, tmp_path / "ours")
+    np.testing.assert_array_equal(
+        read_pixels(tmp_path / "theirs/000001.png"), read_pixels(tmp_path / "ours/000001.png")
+    )
 
 
 def test_random_weights_without_an_autoencoder_at_hand(tmp_path: Path) -> None:
@@ -135,7 +125,7 @@ def test_random_weights_without_an_autoencoder_at_hand(tmp_path: Path) -> None:
     outcome = call(main_sample.main, *words)
     assert outcome.code == 0, outcome.err
     assert "with a random autoencoder: expect noise" in outcome.out
-    assert read(tmp_path / "noise/000000.png").shape == (32, 32, 3)
+    assert read_pixels(tmp_path / "noise/000000.png").shape == (32, 32, 3)
 
 
 def test_samples_are_measured_at_another_size(run: Path, tmp_path: Path) -> None:

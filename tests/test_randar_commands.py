@@ -19,7 +19,7 @@ from models.draw import image_seed
 from models.loading.autoencoder import save_autoencoder
 from models.loading.checkpoint import CONFIG_NAME
 from runtime.config import read_yaml, write_yaml
-from tests.command_factory import Outcome, call, save_run, start_python
+from tests.command_factory import call, draw_two, read_pixels, save_run, start_python
 from tests.factory import FIXTURES, tiny_autoencoder
 from tests.randar_factory import tiny_randar
 from tests.training_factory import assert_same_training, read_log
@@ -53,20 +53,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def draw(run: Path, folder: Path, *flags: str) -> Outcome:
-    words = ("--checkpoint", str(run), "--labels", "3,1", "--device", "cpu", "--output_dir", str(folder))
-    outcome = call(main_sample.main, *words, *flags)
-    assert outcome.code == 0, outcome.err
-    return outcome
-
-
-def read(path: Path) -> np.ndarray:
-    with Image.open(path) as image:
-        return np.array(image.convert("RGB"))
-
-
 def images_of(folder: Path) -> np.ndarray:
-    return np.stack([read(folder / f"{i:06d}.png") for i in range(2)])
+    return np.stack([read_pixels(folder / f"{i:06d}.png") for i in range(2)])
 
 
 def as_bytes(model: Any, images: torch.Tensor) -> np.ndarray:
@@ -89,7 +77,7 @@ def test_a_run_of_each_order_is_drawn_and_goes_on(scan_order: str, root: Path, t
     assert len(read_log(tmp_path / "whole")) == 10
     model = load_checkpoint(tmp_path / "whole")
     assert model.config.scan_order == scan_order
-    outcome = draw(tmp_path / "whole", tmp_path / "drawn", "--steps", "4")
+    outcome = draw_two(tmp_path / "whole", tmp_path / "drawn", "--steps", "4")
     assert "in 4 steps" in outcome.out
     out = sample(model, [3, 1], steps=4, seeds=SEEDS)
     np.testing.assert_array_equal(images_of(tmp_path / "drawn"), as_bytes(model, out.images))
@@ -134,7 +122,7 @@ def test_published_weights_start_a_run(root: Path, tmp_path: Path) -> None:
 def test_images_of_the_settings_and_what_is_told_of_them(run: Path, tmp_path: Path) -> None:
     settings = {"steps": 9, "cfg": 2.0, "cfg_schedule": "constant"}
     words = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
-    outcome = draw(run, tmp_path, *words, "--maps", "--animation", "--save_codes")
+    outcome = draw_two(run, tmp_path, *words, "--maps", "--animation", "--save_codes")
     assert "in 9 steps" in outcome.out
     model = load_checkpoint(run)
     out = sample(model, [3, 1], seeds=SEEDS, **settings)
@@ -150,7 +138,7 @@ def test_images_of_the_settings_and_what_is_told_of_them(run: Path, tmp_path: Pa
 def test_images_of_twice_the_side(run: Path, tmp_path: Path) -> None:
     """Stored, shown step by step and recorded as such; another setting is another run."""
     words = ("--upscale", "2", "--steps", "12")
-    outcome = draw(run, tmp_path / "big", *words, "--maps", "--animation", "--save_codes")
+    outcome = draw_two(run, tmp_path / "big", *words, "--maps", "--animation", "--save_codes")
     model = load_checkpoint(run)
     out = sample(model, [3, 1], seeds=SEEDS, upscale=2, steps=12)
     steps = int(out.step[0].max()) + 1
@@ -162,9 +150,9 @@ def test_images_of_twice_the_side(run: Path, tmp_path: Path) -> None:
         assert gif.n_frames == steps
     assert (
         "holds these samples already"
-        in draw(run, tmp_path / "big", *words, "--maps", "--animation", "--save_codes").out
+        in draw_two(run, tmp_path / "big", *words, "--maps", "--animation", "--save_codes").out
     )
-    draw(run, tmp_path / "resized", *words, "--resize_to", "20", "--format", "npz")
+    draw_two(run, tmp_path / "resized", *words, "--resize_to", "20", "--format", "npz")
     with np.load(tmp_path / "resized/samples.npz") as samples:
         assert samples["arr_0"].shape == (2, 20, 20, 3)
 
@@ -182,8 +170,8 @@ def test_editing_sees_what_is_kept_on_every_side(run: Path, tmp_path: Path) -> N
     mask = np.zeros((PIXELS, PIXELS), np.uint8)
     mask[8:24, 8:24] = 255
     files = edit_files(tmp_path, mask)
-    draw(run, tmp_path / "edit", *files, "--save_codes", "--steps", "5")
-    pixels, edited = read(tmp_path / "image.png"), images_of(tmp_path / "edit")
+    draw_two(run, tmp_path / "edit", *files, "--save_codes", "--steps", "5")
+    pixels, edited = read_pixels(tmp_path / "image.png"), images_of(tmp_path / "edit")
     for image in edited:
         np.testing.assert_array_equal(image[mask == 0], pixels[mask == 0])
         assert (image[mask > 0] != pixels[mask > 0]).any()
@@ -200,8 +188,8 @@ def test_editing_sees_what_is_kept_on_every_side(run: Path, tmp_path: Path) -> N
 
 def test_a_mask_that_keeps_nothing_draws_the_image_of_the_seed(run: Path, tmp_path: Path) -> None:
     files = edit_files(tmp_path, np.full((PIXELS, PIXELS), 255, np.uint8))
-    draw(run, tmp_path / "edit", *files, "--steps", "5")
-    draw(run, tmp_path / "free", "--steps", "5")
+    draw_two(run, tmp_path / "edit", *files, "--steps", "5")
+    draw_two(run, tmp_path / "free", "--steps", "5")
     np.testing.assert_array_equal(images_of(tmp_path / "edit"), images_of(tmp_path / "free"))
 
 
