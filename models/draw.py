@@ -1,17 +1,16 @@
 """Seeds of images; logits -> codes: guidance, truncation, each image's own noise (method.md Sec. 6).
 
-Letters: B images, l tokens of a block, V codes.
+Letters: B images, l tokens of a block, V codes, n numbers of noise a token.
 """
 
-from collections.abc import Sequence
-
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from models.config import NUM_SEEDS
-from runtime.device import send
+from models.noise import CODES, exponentials
 
-DRAWING_VERSION = 2  # recorded with samples; to be raised whenever the same settings give other images
+DRAWING_VERSION = 3  # recorded with samples; to be raised whenever the same settings give other images
 SEED_STRIDE = 0x9E3779B9  # NUM_SEEDS over the golden ratio, odd: multiples of it lie far apart modulo NUM_SEEDS
 
 
@@ -27,7 +26,7 @@ def image_seed(seed: int, index: int) -> int:
 def guide(logits: Tensor, cfg: float | Tensor) -> Tensor:
     """``cond + cfg * (cond - uncond)`` of logits (2B, l, V) whose second half is unconditional."""
     cond, uncond = logits.chunk(2)
-    return cond + cfg * (cond - uncond)
+    return torch.lerp(uncond, cond, 1 + cfg)
 
 
 def truncate(logits: Tensor, top_k: int, top_p: float) -> Tensor:
@@ -47,36 +46,50 @@ def truncate(logits: Tensor, top_k: int, top_p: float) -> Tensor:
     return logits
 
 
+def group_size(num_codes: int) -> int:
+    """Codes of a group, as ``draw`` forms groups of V codes: a power of two near sqrt(V)."""
+    return 1 << ((num_codes - 1).bit_length() + 1) // 2
+
+
+def code_noise(seeds: Tensor, locations: Tensor, num_codes: int) -> Tensor:
+    """(B, l, n) for ``draw``: of images of seeds (B,), at their locations (B or 1, l).
+
+    It is the same for a seed and a location whenever and wherever it is made.
+    """
+    size = group_size(num_codes)
+    return exponentials(seeds, locations, -(-num_codes // size) + size, CODES)
+
+
 def draw(
     logits: Tensor, noise: Tensor, temperature: float | Tensor, top_k: int, top_p: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """One code a token, its probability and the entropy of its distribution, each (B, l).
 
-    Of float32 logits (B, l, V) after guidance, and noise (B, l, V) above 0, exponentially distributed. The number 0 as
-    temperature takes the likeliest code, with entropy 0 and probability 1. Where logits are NaN or too large for
-    float32, the entropy is NaN.
+    Of float32 logits (B, l, V) after guidance, and the ``code_noise`` of the tokens. The number 0 as temperature takes
+    the likeliest code, with entropy 0 and probability 1. Where logits are NaN or too large for float32, the entropy
+    is NaN.
 
-    The code with the least noise for its probability is drawn, which happens with that probability (Gumbel-max).
-    Two codes seldom come so close that rounding decides; an inverse CDF has a threshold next to each of V codes.
+    A group of codes is drawn, then a code of it: 2 sqrt(V) numbers, not V. Each time the one with the least noise for
+    its probability is taken, which happens with that probability (Gumbel-max). Two seldom come so close that rounding
+    decides; an inverse CDF has a threshold next to each of V codes.
     """
     if isinstance(temperature, float | int) and temperature == 0:
         likeliest, codes = logits.max(-1)
         return codes, torch.ones_like(likeliest), likeliest - likeliest
-    probs = truncate(logits / temperature, top_k, top_p).softmax(-1)
-    codes = (probs / noise).argmax(-1, keepdim=True)  # (B, l, 1)
+    if not (isinstance(temperature, float | int) and temperature == 1):
+        logits = logits / temperature
+    probs = truncate(logits, top_k, top_p).softmax(-1)
+    codes = _draw_by_groups(probs, noise)
     return codes.squeeze(-1), probs.gather(-1, codes).squeeze(-1), torch.special.entr(probs).sum(-1)
 
 
-def draw_uniforms(generators: Sequence[torch.Generator], *shape: int) -> Tensor:
-    """(B, *shape) in [0, 1): each image's own, so that no image depends on its batch; drawn on the CPU."""
-    return torch.stack([torch.rand(shape, generator=generator) for generator in generators])
-
-
-def draw_noise(generators: Sequence[torch.Generator], *shape: int, device: torch.device) -> Tensor:
-    """(B, *shape) for ``draw``, on a device; copied while the device works on."""
-    return noise_of(send(draw_uniforms(generators, *shape), device))
-
-
-def noise_of(uniforms: Tensor) -> Tensor:
-    """Exponentially distributed numbers from those in [0, 1), which are changed; never 0 or infinite."""
-    return uniforms.mul_(1 - 2.0**-23).add_(2.0**-25).neg_().log1p_().neg_()
+def _draw_by_groups(probs: Tensor, noise: Tensor) -> Tensor:
+    """(B, l, 1) codes of probabilities (B, l, V)."""
+    size = group_size(probs.shape[-1])
+    lacking = -probs.shape[-1] % size
+    probs = F.pad(probs, (0, lacking)) if lacking else probs
+    grouped = probs.unflatten(-1, (-1, size))
+    of_group, within = noise.split([grouped.shape[-2], size], dim=-1)
+    group = (grouped.sum(-1) / of_group).argmax(-1, keepdim=True)  # (B, l, 1)
+    drawn = grouped.gather(-2, group.unsqueeze(-1).expand(-1, -1, -1, size)).squeeze(-2)  # (B, l, size)
+    return torch.add((drawn / within).argmax(-1, keepdim=True), group, alpha=size)

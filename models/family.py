@@ -18,6 +18,8 @@ from torch import Tensor, nn
 
 from models.autoencoder import Autoencoder, to_uint8
 from models.config import Drawing, GeneratorConfig
+from models.draw import code_noise
+from models.noise import ORDER, uniforms
 from runtime.errors import UserError
 
 Maps = Sequence[Tensor] | None  # (B, S, S) of each scale, if there are any
@@ -257,6 +259,7 @@ class Sampler(ABC):
         self.maps = torch.zeros(2, batch, self.num_locations, device=model.device)
         self.kept: tuple[Tensor, Tensor] | None = None  # (B, L) whether a location keeps its code, and those codes
         self.given_order: Tensor | None = None
+        self.first_location = 0  # number of the first one, as an image's noise counts them
 
     def __call__(
         self,
@@ -287,11 +290,12 @@ class Sampler(ABC):
         if order is not None:
             self.model.check_takes_order()
         self.kept, self.given_order = self._check_kept(keep, keep_codes), order
-        yield from self.draw(labels.long().to(self.model.device), list(seeds))
+        device = self.model.device
+        yield from self.draw(labels.long().to(device), torch.tensor(list(seeds), dtype=torch.long).to(device))
 
     @abstractmethod
-    def draw(self, labels: Tensor, seeds: list[int]) -> Iterator[int]:
-        """Draw every location of a batch by ``store``, yielding each step's number."""
+    def draw(self, labels: Tensor, seeds: Tensor) -> Iterator[int]:
+        """Draw every location of a batch of labels (B,) and seeds (B,) by ``store``, yielding each step's number."""
 
     @abstractmethod
     def step_of_location(self) -> Tensor:
@@ -300,6 +304,15 @@ class Sampler(ABC):
     @abstractmethod
     def cache(self) -> list[Tensor]:
         """Keys and values: what it holds beside the weights."""
+
+    def code_noise(self, seeds: Tensor, order: Tensor) -> Tensor:
+        """(B, L, n) noise for ``models.draw.draw`` of seeds (B,), of locations in the order (B or 1, L) drawn."""
+        return code_noise(seeds, self.first_location + order, self.model.num_codes)
+
+    def order_numbers(self, seeds: Tensor) -> Tensor:
+        """(B, L) numbers by location, to be sorted for a random order."""
+        locations = self.first_location + torch.arange(self.num_locations, device=seeds.device)
+        return uniforms(seeds, locations[None], 1, ORDER).squeeze(-1)
 
     def setting(self, value: float, zero_is_special: bool = False) -> Setting:
         """Compiled code takes numbers as tensors: another value is no other graph."""

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from models.autoencoder import Autoencoder
 from models.config import Drawing, Family, GeneratorConfig, at_scale
-from models.draw import draw, draw_uniforms, guide, noise_of
+from models.draw import draw, guide
 from models.family import Generator, Loss, Sampler, StepContext, join_scales
 from runtime.config import option
 from runtime.errors import check_at_least, check_probabilities
@@ -158,18 +158,17 @@ class TinySampler(Sampler):
         self.order = model.order(drawing.direction)
         self.logits = torch.compile(model.logits, dynamic=False) if compiled else model.logits
 
-    def draw(self, labels: Tensor, seeds: list[int]) -> Iterator[int]:
-        drawing, V = self.drawing, self.model.autoencoder.config.n_embed
+    def draw(self, labels: Tensor, seeds: Tensor) -> Iterator[int]:
+        drawing = self.drawing
         cfg, temperature = at_scale(drawing.cfg, 0), at_scale(drawing.temperature, 0)
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        noise = self.code_noise(seeds, torch.arange(self.num_locations)[None])  # (B, L, n)
         if self.guided:
             labels = torch.cat([labels, torch.full_like(labels, self.model.unconditional_label)])  # (R,)
         for step, location in enumerate(self.order.split(1)):  # (1,)
             sequence = self.sequence.repeat(1 + self.guided, 1)  # (R, L)
             logits = self.logits(sequence, labels, location, drawing.direction)  # (R, 1, V)
             logits = guide(logits, cfg) if self.guided else logits  # (B, 1, V)
-            noise = noise_of(draw_uniforms(generators, 1, V).to(logits.device))
-            codes, probability, entropy = draw(logits, noise, temperature, drawing.top_k, drawing.top_p)
+            codes, probability, entropy = draw(logits, noise[:, location], temperature, drawing.top_k, drawing.top_p)
             self.store(location.expand(self.batch, 1), codes, probability, entropy)
             yield step
 

@@ -93,7 +93,7 @@ class RotaryEmbedding(nn.Module):
             return rotary_of(queries, [])
         previous = self._lookup(torch.where(prev_positions == NO_LOCATION, self.empty_row, prev_positions))
         weights = torch.sigmoid(self.mixing_coeffs)[:, None, :, None, None, None]  # (layer, b, h, T, d, 2)
-        mixed = (w * current + (1 - w) * previous for w in weights)  # one layer at a time: all at once takes memory
+        mixed = (torch.lerp(previous, current, w) for w in weights)  # one layer at a time: all at once takes memory
         return rotary_of(queries, (keys.unbind(-1) for keys in mixed))
 
     def _lookup(self, rows: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ Letters: B images, R rows of a batch (2B if guided: conditional, then unconditio
 call (the class token rides with the first block), L of all scales, V codes, S side of a scale.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -16,7 +16,7 @@ from models.checkerboard.config import CheckerboardDrawing
 from models.checkerboard.layout import Layout, block_causal_mask
 from models.checkerboard.rope import Rotary
 from models.config import at_scale
-from models.draw import draw, draw_noise, draw_uniforms, guide
+from models.draw import draw, guide
 from models.family import Sampler, Setting, scale_slices
 from models.transformer import KVCache
 
@@ -55,7 +55,7 @@ class CheckerboardSampler(Sampler):
         self.draw_block = compiled_step(model.device.type) if compiled else draw_block
         self.stay_in_place()
 
-    def draw(self, labels: Tensor, seeds: list[int]) -> Iterator[int]:
+    def draw(self, labels: Tensor, seeds: Tensor) -> Iterator[int]:
         self._begin(labels, seeds)
         first_step = 0
         for scale, blocks in enumerate(self.blocks):
@@ -69,13 +69,13 @@ class CheckerboardSampler(Sampler):
     def cache(self) -> list[Tensor]:
         return [*self.kv_cache.keys, *self.kv_cache.values]
 
-    def _begin(self, labels: Tensor, seeds: Sequence[int]) -> None:
+    def _begin(self, labels: Tensor, seeds: Tensor) -> None:
         """Compute what depends on labels and seeds alone."""
         model = self.model
-        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        order_uniforms = draw_uniforms(self.generators, model.num_locations)  # of every model, random order or not
-        if self.layout is None or model.config.scan_order == "random":
-            self._place(order_uniforms.to(model.device))
+        random_order = model.config.scan_order == "random"
+        if self.layout is None or random_order:
+            self._place(self.order_numbers(seeds) if random_order else None)
+        self.noise = self.code_noise(seeds, self.layout.positions)
         if self.guided:
             labels = torch.cat([labels, torch.full_like(labels, model.unconditional_label)])
         self.class_embedding = model.embed_labels(labels)  # (R, D)
@@ -87,14 +87,14 @@ class CheckerboardSampler(Sampler):
         tokens = scale_slices(model.scale_sizes)[scale]
         inputs = model.location_inputs(self.layout, tokens, model.source_latents(self.sequence, scale, self.codebook))
         temperature = self.setting(at_scale(drawing.temperature, scale), zero_is_special=True)
-        noise = draw_noise(self.generators, inputs.shape[1], len(self.codebook), device=model.device)
         for step, block in enumerate(self.blocks[scale], start=first_step):
             cfg = at_scale(drawing.cfg, scale) if step >= drawing.cfg_start_step else 0.0
             in_scale = slice(block.tokens.start - tokens.start, block.tokens.stop - tokens.start)
-            self.draw_block(self, block, inputs[:, in_scale], noise[:, in_scale], self.setting(cfg), temperature)
+            noise = self.noise[:, block.tokens]
+            self.draw_block(self, block, inputs[:, in_scale], noise, self.setting(cfg), temperature)
             yield step
 
-    def _place(self, order_uniforms: Tensor) -> None:
+    def _place(self, order_uniforms: Tensor | None) -> None:
         """Lay out order and blocks; (B, L) numbers order the locations of models of random order."""
         model = self.model
         self.layout = model.layout(self.drawing.blocks(model.scale_sizes), order_uniforms)
@@ -132,7 +132,7 @@ def draw_block(
 ) -> None:
     """One step: draw a block's codes into the buffers of ``run``. Free of Python randomness and of syncs.
 
-    ``inputs`` (B, l, D) is the part of its inputs that its scale determines; ``noise`` (B, l, V) is for ``draw``.
+    ``inputs`` (B, l, D) is the part of its inputs that its scale determines; ``noise`` (B, l, n) is for ``draw``.
     """
     model, length = run.model, inputs.shape[1]
     x = inputs + model.content_inputs(run.sequence, block.prev_positions, run.codebook)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from models.config import at_scale
-from models.draw import draw, draw_noise, guide
+from models.draw import draw, guide
 from models.family import Sampler, Setting
 from models.llamagen.config import LlamaGenDrawing
 from models.llamagen.patches import pair_rotation
@@ -20,8 +20,6 @@ from models.transformer import KVCache, SameRotation, Start, float32_logits
 
 if TYPE_CHECKING:
     from models.llamagen.model import LlamaGen
-
-NOISE_AT_ONCE = 2**22  # numbers of noise that are held, 16 MB
 
 
 class LlamaGenSampler(Sampler):
@@ -43,21 +41,17 @@ class LlamaGenSampler(Sampler):
         self.draw_code = compiled_step(model.device.type) if compiled else draw_code
         self.stay_in_place(self.inputs)
 
-    def draw(self, labels: Tensor, seeds: list[int]) -> Iterator[int]:
+    def draw(self, labels: Tensor, seeds: Tensor) -> Iterator[int]:
         model, drawing = self.model, self.drawing
         if self.guided:
             labels = torch.cat([labels, torch.full_like(labels, model.unconditional_label)])
         self.inputs.copy_(model.embed_labels(labels).unsqueeze(1))
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        noise = self.code_noise(seeds, self.tokens[None])
         temperature = self.setting(at_scale(drawing.temperature, 0), zero_is_special=True)
-        at_once = max(1, NOISE_AT_ONCE // (self.batch * model.num_codes))
         for step in range(model.num_locations):
-            if step % at_once == 0:
-                count = min(at_once, model.num_locations - step)
-                noise = draw_noise(generators, count, model.num_codes, device=model.device)
             cfg = self.setting(at_scale(drawing.cfg, 0) if drawing.guides(step) else 0.0)
             start = self.tokens[step : step + 1].clone() if self.compiled else step
-            self.draw_code(self, start, noise[:, step % at_once, None], cfg, temperature)
+            self.draw_code(self, start, noise[:, step, None], cfg, temperature)
             yield step
 
     def step_of_location(self) -> Tensor:
@@ -70,7 +64,7 @@ class LlamaGenSampler(Sampler):
 def draw_code(run: LlamaGenSampler, start: Start, noise: Tensor, cfg: Setting, temperature: Setting) -> None:
     """One step: draw the code of token ``start`` into the buffers of ``run``, and make the input of the next.
 
-    ``start`` is a number, or (1,) where it is compiled. ``noise`` (B, 1, V) is for ``draw``. Without syncs.
+    ``start`` is a number, or (1,) where it is compiled. ``noise`` (B, 1, n) is for ``draw``. Without syncs.
     """
     model = run.model
     unguided = not run.guided or (isinstance(cfg, float) and cfg == 0)

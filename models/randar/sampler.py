@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.config import at_scale
-from models.draw import draw, draw_noise, guide
+from models.draw import draw, guide
 from models.family import Sampler, Setting
 from models.randar.config import RandARDrawing
-from models.randar.sequence import checked_order, interleave, orders_of_seeds, raster_order, turned_by
+from models.randar.sequence import checked_order, interleave, raster_order, turned_by
 from models.transformer import KVCache, Start, float32_logits
 
 if TYPE_CHECKING:
@@ -73,41 +73,38 @@ class RandARSampler(Sampler):
     def rotation_table(self) -> tuple[Tensor, Tensor]:
         return self.model.rotation_table()
 
-    def draw(self, labels: Tensor, seeds: list[int]) -> Iterator[int]:
+    def draw(self, labels: Tensor, seeds: Tensor) -> Iterator[int]:
         self.check_given_order()
         if self.kept is not None and len(set(self.kept[0].sum(1).tolist())) > 1:
             yield from self._draw_apart(labels, seeds)
             return
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        yield from self.draw_all(labels, generators)
+        yield from self.draw_all(labels, seeds)
 
     def check_given_order(self) -> None:
         if self.given_order is not None:
             self.given_order = checked_order(self.given_order, self.batch, self.num_locations, self.model.device)
 
-    def draw_all(self, labels: Tensor, generators: list[torch.Generator]) -> Iterator[int]:
+    def draw_all(self, labels: Tensor, seeds: Tensor) -> Iterator[int]:
         """Draw all locations that are not kept, yielding step numbers."""
-        num_kept = self._lay_out(generators)
+        num_kept = self._lay_out(seeds)
         counts = self.drawing.schedule(self.num_locations - num_kept)
-        yield from self.draw_after(num_kept, counts, labels, generators)
+        yield from self.draw_after(num_kept, counts, labels, seeds)
 
-    def draw_after(
-        self, num_known: int, counts: Sequence[int], labels: Tensor, generators: list[torch.Generator]
-    ) -> Iterator[int]:
+    def draw_after(self, num_known: int, counts: Sequence[int], labels: Tensor, seeds: Tensor) -> Iterator[int]:
         """Draw all locations but the first ``num_known`` of the order, ``counts`` of them a step.
 
         The codes of the first ones are there.
         """
-        model, drawing = self.model, self.drawing
+        drawing = self.drawing
         self.class_tokens = self.embed_labels(labels)
         temperature = self.setting(at_scale(drawing.temperature, 0), zero_is_special=True)
+        noise = self.code_noise(seeds, self.order)
         known = slice(0, num_known)
         for number, count in enumerate(counts):
             step = Step(number, known, slice(known.stop, known.stop + count))
-            noise = draw_noise(generators, count, model.num_codes, device=model.device)
             share = known.stop / self.num_locations if drawing.cfg_schedule == "linear" else 1.0
             strengths = tuple(self.setting(share * strength) for strength in self.strengths())
-            self.draw_codes(self, *self.fed(step), noise, strengths, temperature)
+            self.draw_codes(self, *self.fed(step), noise[:, step.drawn], strengths, temperature)
             self.step_map.scatter_(1, self.order[:, step.drawn], self.first_step + number)
             known = step.drawn
             yield self.first_step + number
@@ -141,18 +138,17 @@ class RandARSampler(Sampler):
     def cache(self) -> list[Tensor]:
         return [*self.kv_cache.keys, *self.kv_cache.values]
 
-    def _lay_out(self, generators: list[torch.Generator]) -> int:
+    def _lay_out(self, seeds: Tensor) -> int:
         """Fix the order, kept locations first; return how many those are.
 
         In raster order kept locations stay in their places: a model of that order knows no other.
         """
-        drawn = orders_of_seeds(generators, self.num_locations)  # by every model, so that noise is the same for all
         scan_order = self.model.config.scan_order if self.drawing.draw_order == "model" else self.drawing.draw_order
         raster = scan_order == "raster" and self.given_order is None
         if raster:
-            order = raster_order(self.batch, self.num_locations, drawn.device)
+            order = raster_order(self.batch, self.num_locations, seeds.device)
         else:
-            order = drawn if self.given_order is None else self.given_order
+            order = self.order_numbers(seeds).argsort(dim=1) if self.given_order is None else self.given_order
         self.order.copy_(order)
         self.step_map.zero_()
         if self.kept is None or raster:
@@ -173,7 +169,7 @@ class RandARSampler(Sampler):
             part = type(self)(self.model, len(rows), self.drawing, self.compiled)
             part.kept = tuple(values[rows] for values in self.kept)
             part.given_order = None if self.given_order is None else self.given_order[rows]
-            yield from part.draw(labels[rows], [seeds[row] for row in rows])
+            yield from part.draw(labels[rows], seeds[rows])
             self.sequence[rows], self.step_map[rows] = part.sequence, part.step_map
             self.maps[:, rows] = part.maps
 
@@ -190,7 +186,7 @@ def draw_codes(
 ) -> None:
     """One step: draw the codes of locations ``drawn`` (B, n) into the buffers of ``run``. Without syncs.
 
-    ``known`` (B, n') are the locations whose codes are fed, ``start`` and ``first`` as of ``fed``, ``noise`` (B, n, V)
+    ``known`` (B, n') are the locations whose codes are fed, ``start`` and ``first`` as of ``fed``, ``noise`` (B, n, .)
     is for ``draw``, ``strengths`` for the guidance of this step.
     """
     model, sets = run.model, run.row_sets

@@ -3,13 +3,10 @@
 Letters: B batch, L locations, l of some of them, T tokens. An order (B, L) holds raster indices in the order drawn.
 """
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.draw import draw_uniforms
 from models.transformer import CosSin, SameRotation
 from runtime.errors import UserError
 
@@ -17,11 +14,6 @@ from runtime.errors import UserError
 def raster_order(batch: int, num_locations: int, device: torch.device) -> Tensor:
     """(B, L)"""
     return torch.arange(num_locations, device=device).expand(batch, -1)
-
-
-def orders_of_seeds(generators: Sequence[torch.Generator], num_locations: int) -> Tensor:
-    """(B, L) a permutation an image, by each image's own generator."""
-    return draw_uniforms(generators, num_locations).argsort(dim=1)
 
 
 def checked_order(order: Tensor, batch: int, num_locations: int, device: torch.device) -> Tensor:

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from models.config import at_scale
-from models.draw import draw_uniforms
 from models.family import Maps, Setting
 from models.llamagen.patches import axis_frequencies, rotation_of_angles, signed_pairs
 from models.randar.config import RandARDrawing
@@ -41,6 +40,7 @@ class UpscaleSampler(RandARSampler):
         super().__init__(model, batch, drawing, compiled)
         self.small = RandARSampler(model, batch, drawing.first_stage(), compiled)
         self.side = self.scale_sizes[0]  # 2S
+        self.first_location = self.small.num_locations  # so that their noise is not that of the small image
         at = torch.arange(self.num_locations, device=model.device)
         self.even = (at // self.side % 2 == 0) & (at % self.side % 2 == 0)  # (4L,)
         self.lacking = torch.zeros_like(self.sequence, dtype=torch.bool)  # (B, 4L) codes the last row set is not told
@@ -60,17 +60,16 @@ class UpscaleSampler(RandARSampler):
     def _check_kept(self, keep: Maps, keep_codes: Maps) -> None:
         self.model.check_drawing(self.drawing, keeps=keep is not None or keep_codes is not None)
 
-    def draw(self, labels: Tensor, seeds: list[int]) -> Iterator[int]:
+    def draw(self, labels: Tensor, seeds: Tensor) -> Iterator[int]:
         self.check_given_order()
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         self.small.kept, self.small.given_order, self.first_step = None, self._small_order(), 0
-        for number in self.small.draw_all(labels, generators):
+        for number in self.small.draw_all(labels, seeds):
             yield number
         L = self.num_locations // 4
-        self._place_small(generators)
+        self._place_small(seeds)
         counts = self.drawing.schedule(self.num_locations, num_known=L)
         self.first_step = 1 + number
-        yield from self.draw_after(L, counts, labels, generators)
+        yield from self.draw_after(L, counts, labels, seeds)
 
     def _small_order(self) -> Tensor | None:
         """(B, L) the given order of the even locations, as locations of the model's own grid."""
@@ -81,10 +80,10 @@ class UpscaleSampler(RandARSampler):
             raise UserError("the order of upscale 2 must begin with all locations of even row and column")
         return first // self.side // 2 * (self.side // 2) + first % self.side // 2
 
-    def _place_small(self, generators: list[torch.Generator]) -> None:
+    def _place_small(self, seeds: Tensor) -> None:
         """Put what was drawn small into its places, and fix the order of the rest."""
-        L, device, small = self.num_locations // 4, self.model.device, self.small
-        uniforms = draw_uniforms(generators, self.num_locations).to(device)
+        L, small = self.num_locations // 4, self.small
+        uniforms = self.order_numbers(seeds)
         half = self.side // 2
         even = 2 * (small.order // half * self.side + small.order % half)  # (B, L)
         others = (uniforms + 2 * self.even).argsort(dim=1)[:, : 3 * L]

@@ -24,7 +24,7 @@ from models.checkerboard.layout import Layout
 from models.checkerboard.model import Checkerboard, in_scan_order
 from models.checkerboard.order import sampling_blocks
 from models.config import NUM_SEEDS, LlamaGenVQConfig
-from models.draw import draw, draw_uniforms, guide, image_seed, noise_of, truncate
+from models.draw import draw, truncate
 from models.family import Samples, join_scales
 from models.llamagen_vq import LlamaGenVQ
 from models.sampling import checked_drawing
@@ -35,7 +35,6 @@ from tests.factory import FIXTURES, assert_near, load_reference, tiny_autoencode
 
 pytestmark = pytest.mark.quick
 LABELS, SEEDS = [3, 7], [5, 6]
-LAST_UNIFORM = 1 - 2.0**-24  # the largest number that torch.rand gives
 
 
 # Cached sampling equals teacher forcing
@@ -245,32 +244,6 @@ def test_given_seeds_leave_the_global_generator_alone() -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def generators(seeds: Sequence[int]) -> list[torch.Generator]:
-    return [torch.Generator().manual_seed(seed) for seed in seeds]
-
-
-def test_uniforms_belong_to_their_seed() -> None:
-    uniforms = draw_uniforms(generators([4, 5, 4]), 1000)
-    assert torch.equal(uniforms[0], uniforms[2])
-    assert torch.equal(draw_uniforms(generators([5]), 1000)[0], uniforms[1])
-    assert not torch.equal(uniforms[0], uniforms[1])
-    assert uniforms.min() >= 0
-    assert uniforms.max() < 1
-
-
-def test_images_of_a_run_and_of_neighbouring_runs_have_seeds_of_their_own() -> None:
-    many = 50_000
-    for seed in (0, 1, 12345, NUM_SEEDS - 1):
-        seeds = {image_seed(seed, index) for index in range(many)}
-        assert len(seeds) == many
-        assert min(seeds) >= 0
-        assert max(seeds) < NUM_SEEDS
-    starts = torch.tensor([image_seed(seed, 0) for seed in range(30_000)]).sort().values
-    assert (starts.diff() >= many).all()  # so no two of these runs share one
-    assert starts[0] + NUM_SEEDS - starts[-1] >= many
-    assert image_seed(NUM_SEEDS - 1, 0) != image_seed(0, 0)  # all are different: the stride is odd
-
-
 def test_seeds_that_would_be_others_are_refused() -> None:
     model = tiny_model()
     last = sample(model, [1, 1], seeds=[0, NUM_SEEDS - 1]).codes[-1]
@@ -297,11 +270,6 @@ def test_batch_sizes_change_no_code_of_a_large_codebook() -> None:
 
 
 # Guidance
-
-
-def test_guidance_formula() -> None:
-    cond, uncond = torch.randn(2, 3, 4, 8).unbind(0)
-    torch.testing.assert_close(guide(torch.cat([cond, uncond]), 1.5), 2.5 * cond - 1.5 * uncond)
 
 
 def test_no_guidance_runs_no_unconditional_half() -> None:
@@ -448,91 +416,7 @@ def test_temperature_0_takes_the_likeliest_code_whatever_the_seed() -> None:
         assert (first.probability[scale] == 1).all()
 
 
-def random_noise(*shape: int) -> Tensor:
-    return noise_of(torch.rand(shape, generator=torch.Generator().manual_seed(7)))
-
-
-def test_noise_is_exponential_and_never_0_or_infinite() -> None:
-    drawn = random_noise(1000, 1000)
-    for time in (0.01, 0.5, 1.0, 3.0, 8.0):
-        share = math.exp(-time)
-        assert abs((drawn > time).double().mean() - share) < 5 * math.sqrt(share * (1 - share) / 1e6)
-    ends = noise_of(torch.tensor([0.0, LAST_UNIFORM]))
-    assert 0 < ends[0] < 1e-7
-    assert 15 < ends[1] < 18
-
-
-@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
-@pytest.mark.parametrize(("top_k", "top_p"), [(0, 1.0), (7, 1.0), (0, 0.8), (9, 0.8)])
-def test_draws_follow_the_distribution(temperature: float, top_k: int, top_p: float) -> None:
-    logits, count = 2 * torch.randn(32), 40_000
-    codes, _, _ = draw(logits.expand(1, count, -1), random_noise(1, count, 32), temperature, top_k, top_p)
-    counts = torch.bincount(codes.flatten(), minlength=32)
-    probs = truncate(logits[None] / temperature, top_k, top_p).softmax(-1)[0]
-    assert counts[probs == 0].sum() == 0
-    likely = count * probs > 5
-    expected = torch.cat([count * probs[likely], count * probs[~likely].sum(0, keepdim=True)])
-    found = torch.cat([counts[likely], counts[~likely].sum(0, keepdim=True)])
-    chi_square = ((found - expected).square() / expected.clamp(min=1)).sum()
-    assert chi_square < 65  # of 32 or fewer degrees of freedom; 1 in 2000 fair draws exceeds 65
-
-
-def test_draws_of_neighbouring_tokens_are_independent() -> None:
-    logits = torch.tensor([0.5, 0.3, 0.2]).log()
-    codes, _, _ = draw(logits.expand(1, 60_000, 3), random_noise(1, 60_000, 3), 1.0, 0, 1.0)
-    pairs = torch.bincount(3 * codes[0, 0::2] + codes[0, 1::2], minlength=9) / 30_000
-    expected = torch.outer(logits.exp(), logits.exp()).flatten()
-    assert (pairs - expected).abs().max() < 5 * math.sqrt(0.25 / 30_000)
-
-
-def test_a_code_of_probability_0_is_never_drawn() -> None:
-    """At the first and at the last number of the generator too."""
-    logits = torch.full((1, 200, 4096), -torch.inf)
-    logits[..., 1000:3000:7] = torch.randn(286)
-    for numbers in (
-        random_noise(1, 200, 4096),
-        *(noise_of(torch.full((1, 200, 4096), u)) for u in (0.0, LAST_UNIFORM)),
-    ):
-        codes, probability, entropy = draw(logits, numbers, 1.0, 0, 1.0)
-        assert logits[0, 0, codes.flatten()].isfinite().all()
-        assert probability.min() > 0
-        assert (entropy > 0).all()
-        assert (entropy < math.log(286)).all()
-
-
-def test_probability_and_entropy_of_a_draw() -> None:
-    logits = torch.tensor([0.5, 0.3, 0.2]).log().view(1, 1, 3).expand(1, 3, 3)
-    noise = 1 - 0.999 * torch.eye(3)[None]  # least for code i at token i
-    codes, probability, entropy = draw(logits, noise, 1.0, 0, 1.0)
-    assert codes.tolist() == [[0, 1, 2]]
-    torch.testing.assert_close(probability, torch.tensor([[0.5, 0.3, 0.2]]))
-    direct = -sum(p * math.log(p) for p in (0.5, 0.3, 0.2))
-    torch.testing.assert_close(entropy, torch.full((1, 3), direct))
-    codes, probability, entropy = draw(logits, noise, 0.5, 2, 1.0)
-    first, second = 0.25 / 0.34, 0.09 / 0.34  # squares of the two kept
-    assert codes.tolist() == [[0, 1, 0]]
-    torch.testing.assert_close(probability, torch.tensor([[first, second, first]]))
-    direct = -(first * math.log(first) + second * math.log(second))
-    torch.testing.assert_close(entropy, torch.full((1, 3), direct))
-
-
 # Numbers that are none
-
-
-@pytest.mark.parametrize("number", [math.nan, math.inf])
-@pytest.mark.parametrize(
-    ("temperature", "top_k", "top_p"), [(0.0, 0, 1.0), (1.0, 0, 1.0), (0.5, 3, 1.0), (1.0, 0, 0.5)]
-)
-def test_a_draw_from_no_distribution_has_no_entropy(
-    number: float, temperature: float, top_k: int, top_p: float
-) -> None:
-    logits = torch.randn(2, 5, 8)
-    logits[0, 1, 7] = number
-    logits[1, 4] = -math.inf
-    _, _, entropy = draw(logits, random_noise(2, 5, 8), temperature, top_k, top_p)
-    expected = torch.zeros(2, 5, dtype=torch.bool)
-    expected[0, 1] = expected[1, 4] = True
-    assert torch.equal(entropy.isnan(), expected)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
@@ -569,48 +453,6 @@ def test_images_that_are_not_finite_are_refused() -> None:
         model.autoencoder.decoder.conv_out.bias[1] = math.nan
     with pytest.raises(UserError, match="decoded images are not finite; take another autoencoder"):
         sample(model, LABELS)
-
-
-# Truncation
-
-
-def smallest_set(probs: list[float], top_p: float) -> set[int]:
-    """Codes of the smallest set whose probability reaches top_p."""
-    kept, mass = set(), 0.0
-    for code in sorted(range(len(probs)), key=lambda code: -probs[code]):
-        kept.add(code)
-        mass += probs[code]
-        if mass >= top_p:
-            break
-    return kept
-
-
-@pytest.mark.parametrize("top_p", [1e-6, 0.1, 0.35, 0.5, 0.9, 0.99, 0.9999])
-def test_top_p_keeps_the_smallest_set_that_reaches_it(top_p: float) -> None:
-    logits = 2 * torch.randn(3, 20, 40)
-    kept = truncate(logits, 0, top_p).isfinite()
-    probs = logits.double().softmax(-1)
-    for row, row_kept in zip(probs.flatten(0, 1), kept.flatten(0, 1), strict=True):
-        assert set(row_kept.nonzero().flatten().tolist()) == smallest_set(row.tolist(), top_p)
-
-
-@pytest.mark.parametrize("top_k", [1, 5, 39, 40, 41])
-def test_top_k_keeps_the_likeliest(top_k: int) -> None:
-    logits = torch.randn(3, 20, 40)
-    kept = truncate(logits, top_k, 1.0)
-    assert (kept.isfinite().sum(-1) == min(top_k, 40)).all()
-    assert torch.equal(kept.sort(-1).values[..., -top_k:], logits.sort(-1).values[..., -top_k:])
-
-
-def test_top_p_measures_what_top_k_left() -> None:
-    logits = torch.tensor([0.4, 0.3, 0.2, 0.1]).log().view(1, 1, 4)
-    assert truncate(logits, 0, 0.5).isfinite().tolist() == [[[True, True, False, False]]]
-    assert truncate(logits, 2, 0.5).isfinite().tolist() == [[[True, False, False, False]]]  # 4/7 of the rest
-
-
-def test_no_truncation_by_default() -> None:
-    logits = torch.randn(1, 2, 8)
-    assert torch.equal(truncate(logits, 0, 1.0), logits)
 
 
 # Mistakes
