@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+
+ONEDNN_LINEARS = (torch.ops.mkldnn._linear_pointwise, torch.ops.mkldnn._linear_pointwise.default)
 
 
 def now(device: torch.device) -> float:
@@ -21,7 +24,7 @@ def now(device: torch.device) -> float:
 
 
 class RecordProducts(TorchFunctionMode):
-    """Notes every linear layer and convolution that runs, with its inputs, as calls that can be made again."""
+    """Notes every linear layer and convolution that runs, with its inputs, as calls of ``torch.nn.functional``."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -29,9 +32,11 @@ class RecordProducts(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        detached = (value.detach() if isinstance(value, Tensor) else value for value in args)
         if func in (F.linear, F.conv2d):
-            detached = (value.detach() if isinstance(value, Tensor) else value for value in args)
             self.products.append(partial(func, *detached, **kwargs))
+        elif func in ONEDNN_LINEARS:  # of models.linear
+            self.products.append(partial(F.linear, *islice(detached, 3)))
         return func(*args, **kwargs)
 
 

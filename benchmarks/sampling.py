@@ -2,8 +2,9 @@
 
     python benchmarks/sampling.py
 
-Weights are random: only shapes matter. The floor is the sum over all linear layers (all convolutions, for the decoder)
-of their own time at the same shapes, in the same process, right after. Each row is measured in a process of its own.
+Weights are random: only shapes matter. The floor is what all linear layers (all convolutions, for the decoder) take by
+torch.nn.functional at the same shapes, in the same process, right after; models.linear may be faster. Each row is
+measured in a process of its own.
 """
 
 import sys

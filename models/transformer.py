@@ -15,6 +15,7 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex
 from torch.utils.checkpoint import checkpoint
 
 from models.config import TransformerConfig
+from models.linear import Linear, linear
 
 Mask = Tensor | BlockMask | Literal["causal"] | None
 ShiftScale = tuple[Tensor, Tensor]  # (B, 1, D) each
@@ -109,7 +110,7 @@ class Modulation(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.linear = nn.Linear(width, 2 * width)
+        self.linear = Linear(width, 2 * width)
 
     def reset_parameters(self) -> None:
         """Start as the identity: weight 0, shift 0, scale 1 (method.md Sec. 5)."""
@@ -127,7 +128,7 @@ class Modulation(nn.Module):
 def float32_logits(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Logits (B, T, V) of outputs (B, T, D), computed in float32, under autocast too, by a float32 head (V, D)."""
     with torch.autocast(x.device.type, enabled=False):
-        return F.linear(as_dtype(x, torch.float32), weight, bias)
+        return linear(as_dtype(x, torch.float32), weight, bias)
 
 
 def modulate(x: Tensor, shift_scale: ShiftScale) -> Tensor:
@@ -142,8 +143,8 @@ class Attention(nn.Module):
         super().__init__()
         self.turn = turn
         self.num_heads = config.num_attention_heads
-        self.wqkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=False)
-        self.wo = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+        self.wqkv = Linear(config.hidden_size, 3 * config.hidden_size, bias=False)
+        self.wo = Linear(config.hidden_size, config.hidden_size, bias=False)
 
     def forward(
         self, x: Tensor, rotary: Rotations, layer: int, mask: Mask, cache: KVCache | None, start: Start
@@ -183,9 +184,9 @@ class FeedForward(nn.Module):
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        self.w1 = nn.Linear(config.hidden_size, config.ffn_size, bias=False)
-        self.w3 = nn.Linear(config.hidden_size, config.ffn_size, bias=False)
-        self.w2 = nn.Linear(config.ffn_size, config.hidden_size, bias=False)
+        self.w1 = Linear(config.hidden_size, config.ffn_size, bias=False)
+        self.w3 = Linear(config.hidden_size, config.ffn_size, bias=False)
+        self.w2 = Linear(config.ffn_size, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.w2(F.silu(self.w1(x)) * self.w3(x))

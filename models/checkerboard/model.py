@@ -26,6 +26,7 @@ from models.checkerboard.order import Blocks, sampling_blocks, training_blocks
 from models.checkerboard.rope import RotaryEmbedding
 from models.checkerboard.sampler import CheckerboardSampler
 from models.family import Generator, Loss, Sampler, StepContext, join_scales, scale_slices
+from models.linear import Linear, linear
 from models.transformer import Modulation, Transformer, flex_mask, float32_logits
 from runtime.errors import UserError
 
@@ -40,8 +41,8 @@ class CodeMLP(nn.Module):
     def __init__(self, dim: int, width: int, last_bias: bool = True) -> None:
         super().__init__()
         hidden = max(MLP_WIDTH, dim)
-        last = nn.Linear(hidden, width, bias=last_bias)
-        self.net = nn.Sequential(nn.Linear(dim, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(), last)
+        last = Linear(hidden, width, bias=last_bias)
+        self.net = nn.Sequential(Linear(dim, hidden), nn.SiLU(), Linear(hidden, hidden), nn.SiLU(), last)
 
     def forward(self, latents: Tensor) -> Tensor:
         return self.net(latents)
@@ -65,13 +66,13 @@ class Checkerboard(Generator):
         self.class_embeddings = nn.Embedding(config.num_classes + 1, D)  # the last row is unconditional
         self.embed_positions = nn.Embedding(self.num_locations, D)
         self.embed_codevecs_mlp = CodeMLP(C, D)
-        self.src_latents_proj = nn.Linear(D, D) if project_source else nn.Identity()
-        self.combine_inputs = nn.Linear(4 * D, D)
+        self.src_latents_proj = Linear(D, D) if project_source else nn.Identity()
+        self.combine_inputs = Linear(4 * D, D)
         self.empty_token_emb = nn.Parameter(torch.empty(D))
         self.empty_token_pos = nn.Parameter(torch.empty(D))
         self.transformer = Transformer(llama)
         self.rope = RotaryEmbedding(self.scale_sizes, llama.head_dim, llama.num_attention_heads, config.mixing_layers)
-        self.lm_head = nn.Linear(D, V)
+        self.lm_head = Linear(D, V)
         self.head_mlp = CodeMLP(C, D, last_bias=False) if config.use_head_mlp else None
         self.reset_parameters()
 
@@ -228,8 +229,8 @@ class Checkerboard(Generator):
         src = self.src_latents_proj(self.embed_codevecs_mlp(sources))  # (B, l, D), by location
         first = tokens.start or 0
         order = (positions - first).unsqueeze(-1).expand(len(src), -1, src.shape[-1])
-        x = F.linear(src.gather(1, order), weight_src, self.combine_inputs.bias)
-        return x + F.linear(pos, weight_pos) + F.linear(prev_pos, weight_prev_pos)
+        x = linear(src.gather(1, order), weight_src, self.combine_inputs.bias)
+        return x + linear(pos, weight_pos) + linear(prev_pos, weight_prev_pos)
 
     def content_inputs(self, sequence: Tensor, prev_positions: Tensor, codebook: Tensor) -> Tensor:
         """The rest of Eq. 1: codes (B, L) of the previous block at ``prev_positions`` (b, l), as inputs (B, l, D)."""
@@ -237,7 +238,7 @@ class Checkerboard(Generator):
         latents = F.embedding(codes, codebook)  # (B, l, C)
         prev = self.embed_codevecs_mlp(latents.to(self.embed_positions.weight.dtype))
         prev = torch.where((prev_positions == NO_LOCATION).unsqueeze(-1), self.empty_token_emb, prev)
-        return F.linear(prev, self.combine_inputs.weight.chunk(4, dim=1)[3])
+        return linear(prev, self.combine_inputs.weight.chunk(4, dim=1)[3])
 
     def head_parameters(self) -> tuple[Tensor, Tensor]:
         """(V, D) weight and (V,) bias of the output layer, float32; under autocast too."""

@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from models.autoencoder import Autoencoder
 from models.family import Generator, Loss, Sampler, StepContext
+from models.linear import Linear
 from models.llamagen.config import LlamaGenConfig, LlamaGenDrawing
 from models.llamagen.patches import by_patch, pair_rotation, rotate_pairs
 from models.llamagen.sampler import LlamaGenSampler
@@ -85,7 +86,7 @@ class LlamaGen(Generator):
         self.tok_embeddings = nn.Embedding(V, D)
         self.layers = nn.ModuleList(Layer(config, i) for i in range(config.llama_config.num_hidden_layers))
         self.norm = Norm(D)
-        self.output = nn.Linear(D, V, bias=False)
+        self.output = Linear(D, V, bias=False)
         self.token_dropout = nn.Dropout(config.dropout)
         self.reset_parameters()
 

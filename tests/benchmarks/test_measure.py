@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from benchmarks.measure import CountKernels, RecordProducts, process_memory, products_of_linear, time_products
+from models.linear import Linear
 
 pytestmark = pytest.mark.quick
 CPU = torch.device("cpu")
@@ -24,6 +25,17 @@ def test_products_can_be_replayed() -> None:
     torch.testing.assert_close(convolution, F.conv2d(images, network[0].weight, network[0].bias))
     torch.testing.assert_close(linear.softmax(-1), probabilities)
     assert time_products(record.products, CPU) > 0
+
+
+@torch.inference_mode()
+def test_products_of_our_layers_are_replayed_by_torchs() -> None:
+    """So that the floor says what torch takes for them."""
+    layer, x = Linear(16, 5), torch.randn(3, 16)
+    with RecordProducts() as record:
+        found = layer(x)
+    (product,) = record.products
+    assert product.func is F.linear
+    torch.testing.assert_close(product(), found)
 
 
 def test_the_three_products_of_a_linear_layer_are_its_output_and_its_gradients() -> None:

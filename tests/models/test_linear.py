@@ -1,0 +1,70 @@
+"""Linear layers: the numbers of torch's own, whichever library computes them; gradients where they are asked for."""
+
+from unittest.mock import patch
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from models import linear as module
+from models.linear import Linear, linear
+
+pytestmark = pytest.mark.quick
+
+
+def assert_exact(found: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    """As in float64, to the rounding of float32 sums."""
+    expected = F.linear(x.double(), weight.double(), None if bias is None else bias.double())
+    assert found.shape == expected.shape
+    torch.testing.assert_close(found.double(), expected, atol=2e-5, rtol=2e-6)
+
+
+@pytest.mark.parametrize("shape", [(1,), (2, 1), (3, 7), (130,), (2, 3, 5)])
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_products_without_gradients(shape: tuple[int, ...], has_bias: bool, device: torch.device) -> None:
+    x, weight = torch.randn(*shape, 96, device=device), torch.randn(40, 96, device=device)
+    bias = torch.randn(40, device=device) if has_bias else None
+    with torch.inference_mode():
+        assert_exact(linear(x, weight, bias), x, weight, bias)
+
+
+@torch.inference_mode()
+def test_parts_of_tensors() -> None:
+    """Inputs and weights whose rows are not one behind the other in memory."""
+    x, weight = torch.randn(6, 2, 96).transpose(0, 1), torch.randn(40, 384)
+    for part in weight.chunk(4, dim=1):
+        assert_exact(linear(x, part), x, part, None)
+    turned = torch.randn(48, 40).T
+    assert_exact(linear(x[..., ::2], turned), x[..., ::2], turned, None)
+    assert_exact(linear(x[:0], weight[:, :96]), x[:0], weight[:, :96], None)
+
+
+def test_gradients_are_torchs() -> None:
+    x, layer = torch.randn(5, 96, requires_grad=True), Linear(96, 40)
+    layer(x).square().sum().backward()
+    found = (x.grad, layer.weight.grad, layer.bias.grad)
+    x.grad, layer.weight.grad, layer.bias.grad = None, None, None
+    F.linear(x, layer.weight, layer.bias).square().sum().backward()
+    for grad, expected in zip(found, (x.grad, layer.weight.grad, layer.bias.grad), strict=True):
+        assert torch.equal(grad, expected)
+
+
+def test_other_precisions_stay() -> None:
+    layer = Linear(96, 40)
+    x = torch.randn(5, 96)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        assert layer(x).dtype == torch.bfloat16
+    with torch.inference_mode():
+        assert layer.bfloat16()(x.bfloat16()).dtype == torch.bfloat16
+        assert layer.double()(x.double()).dtype == torch.float64
+
+
+@pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="this torch has no MKL, whose place oneDNN takes")
+def test_the_fast_product_is_taken_where_it_can_be() -> None:
+    x, layer = torch.randn(5, 96), Linear(96, 40)
+    with patch.object(module.F, "linear", side_effect=AssertionError("F.linear was called")):
+        with torch.no_grad():
+            layer(x)
+        with pytest.raises(AssertionError, match=r"F\.linear was called"):
+            layer(x)
