@@ -32,6 +32,9 @@ class BenchmarkArgs:
     dtypes: tuple[Literal["float32", "bfloat16", "float16"], ...] = option(
         ("float32", "bfloat16"), "precisions of the transformer"
     )
+    decoder_dtype: Literal["float32", "bfloat16", "float16"] = option(
+        "float32", "precision of the decoder; how far its images are from float32's is shown"
+    )
     modes: tuple[Literal["eager", "compiled"], ...] = option(("eager", "compiled"), "eager, compiled")
     drawing: dict[str, Any] = option(
         dict, "settings of the drawing, as in '{steps_per_scale: 8}'; cfg 1.5 and the family's otherwise"

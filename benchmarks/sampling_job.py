@@ -1,5 +1,6 @@
 """Sampling, timed: a row of the table for each model, precision, batch and mode, in processes of its own."""
 
+import copy
 import multiprocessing
 import os
 from collections.abc import Callable
@@ -14,16 +15,16 @@ from torch import Tensor
 
 from benchmarks.measure import CountKernels, RecordProducts, forget_peak, held_memory, now, time_products
 from benchmarks.sampling import BenchmarkArgs
-from models.family import Generator, Sampler
+from models.family import Generator, Sampler, Samples
 from models.loading.checkpoint import random_model
 from models.sampling import checked_drawing
 from runtime.device import DTYPES, describe_machine, pick_device
 
 COLUMNS = (
     *("model", "batch", "dtype", "mode", "warm-up s", "drawing s", "floor s", "ratio"),
-    *("decoding s", "floor s", "s an image", "operations", "memory GB", "weights + cache", "by scale s"),
+    *("decoding s", "floor s", "levels off", "s an image", "operations", "memory GB", "weights + cache", "by scale s"),
 )
-ROW = "{:<14}{:>6}{:>10}{:>10}{:>10}{:>10}{:>9}{:>7}{:>11}{:>9}{:>11}{:>11}{:>10}{:>16}  {}"
+ROW = "{:<14}{:>6}{:>10}{:>10}{:>10}{:>10}{:>9}{:>7}{:>11}{:>9}{:>12}{:>11}{:>11}{:>10}{:>16}  {}"
 # Tells glibc to return freed memory at once, of which it else keeps up to 100 MB to save the time of asking.
 RETURNS_MEMORY = "MALLOC_MMAP_THRESHOLD_"
 
@@ -42,7 +43,9 @@ class Case:
         """Model and labels of a batch."""
         torch.manual_seed(0)
         model, _ = random_model(Path(self.config))
-        return model.to(device=device, dtype=DTYPES[self.dtype]), torch.arange(self.batch) % model.config.num_classes
+        model.to(device=device, dtype=DTYPES[self.dtype])
+        model.autoencoder.decode_in(DTYPES[self.args.decoder_dtype])
+        return model, torch.arange(self.batch) % model.config.num_classes
 
     def sampler(self, model: Generator, mode: str) -> Sampler:
         return model.sampler(self.batch, checked_drawing(model, self.args.drawing), compiled=mode == "compiled")
@@ -96,15 +99,31 @@ def measure_times(case: Case) -> tuple[str, ...]:
     with RecordProducts() as of_drawing, CountKernels() as kernels:
         list(eager.steps(labels, range(case.batch)))
     with RecordProducts() as of_decoding:
-        eager.samples()
+        samples = eager.samples()
     records = (of_drawing, of_decoding)
     floors = [np.median([time_products(record.products, device) for _ in repeats]) for record in records]
     return (
         *(Path(case.config).stem.removeprefix("config_"), str(case.batch), case.dtype, case.mode),
         *(f"{warm_up:.1f}", f"{drawing:.2f}", f"{floors[0]:.2f}", f"{drawing / floors[0]:.2f}"),
-        *(f"{decoding:.2f}", f"{floors[1]:.2f}", f"{(drawing + decoding) / case.batch:.2f}", str(kernels.count)),
+        *(
+            f"{decoding:.2f}",
+            f"{floors[1]:.2f}",
+            _levels_off(model, samples),
+            f"{(drawing + decoding) / case.batch:.2f}",
+            str(kernels.count),
+        ),
         " ".join(f"{seconds:.2f}" for seconds in scales),
     )
+
+
+def _levels_off(model: Generator, samples: Samples) -> str:
+    """How far images are from those of the same weights in float32, in levels of 255: the most and on average."""
+    single = copy.deepcopy(model.autoencoder)
+    single.decode_in(torch.float32)
+    expected = torch.cat([single.decode(codes) for codes in samples.codes[-1].split(1)])
+    levels = [model.to_uint8(images).int() for images in (samples.images, expected)]
+    off = (levels[0] - levels[1]).abs().float()
+    return f"{off.max():.0f} / {off.mean():.2f}"
 
 
 def _time_scales(sampler: Sampler, labels: Tensor, device: torch.device) -> list[float]:

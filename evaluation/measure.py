@@ -21,9 +21,9 @@ from models.loading.checkpoint import find_checkpoint, load_checkpoint
 from models.loading.identity import model_sha256
 from runtime import distributed
 from runtime.config import plain
-from runtime.device import pick_device, pick_dtype
+from runtime.device import pick_device
 from runtime.files import move_aside, read_json, same_settings, write_json
-from sampling.bulk import Request, draw_into, stored_side
+from sampling.bulk import Request, draw_into, place_model, stored_side
 from sampling.folder import SampleFolder, remove_samples, sample_settings
 from sampling.labels import balanced_labels, class_names
 from sampling.pictures import save_grid
@@ -95,7 +95,8 @@ class CheckpointResults:
         model = load_checkpoint(self.checkpoint, use_ema=args.use_ema)
         stored_side(model, model.Drawing(), args.resize_to)  # a model that makes no images is an error now
         identity = model_sha256(model) if distributed.is_main() else None  # before weights are converted
-        self.model = model.to(device=device, dtype=pick_dtype(args.dtype, device))
+        place_model(model, args, device)
+        self.model = model
         self.warned: set[str] = set()
         network, reference = load_on_all_ranks(args, device), Path(args.reference)
         self.measurement = Measurement(network, reference, not args.no_prec_recall)
@@ -111,7 +112,7 @@ class CheckpointResults:
 
     def settings(self, drawing: Drawing) -> dict[str, Any]:
         """All that decides a result."""
-        names = ["num_samples", "seed", "resize_to", "use_ema", "features"]
+        names = ["num_samples", "seed", "resize_to", "use_ema", "decoder_dtype", "features"]
         names += ["backend", "no_prec_recall"] if self.args.features == "inception" else []
         chosen = {name: getattr(self.args, name) for name in names}
         versions = {"drawing_version": DRAWING_VERSION, "metrics_version": VERSION}

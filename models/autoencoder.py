@@ -21,6 +21,7 @@ class Autoencoder(nn.Module, ABC):
 
     kind: ClassVar[str]  # its name in an autoencoder's YAML
     decides_codes: ClassVar[tuple[str, ...]]  # how the names of the weights begin that decide an image's codes
+    decodes: ClassVar[tuple[str, ...]]  # names of the modules that make images of latents
     unit_norm: ClassVar[bool] = False  # whether all latents have norm 1
 
     def __init__(self, config: AutoencoderConfig) -> None:
@@ -36,12 +37,25 @@ class Autoencoder(nn.Module, ABC):
         """(V, C) latents of all codes, float32."""
 
     @abstractmethod
-    def decode_latents(self, latents: Tensor) -> Tensor:
-        """Images (B, 3, H, W), about [-1, 1], of latents (B, C, S, S)."""
+    def _decode(self, latents: Tensor) -> Tensor:
+        """As ``decode_latents``, of latents in the decoder's precision."""
 
     @property
     def device(self) -> torch.device:
         return next(self.parameters()).device
+
+    @property
+    def decoder_dtype(self) -> torch.dtype:
+        return next(self.get_submodule(self.decodes[0]).parameters()).dtype
+
+    def decode_in(self, dtype: torch.dtype) -> None:
+        """Decode in a precision from now on. Codes stay as they are."""
+        for name in self.decodes:
+            self.get_submodule(name).to(dtype)
+
+    def decode_latents(self, latents: Tensor) -> Tensor:
+        """Images (B, 3, H, W), about [-1, 1], of latents (B, C, S, S), in the decoder's precision."""
+        return self._decode(latents.to(self.decoder_dtype))
 
     def quantize_latents(self, latents: Tensor) -> Tensor:
         """Codes (B, S, S) of latents (B, C, S, S)."""
@@ -49,7 +63,7 @@ class Autoencoder(nn.Module, ABC):
         return nearest_codes(latents.permute(0, 2, 3, 1).reshape(-1, C), self.codebook()).view(B, H, W)
 
     def lookup(self, codes: Tensor) -> Tensor:
-        """Latents (B, C, S, S) of codes (B, S, S)."""
+        """Latents (B, C, S, S) of codes (B, S, S); channels last in memory, which convolutions are fastest in."""
         return F.embedding(codes, self.codebook()).permute(0, 3, 1, 2)
 
     @torch.no_grad()

@@ -22,6 +22,9 @@ from models.draw import code_noise
 from models.noise import ORDER, uniforms
 from runtime.errors import UserError
 
+DECODING_MEMORY = 2**31  # bytes that images decoded at once may take on a GPU
+DECODING_BYTES = 2**12  # of a pixel: eight tensors of 128 channels in float32
+
 Maps = Sequence[Tensor] | None  # (B, S, S) of each scale, if there are any
 Setting = float | Tensor  # a number, as compiled code takes it
 
@@ -219,12 +222,13 @@ class Generator(nn.Module, ABC):
         return self.autoencoder.tokenize(images, tuple(self.scale_sizes))
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Images (B, 3, H, W), unclamped floats, of the codes (B, S, S) of one scale.
+        """Images (B, 3, H, W), unclamped floats, of the codes (B, S, S) of one scale; some at once.
 
         On the CPU each is decoded alone: its convolutions round differently in other batches, and an image should not.
         """
-        parts = codes.split(1) if self.device.type == "cpu" else [codes]
-        return torch.cat([self.autoencoder.decode(part) for part in parts])
+        num_bytes = DECODING_BYTES * (codes.shape[-1] * self.autoencoder.config.stride) ** 2
+        at_once = 1 if self.device.type == "cpu" else max(1, DECODING_MEMORY // num_bytes)
+        return torch.cat([self.autoencoder.decode(part) for part in codes.split(at_once)])
 
     def to_uint8(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) of ``decode`` as uint8, by the 8-bit rule that the family's figures were measured by."""

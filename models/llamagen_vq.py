@@ -147,6 +147,7 @@ class LlamaGenVQ(Autoencoder):
 
     kind, unit_norm = "llamagen", True
     decides_codes = ("encoder.", "quant_conv.", "quantize.embedding")
+    decodes = ("post_quant_conv", "decoder")
 
     def __init__(self, config: LlamaGenVQConfig) -> None:
         super().__init__(config)
@@ -163,5 +164,5 @@ class LlamaGenVQ(Autoencoder):
     def codebook(self) -> Tensor:
         return self.quantize.codebook()
 
-    def decode_latents(self, latents: Tensor) -> Tensor:
+    def _decode(self, latents: Tensor) -> Tensor:
         return self.decoder(self.post_quant_conv(F.normalize(latents, dim=1)))

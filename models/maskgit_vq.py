@@ -95,6 +95,7 @@ class MaskGITVQ(Autoencoder):
 
     kind = "maskgit"
     decides_codes = ("encoder.", "quantize.")
+    decodes = ("decoder",)
 
     def __init__(self, config: MaskGITVQConfig) -> None:
         super().__init__(config)
@@ -108,5 +109,5 @@ class MaskGITVQ(Autoencoder):
     def codebook(self) -> Tensor:
         return self.quantize["embedding"].weight.float()
 
-    def decode_latents(self, latents: Tensor) -> Tensor:
+    def _decode(self, latents: Tensor) -> Tensor:
         return 2 * self.decoder(latents).clamp(0, 1) - 1

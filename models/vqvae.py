@@ -103,6 +103,7 @@ class VQVAE(Autoencoder):
 
     kind = "vqvae"
     decides_codes = ("_encoder.", "_pre_vq_conv.", "_vq_vae._embedding.")
+    decodes = ("_decoder",)
 
     def __init__(self, config: VQVAEConfig) -> None:
         super().__init__(config)
@@ -117,7 +118,7 @@ class VQVAE(Autoencoder):
     def codebook(self) -> Tensor:
         return self._vq_vae.codebook()
 
-    def decode_latents(self, latents: Tensor) -> Tensor:
+    def _decode(self, latents: Tensor) -> Tensor:
         return 2 * self._decoder(latents)
 
     def begin_codes(self, latents_VC: Tensor, size: float) -> None:

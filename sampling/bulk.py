@@ -12,8 +12,10 @@ from models.config import Drawing
 from models.draw import image_seed
 from models.family import Generator, Samples
 from runtime import distributed
+from runtime.device import DTYPES, pick_dtype
 from runtime.errors import UserError
 from sampling.folder import SampleFolder
+from sampling.options import SamplingArgs
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,13 @@ class Request:
     compiled: bool = False
     constraint: Constraint | None = None
     resize_to: int | None = None  # side in pixels of what is stored, if not the model's
+
+
+def place_model(model: Generator, args: SamplingArgs, device: torch.device) -> None:
+    """Bring a model to a device, and it and its decoder to their precisions."""
+    model.to(device=device, dtype=pick_dtype(args.dtype, device))
+    if model.autoencoder is not None:
+        model.autoencoder.decode_in(DTYPES[args.decoder_dtype])
 
 
 def draw_many(

@@ -79,6 +79,7 @@ def sample_settings(
         **{f"{name}_sha256": None if path is None else hash_file(Path(path)) for name, path in files.items()},
         "drawing_version": DRAWING_VERSION,
         "resolved_dtype": str(model.dtype).removeprefix("torch."),
+        "resolved_decoder_dtype": str(model.autoencoder.decoder_dtype).removeprefix("torch."),
         "resolved_device": str(model.device),
         "torch": version("torch"),
         "images": [

@@ -18,12 +18,12 @@ from models.loading.checkpoint import load_checkpoint, random_model
 from models.loading.identity import model_sha256
 from models.sampling import checked_drawing
 from runtime import distributed
-from runtime.device import describe_size, pick_device, pick_dtype
+from runtime.device import describe_size, pick_device
 from runtime.errors import UserError
 from runtime.files import free_name, whole
 from runtime.lock import lock_folder
 from sampling import folder as sample_folder
-from sampling.bulk import Request, draw_into, draw_many, stored_side
+from sampling.bulk import Request, draw_into, draw_many, place_model, stored_side
 from sampling.editing import Edit, load_edit
 from sampling.folder import MAPS, SampleFolder, sample_settings
 from sampling.labels import balanced_labels, parse_labels, read_labels, shown_labels
@@ -50,8 +50,7 @@ def draw_samples(args: SampleArgs, settings: dict[str, Any]) -> None:
         warnings.append("cfg has no effect on a model without classes")
     for warning in warnings:
         distributed.say(f"warning: {warning}")
-    dtype = pick_dtype(args.dtype, device)
-    model.to(device=device, dtype=dtype)
+    place_model(model, args, device)
     edit = None if args.edit is None else load_edit(args.edit, args.mask, model)
     constraint = edit and edit.constraint
     request = Request(labels, drawing, args.seed, args.batch_size, args.compile, constraint, args.resize_to)
@@ -61,7 +60,7 @@ def draw_samples(args: SampleArgs, settings: dict[str, Any]) -> None:
         if _prepare(folder, model, request, args, sha256):
             distributed.say(
                 f"{describe_size(model)}; {len(labels)} images of {side} px in "
-                f"{model.num_steps(drawing)} steps; {str(dtype).removeprefix('torch.')} on {device}"
+                f"{model.num_steps(drawing)} steps; {str(model.dtype).removeprefix('torch.')} on {device}"
             )
             if args.compile:
                 start = time.perf_counter()

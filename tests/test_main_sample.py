@@ -258,8 +258,11 @@ def test_neighbouring_seeds_share_no_image(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision_gives_finite_images(dtype: str, tmp_path: Path) -> None:
-    draw(tmp_path / "new", "--labels", "0", "--dtype", dtype, "--maps", "--save_codes")
-    assert read_settings(tmp_path / "new")["resolved_dtype"] == dtype
+    flags = ("--dtype", dtype, "--decoder_dtype", dtype, "--maps", "--animation", "--save_codes")
+    draw(tmp_path / "new", "--labels", "0", *flags)
+    settings = read_settings(tmp_path / "new")
+    assert settings["resolved_dtype"] == settings["resolved_decoder_dtype"] == dtype
+    assert read_png(tmp_path / "new/000000.png").std() > 10
     with np.load(tmp_path / "new/maps.npz") as maps:
         assert all(np.isfinite(maps[key]).all() for key in maps)
     with np.load(tmp_path / "new/codes.npz") as codes:

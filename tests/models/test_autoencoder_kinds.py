@@ -3,18 +3,29 @@
 Letters: B batch, S side of a code map, C code dimension, V codes.
 """
 
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from models import family
 from models.autoencoder import Autoencoder
 from models.config import LlamaGenVQConfig, MaskGITVQConfig, VQVAEConfig
 from models.loading.autoencoder import open_autoencoder
 from models.maskgit_vq import MaskGITVQ
 from models.vqvae import VQVAE
 from runtime.errors import UserError
-from tests.factory import FIXTURES, Reference, assert_near, load_reference, randomize, tiny_model
+from tests.factory import (
+    FIXTURES,
+    Reference,
+    assert_near,
+    load_reference,
+    randomize,
+    tiny_autoencoder,
+    tiny_model,
+)
 from tests.llamagen_factory import tiny_gpt
 
 pytestmark = pytest.mark.quick
@@ -207,3 +218,35 @@ def test_impossible_sizes_are_refused(channels: int) -> None:
     with pytest.raises(UserError, match="ch 48 must be a multiple of 32"):
         MaskGITVQConfig(ch=48)
     assert LlamaGenVQConfig().stride == MaskGITVQConfig().stride == 4 * VQVAEConfig().stride
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("make", [tiny_autoencoder, random_maskgit, lambda: VQVAE(TINY_VQVAE).eval()])
+@torch.no_grad()
+def test_a_decoder_of_half_precision(make: Callable[[], Autoencoder], dtype: torch.dtype) -> None:
+    """Its images are nearly those of float32, and codes of images stay as they are."""
+    autoencoder, images = make(), 2 * torch.rand(2, 3, 32, 32) - 1
+    codes = autoencoder.tokenize(images, (4,))[0]
+    expected = autoencoder.decode(codes)
+    autoencoder.decode_in(dtype)
+    found = autoencoder.decode(codes)
+    assert found.dtype == torch.float32
+    assert not torch.equal(found, expected)
+    assert (found - expected).abs().mean() < 0.03 * expected.std()
+    assert torch.equal(autoencoder.tokenize(images, (4,))[0], codes)
+    autoencoder.decode_in(torch.float32)
+    assert (autoencoder.decode(codes) - expected).abs().mean() < 0.03 * expected.std()
+
+
+@torch.no_grad()
+def test_a_decoder_on_a_gpu_takes_as_many_images_as_its_memory_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model()
+    codes = torch.randint(64, (7, 8, 8))
+    expected = model.decode(codes)
+    sizes = []
+    decode = model.autoencoder.decode
+    monkeypatch.setattr(model.autoencoder, "decode", lambda part: sizes.append(len(part)) or decode(part))
+    monkeypatch.setattr(type(model), "device", torch.device("meta"))  # any that is no CPU
+    monkeypatch.setattr(family, "DECODING_MEMORY", 3 * 32 * 32 * family.DECODING_BYTES)
+    torch.testing.assert_close(model.decode(codes), expected, atol=1e-5, rtol=0)
+    assert sizes == [3, 3, 1]
