@@ -325,10 +325,10 @@ class Sampler(ABC):
         return torch.full((), value, device=self.model.device)
 
     def stay_in_place(self, *buffers: Tensor) -> None:
-        """CUDA graphs of compiled code write to these where they are."""
-        if self.compiled and self.model.device.type == "cuda":
+        """CUDA graphs of compiled code write to these where they are; other buffers make other CUDA graphs alone."""
+        if self.compiled:
             for buffer in (self.sequence, self.maps, *self.cache(), *buffers):
-                torch._dynamo.mark_static_address(buffer)
+                torch._dynamo.mark_static_address(buffer, guard=False)
 
     def store(self, locations: Tensor, codes: Tensor, probability: Tensor, entropy: Tensor) -> Tensor:
         """Put what was drawn for locations (B, l), each (B, l), into the buffers; kept codes come first.

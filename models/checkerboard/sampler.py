@@ -4,9 +4,8 @@ Letters: B images, R rows of a batch (2B if guided: conditional, then unconditio
 call (the class token rides with the first block), L of all scales, V codes, S side of a scale.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor
 from models.checkerboard.config import CheckerboardDrawing
 from models.checkerboard.layout import Layout, block_causal_mask
 from models.checkerboard.rope import Rotary
+from models.compiled import compiled_step
 from models.config import at_scale
 from models.draw import draw, guide
 from models.family import Sampler, Setting, scale_slices
@@ -22,8 +22,6 @@ from models.transformer import KVCache
 
 if TYPE_CHECKING:
     from models.checkerboard.model import Checkerboard
-
-MAX_COMPILED_SHAPES = 64  # block lengths times batch sizes that one process may compile
 
 
 @dataclass(frozen=True)
@@ -52,7 +50,7 @@ class CheckerboardSampler(Sampler):
         self.kv_cache = KVCache.zeros(model.config.llama_config, rows, num_tokens, like=model.lm_head.weight)
         self.codebook, self.head = model.codebook(), model.head_parameters()
         self.layout: Layout | None = None
-        self.draw_block = compiled_step(model.device.type) if compiled else draw_block
+        self.draw_block = compiled_step(draw_block, model.device.type) if compiled else draw_block
         self.stay_in_place()
 
     def draw(self, labels: Tensor, seeds: Tensor) -> Iterator[int]:
@@ -145,11 +143,3 @@ def draw_block(
         logits = logits.chunk(2)[0] if unguided else guide(logits, cfg)
     codes, probability, entropy = draw(logits, noise, temperature, run.drawing.top_k, run.drawing.top_p)
     run.store(block.positions.expand(codes.shape), codes, probability, entropy)
-
-
-@lru_cache
-def compiled_step(device_type: str) -> Callable[..., None]:
-    """``draw_block`` as one graph for each shape."""
-    torch._dynamo.config.recompile_limit = max(MAX_COMPILED_SHAPES, torch._dynamo.config.recompile_limit)
-    mode = "reduce-overhead" if device_type == "cuda" else None
-    return torch.compile(draw_block, fullgraph=True, dynamic=False, mode=mode)

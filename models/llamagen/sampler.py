@@ -4,13 +4,13 @@ Letters: B images, R rows of a batch (2B if guided: conditional, then unconditio
 choose from, D width, d dimension of a head.
 """
 
-from collections.abc import Callable, Iterator
-from functools import lru_cache
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from models.compiled import compiled_step
 from models.config import at_scale
 from models.draw import draw, guide
 from models.family import Sampler, Setting
@@ -38,7 +38,7 @@ class LlamaGenSampler(Sampler):
         self.cos, self.sin = (part[:N] for part in pair_rotation(model.scale_sizes[0], size.head_dim, model.device))
         self.head = model.output.weight.float()
         self.tokens = torch.arange(N, device=model.device)
-        self.draw_code = compiled_step(model.device.type) if compiled else draw_code
+        self.draw_code = compiled_step(draw_code, model.device.type) if compiled else draw_code
         self.stay_in_place(self.inputs)
 
     def draw(self, labels: Tensor, seeds: Tensor) -> Iterator[int]:
@@ -80,10 +80,3 @@ def draw_code(run: LlamaGenSampler, start: Start, noise: Tensor, cfg: Setting, t
     found = draw(logits, noise, temperature, run.drawing.top_k, run.drawing.top_p)
     codes = run.store(run.tokens[place].expand(run.batch, 1), *found)
     run.inputs.copy_(model.tok_embeddings(codes).repeat(len(run.inputs) // run.batch, 1, 1))
-
-
-@lru_cache
-def compiled_step(device_type: str) -> Callable[..., None]:
-    """``draw_code`` as one graph."""
-    mode = "reduce-overhead" if device_type == "cuda" else None
-    return torch.compile(draw_code, fullgraph=True, dynamic=False, mode=mode)

@@ -5,15 +5,15 @@ n' codes that are known since the step before, T tokens of a call, D width, V co
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from models.compiled import compiled_step
 from models.config import at_scale
 from models.draw import draw, guide
 from models.family import Sampler, Setting
@@ -23,8 +23,6 @@ from models.transformer import KVCache, Start, float32_logits
 
 if TYPE_CHECKING:
     from models.randar.model import RandAR
-
-MAX_COMPILED_SHAPES = 64  # pairs of n' and n that one process may compile
 
 
 @dataclass(frozen=True)
@@ -63,7 +61,7 @@ class RandARSampler(Sampler):
         self.step_map = torch.zeros_like(self.sequence)
         self.first_step = 0  # number of the first step, where others came before
         self.order = raster_order(batch, self.num_locations, model.device).clone()  # (B, L)
-        self.draw_codes = compiled_step(model.device.type) if compiled else draw_codes
+        self.draw_codes = compiled_step(draw_codes, model.device.type) if compiled else draw_codes
         self.stay_in_place(self.step_map, self.order)
 
     def strengths(self) -> tuple[float, ...]:
@@ -206,11 +204,3 @@ def draw_codes(
     x = model.transform(x, turned_by(run.table, places), mask, run.kv_cache, start)
     logits = run.guide(float32_logits(x[:, -drawn.shape[1] :], run.head), strengths)
     run.store(drawn, *draw(logits, noise, temperature, run.drawing.top_k, run.drawing.top_p))
-
-
-@lru_cache
-def compiled_step(device_type: str) -> Callable[..., None]:
-    """``draw_codes`` as one graph for each pair of lengths."""
-    torch._dynamo.config.recompile_limit = max(MAX_COMPILED_SHAPES, torch._dynamo.config.recompile_limit)
-    mode = "reduce-overhead" if device_type == "cuda" else None
-    return torch.compile(draw_codes, fullgraph=True, dynamic=False, mode=mode)

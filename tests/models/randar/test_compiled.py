@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
+from models.compiled import compiled_step
 from models.family import Samples
-from models.randar import sampler
 from models.randar.config import RandARDrawing
 from models.randar.model import RandAR
 from tests.randar_factory import TINY_GPT, V, random_orders, tiny_randar
@@ -37,10 +37,10 @@ def traced() -> Iterator[None]:
     """Compiling traces as ever; only its slow last part, writing C++, is left out."""
     torch._dynamo.reset()
     counters.clear()
-    sampler.compiled_step.cache_clear()
+    compiled_step.cache_clear()
     with patch("torch.compile", side_effect=partial(torch.compile, backend="aot_eager")):
         yield
-    sampler.compiled_step.cache_clear()
+    compiled_step.cache_clear()
 
 
 @pytest.mark.usefixtures("traced")
