@@ -388,6 +388,11 @@ RULES = (
     Rule(SAMPLE + ".* --output_dir samples/three", check=check_three),
     Rule(SAMPLE + "--checkpoint output/quickstart --edit .*", check=check_edit),
     Rule(
+        SAMPLE + "--checkpoint output/cifar10_randar_random --edit .*",
+        files=("samples/randar-edit/000006.png",),
+        added="--steps 4 --output_dir samples/randar-edit",
+    ),
+    Rule(
         SAMPLE + r"--checkpoint pretrained_models/randar-l --cfg 2\.4 --num_samples 16",
         files=("samples/2*/000015.png", "samples/2*/grid.png"),
         says="16 images of 32 px in 64 steps",
