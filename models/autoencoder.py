@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.config import AutoencoderConfig
+from runtime.device import exact_float32
 
 QUANTIZE_CHUNK = 4096
 
@@ -73,8 +74,14 @@ class Autoencoder(nn.Module, ABC):
 
     @torch.no_grad()
     def tokenize(self, images: Tensor, scale_sizes: tuple[int, ...]) -> list[Tensor]:
-        """Codes (B, S, S) of each scale; every scale encodes the image at its own size (method.md Sec. 3)."""
-        return [self.quantize_latents(self.encode(resize_image(images, S * self.config.stride))) for S in scale_sizes]
+        """Codes (B, S, S) of each scale; every scale encodes the image at its own size (method.md Sec. 3).
+
+        In exact float32 on every device: TF32 and bfloat16 would give some locations the code next to the nearest.
+        """
+        with exact_float32():
+            return [
+                self.quantize_latents(self.encode(resize_image(images, S * self.config.stride))) for S in scale_sizes
+            ]
 
 
 class GroupNorm(nn.GroupNorm):

@@ -1,4 +1,9 @@
-"""Linear layers, by the fastest matrix product at hand."""
+"""Linear layers, by the fastest matrix product at hand.
+
+Letters: k inputs, n outputs, M rows of all that comes before.
+"""
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -8,20 +13,28 @@ from torch import Tensor, nn
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``x W^T + b`` (..., n) of inputs (..., k), a weight (n, k) and a bias (n,), as ``F.linear``.
 
-    In float32 on a CPU and without gradients oneDNN computes it. ``F.linear`` takes MKL there, which is 1.1 to 3.8
-    times as slow on an AMD EPYC, most for few rows (docs/speed.md).
+    In float32 on a CPU oneDNN computes it. ``F.linear`` takes MKL there, which is 1.1 to 3.8 times as slow on an AMD
+    EPYC, most for few rows (docs/speed.md).
     """
-    if _uses_onednn(x, weight):
-        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-    return F.linear(x, weight, bias)
+    if not _takes_onednn(x, weight):
+        return F.linear(x, weight, bias)
+    if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
+        product = _Product.apply(x, weight)
+        return product if bias is None else product + bias
+    return _onednn(x, weight, bias)
 
 
-def _uses_onednn(x: Tensor, weight: Tensor) -> bool:
-    """torch has no public name for this product; its compiler uses it, with weights that it packs itself."""
+class Linear(nn.Linear):
+    """``nn.Linear`` by ``linear``."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, self.bias)
+
+
+def _takes_onednn(x: Tensor, weight: Tensor) -> bool:
     return (
         x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
-        and not torch.is_grad_enabled()
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
         and torch.backends.mkl.is_available()
@@ -30,8 +43,29 @@ def _uses_onednn(x: Tensor, weight: Tensor) -> bool:
     )
 
 
-class Linear(nn.Linear):
-    """``nn.Linear`` by ``linear``."""
+def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """torch has no public name for this product; its compiler uses it, with weights that it packs itself.
 
-    def forward(self, x: Tensor) -> Tensor:
-        return linear(x, self.weight, self.bias)
+    It takes weights that lie row by row or column by column; of a part of a larger one it is a thousand times as slow.
+    """
+    if not (weight.is_contiguous() or weight.T.is_contiguous()):
+        weight = weight.contiguous()
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
+class _Product(torch.autograd.Function):
+    """``x W^T`` with gradients, which oneDNN computes too."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return _onednn(x, weight)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        of_x = _onednn(grad, weight.T) if ctx.needs_input_grad[0] else None
+        if not ctx.needs_input_grad[1]:
+            return of_x, None
+        rows, grad_rows = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])  # (M, k), (M, n)
+        return of_x, _onednn(rows.T, grad_rows.T).T

@@ -152,16 +152,31 @@ class Attention(nn.Module):
         qkv = self.wqkv(x).unflatten(-1, (3, self.num_heads, -1))  # (B, T, 3, h, d)
         qkv = qkv.permute(0, 2, 3, 1, 4)  # (B, 3, h, T, d)
         v = qkv[:, 2]
-        q, k = as_dtype(self.turn(qkv[:, :2], rotary.of_layer(layer)), v.dtype).unbind(1)  # (B, h, T, d)
+        turned = self.turn(qkv[:, :2], rotary.of_layer(layer))
+        q, k = (turned if _mixed_on_cpu(x) else as_dtype(turned, v.dtype)).unbind(1)  # (B, h, T, d)
         if cache is not None:
             k, v = cache.append(layer, start, k, v)
-        if isinstance(mask, BlockMask):
-            attended = compiled_flex_attention()(q, k, v, block_mask=mask)
-        elif isinstance(mask, str):
-            attended = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        else:
-            attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        return self.wo(attended.transpose(1, 2).reshape(x.shape))
+        return self.wo(attend(q, k, v, mask).transpose(1, 2).reshape(x.shape))
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
+    """(B, h, T, d) of queries (B, h, T, d), and of keys and values of all tokens that ``mask`` speaks of.
+
+    Mixed precision on a CPU computes it in float32: bfloat16 is no faster there, and its gradients up to five times as
+    slow.
+    """
+    if _mixed_on_cpu(q):
+        with torch.autocast("cpu", enabled=False):
+            return attend(q.float(), k.float(), v.float(), mask)
+    if isinstance(mask, BlockMask):
+        return compiled_flex_attention()(q, k, v, block_mask=mask)
+    if isinstance(mask, str):
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+
+def _mixed_on_cpu(x: Tensor) -> bool:
+    return x.device.type == "cpu" and torch.is_autocast_enabled("cpu")
 
 
 @lru_cache

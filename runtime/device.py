@@ -1,7 +1,8 @@
 """Where and in which precision to compute, the only place that chooses; and how large a model is."""
 
 import platform
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import torch
@@ -41,6 +42,24 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager:
     """Mixed precision with float32 weights; off for float32."""
     return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
+
+
+def allow_tf32(allowed: bool) -> None:
+    """Whether CUDA may compute in float32 with 10 bits of the fraction, which is several times as fast."""
+    torch.backends.cuda.matmul.allow_tf32 = allowed
+    torch.backends.cudnn.allow_tf32 = allowed
+
+
+@contextmanager
+def exact_float32() -> Iterator[None]:
+    """Without TF32, which torch takes for convolutions if nothing else is said, and without mixed precision."""
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    allow_tf32(False)
+    try:
+        with torch.autocast("cuda", enabled=False), torch.autocast("cpu", enabled=False):
+            yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
 
 
 def send(tensor: Tensor, device: torch.device) -> Tensor:

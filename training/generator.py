@@ -56,8 +56,7 @@ class GeneratorTask(Task):
             self._say_stage(side, context.epoch)
         context = replace(context, patch_side=side, shuffled=self.order.share_of(context) if self.order else 1.0)
         if isinstance(codes, Tensor):  # images
-            with torch.autocast(codes.device.type, enabled=False):  # the same codes as a cache holds
-                codes = self.module.tokenize(codes)
+            codes = self.module.tokenize(codes)
         loss = self.module.training_loss(codes, labels, context)
         more = {} if self.order is None else {"shuffled": torch.tensor(context.shuffled)}
         if self.args.patch_level > 1:

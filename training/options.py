@@ -47,6 +47,9 @@ class LoopArgs:
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
         "auto", "auto (bfloat16 where the GPU has it, else float32), float32, bfloat16, or float16 with loss scaling"
     )
+    tf32: bool = option(
+        False, "let CUDA compute what stays in float32, as the logits, by TF32: faster, with 10 bits of the fraction"
+    )
     device: str = option("auto", "auto, cuda, mps or cpu")
     seed: int = option(0, "of every random choice; the same seed on the same machine gives the same run")
     num_workers: int = option(4, "processes that load images")

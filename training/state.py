@@ -30,7 +30,8 @@ class TrainState:
         self.task, self.args, self.num_images = task, args, num_images
         self.module = task.module.to(device).train()
         groups = param_groups_weight_decay(self.module, args.weight_decay)
-        self.optimizer = torch.optim.AdamW(groups, lr=args.lr, betas=tuple(args.betas))
+        fused = not args.shard and device.type in ("cuda", "cpu")  # one kernel for all weights
+        self.optimizer = torch.optim.AdamW(groups, lr=args.lr, betas=tuple(args.betas), fused=fused)
         self.ema = ModelEmaV3(self.module, decay=args.ema_decay, use_warmup=args.ema_warmup) if args.ema else None
         self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
         self.steps_per_epoch = count_steps(num_images, args)

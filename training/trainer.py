@@ -27,7 +27,7 @@ from models.loading.checkpoint import CHECKPOINT_NAME, CONFIG_NAME
 from runtime import distributed
 from runtime.command import explain
 from runtime.config import write_yaml
-from runtime.device import autocast, pick_dtype, send
+from runtime.device import allow_tf32, autocast, pick_dtype, send
 from runtime.errors import UserError
 from runtime.files import whole
 from runtime.stopping import GRACE, Stopped, StopSignals, waiting
@@ -72,6 +72,7 @@ class Trainer:
         self.task, self.dataset, self.args, self.folder, self.device = task, dataset, args, folder, device
         self.settings = settings
         self.dtype = task.precision or pick_dtype(args.dtype, device)
+        allow_tf32(args.tf32)
         kind = ShardedState if args.shard else TrainState
         self.state = kind(task, args, len(dataset), device, self.dtype)
         self.stop = StopSignals()

@@ -7,6 +7,7 @@ position table, and its column in a sequence of codes (B, L). A *token* is a loc
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -54,6 +55,13 @@ def make_layout(scale_sizes: Sequence[int], blocks: Blocks, positions: Tensor | 
         prev_positions=torch.where(prev == NO_LOCATION, NO_LOCATION, positions[:, prev]),
         steps=torch.repeat_interleave(torch.arange(len(lengths)), lengths).to(positions.device),
     )
+
+
+@lru_cache(maxsize=64)
+def fixed_layout(scale_sizes: tuple[int, ...], scan_order: ScanOrder, blocks: Blocks, device: torch.device) -> Layout:
+    """The layout of an order that is the same for every image, on a device; ``blocks`` are tuples."""
+    with torch.inference_mode(False):  # training may use what sampling made
+        return make_layout(scale_sizes, blocks, fixed_positions(scale_sizes, scan_order)).to(device)
 
 
 def fixed_positions(scale_sizes: Sequence[int], scan_order: ScanOrder) -> Tensor:

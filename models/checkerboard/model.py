@@ -18,7 +18,7 @@ from models.checkerboard.layout import (
     NO_LOCATION,
     Layout,
     block_causal_mask,
-    fixed_positions,
+    fixed_layout,
     make_layout,
     random_positions,
 )
@@ -150,12 +150,12 @@ class Checkerboard(Generator):
 
     def layout(self, blocks: Blocks, order_uniforms: Tensor | None = None) -> Layout:
         """The model's scan order under the given blocks, on its device; (B, L) numbers sort it if it is random."""
-        if self.config.scan_order == "random":
-            if order_uniforms is None:
-                raise UserError("a model of random scan order needs numbers to order the locations by")
-            positions = random_positions(self.scale_sizes, order_uniforms)
-        else:
-            positions = fixed_positions(self.scale_sizes, self.config.scan_order)
+        if self.config.scan_order != "random":
+            fixed = tuple(map(tuple, blocks))
+            return fixed_layout(tuple(self.scale_sizes), self.config.scan_order, fixed, self.device)
+        if order_uniforms is None:
+            raise UserError("a model of random scan order needs numbers to order the locations by")
+        positions = random_positions(self.scale_sizes, order_uniforms)
         return make_layout(self.scale_sizes, blocks, positions).to(self.device)
 
     def draw_order(self, batch: int, generator: torch.Generator | None) -> Tensor | None:
