@@ -11,6 +11,7 @@ import math
 import mmap
 import os
 import shutil
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -33,6 +34,7 @@ MANIFEST = "manifest.json"
 MAX_CODES = 2**16
 MEND = "move it away and make it again, or set another cached_path"
 TODO, DONE, UNREADABLE = 0, 1, 2  # status of an image
+FLUSH_EVERY = 5.0  # seconds; a kill loses at most what was encoded since
 MAX_COMPARED = 2000  # images whose checksums are compared when a cache is opened; reading 2,000 files takes seconds
 
 
@@ -187,17 +189,27 @@ class PartialCache:
         self.manifest = read_manifest(self.folder)
         arrays = _open_arrays(self.folder, self.manifest, "r+")
         self.codes, self.status, self.checksums = arrays["codes"], arrays["status"], arrays["checksums"]
+        self.written: list[int] = []  # images that are not flushed yet, and so not done
+        self.flushed_at = time.monotonic()
 
     def write(self, indices: Sequence[int], codes: Tensor, checksums: Sequence[int]) -> None:
-        """Store all crops (n, K, L) of some images. They count as done only after their codes are in the file."""
+        """Take all crops (n, K, L) of some images; every few seconds, all that were taken are flushed."""
         self.codes[indices] = codes.numpy().astype(np.uint16)
         self.checksums[indices] = checksums
+        self.written += indices
+        if time.monotonic() - self.flushed_at >= FLUSH_EVERY:
+            self.flush()
+
+    def flush(self) -> None:
+        """Bring all codes that were taken to the disk. Their images count as done only after that."""
         self.codes.flush()
         self.checksums.flush()
-        self.status[indices] = DONE
+        self.status[self.written] = DONE
+        self.written, self.flushed_at = [], time.monotonic()
 
     def finish(self) -> Path:
         """Give the complete cache its final name."""
+        self.flush()
         missing = int((self.status == TODO).sum())
         if missing:
             raise UserError(f"{self.folder} still lacks {missing} images; run the same command again to go on")

@@ -9,6 +9,7 @@ import tempfile
 import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from multiprocessing import RawValue
 from multiprocessing.connection import Listener
@@ -77,6 +78,16 @@ def load_batches(
             end = threading.Thread(target=iterator._shutdown_workers, daemon=True)
             end.start()
             end.join(END)
+
+
+def one_ahead(batches: Iterator[Any]) -> Iterator[Any]:
+    """The same batches, each read in a thread while the one before it is worked on."""
+    with ThreadPoolExecutor(1) as reader:
+        end = object()
+        coming = reader.submit(next, batches, end)
+        while (batch := coming.result()) is not end:
+            coming = reader.submit(next, batches, end)
+            yield batch
 
 
 class _Batches(Dataset):

@@ -15,7 +15,7 @@ from data.cache import DONE, UNREADABLE, Manifest, PartialCache, TokenCache, beg
 from data.crops import all_crops, to_floats
 from data.files import UnreadableImageError
 from data.images import Attempts, LabelledImages, check_unreadable, note_unreadable
-from data.loading import load_batches
+from data.loading import load_batches, one_ahead
 from data.options import NUM_CROPS
 from models.autoencoder import Autoencoder
 from models.family import join_scales
@@ -69,13 +69,16 @@ class CacheMaker:
         mine = todo[distributed.rank() :: distributed.num_ranks()]
         unreadable = torch.zeros(len(self.images), dtype=torch.bool)
         with tqdm(total=len(mine), unit="image", desc="caching codes", disable=not distributed.is_main()) as bar:
-            for indices, rows, checksums in self._encode(mine):
-                if isinstance(rows, UnreadableImageError):
-                    note_unreadable(rows, indices[0], unreadable)
-                    partial.status[indices] = UNREADABLE
-                else:
-                    partial.write(indices, rows, checksums)
-                bar.update(len(indices))
+            try:
+                for indices, rows, checksums in self._encode(mine):
+                    if isinstance(rows, UnreadableImageError):
+                        note_unreadable(rows, indices[0], unreadable)
+                        partial.status[indices] = UNREADABLE
+                    else:
+                        partial.write(indices, rows, checksums)
+                    bar.update(len(indices))
+            finally:  # after an error or Ctrl-C, too
+                partial.flush()
         distributed.barrier("the cache")
         if distributed.is_main():
             check_unreadable(np.count_nonzero(partial.status == UNREADABLE), len(self.images))  # of all ranks
@@ -103,7 +106,8 @@ class CacheMaker:
         group_size = max(1, self.batch_size // NUM_CROPS[self.manifest.crop])
         device = next(self.autoencoder.parameters()).device
         groups = BatchSampler(range(len(attempts)), group_size, drop_last=False)
-        for group in load_batches(attempts, groups, self.num_workers, list):
+        loaded = load_batches(attempts, groups, self.num_workers, list)
+        for group in loaded if self.num_workers else one_ahead(loaded):  # processes read ahead by themselves
             yield from (([index], found, []) for index, found in group if isinstance(found, UnreadableImageError))
             readable = [(index, *found) for index, found in group if isinstance(found, tuple)]
             if readable:

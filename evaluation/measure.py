@@ -26,6 +26,7 @@ from runtime.files import move_aside, read_json, same_settings, write_json
 from sampling.bulk import Request, draw_into, place_model, stored_side
 from sampling.folder import SampleFolder, remove_samples, sample_settings
 from sampling.labels import balanced_labels, class_names
+from sampling.memory import pick_batch_size
 from sampling.pictures import save_grid
 
 RESULT_NAME, SAMPLES_NAME = "result.json", "samples"
@@ -132,12 +133,14 @@ class CheckpointResults:
         args, samples, file = self.args, folder / SAMPLES_NAME, folder / RESULT_NAME
         self._warn(drawing.warnings(self.model.scale_sizes))
         labels = balanced_labels(self.model, args.num_samples)
-        request = Request(labels, drawing, args.seed, args.batch_size, args.compile, resize_to=args.resize_to)
+        batch_size = args.batch_size or distributed.from_main(pick_batch_size(self.model, drawing))
+        request = Request(labels, drawing, args.seed, batch_size, args.compile, resize_to=args.resize_to)
         origin = {"checkpoint": args.checkpoint, "use_ema": args.use_ema, "model_sha256": self.hashes["model_sha256"]}
         result = self.measurement.draw_and_measure(self.model, request, samples, **origin)
         if distributed.is_main():
             self._warn(result["warnings"])
-            result |= {"run": plain(args) | self.settings(drawing), "steps": self.model.num_steps(drawing)} | more
+            run = plain(args) | {"batch_size": batch_size} | self.settings(drawing)
+            result |= {"run": run, "steps": self.model.num_steps(drawing)} | more
             move_aside(file)
             write_json(file, result)
             if args.delete_samples:

@@ -105,7 +105,7 @@ def nearest_codes(latents_NC: Tensor, codebook_VC: Tensor) -> Tensor:
     half_norms = codebook.square().sum(-1) / 2
     chunks = latents_NC.split(QUANTIZE_CHUNK)
     # |z - e|^2 = |z|^2 - 2 (z.e - |e|^2 / 2), and |z|^2 is the same for every code.
-    return torch.cat([(chunk.to(exact) @ codebook.T - half_norms).argmax(-1) for chunk in chunks])
+    return torch.cat([torch.addmm(-half_norms, chunk.to(exact), codebook.T).argmax(-1) for chunk in chunks])
 
 
 def resize_image(images: Tensor, size: int) -> Tensor:

@@ -3,12 +3,15 @@
 Letters: B images, l tokens of a block, V codes, n numbers of noise a token.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from models.config import NUM_SEEDS
 from models.noise import CODES, exponentials
+from runtime.errors import UserError
 
 DRAWING_VERSION = 3  # recorded with samples; to be raised whenever the same settings give other images
 SEED_STRIDE = 0x9E3779B9  # NUM_SEEDS over the golden ratio, odd: multiples of it lie far apart modulo NUM_SEEDS
@@ -21,6 +24,18 @@ def image_seed(seed: int, index: int) -> int:
     50,000 images.
     """
     return (seed * SEED_STRIDE + index) % NUM_SEEDS
+
+
+def checked_seeds(seeds: Sequence[int], num_labels: int, batch: int) -> Tensor:
+    """(B,) seeds of a batch of so many images and their labels; a UserError says what is wrong."""
+    if len(seeds) != num_labels:
+        raise UserError(f"{len(seeds)} seeds for {num_labels} labels; give one an image")
+    if num_labels != batch:
+        raise UserError(f"{num_labels} labels for a sampler of {batch} images; give as many, or make another sampler")
+    seeds = [int(seed) for seed in seeds]
+    if not all(0 <= seed < NUM_SEEDS for seed in seeds):
+        raise UserError("seeds must lie between 0 and 2**32 - 1")
+    return torch.tensor(seeds, dtype=torch.long)
 
 
 def guide(logits: Tensor, cfg: float | Tensor) -> Tensor:

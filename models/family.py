@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from models.autoencoder import Autoencoder, to_uint8
 from models.config import Drawing, GeneratorConfig
-from models.draw import code_noise
+from models.draw import checked_seeds, code_noise
 from models.noise import ORDER, uniforms
 from runtime.errors import UserError
 
@@ -294,8 +294,9 @@ class Sampler(ABC):
         if order is not None:
             self.model.check_takes_order()
         self.kept, self.given_order = self._check_kept(keep, keep_codes), order
-        device = self.model.device
-        yield from self.draw(labels.long().to(device), torch.tensor(list(seeds), dtype=torch.long).to(device))
+        self.model.check_labels(labels)
+        checked = checked_seeds(seeds, len(labels), self.batch)
+        yield from self.draw(labels.long().to(self.model.device), checked.to(self.model.device))
 
     @abstractmethod
     def draw(self, labels: Tensor, seeds: Tensor) -> Iterator[int]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from models.config import NUM_SEEDS, Drawing
-from models.family import Generator, Samples
+from models.family import Generator, Sampler, Samples
 from runtime.config import typed
 from runtime.errors import UserError
 
@@ -52,14 +52,21 @@ def sample(
         raise UserError(f"labels are {labels}; give one class index an image") from error
     settings = checked_drawing(model, drawing, keeps=keep is not None)
     model.check_labels(labels)
-    if seeds is not None and len(seeds) != len(labels):
-        raise UserError(f"{len(seeds)} seeds for {len(labels)} labels; give one an image")
     if settings.uses_cfg and not model.config.class_cond:
         warnings.warn("cfg has no effect on an unconditional model", stacklevel=2)
-    seeds = torch.randint(NUM_SEEDS, (len(labels),)).tolist() if seeds is None else [int(seed) for seed in seeds]
-    if not all(0 <= seed < NUM_SEEDS for seed in seeds):
-        raise UserError("seeds must lie between 0 and 2**32 - 1")
+    seeds = torch.randint(NUM_SEEDS, (len(labels),)).tolist() if seeds is None else seeds
     return model.sampler(len(labels), settings, compiled)(labels, seeds, keep, keep_codes, order)
+
+
+def make_sampler(model: Generator, batch: int, compiled: bool = False, **drawing: Any) -> Sampler:
+    """What draws ``batch`` images a call with settings as of ``sample``: to be made once and called often.
+
+    It is called with labels (B,), seeds and what is kept, as ``sample`` is. It holds memory for its batch, and the
+    model's weights as they are now: make another once they change. A UserError says what is out of range.
+    """
+    if not isinstance(batch, int) or batch < 1:
+        raise UserError(f"batch is {batch}; give the number of images that are drawn at once, 1 or more")
+    return model.sampler(batch, checked_drawing(model, drawing), compiled)
 
 
 def checked_drawing(model: Generator, settings: dict[str, Any], keeps: bool = False) -> Drawing:

@@ -1,7 +1,7 @@
 """Where and in which precision to compute, the only place that chooses; and how large a model is."""
 
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
@@ -67,6 +67,27 @@ def send(tensor: Tensor, device: torch.device) -> Tensor:
     if device.type != "cuda" or tensor.device.type != "cpu":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def fetch(tensors: Sequence[Tensor]) -> Callable[[], list[Tensor]]:
+    """Begin to copy tensors of one device to the CPU; a call of what is returned, in any thread, waits for them.
+
+    Of CUDA they come through pinned memory, while the device goes on with what is asked of it next.
+    """
+    if not tensors or tensors[0].device.type != "cuda":
+        here = [tensor.cpu() for tensor in tensors]
+        return lambda: here
+    pinned = [torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True) for tensor in tensors]
+    for to, tensor in zip(pinned, tensors, strict=True):
+        to.copy_(tensor, non_blocking=True)
+    copied = torch.cuda.Event()
+    copied.record()
+
+    def arrived() -> list[Tensor]:
+        copied.synchronize()
+        return pinned
+
+    return arrived
 
 
 def describe_size(model: nn.Module) -> str:

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from models.config import Drawing
 from models.draw import image_seed
-from models.family import Generator, Samples
+from models.family import Generator, Sampler, Samples
 from runtime import distributed
 from runtime.device import DTYPES, pick_dtype
 from runtime.errors import UserError
@@ -37,6 +37,7 @@ class Request:
     compiled: bool = False
     constraint: Constraint | None = None
     resize_to: int | None = None  # side in pixels of what is stored, if not the model's
+    sampler: Sampler | None = None  # of ``make_sampler``, to be used again; else drawing makes one
 
 
 def place_model(model: Generator, args: SamplingArgs, device: torch.device) -> None:
@@ -49,21 +50,28 @@ def place_model(model: Generator, args: SamplingArgs, device: torch.device) -> N
 def draw_many(
     model: Generator, request: Request, indices: Sequence[int] | None = None
 ) -> Iterator[tuple[list[int], Samples]]:
-    """Draw the images of these indices (all by default), a batch at a time, on the CPU once drawn.
+    """Draw the images of these indices (all by default), a batch at a time; they stay on the model's device.
 
     Every batch but that of a request smaller than one has the same size: the last is filled up with repeats, which are
     dropped, so that nothing is compiled or captured twice and rounding is the same for all.
     """
     indices = list(range(len(request.labels))) if indices is None else list(indices)
-    batch = min(request.batch_size, -(-len(request.labels) // distributed.num_ranks()))
-    sampler = model.sampler(batch, request.drawing, request.compiled)
+    sampler = make_sampler(model, request) if request.sampler is None else request.sampler
+    batch = sampler.batch
     kept = (request.constraint.mask, request.constraint.codes) if request.constraint else ()
     kept_in_batch = [[scale.expand(batch, -1, -1) for scale in scales] for scales in kept]
     for first in range(0, len(indices), batch):
         wanted = indices[first : first + batch]
         filled = wanted + wanted[-1:] * (batch - len(wanted))
         labels = torch.tensor([request.labels[i] for i in filled])
-        yield wanted, sampler(labels, [image_seed(request.seed, i) for i in filled], *kept_in_batch).first(len(wanted))
+        out = sampler(labels, [image_seed(request.seed, i) for i in filled], *kept_in_batch)
+        yield wanted, out.first(len(wanted), model.device)
+
+
+def make_sampler(model: Generator, request: Request) -> Sampler:
+    """What draws the batches of a request on this rank."""
+    batch = min(request.batch_size, -(-len(request.labels) // distributed.num_ranks()))
+    return model.sampler(batch, request.drawing, request.compiled)
 
 
 def stored_side(model: Generator, drawing: Drawing, resize_to: int | None) -> int:
@@ -124,7 +132,7 @@ def draw_on_all_ranks(model: Generator, request: Request) -> Tensor | None:
     mine = range(len(request.labels))[distributed.rank() :: distributed.num_ranks()]
     drawn: dict[int, Tensor] = {}
     for indices, out in draw_many(model, request, mine):
-        drawn |= zip(indices, out.images, strict=True)
+        drawn |= zip(indices, out.images.cpu(), strict=True)
     shares = distributed.everyones(drawn, "images")
     if not distributed.is_main():
         return None

@@ -32,7 +32,7 @@ class Edit:
 
     def paste_back(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) uint8 with the original where the mask leaves it alone."""
-        return torch.where(self.mask, images, self.image)
+        return torch.where(self.mask.to(images.device), images, self.image.to(images.device))
 
 
 def load_edit(image_path: str, mask_path: str, model: Generator) -> Edit:

@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,12 @@ from runtime.errors import UserError
 from runtime.files import free_name, whole
 from runtime.lock import lock_folder
 from sampling import folder as sample_folder
-from sampling.bulk import Request, draw_into, draw_many, place_model, stored_side
+from sampling.bulk import Request, draw_into, draw_many, make_sampler, place_model, stored_side
 from sampling.editing import Edit, load_edit
 from sampling.folder import MAPS, SampleFolder, sample_settings
 from sampling.labels import balanced_labels, parse_labels, read_labels, shown_labels
 from sampling.maps import MAX_ANIMATED, save_animation, save_entropy_by_step, save_maps
+from sampling.memory import pick_batch_size
 from sampling.options import SampleArgs
 from sampling.pictures import save_grid
 
@@ -53,14 +54,16 @@ def draw_samples(args: SampleArgs, settings: dict[str, Any]) -> None:
     place_model(model, args, device)
     edit = None if args.edit is None else load_edit(args.edit, args.mask, model)
     constraint = edit and edit.constraint
-    request = Request(labels, drawing, args.seed, args.batch_size, args.compile, constraint, args.resize_to)
+    batch_size = args.batch_size or distributed.from_main(pick_batch_size(model, drawing))
+    request = Request(labels, drawing, args.seed, batch_size, args.compile, constraint, args.resize_to)
     maps = MAPS if args.maps or args.animation else ("codes",) if args.save_codes else ()
     with _output_folder(args) as path:
         folder = SampleFolder(path, (len(labels), side, side, 3), args.format, maps)
         if _prepare(folder, model, request, args, sha256):
+            request = replace(request, sampler=make_sampler(model, request))
             distributed.say(
-                f"{describe_size(model)}; {len(labels)} images of {side} px in "
-                f"{model.num_steps(drawing)} steps; {str(model.dtype).removeprefix('torch.')} on {device}"
+                f"{describe_size(model)}; {len(labels)} images of {side} px in {model.num_steps(drawing)} steps, "
+                f"{request.sampler.batch} at once; {str(model.dtype).removeprefix('torch.')} on {device}"
             )
             if args.compile:
                 start = time.perf_counter()
@@ -131,7 +134,7 @@ def _prepare(folder: SampleFolder, model: Generator, request: Request, args: Sam
     """Make the folder ready to write to; whether anything is to be drawn, the same on every rank."""
     missing = False
     if distributed.is_main():
-        options = asdict(args) | asdict(request.drawing) | {"model_sha256": sha256}
+        options = asdict(args) | asdict(request.drawing) | {"model_sha256": sha256, "batch_size": request.batch_size}
         settings = sample_settings(options, model, request.labels, {"edit": args.edit, "mask": args.mask})
         made = {sample_folder.GRID_NAME: True, sample_folder.CODES_NAME: args.save_codes}
         made |= {sample_folder.MAPS_NAME: args.maps, sample_folder.ENTROPY_NAME: args.maps}

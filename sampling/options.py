@@ -17,7 +17,10 @@ class SamplingArgs:
     checkpoint: str | None = option(None, "checkpoint file, or the folder holding checkpoint-last.pth")
     use_ema: bool = option(False, "take the averaged weights of the checkpoint")
     seed: int = option(0, "of all noise; another draws other images. An image follows from it and its own number")
-    batch_size: int = option(16, "images drawn at once, on each rank")
+    batch_size: int | None = option(
+        None,
+        "images drawn at once, on each rank; default 16, on CUDA what fits into 60 % of free memory, up to 256",
+    )
     resize_to: int | None = option(
         None, "side in pixels that drawn images are resized to before they are stored (bicubic); default the model's"
     )

@@ -183,6 +183,7 @@ def test_settings_are_all_recorded(run: Run) -> None:
             labels="0,1,2,3",
             dtype="float32",
             device="cpu",
+            batch_size=16,
             output_dir=str(run.folder),
             save_codes=True,
             maps=True,
@@ -205,7 +206,7 @@ def test_the_run_says_what_it_does(run: Run) -> None:
     first, last = run.outcome.out.splitlines()
     assert first == (
         f"{sizes[0]:.1f}M parameters + {sizes[1]:.1f}M autoencoder; "
-        f"4 images of 32 px in {run.num_steps} steps; float32 on cpu"
+        f"4 images of 32 px in {run.num_steps} steps, 4 at once; float32 on cpu"
     )
     assert last.endswith(f"s an image; {run.folder}/grid.png")
     assert "Warning" not in run.outcome.err
@@ -561,7 +562,7 @@ def test_a_configuration_draws_from_random_weights(small_config: Path, tmp_path:
     size = sum(p.numel() for p in model.parameters()) / 1e6
     first, second, _ = outcome.out.splitlines()
     assert first == f"random weights of {small_config}, with a random autoencoder: expect noise"
-    assert second.startswith(f"{size:.1f}M parameters + 71.8M autoencoder; 2 images of 64 px in 9 steps; ")
+    assert second.startswith(f"{size:.1f}M parameters + 71.8M autoencoder; 2 images of 64 px in 9 steps, 2 at once; ")
     assert read_png(tmp_path / "new/000000.png").shape == (64, 64, 3)
     recorded = read_settings(tmp_path / "new")
     assert recorded["config"] == str(small_config)

@@ -270,6 +270,8 @@ def test_images_count_as_done_only_after_their_codes_are_in_the_file(
         np.memmap, "flush", lambda array: status_at_flush.append((array is partial.codes, partial.status.tolist()))
     )
     partial.write([3, 8], codes, [3, 8])
+    assert status_at_flush == []
+    partial.flush()
     assert status_at_flush == [(True, [TODO] * 40), (False, [TODO] * 40)]
     assert np.flatnonzero(partial.status == DONE).tolist() == [3, 8]
     assert np.array_equal(partial.codes[[3, 8]], codes.numpy())

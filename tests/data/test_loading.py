@@ -2,10 +2,11 @@
 
 import errno
 import os
+import queue
 import signal
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from data.images import UnreadableImageError
-from data.loading import load_batches
+from data.loading import load_batches, one_ahead
 from runtime.errors import UserError
 from tests.command_factory import Outcome, call, start_python
 from tests.limits import largest_file
@@ -150,7 +151,7 @@ def test_processes_that_cannot_be_started(number: int, words: list[str], monkeyp
 
 FEW_FILES = """
 import resource, torch
-from data.loading import load_batches
+from data.loading import load_batches, one_ahead
 from runtime.command import run
 soft = len(__import__("os").listdir("/proc/self/fd")) + 40
 resource.setrlimit(resource.RLIMIT_NOFILE, (soft, soft))
@@ -170,7 +171,7 @@ def test_too_few_file_handles_end_the_wait() -> None:
 
 LONG = """
 import torch
-from data.loading import load_batches
+from data.loading import load_batches, one_ahead
 from runtime.command import run
 run(lambda argv: print(list(load_batches(torch.arange(3), [[0], [2]], {num_workers}, list))))
 """
@@ -198,3 +199,24 @@ def test_processes_that_hang_are_left_behind() -> None:
     start = time.monotonic()
     batches.close()
     assert time.monotonic() - start < 8
+
+
+@pytest.mark.quick
+def test_one_batch_is_read_ahead() -> None:
+    """While a batch is worked on, the next is read, and no other; an error comes in the place of its batch."""
+    read: queue.Queue[int] = queue.Queue()
+
+    def batches() -> Iterator[int]:
+        for number in range(3):
+            read.put(number)
+            yield number
+        raise UserError("the fourth is damaged")
+
+    found = one_ahead(batches())
+    for number in range(3):
+        assert next(found) == number
+        expected = [[0, 1], [2], []][number]
+        assert [read.get(timeout=10) for _ in expected] == expected
+        assert read.empty()
+    with pytest.raises(UserError, match="the fourth"):
+        next(found)

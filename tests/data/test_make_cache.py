@@ -156,6 +156,10 @@ def test_codes_that_do_not_fit_two_bytes_are_refused(pets: Path) -> None:
 # Killed and continued.
 
 
+def flush_each_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("data.cache.FLUSH_EVERY", 0.0)
+
+
 def kill_before_the_manifest(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("runtime.files.json.dumps", lambda *args, **kwargs: die())
 
@@ -199,6 +203,7 @@ def test_a_kill_at_the_worst_moments(
     folder = tmp_path / "caches" / maker.manifest.folder_name
 
     def killed() -> None:
+        flush_each_group(pytest.MonkeyPatch())
         moment(pytest.MonkeyPatch())
         maker.create(tmp_path / "caches")
 
@@ -246,6 +251,7 @@ def test_kills_in_full_work(tmp_path: Path, pets: Path, autoencoder: Autoencoder
                 write(self, indices, codes, checksums)
                 os.write(writing, b".")
 
+            flush_each_group(pytest.MonkeyPatch())
             pytest.MonkeyPatch().setattr(PartialCache, "write", write_and_tell)
             maker.create(tmp_path / "caches")
 
@@ -260,6 +266,46 @@ def test_kills_in_full_work(tmp_path: Path, pets: Path, autoencoder: Autoencoder
         assert done >= before + groups
         before = done
     assert before < 8
+    assert np.array_equal(codes_of(maker.create(tmp_path / "caches")), undisturbed)
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize(("end", "done"), [(die, 4), (signal.default_int_handler, 6)], ids=["killed", "interrupted"])
+def test_what_was_not_flushed_is_not_done(
+    tmp_path: Path,
+    pets: Path,
+    autoencoder: Autoencoder,
+    undisturbed: np.ndarray,
+    end: Callable[..., object],
+    done: int,
+) -> None:
+    """Groups of two images at 3, 6 and 9 s, flushed when 5 s have passed, then the end: Ctrl-C still flushes."""
+    maker = make(images_of(pets), autoencoder)
+    folder = tmp_path / "caches" / maker.manifest.folder_name
+
+    def ended() -> None:
+        write, flush, patch = PartialCache.write, PartialCache.flush, pytest.MonkeyPatch()
+        clock, flushed = iter([0.0, 3.0, 6.0, 6.0, 9.0]), []
+        patch.setattr("data.cache.time.monotonic", lambda: next(clock, 9.0))
+
+        def ending(self: PartialCache, indices: list[int], codes: torch.Tensor, checksums: list[int]) -> None:
+            assert (self.status == DONE).tolist() == [index in flushed for index in range(8)]
+            write(self, indices, codes, checksums)
+            if 5 in indices:
+                end(signal.SIGINT, None) if end is not die else die()
+
+        def noting(self: PartialCache) -> None:
+            flushed.extend(self.written)
+            flush(self)
+
+        patch.setattr(PartialCache, "write", ending)
+        patch.setattr(PartialCache, "flush", noting)
+        maker.create(tmp_path / "caches")
+
+    status = wait_status(fork(ended))
+    assert os.WIFSIGNALED(status) == (end is die)
+    assert status_of(folder) == [DONE] * done + [TODO] * (8 - done)
+    assert np.array_equal(np.load(partial_folder(folder) / "codes.npy")[:done], undisturbed[:done])
     assert np.array_equal(codes_of(maker.create(tmp_path / "caches")), undisturbed)
 
 
@@ -292,6 +338,7 @@ def test_a_half_made_cache_of_more_scales_is_finished_as_begun(
     maker = make(images_of(pets), autoencoder)
 
     def killed() -> None:
+        flush_each_group(pytest.MonkeyPatch())
         kill_between_codes_and_status(pytest.MonkeyPatch())
         maker.create(tmp_path / "caches")
 

@@ -1,6 +1,7 @@
 """Drawing many images: an image follows from its label and seed, whatever it is drawn with."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -91,8 +92,8 @@ def test_the_last_batch_is_filled_up_and_cut(model: Checkerboard, monkeypatch: p
 
     draw = CheckerboardSampler.draw
 
-    def noting(sampler: Sampler, labels: Tensor, seeds: list[int]) -> Iterator[int]:
-        given.append((labels.tolist(), seeds))
+    def noting(sampler: Sampler, labels: Tensor, seeds: Tensor) -> Iterator[int]:
+        given.append((labels.tolist(), seeds.tolist()))
         return draw(sampler, labels, seeds)
 
     monkeypatch.setattr(CheckerboardSampler, "draw", noting)
@@ -106,6 +107,15 @@ def test_the_last_batch_is_filled_up_and_cut(model: Checkerboard, monkeypatch: p
     given.clear()
     list(draw_many(model, Request(LABELS[:2], DRAWING, batch_size=16)))
     assert given == [([3, 7], [0, 1])]  # a small request is not filled up
+
+
+def test_a_sampler_that_was_made_before_draws_the_same(model: Checkerboard, monkeypatch: pytest.MonkeyPatch) -> None:
+    request = Request(LABELS, DRAWING, seed=5, batch_size=3)
+    expected = drawn(model, request)[1]
+    request = replace(request, sampler=bulk.make_sampler(model, request))
+    monkeypatch.setattr(Checkerboard, "sampler", lambda *args: pytest.fail("another sampler was made"))
+    for _ in range(2):
+        assert torch.equal(drawn(model, request)[1], expected)
 
 
 def test_kept_codes_stay_and_the_rest_is_drawn(model: Checkerboard) -> None:

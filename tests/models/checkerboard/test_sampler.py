@@ -17,7 +17,7 @@ from torch import Tensor
 
 import models
 from benchmarks.measure import CountKernels
-from models import sample
+from models import make_sampler, sample
 from models.checkerboard import sampler
 from models.checkerboard.config import CheckerboardConfig, CheckerboardDrawing
 from models.checkerboard.layout import Layout
@@ -64,7 +64,8 @@ def draw_recorded(
 
     run = model.sampler(len(LABELS), checked_drawing(model, settings))
     with patch.object(sampler, "draw", spy):
-        samples = run(torch.tensor(LABELS), SEEDS, keep, keep_codes)
+        labels = LABELS if model.config.class_cond else [model.unconditional_label] * len(LABELS)
+        samples = run(torch.tensor(labels), SEEDS, keep, keep_codes)
     return Drawn(samples, run.layout, torch.cat(blocks, dim=1))
 
 
@@ -242,6 +243,23 @@ def test_given_seeds_leave_the_global_generator_alone() -> None:
     state = torch.get_rng_state()
     sample(tiny_model(), LABELS, seeds=[1, 2])
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_sampler_is_made_once_and_used_often() -> None:
+    model, labels = tiny_model(), torch.tensor([3, 1, 4])
+    sampler = make_sampler(model, 3, cfg=1.5, temperature=0.9)
+    for seeds in ([0, 1, 2], [7, 8, 9], [0, 1, 2]):
+        expected, found = sample(model, labels, seeds=seeds, cfg=1.5, temperature=0.9), sampler(labels, seeds)
+        assert torch.equal(found.images, expected.images)
+    for call, words in (
+        (lambda: sampler(labels[:2], [0, 1]), "2 labels for a sampler of 3 images"),
+        (lambda: sampler(labels, [0, 1]), "2 seeds for 3 labels"),
+        (lambda: sampler(labels + 90, [0, 1, 2]), "out of range"),
+        (lambda: make_sampler(model, 0), "batch is 0"),
+        (lambda: make_sampler(model, 2, steps=3), "steps means nothing"),
+    ):
+        with pytest.raises(UserError, match=words):
+            call()
 
 
 def test_seeds_that_would_be_others_are_refused() -> None:

@@ -1,0 +1,43 @@
+"""How many images are drawn at once if the user does not say."""
+
+from collections.abc import Callable
+
+import pytest
+
+from models.config import Drawing
+from models.family import DECODING_MEMORY, Generator, Sampler
+from sampling.memory import CPU_BATCH, MAX_BATCH, SHARE, batch_that_fits, bytes_an_image, pick_batch_size
+from tests.factory import tiny_model
+from tests.llamagen_factory import tiny_gpt
+from tests.randar_factory import tiny_randar
+
+pytestmark = pytest.mark.quick
+
+
+@pytest.mark.parametrize("cfg", [0.0, 1.5])
+@pytest.mark.parametrize("make", [tiny_model, tiny_gpt, tiny_randar])
+def test_an_image_is_counted_with_all_that_a_sampler_holds_for_it(make: Callable[[], Generator], cfg: float) -> None:
+    """The tensors of a sampler of 5 images, those of one of 1 taken off, are four images' share."""
+    model = make()
+    drawing = model.Drawing(cfg=cfg)
+    held = [sum(t.nbytes for t in (*run.cache(), run.sequence, run.maps)) for run in _samplers(model, drawing)]
+    counted, logits = bytes_an_image(model, drawing), 4 * model.num_locations * model.num_codes
+    assert (held[1] - held[0]) // 4 + logits < counted
+    assert counted < (held[1] - held[0]) // 4 + 8 * logits + 30 * (2 * model.config.img_size) ** 2
+
+
+def _samplers(model: Generator, drawing: Drawing) -> list[Sampler]:
+    return [model.sampler(batch, drawing) for batch in (1, 5)]
+
+
+def test_a_batch_fits_into_a_share_of_what_is_free() -> None:
+    for free in (int(1e9), int(10e9), int(24e9)):
+        batch = batch_that_fits(free, 10**8)
+        assert batch == 1 or DECODING_MEMORY + batch * 10**8 <= SHARE * free < DECODING_MEMORY + (batch + 1) * 10**8
+    assert batch_that_fits(0, 10**8) == 1
+    assert batch_that_fits(10**12, 10**8) == MAX_BATCH
+
+
+def test_a_cpu_draws_16_at_once() -> None:
+    model = tiny_model()
+    assert pick_batch_size(model, model.Drawing()) == CPU_BATCH == 16
