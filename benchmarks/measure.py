@@ -1,19 +1,46 @@
-"""What benchmarks share: a clock that waits for the device, products noted for replay, kernels counted, memory."""
+"""What benchmarks share: models, a clock that waits for the device, products noted for replay, kernels, memory."""
 
+import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from models.config import AutoencoderConfig, family_of
+from models.family import Generator
+from models.loading.autoencoder_kinds import new_autoencoder
+from runtime.config import dataclass_from_dict
+
 ONEDNN_LINEARS = (torch.ops.mkldnn._linear_pointwise, torch.ops.mkldnn._linear_pointwise.default)
+
+
+def make_model(section: Mapping[str, Any], autoencoder: AutoencoderConfig | None, device: torch.device) -> Generator:
+    """The model of a ``model:`` section in eval mode, its random weights always the same on a device.
+
+    ``autoencoder`` is the architecture of its autoencoder, None for that of the family's released models.
+    """
+    family = family_of(section)
+    config = dataclass_from_dict(family.load("config"), section, "model")
+    torch.manual_seed(0)
+    with device:
+        return family.load("generator")(config, new_autoencoder(autoencoder or config.usual_autoencoder())).eval()
+
+
+def random_batch(model: Generator, batch: int) -> tuple[list[Tensor], Tensor]:
+    """Random codes (B, S, S) of each scale and labels (B,), on the model's device."""
+    device = model.device
+    codes = [torch.randint(model.num_codes, (batch, side, side), device=device) for side in model.scale_sizes]
+    return codes, torch.randint(model.config.num_classes, (batch,), device=device)
 
 
 def now(device: torch.device) -> float:
@@ -66,6 +93,33 @@ class CountKernels(TorchDispatchMode):
         aliases = [value.alias_info for value in func._schema.returns]
         self.count += not any(alias is not None and not alias.is_write for alias in aliases)
         return func(*args, **(kwargs or {}))
+
+
+def profiled(work: Callable[[], object], device: torch.device) -> tuple[int, float]:
+    """How many kernels and copies a piece of work launches on a GPU, and seconds in which at least one of them runs.
+
+    Elsewhere operations of torch stand in for them.
+    """
+    on_gpu = device.type == "cuda"
+    activity = ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU
+    with profile(activities=[activity], acc_events=True) as record:  # else torch warns that further cycles clear them
+        work()
+        now(device)
+    with TemporaryDirectory() as folder:  # a trace is read a hundred times as fast as record.events() are made
+        record.export_chrome_trace(f"{folder}/trace.json")
+        events = json.loads(Path(folder, "trace.json").read_text())["traceEvents"]
+    wanted = ("kernel", "gpu_memcpy", "gpu_memset") if on_gpu else ("cpu_op",)
+    spans = [(event["ts"], event["ts"] + event["dur"]) for event in events if event.get("cat") in wanted]
+    return len(spans), covered(spans) / 1e6
+
+
+def covered(spans: Iterable[tuple[float, float]]) -> float:
+    """Length of what spans (start, end) cover together."""
+    total, reached = 0.0, float("-inf")
+    for start, end in sorted(spans):
+        total += max(0.0, end - max(start, reached))
+        reached = max(reached, end)
+    return total
 
 
 def forget_peak(device: torch.device) -> None:

@@ -37,16 +37,14 @@ def main(argv: Sequence[str]) -> None:
     args = parse_flags(argv, "benchmarks.training", __doc__, BenchmarkArgs)
     import torch  # takes seconds, and so do the rest
 
-    from benchmarks.measure import RecordProducts, now, products_of_linear, time_products
+    from benchmarks.measure import RecordProducts, now, products_of_linear, random_batch, time_products
     from models.loading.checkpoint import random_model
     from runtime.device import describe_machine, describe_size, pick_device
     from training.task import step_context
 
     device = pick_device(args.device)
     model = random_model(Path(args.config))[0].to(device).train()
-    num_codes = model.autoencoder.config.n_embed
-    codes = [torch.randint(num_codes, (args.batch_size, side, side), device=device) for side in model.scale_sizes]
-    labels = torch.randint(model.config.num_classes, (args.batch_size,), device=device)
+    codes, labels = random_batch(model, args.batch_size)
     optimizer = torch.optim.AdamW(model.parameters())
     times, record = [], RecordProducts()
     for step in range(WARM_UP + args.steps):

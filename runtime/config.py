@@ -19,15 +19,12 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
-import yaml
-
 from runtime.errors import UserError
 from runtime.files import write_text
 
 Settings = TypeVar("Settings")
 Words = Sequence[str]  # of a command line, without the program's name
 Kinds = type | tuple[type, ...]  # of one section: its keys are those of all
-MAX_DEPTH = 100  # of settings within settings
 # Each type as --help shows it, and what to type for a value of it.
 _VALUES = {
     int: ("INT", "a whole number"),
@@ -132,7 +129,9 @@ def options_of(kind: type, prefix: str = "") -> list[Option]:
 
 def to_yaml(settings: Mapping[str, Any]) -> str:
     """YAML of one dataclass instance, or several, a section, in the published schema."""
-    return yaml.safe_dump({section: plain(value) for section, value in settings.items()}, sort_keys=False)
+    from runtime import strict_yaml
+
+    return strict_yaml.dump({section: plain(value) for section, value in settings.items()})
 
 
 def plain(value: Any) -> dict[str, Any]:
@@ -180,39 +179,17 @@ def check_keys(values: Iterable[str], known: Collection[str], where: str) -> Non
             raise UserError(f"unknown key {key} in {where}{suggestion}")
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """Refuses a mapping that names a key twice: YAML would keep the last and drop the first silently.
-
-    And settings that are nested deeper than any of ours: they would exhaust Python's stack here, or later.
-    """
-
-    depth = 0
-
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node:
-        self.depth += 1
-        if self.depth > MAX_DEPTH:
-            raise yaml.composer.ComposerError(problem=f"more than {MAX_DEPTH} settings lie within each other")
-        node = super().compose_node(parent, index)
-        self.depth -= 1
-        return node
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        twice = [key for key in keys if keys.count(key) > 1]
-        if twice:
-            raise yaml.constructor.ConstructorError(None, None, f"key {twice[0]} stands there twice", node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML file's mapping."""
+    from runtime import strict_yaml
+
     if path.is_dir():
         raise UserError(f"{path} is a folder; name the YAML file in it")
     if not path.is_file():
         raise UserError(f"no such file: {path}")
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        content = strict_yaml.load(path.read_text(encoding="utf-8"))
+    except ValueError as error:
         raise UserError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} holds no settings")
@@ -221,7 +198,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 def write_yaml(path: Path, content: Mapping[str, Any]) -> None:
     """Write a YAML file whole or not at all."""
-    write_text(path, yaml.safe_dump(dict(content), sort_keys=False))
+    from runtime import strict_yaml
+
+    write_text(path, strict_yaml.dump(content))
 
 
 class _Parser(argparse.ArgumentParser):
@@ -274,8 +253,11 @@ def _from_text(text: str, option: Option) -> Any:
         return None
     if str in kinds:
         return typed(text, option.hint, option.name)
-    with suppress(yaml.YAMLError, ValueError, RecursionError):
-        value = yaml.load(text, Loader=_UniqueKeyLoader) if text[:1] in ("[", "{") else text
+    if text[:1] in ("[", "{"):
+        from runtime import strict_yaml
+
+        with suppress(ValueError):
+            value = strict_yaml.load(text)
     if is_dataclass(option.hint):
         return _mapping(value, option.name)
     if bool in kinds and text.lower() in ("true", "false"):

@@ -537,6 +537,12 @@ RULES = (
     ),
     Rule(r"python -m benchmarks\.cache", says="torch", added="--images 2000 --stored_images 200 --batches 4"),
     Rule(
+        r"python -m benchmarks\.device",
+        files=("output/device.json",),
+        says="pass +noise",
+        added="--device cpu --small --compiled false --minutes 0.02",
+    ),
+    Rule(
         r"python -m training\.export .*",
         files=("output/quickstart-published/checkpoint-last.pth", "output/quickstart-published/autoenc/*"),
     ),

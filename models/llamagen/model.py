@@ -11,7 +11,6 @@ from typing import Self
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -42,6 +41,13 @@ class Norm(nn.Module):
         return as_dtype(F.rms_norm(x.float(), self.weight.shape, eps=EPS), x.dtype) * self.weight
 
 
+def drop_path(probability: float) -> nn.Module:
+    """What drops a branch of an image; models without it need no timm."""
+    from timm.layers import DropPath
+
+    return DropPath(probability)
+
+
 class Layer(nn.Module):
     def __init__(self, config: LlamaGenConfig, index: int) -> None:
         super().__init__()
@@ -49,8 +55,7 @@ class Layer(nn.Module):
         self.attention = Attention(size, rotate_pairs)
         self.feed_forward = FeedForward(size)
         self.attention_norm, self.ffn_norm = Norm(size.hidden_size), Norm(size.hidden_size)
-        path = config.drop_path_rate
-        self.drop = DropPath(config.drop_path(index)) if path else nn.Dropout(config.dropout)
+        self.drop = drop_path(config.drop_path(index)) if config.drop_path_rate else nn.Dropout(config.dropout)
 
     def forward(
         self, x: Tensor, rotation: SameRotation, index: int, mask: Mask, cache: KVCache | None, start: Start

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from benchmarks import cache, sampling, training
+from benchmarks import cache, device, sampling, training
 from benchmarks.sampling import BenchmarkArgs
 from benchmarks.sampling_job import COLUMNS, Case, measure_memory, measure_times
 from tests.command_factory import ROOT, call
@@ -64,6 +64,8 @@ def test_rows_of_the_cache(tmp_path: Path) -> None:
         (sampling.main, ("--repeats", "0"), "repeats is 0; it must be at least 1"),
         (training.main, ("--config", "nowhere.yaml"), "no such file: nowhere.yaml"),
         (cache.main, ("--images", "0"), "images is 0; it must be at least 1"),
+        (device.main, ("--minutes", "0"), "minutes is 0.0; it must be above 0"),
+        (device.main, ("--output", "table.txt"), "output is table.txt; name a file that ends in .json"),
     ],
 )
 def test_a_mistake_is_answered_by_one_line(main: object, flags: tuple[str, ...], answer: str) -> None:

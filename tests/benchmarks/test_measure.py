@@ -1,6 +1,7 @@
 """What benchmarks measure with: products that can be replayed, operations, memory."""
 
 import math
+import time
 
 import numpy as np
 import pytest
@@ -8,7 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from benchmarks.measure import CountKernels, RecordProducts, process_memory, products_of_linear, time_products
+from benchmarks.measure import (
+    CountKernels,
+    RecordProducts,
+    covered,
+    process_memory,
+    products_of_linear,
+    profiled,
+    time_products,
+)
 from models.linear import Linear
 
 pytestmark = pytest.mark.quick
@@ -53,6 +62,18 @@ def test_operations_that_only_look_are_not_counted() -> None:
         y = x.view(16).unsqueeze(0) + 1
         y.mul_(2)
     assert kernels.count == 2
+
+
+def test_what_overlaps_counts_once() -> None:
+    assert covered([(5, 6), (0, 2), (1, 3), (1.5, 2), (3, 4)]) == 5
+    assert covered([]) == 0
+
+
+def test_operations_are_counted_and_waiting_is_idle() -> None:
+    x = torch.ones(300, 300)
+    count, busy = profiled(lambda: (x + x, x * x, time.sleep(0.2)), CPU)
+    assert count == 2
+    assert 0 < busy < 0.1
 
 
 def test_memory_of_this_process() -> None:
