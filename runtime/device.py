@@ -29,14 +29,26 @@ def pick_device(name: str = "auto") -> torch.device:
         raise UserError(f"device {name} is unknown; give the number of a GPU as in cuda:0") from error
 
 
-def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The named precision; ``auto`` is bfloat16 on a GPU that computes in it and float32 elsewhere."""
+def pick_dtype(name: str, device: torch.device, trains: bool = False) -> torch.dtype:
+    """The named precision; ``auto`` is bfloat16 on a GPU that computes in it and float32 elsewhere.
+
+    To train, it is bfloat16 on a CPU that has instructions for it too. To draw it is not: in float32 an image hardly
+    ever depends on its batch.
+    """
     if name == "auto":
-        fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        return torch.bfloat16 if fast else torch.float32
+        fast = {
+            "cuda": lambda: torch.cuda.is_bf16_supported(including_emulation=False),
+            "cpu": lambda: trains and cpu_has_bfloat16(),
+        }
+        return torch.bfloat16 if fast.get(device.type, bool)() else torch.float32
     if name not in DTYPES:
         raise UserError(f"dtype {name} is unknown; choose auto, {', '.join(DTYPES)}")
     return DTYPES[name]
+
+
+def cpu_has_bfloat16() -> bool:
+    """Whether this CPU multiplies matrices of bfloat16 by instructions of its own."""
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager:

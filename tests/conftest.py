@@ -24,6 +24,12 @@ def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True)
+def no_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training in this process computes alike on every CPU."""
+    monkeypatch.setattr("runtime.device.cpu_has_bfloat16", lambda: False)
+
+
 @pytest.fixture(params=["tiny-2x", "tiny-4x"])
 def reference(request: pytest.FixtureRequest) -> Reference:
     """Both reference checkpoints in turn; its models are shared, so a test must leave their weights alone."""

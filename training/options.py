@@ -45,7 +45,8 @@ class LoopArgs:
     ema_decay: float = option(0.9999, "of the average")
     ema_warmup: bool = option(True, "let the decay be 1 - (1 + t)^(-2/3) at most after t steps")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
-        "auto", "auto (bfloat16 where the GPU has it, else float32), float32, bfloat16, or float16 with loss scaling"
+        "auto",
+        "auto (bfloat16 where the GPU or CPU has it, else float32), float32, bfloat16, or float16 with loss scaling",
     )
     tf32: bool = option(
         False, "let CUDA compute what stays in float32, as the logits, by TF32: faster, with 10 bits of the fraction"

@@ -71,7 +71,7 @@ class Trainer:
     ) -> None:
         self.task, self.dataset, self.args, self.folder, self.device = task, dataset, args, folder, device
         self.settings = settings
-        self.dtype = task.precision or pick_dtype(args.dtype, device)
+        self.dtype = task.precision or pick_dtype(args.dtype, device, trains=True)
         allow_tf32(args.tf32)
         kind = ShardedState if args.shard else TrainState
         self.state = kind(task, args, len(dataset), device, self.dtype)

@@ -13,7 +13,18 @@ from torch import Tensor
 from models.checkerboard.layout import block_causal_mask
 from models.checkerboard.rope import Rotary, rotary_of
 from models.config import TransformerConfig
-from models.transformer import Attention, FeedForward, KVCache, Modulation, RMSNorm, Transformer, flex_mask, modulate
+from models.transformer import (
+    Attention,
+    FeedForward,
+    KVCache,
+    Mask,
+    Modulation,
+    RMSNorm,
+    Transformer,
+    attend,
+    flex_mask,
+    modulate,
+)
 from runtime.errors import UserError
 from tests.factory import randomize
 
@@ -176,3 +187,13 @@ def test_cache_is_allocated_once_in_the_models_precision() -> None:
 def test_impossible_sizes_are_refused(settings: dict[str, int], named: str) -> None:
     with pytest.raises(UserError, match=named):
         TransformerConfig(**settings)
+
+
+@pytest.mark.parametrize("mask", [None, "causal", torch.ones(7, 7, dtype=torch.bool).tril()])
+def test_mixed_precision_on_a_cpu_attends_in_float32(mask: Mask) -> None:
+    q, k, v = torch.randn(3, 2, 4, 7, 8, requires_grad=True).unbind()
+    expected = attend(q, k, v, mask)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = attend(q, k, v, mask)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, expected)

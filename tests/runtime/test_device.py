@@ -1,11 +1,12 @@
 """Where and in which precision to compute."""
 
+from collections.abc import Callable, Iterator
 from unittest.mock import patch
 
 import pytest
 import torch
 
-from runtime.device import autocast, describe_size, pick_device, pick_dtype, send
+from runtime.device import allow_tf32, autocast, describe_size, exact_float32, pick_device, pick_dtype, send
 from runtime.errors import UserError
 from tests.factory import tiny_model
 
@@ -41,7 +42,42 @@ def test_a_named_device_is_taken_or_refused() -> None:
 def test_auto_precision_is_bfloat16_where_the_gpu_computes_in_it(supported: bool, picked: torch.dtype) -> None:
     with patch("torch.cuda.is_bf16_supported", lambda including_emulation: supported and not including_emulation):
         assert pick_dtype("auto", CUDA) == picked
-    assert pick_dtype("auto", CPU) == pick_dtype("auto", torch.device("mps")) == torch.float32
+    for trains in (False, True):
+        assert pick_dtype("auto", CPU, trains) == pick_dtype("auto", torch.device("mps"), trains) == torch.float32
+
+
+def test_a_cpu_with_bfloat16_trains_in_it_and_draws_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("runtime.device.cpu_has_bfloat16", lambda: True)
+    assert pick_dtype("auto", CPU, trains=True) == torch.bfloat16
+    assert pick_dtype("auto", CPU) == pick_dtype("auto", torch.device("mps"), trains=True) == torch.float32
+    assert pick_dtype("float32", CPU, trains=True) == torch.float32
+
+
+@pytest.fixture
+def tf32() -> Iterator[Callable[[], list[bool]]]:
+    """What torch is set to, for products and for convolutions; put back at the end."""
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32
+    yield lambda: [matmul.allow_tf32, cudnn.allow_tf32]
+    matmul.allow_tf32, cudnn.allow_tf32 = before
+
+
+def test_tf32_is_one_setting_and_never_of_codes(tf32: Callable[[], list[bool]]) -> None:
+    for allowed in (True, False):
+        allow_tf32(allowed)
+        assert tf32() == [allowed, allowed]
+        with pytest.raises(ZeroDivisionError), exact_float32():
+            assert tf32() == [False, False]
+            _ = 1 / 0
+        assert tf32() == [allowed, allowed]
+
+
+def test_codes_of_mixed_precision_are_those_of_float32() -> None:
+    model, images = tiny_model(), 2 * torch.rand(2, 3, 32, 32) - 1
+    expected = model.tokenize(images)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = model.tokenize(images)
+    assert all(torch.equal(*codes) for codes in zip(found, expected, strict=True))
 
 
 def test_a_named_precision_is_taken_or_refused() -> None:
