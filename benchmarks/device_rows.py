@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.device_plan import Row, section_of
 from benchmarks.measure import forget_peak, held_memory, make_model, now, profiled, random_batch
 from models.family import Generator, Sampler
+from models.linear import by_torch
 from models.sampling import checked_drawing
 from runtime.device import DTYPES, autocast
 from training.task import step_context
@@ -87,7 +88,7 @@ def measure_training(row: Row, model: Generator) -> Values:
         optimizer.zero_grad(set_to_none=True)
         return (now(device) - start,)
 
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False) as counter, by_torch():  # whose operations it knows
         run()
     model.prepare_training("sdpa", row.mode == "compiled", activation_checkpointing=False)
     warm_up, (step,), peak = _timed(run, row, device)

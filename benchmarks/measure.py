@@ -4,10 +4,9 @@ import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -18,10 +17,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from models.config import AutoencoderConfig, family_of
 from models.family import Generator
+from models.linear import by_torch
 from models.loading.autoencoder_kinds import new_autoencoder
 from runtime.config import dataclass_from_dict
-
-ONEDNN_LINEARS = (torch.ops.mkldnn._linear_pointwise, torch.ops.mkldnn._linear_pointwise.default)
 
 
 def make_model(section: Mapping[str, Any], autoencoder: AutoencoderConfig | None, device: torch.device) -> Generator:
@@ -56,14 +54,21 @@ class RecordProducts(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
         self.products: list[partial[Tensor]] = []
+        self.by_torch = by_torch()
+
+    def __enter__(self) -> Self:
+        self.by_torch.__enter__()
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self.by_torch.__exit__(*error)
 
     def __torch_function__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        detached = (value.detach() if isinstance(value, Tensor) else value for value in args)
         if func in (F.linear, F.conv2d):
+            detached = (value.detach() if isinstance(value, Tensor) else value for value in args)
             self.products.append(partial(func, *detached, **kwargs))
-        elif func in ONEDNN_LINEARS:  # of models.linear
-            self.products.append(partial(F.linear, *islice(detached, 3)))
         return func(*args, **kwargs)
 
 

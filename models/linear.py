@@ -3,11 +3,15 @@
 Letters: k inputs, n outputs, M rows of all that comes before.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+_onednn_allowed = True
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -24,6 +28,17 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return _onednn(x, weight, bias)
 
 
+@contextmanager
+def by_torch() -> Iterator[None]:
+    """``F.linear`` alone computes linear layers while this lasts: to compare with, or to note its calls."""
+    global _onednn_allowed
+    before, _onednn_allowed = _onednn_allowed, False
+    try:
+        yield
+    finally:
+        _onednn_allowed = before
+
+
 class Linear(nn.Linear):
     """``nn.Linear`` by ``linear``."""
 
@@ -33,7 +48,8 @@ class Linear(nn.Linear):
 
 def _takes_onednn(x: Tensor, weight: Tensor) -> bool:
     return (
-        x.device.type == "cpu"
+        _onednn_allowed
+        and x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()

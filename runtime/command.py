@@ -16,6 +16,10 @@ from typing import Any
 from runtime.errors import UserError
 from runtime.stopping import Stopped
 
+# How many times a thread that waits looks for work before it sleeps. libgomp's own 300,000 keep it spinning, on a busy
+# machine in the place of the thread that it waits for (docs/speed.md). Read when torch is imported, which comes later.
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
 FAILED = 1
 USER_ERROR = 2
 INTERRUPTED = 130

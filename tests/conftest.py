@@ -24,10 +24,12 @@ def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
-@pytest.fixture(autouse=True)
-def no_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="session", autouse=True)
+def no_bfloat16() -> Iterator[None]:
     """Training in this process computes alike on every CPU."""
-    monkeypatch.setattr("runtime.device.cpu_has_bfloat16", lambda: False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("runtime.device.cpu_has_bfloat16", lambda: False)
+        yield
 
 
 @pytest.fixture(params=["tiny-2x", "tiny-4x"])

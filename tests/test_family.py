@@ -82,6 +82,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "lr": 0.01,
         "ema": True,
         "device": "cpu",
+        "dtype": "float32",
         "num_workers": 0,
         "log_freq": 1,
         "cfg": 1.0,

@@ -9,6 +9,7 @@ import json
 import os
 import re
 import signal
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from filelock import FileLock
 from torch import Tensor
 
 import main as training
+from data import cache
 from data.batches import EpochBatches
 from data.cache import DONE, TODO
 from data.images import CroppedImages, open_dataset
@@ -34,6 +36,13 @@ from tests.command_factory import Outcome, call
 from tests.factory import tiny_autoencoder
 from tests.pictures import damage, picture, write_pictures
 from tests.training_factory import exit_codes, main_command, start_process, start_ranks
+
+
+def flushing_command(argv: list[str]) -> None:
+    """``main_command`` that writes each group of images at once, as one does that is slow."""
+    cache.FLUSH_EVERY = 0.0
+    main_command(argv)
+
 
 NAME = "pets-32-ten"
 KEPT: list[UserError] = []  # until the process ends
@@ -109,6 +118,14 @@ def wait_at(lease: int, process: BaseProcess) -> None:
         assert process.is_alive(), "main.py ended too early"
 
 
+def wait_until_done(work: Work, count: int) -> None:
+    """Return once the codes of so many images are on the disk."""
+    end = time.monotonic() + 120
+    while work.status().count(DONE) < count:
+        assert time.monotonic() < end, "no more images were done"
+        time.sleep(0.02)
+
+
 @pytest.mark.processes
 def test_creation_survives_kills(work: Work) -> None:
     flags = ("--create_cache", "--batch_size", "20")  # two images of ten crops at once
@@ -116,8 +133,9 @@ def test_creation_survives_kills(work: Work) -> None:
     for number, done in ((4, 4), (9, 8)):
         path = work.pictures[number]
         with blocked(path) as lease:
-            process = start_process(work.output, main_command, work.flags(*flags))
+            process = start_process(work.output, flushing_command, work.flags(*flags))
             wait_at(lease, process)
+            wait_until_done(work, done)  # it reads ahead of what it encodes
             process.kill()
             assert exit_codes([process]) == [-signal.SIGKILL]
         assert work.status() == [DONE] * done + [TODO] * (12 - done)
@@ -137,9 +155,10 @@ def test_two_ranks_killed_half_way_and_continued_by_one(work: Work) -> None:
     assert command(work.flags(*flags, cached="undisturbed")).code == 0
     paths = work.pictures[4:6]  # in the second group of either rank
     with blocked(paths[0]) as first, blocked(paths[1]) as second:
-        ranks = start_ranks(work.folder, 2, main_command, work.flags(*flags))
+        ranks = start_ranks(work.folder, 2, flushing_command, work.flags(*flags))
         for lease, rank in zip((first, second), ranks, strict=True):
             wait_at(lease, rank)
+        wait_until_done(work, 4)
         for rank in ranks:
             rank.terminate()  # as torchrun passes it on when a job's time is up
         assert exit_codes(ranks) == [-signal.SIGTERM] * 2

@@ -39,7 +39,14 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     weights = {"checkpoint_path": str(root / "autoenc/autoencoder.safetensors")}
     model = {"architecture": "llamagen", "img_size": 16, "num_classes": 10, "vocab_size": 64, "llama_config": size}
     args = {"epochs": 12, "patch_level": 3, "schedule": "stages", "warmup_epochs": 0.5, "batch_size": 8, "lr": 3e-3}
-    args |= {"code_paths": [str(root / "codes")], "num_workers": 0, "device": "cpu", "ema": True, "ema_warmup": False}
+    args |= {
+        "code_paths": [str(root / "codes")],
+        "num_workers": 0,
+        "device": "cpu",
+        "dtype": "float32",
+        "ema": True,
+        "ema_warmup": False,
+    }
     args |= {"log_freq": 1, "eval_freq": 0, "save_minutes": 0.0}
     write_yaml(root / "npp.yaml", {"model": model | {"autoenc": weights}, "args": args})
     return root

@@ -245,3 +245,14 @@ def test_the_backend_of_a_notebook_does_not_matter() -> None:
     program = PROGRAM.format("print(__import__('matplotlib.pyplot').get_backend())")
     outcome = start_python("-c", program, MPLBACKEND="module://matplotlib_inline.backend_inline")
     assert (outcome.code, outcome.out.strip().lower()) == (0, "agg")
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize(
+    "program", ["main", "main_sample", "evaluator", "train_ae_codebook.main", "benchmarks.sampling"]
+)
+def test_threads_that_wait_sleep_soon(program: str) -> None:
+    """Which torch reads when it is imported; what the user has set stays."""
+    code = f"import os, sys, {program}; print(os.environ['GOMP_SPINCOUNT'], 'torch' in sys.modules)"
+    assert start_python("-c", code).out.split() == ["1000", "False"]
+    assert start_python("-c", code, GOMP_SPINCOUNT="7").out.split() == ["7", "False"]
