@@ -3,8 +3,6 @@
 import gc
 import math
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,7 @@ from benchmarks.device_checks import checks_of
 from benchmarks.device_plan import GOALS, Goal, Row, rows_to_measure
 from benchmarks.device_rows import Values, measure
 from runtime.command import short_reason
-from runtime.device import describe_machine, pick_device
+from runtime.device import describe_machine, exact_float32, pick_device
 from runtime.errors import UserError
 from runtime.files import move_aside, write_json
 
@@ -160,14 +158,3 @@ def best_of(rows: list[dict[str, Any]], goal: Goal) -> float | None:
     alike = (row for row in rows if row["work"] == "sampling" and row["model"] == "L" and row["batch"] == goal.batch)
     values = [row[goal.value] for row in alike if row["dtype"] in goal.dtypes and goal.value in row]
     return (max if goal.is_least else min)(values, default=None)
-
-
-@contextmanager
-def exact_float32() -> Iterator[None]:
-    """Convolutions on CUDA in full float32, which torch else rounds to TF32."""
-    allowed = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.allow_tf32 = allowed

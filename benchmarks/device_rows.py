@@ -14,7 +14,7 @@ from benchmarks.measure import forget_peak, held_memory, make_model, now, profil
 from models.family import Generator, Sampler
 from models.linear import by_torch
 from models.sampling import checked_drawing
-from runtime.device import DTYPES, autocast
+from runtime.device import DTYPES, autocast, fuses_optimizer
 from training.task import step_context
 
 WARM_UPS = {"eager": 1, "compiled": 3}  # runs; of a CUDA graph the second is recorded, the third is the first replay
@@ -77,7 +77,7 @@ def measure_training(row: Row, model: Generator) -> Values:
     device = model.device
     model.train()
     codes, labels = random_batch(model, row.batch)
-    optimizer = torch.optim.AdamW(model.parameters())
+    optimizer = torch.optim.AdamW(model.parameters(), fused=fuses_optimizer(device))
 
     def run() -> tuple[float]:
         start = now(device)

@@ -39,13 +39,13 @@ def main(argv: Sequence[str]) -> None:
 
     from benchmarks.measure import RecordProducts, now, products_of_linear, random_batch, time_products
     from models.loading.checkpoint import random_model
-    from runtime.device import describe_machine, describe_size, pick_device
+    from runtime.device import describe_machine, describe_size, fuses_optimizer, pick_device
     from training.task import step_context
 
     device = pick_device(args.device)
     model = random_model(Path(args.config))[0].to(device).train()
     codes, labels = random_batch(model, args.batch_size)
-    optimizer = torch.optim.AdamW(model.parameters())
+    optimizer = torch.optim.AdamW(model.parameters(), fused=fuses_optimizer(device))
     times, record = [], RecordProducts()
     for step in range(WARM_UP + args.steps):
         times.append([now(device)])

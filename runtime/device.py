@@ -51,6 +51,11 @@ def cpu_has_bfloat16() -> bool:
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
+def fuses_optimizer(device: torch.device) -> bool:
+    """Whether torch updates all weights there by one kernel."""
+    return device.type in ("cuda", "cpu")
+
+
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager:
     """Mixed precision with float32 weights; off for float32."""
     return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)

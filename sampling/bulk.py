@@ -37,7 +37,7 @@ class Request:
     compiled: bool = False
     constraint: Constraint | None = None
     resize_to: int | None = None  # side in pixels of what is stored, if not the model's
-    sampler: Sampler | None = None  # of ``make_sampler``, to be used again; else drawing makes one
+    sampler: Sampler | None = None  # of ``sampler_of``, to be used again; else drawing makes one
 
 
 def place_model(model: Generator, args: SamplingArgs, device: torch.device) -> None:
@@ -56,7 +56,7 @@ def draw_many(
     dropped, so that nothing is compiled or captured twice and rounding is the same for all.
     """
     indices = list(range(len(request.labels))) if indices is None else list(indices)
-    sampler = make_sampler(model, request) if request.sampler is None else request.sampler
+    sampler = sampler_of(model, request) if request.sampler is None else request.sampler
     batch = sampler.batch
     kept = (request.constraint.mask, request.constraint.codes) if request.constraint else ()
     kept_in_batch = [[scale.expand(batch, -1, -1) for scale in scales] for scales in kept]
@@ -68,7 +68,7 @@ def draw_many(
         yield wanted, out.first(len(wanted), model.device)
 
 
-def make_sampler(model: Generator, request: Request) -> Sampler:
+def sampler_of(model: Generator, request: Request) -> Sampler:
     """What draws the batches of a request on this rank."""
     batch = min(request.batch_size, -(-len(request.labels) // distributed.num_ranks()))
     return model.sampler(batch, request.drawing, request.compiled)

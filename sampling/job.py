@@ -23,7 +23,7 @@ from runtime.errors import UserError
 from runtime.files import free_name, whole
 from runtime.lock import lock_folder
 from sampling import folder as sample_folder
-from sampling.bulk import Request, draw_into, draw_many, make_sampler, place_model, stored_side
+from sampling.bulk import Request, draw_into, draw_many, place_model, sampler_of, stored_side
 from sampling.editing import Edit, load_edit
 from sampling.folder import MAPS, SampleFolder, sample_settings
 from sampling.labels import balanced_labels, parse_labels, read_labels, shown_labels
@@ -60,7 +60,7 @@ def draw_samples(args: SampleArgs, settings: dict[str, Any]) -> None:
     with _output_folder(args) as path:
         folder = SampleFolder(path, (len(labels), side, side, 3), args.format, maps)
         if _prepare(folder, model, request, args, sha256):
-            request = replace(request, sampler=make_sampler(model, request))
+            request = replace(request, sampler=sampler_of(model, request))
             distributed.say(
                 f"{describe_size(model)}; {len(labels)} images of {side} px in {model.num_steps(drawing)} steps, "
                 f"{request.sampler.batch} at once; {str(model.dtype).removeprefix('torch.')} on {device}"

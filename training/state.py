@@ -12,6 +12,7 @@ from torch.distributed.tensor import DTensor
 from models.loading.checkpoint import SHARED_SUFFIX, find_checkpoint
 from models.loading.state import read_torch_file
 from runtime import distributed
+from runtime.device import fuses_optimizer
 from runtime.errors import UserError
 from runtime.files import whole
 from training.options import LoopArgs
@@ -30,7 +31,7 @@ class TrainState:
         self.task, self.args, self.num_images = task, args, num_images
         self.module = task.module.to(device).train()
         groups = param_groups_weight_decay(self.module, args.weight_decay)
-        fused = not args.shard and device.type in ("cuda", "cpu")  # one kernel for all weights
+        fused = not args.shard and fuses_optimizer(device)
         self.optimizer = torch.optim.AdamW(groups, lr=args.lr, betas=tuple(args.betas), fused=fused)
         self.ema = ModelEmaV3(self.module, decay=args.ema_decay, use_warmup=args.ema_warmup) if args.ema else None
         self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)

@@ -184,8 +184,8 @@ def draw_codes(
 ) -> None:
     """One step: draw the codes of locations ``drawn`` (B, n) into the buffers of ``run``. Without syncs.
 
-    ``known`` (B, n') are the locations whose codes are fed, ``start`` and ``first`` as of ``fed``, ``noise`` (B, n, .)
-    is for ``draw``, ``strengths`` for the guidance of this step.
+    ``known`` (B, n') are the locations whose codes are fed, ``start`` and ``first`` as of ``fed``, ``noise`` of
+    ``drawn`` is for ``draw``, ``strengths`` for the guidance of this step.
     """
     model, sets = run.model, run.row_sets
     instructions = [F.embedding(locations, run.instructions).repeat(sets, 1, 1) for locations in (known, drawn)]

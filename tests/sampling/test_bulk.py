@@ -112,7 +112,7 @@ def test_the_last_batch_is_filled_up_and_cut(model: Checkerboard, monkeypatch: p
 def test_a_sampler_that_was_made_before_draws_the_same(model: Checkerboard, monkeypatch: pytest.MonkeyPatch) -> None:
     request = Request(LABELS, DRAWING, seed=5, batch_size=3)
     expected = drawn(model, request)[1]
-    request = replace(request, sampler=bulk.make_sampler(model, request))
+    request = replace(request, sampler=bulk.sampler_of(model, request))
     monkeypatch.setattr(Checkerboard, "sampler", lambda *args: pytest.fail("another sampler was made"))
     for _ in range(2):
         assert torch.equal(drawn(model, request)[1], expected)
