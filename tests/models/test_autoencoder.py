@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from models.autoencoder import QUANTIZE_CHUNK, quantizer_loss, resize_image, upsample_latents
+from models import autoencoder as autoencoders
+from models.autoencoder import QUANTIZE_TABLE_CPU, quantizer_loss, resize_image, upsample_latents
 from models.config import LlamaGenVQConfig
 from models.llamagen_vq import LlamaGenVQ, Quantizer
 from runtime.errors import UserError
@@ -92,8 +93,8 @@ def test_nearest_is_exact(dim: int) -> None:
 
 
 def test_nearest_takes_float32_latents_of_any_number() -> None:
-    quantizer = Quantizer(16, 8)
-    for count in (1, QUANTIZE_CHUNK - 1, QUANTIZE_CHUNK, QUANTIZE_CHUNK + 1):
+    quantizer, chunk = Quantizer(16, 8), QUANTIZE_TABLE_CPU // 16
+    for count in (1, chunk - 1, chunk, chunk + 1):
         latents = torch.randn(count, 8)
         expected = torch.cdist(latents.double(), quantizer.codebook().double()).argmin(-1)
         assert torch.equal(quantizer.nearest(latents), expected)
@@ -117,11 +118,12 @@ class LargestOutput(TorchDispatchMode):
 
 
 def test_nearest_builds_one_chunk_of_the_distance_table_at_a_time() -> None:
-    N, V, C = 2 * QUANTIZE_CHUNK + 5, 128, 8
+    V, C = 128, 8
+    N = 2 * QUANTIZE_TABLE_CPU // V + 5
     quantizer, latents = Quantizer(V, C), torch.randn(N, C)
     with LargestOutput() as largest:
         quantizer.nearest(latents)
-    assert 0 < largest.numel <= QUANTIZE_CHUNK * V
+    assert N * C < largest.numel <= QUANTIZE_TABLE_CPU
     with LargestOutput() as naive:
         _ = (latents[:10, None] - quantizer.codebook()).square()
     assert naive.numel == 10 * V * C  # the recorder sees such a tensor
@@ -171,6 +173,17 @@ def test_each_scale_encodes_the_image_at_its_own_size() -> None:
         assert codes.shape == (2, side, side)
         with torch.no_grad():
             assert torch.equal(codes, autoencoder.quantize_latents(autoencoder.encode(small)))
+
+
+def test_a_part_of_the_images_at_a_time_gets_the_same_codes(monkeypatch: pytest.MonkeyPatch) -> None:
+    autoencoder, images = tiny_autoencoder(), torch.randn(5, 3, 32, 32).clamp(-1, 1)
+    expected, sizes = autoencoder.tokenize(images, (1, 3, 8)), []
+    monkeypatch.setattr(autoencoders, "ENCODED_PIXELS", 2 * 32 * 32)
+    encode = autoencoder.encode
+    monkeypatch.setattr(autoencoder, "encode", lambda part: sizes.append(tuple(part.shape[::3])) or encode(part))
+    for codes, same in zip(autoencoder.tokenize(images, (1, 3, 8)), expected, strict=True):
+        assert torch.equal(codes, same)
+    assert sizes == [(5, 4), (5, 12), (2, 32), (2, 32), (1, 32)]
 
 
 @pytest.mark.parametrize("batch", [1, 2])
