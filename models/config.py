@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from math import inf
 from pkgutil import resolve_name
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from runtime.config import option
 from runtime.errors import UserError, check_at_least
@@ -17,6 +17,7 @@ FFN_MULTIPLE = 256
 MIN_TEMPERATURE = 1e-4  # below it, logits divided by it overflow
 MIN_TOP_P = 1e-6  # far below any use; far smaller ones are 0 in float32
 MAX_CFG = 1000  # far beyond any use; logits multiplied by much more overflow
+NORM_GROUPS = 32  # of the published autoencoders' group normalization
 NUM_SEEDS = 2**32  # torch's generator on the CPU tells no more apart
 Schedule = float | tuple[float, ...]  # one value, or one for each scale
 
@@ -42,9 +43,13 @@ class ConvolutionalConfig(AutoencoderConfig):
     ch_mult: tuple[int, ...] = option((1, 1, 2, 2, 4), "channel multiplier of each level, full resolution first")
     num_res_blocks: int = option(2, "residual blocks a level")
 
+    norm_groups: ClassVar[int] = NORM_GROUPS
+
     def __post_init__(self) -> None:
-        if any(self.ch * mult % 32 for mult in self.ch_mult):
-            raise UserError(f"autoencoder ch {self.ch} must be a multiple of 32, for its group normalization")
+        if any(self.ch * mult % self.norm_groups for mult in self.ch_mult):
+            raise UserError(
+                f"autoencoder ch {self.ch} must be a multiple of {self.norm_groups}, for its group normalization"
+            )
 
     @property
     def stride(self) -> int:
@@ -57,6 +62,13 @@ class LlamaGenVQConfig(ConvolutionalConfig):
 
     num_res_blocks: int = option(2, "residual blocks a level in the encoder; the decoder has one more")
     z_channels: int = option(256, "channels between encoder or decoder and the 1x1 convolutions at the codebook")
+    norm_groups: int = option(
+        NORM_GROUPS, "groups of channels that are normalized together; with one channel a group, colours fade"
+    )
+
+    def __post_init__(self) -> None:
+        check_at_least(1, self, "norm_groups")
+        super().__post_init__()
 
 
 @dataclass(frozen=True)

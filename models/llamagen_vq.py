@@ -11,15 +11,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.autoencoder import Autoencoder, GroupNorm, nearest_codes
-from models.config import LlamaGenVQConfig
+from models.config import NORM_GROUPS, LlamaGenVQConfig
 
 
 class ResidualBlock(nn.Module):
-    def __init__(self, channels_in: int, channels_out: int) -> None:
+    def __init__(self, channels_in: int, channels_out: int, groups: int) -> None:
         super().__init__()
-        self.norm1 = GroupNorm(channels_in)
+        self.norm1 = GroupNorm(channels_in, groups)
         self.conv1 = nn.Conv2d(channels_in, channels_out, 3, padding=1)
-        self.norm2 = GroupNorm(channels_out)
+        self.norm2 = GroupNorm(channels_out, groups)
         self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1)
         same = channels_in == channels_out
         self.nin_shortcut = nn.Identity() if same else nn.Conv2d(channels_in, channels_out, 1)
@@ -35,9 +35,9 @@ class ResidualBlock(nn.Module):
 class AttentionBlock(nn.Module):
     """Self-attention over locations with one head, scale c ** -0.5, added to its input."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, groups: int) -> None:
         super().__init__()
-        self.norm = GroupNorm(channels)
+        self.norm = GroupNorm(channels, groups)
         self.q, self.k, self.v, self.proj_out = (nn.Conv2d(channels, channels, 1) for _ in range(4))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -62,10 +62,12 @@ class Resample(nn.Module):
 class Level(nn.Module):
     """One resolution: residual blocks, each followed by attention at the lowest one, then a change of resolution."""
 
-    def __init__(self, channels: list[int], attend: bool, downsample: bool = False, upsample: bool = False) -> None:
+    def __init__(
+        self, channels: list[int], groups: int, attend: bool, downsample: bool = False, upsample: bool = False
+    ) -> None:
         super().__init__()
-        self.res = nn.ModuleList(ResidualBlock(*pair) for pair in pairwise(channels))
-        self.attn = nn.ModuleList(AttentionBlock(c) for c in channels[1:] if attend)
+        self.res = nn.ModuleList(ResidualBlock(*pair, groups) for pair in pairwise(channels))
+        self.attn = nn.ModuleList(AttentionBlock(c, groups) for c in channels[1:] if attend)
         self.downsample = Resample(channels[-1], halve=True) if downsample else nn.Identity()
         self.upsample = Resample(channels[-1], halve=False) if upsample else nn.Identity()
 
@@ -79,22 +81,22 @@ def _in_order(levels: Iterable[Level]) -> list[nn.Module]:
     return modules
 
 
-def _middle(c: int) -> nn.ModuleList:
-    return nn.ModuleList([ResidualBlock(c, c), AttentionBlock(c), ResidualBlock(c, c)])
+def _middle(c: int, groups: int) -> nn.ModuleList:
+    return nn.ModuleList([ResidualBlock(c, c, groups), AttentionBlock(c, groups), ResidualBlock(c, c, groups)])
 
 
 class Encoder(nn.Module):
     def __init__(self, config: LlamaGenVQConfig) -> None:
         super().__init__()
         widths = [config.ch * mult for mult in config.ch_mult]
-        lowest = len(widths) - 1
+        lowest, groups = len(widths) - 1, config.norm_groups
         self.conv_in = nn.Conv2d(3, config.ch, 3, padding=1)
         self.conv_blocks = nn.ModuleList()
         for i, (width_in, width) in enumerate(pairwise([config.ch, *widths])):
             channels = [width_in] + [width] * config.num_res_blocks
-            self.conv_blocks.append(Level(channels, attend=i == lowest, downsample=i != lowest))
-        self.mid = _middle(widths[-1])
-        self.norm_out = GroupNorm(widths[-1])
+            self.conv_blocks.append(Level(channels, groups, attend=i == lowest, downsample=i != lowest))
+        self.mid = _middle(widths[-1], groups)
+        self.norm_out = GroupNorm(widths[-1], groups)
         self.conv_out = nn.Conv2d(widths[-1], config.z_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -108,13 +110,14 @@ class Decoder(nn.Module):
     def __init__(self, config: LlamaGenVQConfig) -> None:
         super().__init__()
         widths = [config.ch * mult for mult in reversed(config.ch_mult)]  # lowest resolution first
+        groups = config.norm_groups
         self.conv_in = nn.Conv2d(config.z_channels, widths[0], 3, padding=1)
-        self.mid = _middle(widths[0])
+        self.mid = _middle(widths[0], groups)
         self.conv_blocks = nn.ModuleList()
         for i, (width_in, width) in enumerate(pairwise([widths[0], *widths])):
             channels = [width_in] + [width] * (config.num_res_blocks + 1)
-            self.conv_blocks.append(Level(channels, attend=i == 0, upsample=i != len(widths) - 1))
-        self.norm_out = GroupNorm(widths[-1])
+            self.conv_blocks.append(Level(channels, groups, attend=i == 0, upsample=i != len(widths) - 1))
+        self.norm_out = GroupNorm(widths[-1], groups)
         self.conv_out = nn.Conv2d(widths[-1], 3, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
@@ -157,6 +160,8 @@ class LlamaGenVQ(Autoencoder):
         self.post_quant_conv = nn.Conv2d(config.embed_dim, config.z_channels, 1)
         self.quantize = Quantizer(config.n_embed, config.embed_dim)
         self.register_buffer("cluster_usage_train", torch.zeros(config.n_embed))  # usage frequencies, (V,)
+        if config.norm_groups != NORM_GROUPS:  # no shape tells it, and published files lack it
+            self.register_buffer("norm_groups", torch.tensor(config.norm_groups))
 
     def encode(self, images: Tensor) -> Tensor:
         return F.normalize(self.quant_conv(self.encoder(images)), dim=1)

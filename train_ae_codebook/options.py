@@ -4,7 +4,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from data.options import CropRecipe, DatasetName
 from runtime.config import option
@@ -18,14 +18,15 @@ MIN_DISCRIMINATED = 8  # pixels of an image
 class ImageArgs(LoopArgs):
     """Settings of every training of autoencoders."""
 
+    precisions: ClassVar[tuple[str, ...]] = ("auto", "float32")
     img_size: int = option(32, "side of the full images, in pixels")
     commitment: float = option(0.25, "weight of the pull of latents towards their codes")
     export_dir: str | None = option(None, "folder of the finished autoencoder; default the run folder's autoencoder/")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.dtype not in ("auto", "float32"):
-            raise UserError(f"dtype is {self.dtype}; an autoencoder is trained in float32")
+        if self.dtype not in self.precisions:
+            raise UserError(f"dtype is {self.dtype}; this autoencoder is trained in {' or '.join(self.precisions[1:])}")
         check_at_least(0, self, "commitment")
 
     def check_steps(self, total: int) -> None:
@@ -60,8 +61,9 @@ class PyramidArgs(ImageArgs):
 
 @dataclass(frozen=True)
 class AutoencoderArgs(PyramidArgs):
-    """The ``args:`` section of a configuration of train_ae_codebook/main.py."""
+    """The ``args:`` section of a configuration of train_ae_codebook/main.py; ``dtype`` auto is float32."""
 
+    precisions: ClassVar[tuple[str, ...]] = ("auto", "float32", "bfloat16")
     start: str | None = option(
         None, "autoencoder a new run starts from, codes too if it has n_embed: LlamaGen's vq_ds16_c2i.pt, or a folder"
     )

@@ -41,9 +41,13 @@ class PerceptualDistance(nn.Module):
         self.eval().requires_grad_(False)
 
     def forward(self, images: Tensor, others: Tensor) -> Tensor:
-        """Mean over layers, locations and images (B, 3, H, W), in [-1, 1], of the square distance of their features."""
-        pairs = zip(self._features(images), self._features(others), strict=True)
-        return torch.stack([(one - other).square().sum(1).mean() for one, other in pairs]).mean()
+        """Mean over layers, locations and images (B, 3, H, W), in [-1, 1], of the square distance of their features.
+
+        In float32 in mixed precision too, which a CPU is slower in here.
+        """
+        with torch.autocast(images.device.type, enabled=False):
+            pairs = zip(self._features(images), self._features(others), strict=True)
+            return torch.stack([(one - other).square().sum(1).mean() for one, other in pairs]).mean()
 
     def _features(self, images: Tensor) -> list[Tensor]:
         """(B, c, h, w) of each layer, of unit norm over channels."""
@@ -68,8 +72,8 @@ class PatchDiscriminator(nn.Module):
         self.layers = nn.Sequential(*layers, nn.Conv2d(8 * channels, 1, 3, padding=1))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (B, 1, H / 8, W / 8) of images (B, 3, H, W) in [-1, 1]."""
-        return self.layers(images)
+        """Logits (B, 1, H / 8, W / 8), float32, of images (B, 3, H, W) in [-1, 1]."""
+        return self.layers(images).float()
 
 
 class Adversary:

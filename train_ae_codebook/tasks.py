@@ -67,13 +67,14 @@ class LlamaGenVQTask(AutoencoderTask):
     def __init__(self, module: LlamaGenVQ, args: AutoencoderArgs, validation: Dataset, device: torch.device) -> None:
         super().__init__(args, module.config.stride, args.scale_sizes, validation)
         self.module = module
+        self.precision = DTYPES.get(args.dtype, torch.float32)
         self.perceptual = PerceptualDistance().to(device) if args.perceptual else None
         self.adversary = Adversary(args.discriminator_lr, args.accum_steps, device) if args.discriminator else None
 
     def loss(self, batch: list[Tensor], context: StepContext) -> Loss:
         """Of images (B, 3, H, W) at one size: reconstruction, codebook, commitment, and the terms asked for."""
         images = self._at_random_size(batch[0], context)
-        z = self.module.encode(images)  # (B, C, S, S)
+        z = self.module.encode(images).float()  # (B, C, S, S)
         codes = self.module.quantize_latents(z)
         usage = self.module.cluster_usage_train
         usage.lerp_(code_frequencies(codes, len(usage)), USAGE_RATE)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from models.autoencoder import Autoencoder
-from models.config import AutoencoderConfig, LlamaGenVQConfig, MaskGITVQConfig, VQVAEConfig
+from models.config import NORM_GROUPS, AutoencoderConfig, LlamaGenVQConfig, MaskGITVQConfig, VQVAEConfig
 from models.llamagen_vq import LlamaGenVQ
 from models.maskgit_vq import MaskGITVQ
 from models.vqvae import VQVAE
@@ -47,6 +47,7 @@ def _infer_llamagen(state: Mapping[str, Tensor]) -> LlamaGenVQConfig:
         ch_mult=tuple(width // ch for width in widths),
         num_res_blocks=num_res_blocks,
         z_channels=z_channels,
+        norm_groups=int(state["norm_groups"]) if "norm_groups" in state else NORM_GROUPS,
     )
 
 

@@ -43,6 +43,18 @@ def test_the_loss_is_reconstruction_codebook_and_commitment(images: Tensor) -> N
     torch.testing.assert_close(loss.metrics()["l1"], error.abs().mean())
 
 
+def test_mixed_precision_changes_the_loss_a_little(images: Tensor) -> None:
+    task = ae_task(full_size_share=1.0, perceptual=0.5)
+    exact = task.loss([images, None], step(0)).value
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = task.loss([images, None], step(0)).value
+    assert mixed.dtype == torch.float32
+    assert mixed != exact
+    torch.testing.assert_close(mixed, exact, rtol=0.03, atol=0)
+    mixed.backward()
+    assert all(p.grad.isfinite().all() for p in task.module.parameters())
+
+
 def test_gradients_reach_every_parameter_and_pass_straight_through(images: Tensor) -> None:
     """What the encoder gets is the decoder's gradient at the codes plus the commitment's, and no more."""
     task = ae_task(full_size_share=1.0, commitment=0.0)
@@ -155,8 +167,9 @@ def test_the_largest_scale_must_be_that_of_the_images() -> None:
         LlamaGenVQTask(tiny_autoencoder(ch_mult=(1, 1)), ae_args(img_size=12), digits("val", 64), CPU)
 
 
-def test_the_module_is_an_autoencoder_in_float32() -> None:
-    task = ae_task()
-    assert task.precision == torch.float32
+@pytest.mark.parametrize("dtype", ["auto", "float32", "bfloat16"])
+def test_the_module_is_an_autoencoder_in_float32_if_nothing_else_is_said(dtype: str) -> None:
+    task = ae_task(dtype=dtype)
+    assert task.precision == (torch.bfloat16 if dtype == "bfloat16" else torch.float32)
     assert isinstance(task.module, Autoencoder)
     assert task.describe()["config"]["n_embed"] == 64

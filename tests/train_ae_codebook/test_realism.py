@@ -213,7 +213,7 @@ def test_a_run_too_short_for_its_discriminator_is_refused() -> None:
         ({"discriminator_start": 3}, "discriminator_start means nothing without a discriminator"),
         ({"full_size_share": 2.0}, "full_size_share is a probability; 2.0"),
         ({"commitment": -1.0}, "commitment is -1.0; it must not be negative"),
-        ({"dtype": "float16"}, "dtype is float16; an autoencoder is trained in float32"),
+        ({"dtype": "float16"}, "dtype is float16; this autoencoder is trained in float32 or bfloat16"),
     ],
 )
 def test_impossible_settings_are_refused(settings: dict[str, Any], answer: str) -> None:

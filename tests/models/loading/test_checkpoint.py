@@ -32,6 +32,7 @@ from models.loading.autoencoder import (
     open_autoencoder,
     read_autoencoder_config,
     read_autoencoder_state,
+    save_autoencoder,
 )
 from models.loading.checkerboard import published_state
 from models.loading.checkpoint import (
@@ -229,6 +230,28 @@ def test_architectures_survive_weights_and_yaml(config: LlamaGenVQConfig, tmp_pa
     assert read_autoencoder_config(tmp_path / "a.yaml") == config
     overridden = read_autoencoder_config(tmp_path / "a.yaml", {"n_embed": 5, "requant_pyramid_levels": -1})
     assert overridden == replace(config, n_embed=5)
+
+
+def test_groups_of_channels_survive_weights_and_yaml(tmp_path: Path) -> None:
+    made, usual = tiny_autoencoder(norm_groups=8), tiny_autoencoder()
+    save_autoencoder(made, tmp_path)
+    for path in (tmp_path, tmp_path / "autoencoder.safetensors"):
+        loaded, images = open_autoencoder(path), torch.rand(2, 3, 32, 32) * 2 - 1
+        assert loaded.config == made.config
+        assert torch.equal(loaded.tokenize(images, (8,))[0], made.tokenize(images, (8,))[0])
+        assert not torch.equal(loaded.tokenize(images, (8,))[0], usual.tokenize(images, (8,))[0])
+    assert "norm_groups" not in usual.state_dict()  # as published
+
+
+@pytest.mark.parametrize(("of_weights", "of_yaml"), [(8, 32), (8, 4), (32, 8)])
+def test_groups_of_channels_that_the_weights_contradict_are_refused(
+    of_weights: int, of_yaml: int, tmp_path: Path
+) -> None:
+    save_autoencoder(tiny_autoencoder(norm_groups=of_weights), tmp_path)
+    yaml_of = autoencoder_config_dict(tiny_autoencoder(norm_groups=of_yaml))
+    (tmp_path / "autoencoder_config.yaml").write_text(yaml.safe_dump(yaml_of))
+    with pytest.raises(UserError, match=f"was trained with norm_groups {of_weights}, but .* says {of_yaml}; mend"):
+        open_autoencoder(tmp_path)
 
 
 @pytest.mark.parametrize("with_yaml", [False, True])
