@@ -3,10 +3,10 @@
 Letters: B batch, T tokens of a call (the class token is token 0), D width, h heads, d = D / h.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Literal, NamedTuple, Protocol, Self
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,32 @@ from torch.utils.checkpoint import checkpoint
 from models.config import TransformerConfig
 from models.linear import Linear, linear
 
-Mask = Tensor | BlockMask | Literal["causal"] | None
+PART = 96  # tokens at least that attend by one call
+
+
+class BlockCausal(NamedTuple):
+    """``block_causal_mask`` in parts: queries from and to, with their mask if they may not see all keys up to there.
+
+    A fifth faster than one mask on a CPU: keys after a part are left out.
+    """
+
+    parts: Sequence[tuple[int, int, Tensor | None]]
+
+    @classmethod
+    def of_steps(cls, steps: Tensor) -> Self:
+        """Of (L,) steps in order; the class token comes before."""
+        steps = F.pad(steps, (1, 0), value=-1)
+        found, first = [], 0
+        ends = [*(steps.diff().nonzero().flatten() + 1).tolist(), len(steps)]
+        for end in ends:
+            if end - first >= PART or end == ends[-1]:
+                allowed = steps[first:end, None] >= steps[None, :end]
+                found.append((first, end, None if allowed.all() else allowed))
+                first = end
+        return cls(found)
+
+
+Mask = Tensor | BlockMask | BlockCausal | Literal["causal"] | None
 ShiftScale = tuple[Tensor, Tensor]  # (B, 1, D) each
 Modulations = tuple[ShiftScale, ShiftScale]  # before attention and before the feed-forward layer
 Start = int | Tensor
@@ -168,6 +193,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
     if _mixed_on_cpu(q):
         with torch.autocast("cpu", enabled=False):
             return attend(q.float(), k.float(), v.float(), mask)
+    if isinstance(mask, BlockCausal):
+        parts = (attend(q[:, :, first:end], k[:, :, :end], v[:, :, :end], part) for first, end, part in mask.parts)
+        return torch.cat(list(parts), dim=2)
     if isinstance(mask, BlockMask):
         return compiled_flex_attention()(q, k, v, block_mask=mask)
     if isinstance(mask, str):

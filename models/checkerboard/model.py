@@ -27,7 +27,7 @@ from models.checkerboard.rope import RotaryEmbedding
 from models.checkerboard.sampler import CheckerboardSampler
 from models.family import Generator, Loss, Sampler, StepContext, join_scales, scale_slices
 from models.linear import Linear, linear
-from models.transformer import Modulation, Transformer, flex_mask, float32_logits
+from models.transformer import BlockCausal, Mask, Modulation, Transformer, flex_mask, float32_logits
 from runtime.errors import UserError
 
 INIT_STD = 0.02
@@ -195,10 +195,16 @@ class Checkerboard(Generator):
             x,
             self.transformer.modulations(class_embedding),
             self.rope(layout.positions, layout.prev_positions),
-            mask=flex_mask(layout.steps) if self.use_flex_attention else block_causal_mask(layout.steps),
+            mask=self._mask(layout.steps),
         )
         logits = self.logits(x[:, 1:], *self.head_parameters())  # (B, L, V)
         return logits, F.cross_entropy(logits.flatten(0, 1), in_scan_order(sequence, layout).flatten())
+
+    def _mask(self, steps: Tensor) -> Mask:
+        """Of steps (L,), as is fastest on the device."""
+        if self.use_flex_attention:
+            return flex_mask(steps)
+        return BlockCausal.of_steps(steps) if steps.device.type == "cpu" else block_causal_mask(steps)
 
     def embed_labels(self, labels: Tensor) -> Tensor:
         """(B, D) class embeddings, both the first token and the modulation's input."""

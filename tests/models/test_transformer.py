@@ -15,6 +15,7 @@ from models.checkerboard.rope import Rotary, rotary_of
 from models.config import TransformerConfig
 from models.transformer import (
     Attention,
+    BlockCausal,
     FeedForward,
     KVCache,
     Mask,
@@ -118,6 +119,23 @@ def test_flex_mask_is_the_dense_mask() -> None:
     query, key = torch.arange(8)[:, None], torch.arange(8)[None]
     mask = flex_mask(steps)
     assert torch.equal(mask.mask_mod(torch.tensor(0), torch.tensor(0), query, key), block_causal_mask(steps))
+
+
+@pytest.mark.parametrize("block", [1, 7, 40, 96, 100, 200])
+def test_attention_in_parts_is_that_of_the_dense_mask(block: int) -> None:
+    """And so are its gradients; keys that no token of a part may see are left out, and masks that allow all."""
+    steps = torch.arange(250) // block
+    in_parts, dense = BlockCausal.of_steps(steps), block_causal_mask(steps)
+    attended = []
+    for mask in (in_parts, dense):
+        torch.manual_seed(0)
+        q, k, v = torch.randn(3, 2, 4, 251, 8).requires_grad_().unbind()
+        found = attend(q, k, v, mask)
+        attended.append((found, *torch.autograd.grad(found.square().sum(), (q, k, v))))
+    torch.testing.assert_close(*attended)
+    assert [end for _, end, _ in in_parts.parts[:-1]] == [first for first, _, _ in in_parts.parts[1:]]
+    assert len(in_parts.parts) == {1: 3, 7: 3, 40: 3, 96: 3, 100: 3, 200: 2}[block]
+    assert all((mask is None) == bool(dense[first:end, :end].all()) for first, end, mask in in_parts.parts)
 
 
 def test_recomputed_activations_give_the_same_gradients() -> None:
