@@ -16,8 +16,9 @@ from benchmarks.measure import make_model, random_batch
 from models import sample
 from models.config import FAMILIES
 from models.draw import code_noise
-from models.family import Generator, Samples, join_scales
+from models.family import Generator, Samples
 from models.noise import CODES, uniforms
+from models.scales import join_scales
 
 BATCH = 2
 SEEDS = (5, 6)

@@ -25,7 +25,7 @@ from torch.utils.data import Dataset
 from data.files import composed
 from data.images import LabelledImages
 from data.options import NUM_CROPS, CropRecipe
-from models.family import scale_slices
+from models.scales import scale_slices
 from runtime.errors import UserError
 from runtime.files import read_json, write_json
 

@@ -18,7 +18,7 @@ from data.images import Attempts, LabelledImages, check_unreadable, note_unreada
 from data.loading import load_batches, one_ahead
 from data.options import NUM_CROPS
 from models.autoencoder import Autoencoder
-from models.family import join_scales
+from models.scales import join_scales
 from runtime import distributed
 from runtime.lock import lock_file
 

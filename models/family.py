@@ -10,7 +10,6 @@ import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from itertools import accumulate
 from typing import Any, ClassVar, Self
 
 import torch
@@ -20,6 +19,7 @@ from models.autoencoder import Autoencoder, to_uint8
 from models.config import Drawing, GeneratorConfig
 from models.draw import checked_seeds, code_noise
 from models.noise import ORDER, uniforms
+from models.scales import join_scales, scale_slices, split_scales
 from runtime.errors import UserError
 
 DECODING_MEMORY = 2**31  # bytes that images decoded at once may take on a GPU
@@ -102,11 +102,17 @@ class Generator(nn.Module, ABC):
         """(B, L, V) logits in the order drawn, and their mean cross-entropy in nats, by teacher forcing."""
 
     def score(
-        self, codes: Sequence[Tensor], labels: Tensor, order: Tensor | None = None, rng: torch.Generator | None = None
+        self,
+        codes: Sequence[Tensor],
+        labels: Tensor,
+        order: Tensor | None = None,
+        rng: torch.Generator | None = None,
+        drawing: Drawing | None = None,
     ) -> tuple[Tensor, Tensor]:
         """(B, L, V) logits by teacher forcing, and the codes (B, L) that they are of, both in the order drawn.
 
         That is ``order`` (B, L) for families that take one; else the model's own, which ``rng`` draws if it is random.
+        Codes that a ``drawing`` draws at once do not see each other where scales are drawn in blocks.
         """
         if order is not None:
             self.check_takes_order()
@@ -381,20 +387,3 @@ class Sampler(ABC):
         if codes.min() < 0 or codes.max() >= num_codes:
             raise UserError(f"keep_codes must lie between 0 and {num_codes - 1}")
         return kept.bool().to(self.model.device), codes.long().to(self.model.device)
-
-
-def scale_slices(scale_sizes: Sequence[int]) -> list[slice]:
-    """Where each scale's locations lie among L."""
-    ends = list(accumulate(side * side for side in scale_sizes))
-    return [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
-
-
-def join_scales(maps: Sequence[Tensor]) -> Tensor:
-    """(B, S, S) of each scale -> (B, L) by location."""
-    return torch.cat([scale.flatten(1) for scale in maps], dim=1)
-
-
-def split_scales(values: Tensor, scale_sizes: Sequence[int]) -> list[Tensor]:
-    """(B, L) by location -> (B, S, S) of each scale."""
-    slices = zip(scale_sizes, scale_slices(scale_sizes), strict=True)
-    return [values[:, locations].unflatten(1, (side, side)) for side, locations in slices]

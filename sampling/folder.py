@@ -34,7 +34,8 @@ import torch
 from torch import Tensor
 
 from models.draw import DRAWING_VERSION, image_seed
-from models.family import Generator, Samples, join_scales, split_scales
+from models.family import Generator, Samples
+from models.scales import join_scales, split_scales
 from runtime import distributed
 from runtime.device import fetch
 from runtime.errors import UserError

@@ -15,7 +15,8 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from models.family import Generator, Samples, join_scales
+from models.family import Generator, Samples
+from models.scales import join_scales
 from runtime.files import whole
 from sampling.pictures import grid_of
 

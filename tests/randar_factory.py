@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from models.autoencoder import Autoencoder
-from models.family import Generator, join_scales
+from models.family import Generator
 from models.llamagen.config import LlamaConfig
 from models.llamagen.patches import signed_pairs
 from models.randar.config import RandARConfig
 from models.randar.model import RandAR
 from models.randar.sequence import turned_by
 from models.randar.upscale import extrapolated_rotation
+from models.scales import join_scales
 from tests.factory import randomize
 
 TINY_GPT = LlamaConfig(hidden_size=32, intermediate_size=96, num_attention_heads=2, num_hidden_layers=2)

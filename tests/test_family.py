@@ -23,9 +23,10 @@ from evaluation import run as evaluate
 from experiments import sweep
 from models import load_checkpoint, sample
 from models.config import FAMILIES
-from models.family import Loss, StepContext, join_scales
+from models.family import Loss, StepContext
 from models.loading.autoencoder import save_autoencoder
 from models.sampling import checked_drawing
+from models.scales import join_scales
 from runtime.config import write_yaml
 from runtime.errors import UserError
 from tests.command_factory import Outcome, call

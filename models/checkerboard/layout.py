@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from models.checkerboard.order import Blocks, ScanOrder, progressive_checkerboard
-from models.family import scale_slices
+from models.scales import scale_slices
 from runtime.device import send
 
 NO_LOCATION = -1

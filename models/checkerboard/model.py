@@ -25,8 +25,9 @@ from models.checkerboard.layout import (
 from models.checkerboard.order import Blocks, sampling_blocks, training_blocks
 from models.checkerboard.rope import RotaryEmbedding
 from models.checkerboard.sampler import CheckerboardSampler
-from models.family import Generator, Loss, Sampler, StepContext, join_scales, scale_slices
+from models.family import Generator, Loss, Sampler, StepContext
 from models.linear import Linear, linear
+from models.scales import join_scales, scale_slices
 from models.transformer import BlockCausal, Mask, Modulation, Transformer, flex_mask, float32_logits
 from runtime.errors import UserError
 
@@ -129,11 +130,17 @@ class Checkerboard(Generator):
         return Loss(loss, lambda: scale_metrics(logits, codes, layout))
 
     def score(
-        self, codes: Sequence[Tensor], labels: Tensor, order: Tensor | None = None, rng: torch.Generator | None = None
+        self,
+        codes: Sequence[Tensor],
+        labels: Tensor,
+        order: Tensor | None = None,
+        rng: torch.Generator | None = None,
+        drawing: CheckerboardDrawing | None = None,
     ) -> tuple[Tensor, Tensor]:
         if order is not None:
             self.check_takes_order()
-        layout = self.layout(sampling_blocks(self.scale_sizes, 4), self.draw_order(len(labels), rng))
+        blocks = (drawing or CheckerboardDrawing()).blocks(self.scale_sizes)
+        layout = self.layout(blocks, self.draw_order(len(labels), rng))
         return self(codes, labels, layout=layout)[0], in_scan_order(join_scales(codes), layout)
 
     def sampler(self, batch: int, drawing: CheckerboardDrawing, compiled: bool = False) -> Sampler:

@@ -17,7 +17,8 @@ from models.checkerboard.rope import Rotary
 from models.compiled import compiled_step
 from models.config import at_scale
 from models.draw import draw, guide
-from models.family import Sampler, Setting, scale_slices
+from models.family import Sampler, Setting
+from models.scales import scale_slices
 from models.transformer import KVCache
 
 if TYPE_CHECKING:

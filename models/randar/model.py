@@ -66,7 +66,12 @@ class RandAR(LlamaGen):
         return raster.scatter(1, moved.sort(dim=1).values, moved)
 
     def score(
-        self, codes: Sequence[Tensor], labels: Tensor, order: Tensor | None = None, rng: torch.Generator | None = None
+        self,
+        codes: Sequence[Tensor],
+        labels: Tensor,
+        order: Tensor | None = None,
+        rng: torch.Generator | None = None,
+        drawing: RandARDrawing | None = None,
     ) -> tuple[Tensor, Tensor]:
         order = self.draw_order(len(labels), rng) if order is None else order
         return self(codes, labels, order)[0], self.in_order(codes, order)

@@ -8,8 +8,10 @@ import torch
 
 from data.images import CroppedImages, open_dataset
 from experiments import likelihood
-from models.checkerboard.model import Checkerboard
+from models.checkerboard.model import Checkerboard, in_scan_order
+from models.checkerboard.order import sampling_blocks
 from models.config import TransformerConfig
+from models.scales import join_scales
 from tests.command_factory import call, save_run
 from tests.factory import tiny_autoencoder, tiny_model
 
@@ -40,6 +42,26 @@ def test_it_is_the_mean_loss_over_all_images(run: Path, tmp_path: Path, batch_si
     found = json.loads((tmp_path / "result.json").read_text())
     assert found["nats_per_token"] == pytest.approx(expected, rel=1e-5)
     assert f"{expected:.4f} nats a token" in outcome.out
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4])
+def test_codes_of_one_block_do_not_see_each_other(run: Path, tmp_path: Path, steps: int) -> None:
+    """The blocks of the given steps are those of the model's own loss, of all scales and of the finest."""
+    flags = ("--dataset", "digits", "--num_images", "20", "--steps_per_scale", str(steps), "--device", "cpu")
+    outcome = call(likelihood.main, "--checkpoint", str(run), *flags, "--output_file", str(tmp_path / "result.json"))
+    assert outcome.code == 0, outcome.err
+    model = small()
+    data = CroppedImages(open_dataset("digits", "", 8, "val"), 8, "center")
+    images, labels = data.collate([data[i * len(data) // 20, 0] for i in range(20)])
+    with torch.no_grad():
+        codes = model.tokenize(images)
+        logits, loss = model(codes, labels, steps)
+        targets = in_scan_order(join_scales(codes), model.layout(sampling_blocks((1, 2, 4), steps)))
+        finest = torch.nn.functional.cross_entropy(logits[:, 5:].flatten(0, 1), targets[:, 5:].flatten())
+    found = json.loads((tmp_path / "result.json").read_text())
+    assert found["nats_per_token"] == pytest.approx(float(loss), rel=1e-5)
+    assert found["finest_scale"]["nats_per_token"] == pytest.approx(float(finest), rel=1e-5)
+    assert found["steps_per_scale"] == steps
 
 
 def test_mistakes(run: Path, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from models.checkerboard.model import Checkerboard, in_scan_order, scale_metrics
 from models.checkerboard.order import sampling_blocks, training_blocks
 from models.checkerboard.rope import initial_angles
 from models.config import TransformerConfig
-from models.family import join_scales, scale_slices, split_scales
+from models.scales import join_scales, scale_slices, split_scales
 from models.transformer import Modulation, RMSNorm
 from runtime.config import dataclass_from_dict
 from runtime.errors import UserError

@@ -27,7 +27,7 @@ from models.checkerboard.order import (
     split_blocks,
     training_blocks,
 )
-from models.family import scale_slices
+from models.scales import scale_slices
 from runtime.errors import UserError
 
 pytestmark = pytest.mark.quick

@@ -25,9 +25,10 @@ from models.checkerboard.model import Checkerboard, in_scan_order
 from models.checkerboard.order import sampling_blocks
 from models.config import NUM_SEEDS, LlamaGenVQConfig
 from models.draw import draw, truncate
-from models.family import Samples, join_scales
+from models.family import Samples
 from models.llamagen_vq import LlamaGenVQ
 from models.sampling import checked_drawing
+from models.scales import join_scales
 from runtime.config import dataclass_from_dict, read_yaml
 from runtime.errors import UserError
 from tests.command_factory import ROOT

@@ -14,11 +14,12 @@ from torch import Tensor
 from benchmarks.measure import CountKernels
 from models import parallel_schedule, sample
 from models.draw import truncate
-from models.family import Samples, join_scales
+from models.family import Samples
 from models.llamagen.config import LlamaConfig
 from models.randar.config import RandARDrawing
 from models.randar.model import RandAR
 from models.sampling import checked_drawing
+from models.scales import join_scales
 from runtime.errors import UserError
 from tests.factory import load_reference, tiny_autoencoder
 from tests.randar_factory import L, V, order_of, random_orders, scored_steps, tiny_randar

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from models import parallel_schedule, sample
-from models.family import join_scales
 from models.randar.config import RandARDrawing
 from models.randar.upscale import UpscaleSampler
 from models.sampling import checked_drawing
+from models.scales import join_scales
 from runtime.errors import UserError
 from tests.factory import load_reference, tiny_autoencoder
 from tests.randar_factory import SIDE, L, V, at_instructions, order_of, random_orders, tiny_randar

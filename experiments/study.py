@@ -1,0 +1,147 @@
+"""Train and measure all models of the study, or go on with it: docs/study.md.
+
+    bash experiments/study.sh
+
+What is finished is skipped, and what was stopped goes on. Everything that was measured is gathered as JSON lines, which
+experiments.study_figures draws.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments.compare import read_table
+from experiments.study_plan import (
+    ROOT,
+    TRAINED,
+    StudyArgs,
+    StudyModel,
+    Task,
+    chosen_models,
+    epochs_of,
+    measuring_tasks,
+    picture_task,
+    sweep_task,
+    training_task,
+)
+from experiments.sweep import metric_names
+from experiments.tokens import PANELS, course
+from runtime.command import run
+from runtime.config import parse_flags
+from runtime.files import read_json, write_json, write_text
+from runtime.lock import lock_folder
+
+Line = dict[str, Any]
+
+
+def main(argv: Sequence[str]) -> None:
+    args = parse_flags(argv, "experiments.study", __doc__, StudyArgs)
+    models, root = chosen_models(args.models), Path(args.output_dir)
+    root.mkdir(parents=True, exist_ok=True)
+    results = Path(args.results or root / "results.jsonl")
+    with lock_folder(root):
+        for number, model in enumerate(models, start=1):
+            place = f"{model.name}, {number} of {len(models)}"
+            _train(model, args, f"{place}: training{_time_left(models, args)}")
+            for task in measuring_tasks(model, args):
+                _carry_out(task, place)
+            for task in _final_tasks(model, args):
+                _carry_out(task, place)
+            write_text(results, "".join(json.dumps(line) + "\n" for line in _gather(models, args)))
+    print(f"\n{results}; python -m experiments.study_figures --results {results} draws it")
+
+
+def _train(model: StudyModel, args: StudyArgs, title: str) -> None:
+    task, epochs = training_task(model, args), epochs_of(model, args)
+    if (read_json(task.product) or {}).get("epochs") != epochs:
+        _call(task, title)
+        found = course(task.product.parent)
+        costs = {name.replace(" ", "_"): float(found[name][-1]) for name in PANELS}
+        write_json(task.product, {"epochs": epochs} | costs | {"loss": float(found["loss"][-20:].mean())})
+
+
+def _carry_out(task: Task, place: str) -> None:
+    """Unless its product is there, and no older than the training that it is of."""
+    run = next(folder for folder in task.product.parents if (folder / TRAINED).exists())
+    done = task.product.exists() and task.product.stat().st_mtime >= (run / TRAINED).stat().st_mtime
+    if not done:
+        _call(task, f"{place}: {task.label}")
+
+
+def _call(task: Task, title: str) -> None:
+    """Run its command, whose errors are its own; they end this program with its exit code."""
+    print(f"\n{title}", flush=True)
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+    code = subprocess.run([sys.executable, *task.arguments], env=environment).returncode
+    if code:
+        sys.exit(code if code > 0 else 128 - code)
+
+
+def _time_left(models: Sequence[StudyModel], args: StudyArgs) -> str:
+    """Hours of training, by the minutes that an epoch took of the models trained so far."""
+    trained, left = [], 0
+    for model in models:
+        found = read_json(training_task(model, args).product)
+        if found is None or found.get("epochs") != epochs_of(model, args):
+            left += epochs_of(model, args)
+        else:
+            trained.append(found["minutes"] / found["epochs"])
+    return f"; about {left * sum(trained) / len(trained) / 60:.1f} hours of training left" if trained else ""
+
+
+def _final_tasks(model: StudyModel, args: StudyArgs) -> Iterator[Task]:
+    """Drawing at the best guidance of the grid: many images for each number of steps, some to show for the best one."""
+    best = _best_rows(Path(args.output_dir) / model.name / "grid", model)
+    shown, row = list(best.items())[-1]
+    yield picture_task(model, args, float(row["cfg"]), shown)
+    for steps, row in best.items():
+        name, chosen = ("samples", ()) if steps is None else (f"samples-{steps}", (steps,))
+        cfg = [float(row["cfg"])]
+        yield sweep_task(f"{args.num_samples} images, {name}", model, args, name, args.num_samples, cfg, chosen)
+
+
+def _best_rows(folder: Path, model: StudyModel) -> dict[int | None, dict[str, str]]:
+    """The row of the lowest distance of a sweep, by number of steps; the lowest of all comes last."""
+    rows = read_table(folder)
+    distance, _ = metric_names(rows)
+    best: dict[int | None, dict[str, str]] = {}
+    for row in sorted(rows, key=lambda row: float(row[distance]), reverse=True):
+        steps = int(row[model.setting]) if model.steps else None
+        best.pop(steps, None)
+        best[steps] = row
+    return best
+
+
+def _gather(models: Sequence[StudyModel], args: StudyArgs) -> Iterator[Line]:
+    """All that was measured so far, one fact a line."""
+    for model in models:
+        folder = Path(args.output_dir) / model.name
+        of = {"model": model.config, "seed": model.seed, "epochs": epochs_of(model, args)}
+        trained = read_json(folder / TRAINED)
+        if trained is not None and trained["epochs"] == of["epochs"]:
+            yield {"kind": "training"} | of | trained
+        wanted = ("steps_per_scale", "nats_per_token", "finest_scale", "num_images")
+        scored = [read_json(file) or {} for file in folder.glob("likelihood*.json")]
+        for found in sorted(scored, key=lambda found: found["steps_per_scale"] or 0):
+            yield {"kind": "likelihood"} | of | {name: found[name] for name in wanted}
+        timing = read_json(folder / "timing.json") or {"rows": []}
+        for row in timing["rows"]:
+            yield {"kind": "time"} | of | row | {"machine": timing["machine"]}
+        for kind, pattern in (("grid", "grid"), ("samples", "samples*")):
+            for table in sorted(folder.glob(f"{pattern}/sweep.csv")):
+                yield from ({"kind": kind} | of | _numbers(row) for row in read_table(table.parent))
+
+
+def _numbers(row: dict[str, str]) -> Line:
+    distance, score = metric_names([row])
+    found = {"steps": int(row["steps"]), "cfg": float(row["cfg"]), "num_samples": int(row["num_samples"])}
+    return found | {"distance": float(row[distance]), "accuracy": float(row[score])}
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,177 @@
+"""Draw the figures of the study from what it measured (docs/study.md).
+
+    python -m experiments.study_figures --results docs/study.jsonl --output_dir docs
+
+writes study_nll.png, the likelihood by order and steps per scale; study_steps.png, the distance by steps;
+study_seconds.png, the distance by seconds an image; with --runs output/study also study_samples.png, images of each.
+"""
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from experiments.study_plan import MODELS, PICTURES
+from runtime.command import run
+from runtime.config import option, parse_flags
+from runtime.errors import UserError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Line = dict[str, Any]
+Key = tuple[str, int, int]  # configuration, seed, epochs
+ORDERS = ("checkerboard_2x", "random_2x", "raster_2x")
+NAMES = {
+    "checkerboard_2x": "checkerboard 2x",
+    "checkerboard_4x": "checkerboard 4x",
+    "checkerboard_single": "checkerboard, single scale",
+    "random_2x": "random order 2x",
+    "raster_2x": "raster order 2x",
+    "llamagen": "LlamaGen",
+    "npp": "NPP",
+    "randar_random": "RandAR",
+    "randar_raster": "RandAR, raster",
+}
+COLOURS = {name: f"C{number}" for number, name in enumerate(NAMES)}
+MARKERS = dict(zip(NAMES, "os^Dv<>Pp", strict=True))
+LONG = 20  # epochs; a longer training is drawn thick
+
+
+@dataclass(frozen=True)
+class FiguresArgs:
+    """What to draw."""
+
+    results: str = option("docs/study.jsonl", "JSON lines of experiments.study")
+    runs: str | None = option(None, "output_dir of experiments.study, whose pictures are shown beside each other")
+    output_dir: str = option("docs", "folder to write the pictures to")
+
+
+def main(argv: Sequence[str]) -> None:
+    args = parse_flags(argv, "experiments.study_figures", __doc__, FiguresArgs)
+    lines, folder = read_lines(Path(args.results)), Path(args.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, draw in (("nll", draw_likelihood), ("steps", draw_steps), ("seconds", draw_seconds)):
+        draw(lines).savefig(folder / f"study_{name}.png", dpi=110)
+        print(folder / f"study_{name}.png")
+    if args.runs is not None:
+        draw_pictures(Path(args.runs)).savefig(folder / "study_samples.png", dpi=110)
+        print(folder / "study_samples.png")
+
+
+def read_lines(path: Path) -> list[Line]:
+    """The facts of a file of the study."""
+    if not path.is_file():
+        raise UserError(f"no such file: {path}; name the results of experiments.study")
+    try:
+        lines = [json.loads(text) for text in path.read_text(encoding="utf-8").splitlines()]
+        if all(line["kind"] and line["model"] in NAMES for line in lines):
+            return lines
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise UserError(f"{path} holds other lines than those of experiments.study; run it again")
+
+
+def by_model(lines: Iterable[Line], kind: str) -> dict[Key, list[Line]]:
+    """The lines of a kind, by model, in the order of ``NAMES``."""
+    found: dict[Key, list[Line]] = defaultdict(list)
+    for line in lines:
+        if line["kind"] == kind:
+            found[line["model"], line["seed"], line["epochs"]].append(line)
+    order = list(NAMES)
+    return dict(sorted(found.items(), key=lambda item: (order.index(item[0][0]), *item[0][1:])))
+
+
+def draw_likelihood(lines: Sequence[Line]) -> "Figure":
+    """Nats a token of the finest scale against steps per scale, by order (Fig. 4c without its noise)."""
+    figure, axes = _figure("steps per scale", "nats a token of the finest scale, test images")
+    for key, found in by_model(lines, "likelihood").items():
+        if key[0] in ORDERS:
+            rows = sorted(found, key=lambda line: line["steps_per_scale"])
+            ys = [line["finest_scale"]["nats_per_token"] for line in rows]
+            _line(axes, key, [line["steps_per_scale"] for line in rows], ys)
+    return _finished(figure, axes)
+
+
+def draw_steps(lines: Sequence[Line]) -> "Figure":
+    """Distance against all steps of an image (Fig. 5)."""
+    return _distances(lines, "steps of an image", lambda line, _: line["steps"])
+
+
+def draw_seconds(lines: Sequence[Line]) -> "Figure":
+    """Distance against seconds an image (Table 1 as a picture)."""
+    seconds = {
+        (line["model"], line["steps"]): line["seconds"] for line in lines if line["kind"] == "time" and not line["seed"]
+    }
+    machines = sorted({line["machine"] for line in lines if line["kind"] == "time"})
+    label = f"milliseconds an image, batches of 64 ({'; '.join(machines)})"
+    return _distances(lines, label, lambda line, key: 1000 * seconds.get((key[0], line["steps"]), math.nan))
+
+
+def draw_pictures(runs: Path) -> "Figure":
+    """A row of images for each model of the first seed, the same labels in each."""
+    from matplotlib.figure import Figure  # takes a second to import
+
+    shown = [model for model in MODELS if not model.seed and (runs / model.name / PICTURES).is_dir()]
+    if not shown:
+        raise UserError(f"{runs} holds no pictures; name the --output_dir of experiments.study, run to its end")
+    figure = Figure(figsize=(10, 0.62 * len(shown)), layout="constrained")
+    for axes, model in zip(figure.subplots(len(shown), squeeze=False)[:, 0], shown, strict=True):
+        files = sorted((runs / model.name / PICTURES).glob("[0-9]*.png"))
+        axes.imshow(np.concatenate([np.asarray(Image.open(file).convert("RGB")) for file in files], axis=1))
+        axes.set(xticks=[], yticks=[])
+        axes.set_ylabel(_name(model.config, 0, model.epochs or 0), rotation=0, ha="right", va="center", fontsize=8)
+    return figure
+
+
+def _distances(lines: Sequence[Line], label: str, x_of: Callable[[Line, Key], float]) -> "Figure":
+    count = max((line["num_samples"] for line in lines if line["kind"] == "samples"), default=0)
+    figure, axes = _figure(label, f"FD-cifar10-{count}")
+    for key, found in by_model(lines, "samples").items():
+        _line(axes, key, *zip(*sorted((x_of(line, key), line["distance"]) for line in found), strict=True))
+    return _finished(figure, axes)
+
+
+def _figure(x: str, y: str) -> tuple["Figure", "Axes"]:
+    from matplotlib.figure import Figure  # takes a second to import
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
+    axes.set(xlabel=x, ylabel=y, xscale="log")
+    axes.xaxis.set_major_locator(LogLocator(base=2))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_locator(NullLocator())
+    return figure, axes
+
+
+def _line(axes: "Axes", key: Key, xs: Sequence[float], ys: Sequence[float]) -> None:
+    """One of a model: a colour and a mark for its configuration, dashed for another seed."""
+    config, seed, epochs = key
+    look = {"color": COLOURS[config], "marker": MARKERS[config], "markersize": 5}
+    axes.plot(
+        xs, ys, label=_name(*key), linestyle="--" if seed else "-", linewidth=2.5 if epochs > LONG else 1.3, **look
+    )
+
+
+def _name(config: str, seed: int, epochs: int) -> str:
+    return NAMES[config] + (f", seed {seed}" if seed else "") + (f", {epochs} epochs" if epochs > LONG else "")
+
+
+def _finished(figure: "Figure", axes: "Axes") -> "Figure":
+    if not axes.lines:
+        raise UserError("the results hold nothing of this figure; run experiments.study to its end")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    return figure
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,152 @@
+"""The models of the study, and the commands that train and measure each (docs/study.md).
+
+A *task* is one command line of the project and the file that it leaves; tasks of a model come in the order to run them.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from runtime.config import option, read_yaml
+from runtime.errors import UserError, check_at_least
+
+ROOT = Path(__file__).resolve().parents[1]
+TRAINED = "trained.json"  # in a run folder: what its training took
+LIKELIHOOD_STEPS = (1, 2, 4, 8, 16, 32)
+CFG_GRID = (0, 1, 2, 3, 4)
+BATCH = ("--batch_size", "64")
+PICTURES, PICTURED = "pictures", 20  # folder of a run, and images in it, the classes in turn
+
+
+@dataclass(frozen=True)
+class StudyArgs:
+    """What to train and to measure."""
+
+    models: str | None = option(None, "names of models to train and to measure, separated by commas; default all")
+    data_path: str = option("data/cifar10", "root of CIFAR-10 as class folders, train/CLASS/IMAGE and test/CLASS/IMAGE")
+    output_dir: str = option("output/study", "folder of the runs and of what was measured")
+    epochs: int | None = option(None, "passes over the data of every model; default those of its configuration")
+    grid_samples: int = option(1000, "images drawn to choose the guidance, at each of them and each number of steps")
+    num_samples: int = option(10_000, "images drawn at the guidance chosen")
+    results: str | None = option(None, "JSON lines to write; default results.jsonl in output_dir")
+
+    def __post_init__(self) -> None:
+        check_at_least(1, self, "epochs")
+        check_at_least(4, self, "grid_samples", "num_samples")
+
+
+@dataclass(frozen=True)
+class StudyModel:
+    """A model of the study: a configuration and a seed."""
+
+    config: str  # name of a file of configs/study
+    steps: tuple[int, ...] = ()  # values of the setting of the drawing; none of a model that draws one code a step
+    setting: str = "steps_per_scale"
+    seed: int = 0
+    epochs: int | None = None  # instead of the configuration's
+
+    @property
+    def name(self) -> str:
+        seed = f"_seed{self.seed}" if self.seed else ""
+        return f"{self.config}{seed}" + (f"_{self.epochs}epochs" if self.epochs else "")
+
+    @property
+    def config_path(self) -> Path:
+        return ROOT / f"configs/study/{self.config}.yaml"
+
+    @property
+    def in_blocks(self) -> bool:
+        """Whether its codes are scored in blocks, as they are drawn."""
+        return bool(self.steps) and self.setting == "steps_per_scale"
+
+
+MODELS = (
+    StudyModel("checkerboard_2x", (1, 2, 4, 8, 16)),
+    StudyModel("random_2x", (1, 2, 4, 8, 16)),
+    StudyModel("llamagen"),
+    StudyModel("randar_random", (8, 16, 32, 64), "steps"),
+    StudyModel("checkerboard_4x", (1, 2, 4, 8, 16, 32)),
+    StudyModel("checkerboard_single", (4, 8, 16, 32)),
+    StudyModel("raster_2x", (1, 2, 4, 8, 16)),
+    StudyModel("npp"),
+    StudyModel("randar_raster", (8, 16, 32, 64), "steps"),
+    StudyModel("checkerboard_2x", (1, 2, 4, 8, 16), seed=1),
+    StudyModel("random_2x", (1, 2, 4, 8, 16), seed=1),
+    StudyModel("checkerboard_2x", (1, 2, 4, 8, 16), epochs=30),
+)
+
+
+@dataclass(frozen=True)
+class Task:
+    """One command, of Python's arguments, and the file that is there when it is through."""
+
+    label: str
+    arguments: tuple[str, ...]
+    product: Path
+
+
+def chosen_models(names: str | None) -> list[StudyModel]:
+    """Those of the names, separated by commas, in the study's order; all of None."""
+    known = {model.name: model for model in MODELS}
+    wanted = list(known) if names is None else names.split(",")
+    for name in wanted:
+        if name not in known:
+            raise UserError(f"no model of the study is called {name}; there are {', '.join(known)}")
+    return [model for name, model in known.items() if name in wanted]
+
+
+def training_task(model: StudyModel, args: StudyArgs) -> Task:
+    folder, root = Path(args.output_dir) / model.name, Path(args.output_dir)
+    train = [str(ROOT / "main.py"), "--config", str(model.config_path), "--output_dir", str(folder)]
+    train += ["--data_path", args.data_path, "--cached_path", str(root / "codes"), "--seed", str(model.seed)]
+    return Task("training", (*train, "--epochs", str(epochs_of(model, args))), folder / TRAINED)
+
+
+def epochs_of(model: StudyModel, args: StudyArgs) -> int:
+    return args.epochs or model.epochs or read_yaml(model.config_path)["args"]["epochs"]
+
+
+def measuring_tasks(model: StudyModel, args: StudyArgs) -> Iterator[Task]:
+    """Likelihood, the time of drawing, and the distance at a grid of guidances."""
+    folder = Path(args.output_dir) / model.name
+    of_run = ("--checkpoint", str(folder))
+    for steps in LIKELIHOOD_STEPS if model.in_blocks else (None,):
+        file = folder / f"likelihood{'' if steps is None else f'-{steps}'}.json"
+        score = ("-m", "experiments.likelihood", *of_run, "--data_path", args.data_path, "--output_file", str(file))
+        in_steps = () if steps is None else ("--steps_per_scale", str(steps))
+        yield Task(" ".join(["likelihood", *in_steps]), score + in_steps, file)
+    file, drawing = folder / "timing.json", (*BATCH, *_drawing(model, [CFG_GRID[1]], model.steps))
+    timing = ("-m", "experiments.timing", *of_run, "--output_file", str(file))
+    yield Task("time of drawing", timing + drawing, file)
+    yield sweep_task("grid of guidances", model, args, "grid", args.grid_samples, CFG_GRID, model.steps)
+
+
+def sweep_task(
+    label: str,
+    model: StudyModel,
+    args: StudyArgs,
+    name: str,
+    num_samples: int,
+    cfgs: Sequence[float],
+    steps: Sequence[int],
+) -> Task:
+    """Drawing so many images and measuring them, at each guidance and number of steps."""
+    run = Path(args.output_dir) / model.name
+    sweep = ["-m", "experiments.sweep", "--checkpoint", str(run), "--features", "cifar10", *BATCH, "--delete_samples"]
+    sweep += ["--output_dir", str(run / name), "--num_samples", str(num_samples), *_drawing(model, cfgs, steps)]
+    return Task(label, tuple(sweep), run / name / "sweep.png")
+
+
+def picture_task(model: StudyModel, args: StudyArgs, cfg: float, steps: int | None) -> Task:
+    """Drawing the images that are shown, which have the same labels and seeds for every model."""
+    run = Path(args.output_dir) / model.name
+    draw = [str(ROOT / "main_sample.py"), "--checkpoint", str(run), "--output_dir", str(run / PICTURES), *BATCH]
+    draw += ["--num_samples", str(PICTURED), *_drawing(model, [cfg], [] if steps is None else [steps])]
+    return Task("pictures", tuple(draw), run / PICTURES / "grid.png")
+
+
+def _drawing(model: StudyModel, cfgs: Sequence[float], steps: Sequence[int]) -> list[str]:
+    """Guidance from the first step on, so that it reaches drawings of few steps too."""
+    flags = ["--cfg", ",".join(f"{cfg:g}" for cfg in cfgs)]
+    flags += [f"--{model.setting}", ",".join(map(str, steps))] if steps else []
+    return flags + (["--cfg_start_step", "0"] if model.in_blocks else [])

@@ -1,0 +1,86 @@
+"""Time drawing and decoding of a checkpoint, at every combination of settings of the drawing.
+
+    python -m experiments.timing --checkpoint output/quickstart --steps_per_scale 1,2,4 --batch_size 64
+
+prints seconds an image: the median of several batches, after one more. Settings are lists as experiments.sweep takes
+them.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+from statistics import median
+
+from experiments.sweep import parse_values
+from runtime.command import run
+from runtime.config import option, parse_open_flags
+from runtime.errors import UserError, check_at_least
+from runtime.files import write_json
+from sampling.options import SamplingArgs, drawing_options
+
+
+@dataclass(frozen=True)
+class TimingArgs(SamplingArgs):
+    """What to time."""
+
+    repeats: int = option(3, "batches timed, after one more; the median counts")
+    output_file: str | None = option(None, "JSON to write")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.checkpoint is None:
+            raise UserError("name the --checkpoint to time")
+        check_at_least(1, self, "repeats")
+
+
+def main(argv: Sequence[str]) -> None:
+    ((heading, settings),) = drawing_options().items()
+    options = [replace(setting, hint=str) for setting in settings]
+    args, texts = parse_open_flags(argv, "experiments.timing", __doc__, TimingArgs, {heading: options})
+    hints = {setting.name: setting.hint for setting in settings}
+    values = {name: parse_values(name, text, hints[name]) for name, text in texts.items()}
+    found = measure(args, [dict(zip(values, chosen, strict=True)) for chosen in product(*values.values())])
+    for row in found["rows"]:
+        print(f"{row['drawing'] or 'as it is drawn by default'}: {row['steps']} steps, {row['seconds']:.4g} s an image")
+    if args.output_file is not None:
+        write_json(Path(args.output_file), found)
+
+
+def measure(args: TimingArgs, choices: Sequence[dict]) -> dict:
+    """The machine, and for each choice of settings its steps and seconds an image."""
+    import torch  # takes seconds
+    from tqdm import tqdm
+
+    from models.loading.checkpoint import load_checkpoint
+    from models.sampling import checked_drawing
+    from runtime.device import describe_machine, pick_device
+    from sampling.bulk import place_model
+    from sampling.labels import balanced_labels
+    from sampling.memory import pick_batch_size
+
+    device = pick_device(args.device)
+    model = load_checkpoint(args.checkpoint, args.use_ema)
+    place_model(model, args, device)
+    drawings = [checked_drawing(model, choice) for choice in choices]
+    rows, num_batches = [], args.repeats + 1
+    with tqdm(total=len(drawings) * num_batches, unit="batch", desc="timing", leave=None) as bar:
+        for choice, drawing in zip(choices, drawings, strict=True):
+            batch = args.batch_size or pick_batch_size(model, drawing)
+            labels, seconds = torch.tensor(balanced_labels(model, batch)), []
+            sampler = model.sampler(batch, drawing)
+            for number in range(num_batches):
+                start = time.perf_counter()
+                images = sampler(labels, range(args.seed + number * batch, args.seed + (number + 1) * batch)).images
+                if images is not None:
+                    model.to_uint8(images).cpu()  # waits for the device
+                seconds.append((time.perf_counter() - start) / batch)
+                bar.update()
+            steps = model.num_steps(drawing)
+            rows.append({"drawing": choice, "steps": steps, "batch_size": batch, "seconds": median(seconds[1:])})
+    return {"checkpoint": args.checkpoint, "machine": describe_machine(device), "rows": rows}
+
+
+if __name__ == "__main__":
+    run(main)

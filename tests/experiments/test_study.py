@@ -1,0 +1,182 @@
+"""The study trains and measures what its plan says, once, and draws what was measured."""
+
+import json
+import math
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from experiments import study, study_figures, study_plan
+from experiments.study_plan import MODELS, StudyArgs, StudyModel, measuring_tasks, training_task
+from runtime.config import read_yaml
+from tests.command_factory import call
+
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+SMALL = StudyModel("raster_2x", (2,))
+
+# The plan
+
+
+@pytest.mark.quick
+def test_all_configurations_are_of_one_size_one_cache_and_one_budget() -> None:
+    contents = {path.stem: read_yaml(path) for path in (study_plan.ROOT / "configs/study").glob("*.yaml")}
+    assert contents.keys() == {model.config for model in MODELS}
+    usual = contents["checkerboard_2x"]
+    for name, content in contents.items():
+        assert content["model"]["llama_config"] == usual["model"]["llama_config"]
+        assert content["model"]["autoenc"] == usual["model"]["autoenc"]
+        assert content["args"]["output_dir"] == f"output/study/{name}"
+        args = {key: value for key, value in content["args"].items() if key not in ("output_dir", *PATCHES)}
+        if name == "npp":  # a patch of 2 x 2 codes costs a quarter of them
+            assert args.pop("epochs") * (1 - 0.5 * 0.75) == usual["args"]["epochs"]
+            args["epochs"] = usual["args"]["epochs"]
+        assert args == {key: value for key, value in usual["args"].items() if key != "output_dir"}
+
+
+PATCHES = ("patch_level", "epoch_rate")
+
+
+@pytest.mark.quick
+def test_the_main_claim_rests_on_two_seeds_and_the_best_goes_on() -> None:
+    names = [model.name for model in MODELS]
+    assert len(set(names)) == len(names)
+    assert {"checkerboard_2x", "checkerboard_2x_seed1", "random_2x", "random_2x_seed1"} < set(names)
+    assert "checkerboard_2x_30epochs" in names
+    longest = MODELS[names.index("checkerboard_2x_30epochs")]
+    assert training_task(longest, StudyArgs()).arguments[-2:] == ("--epochs", "30")
+
+
+@pytest.mark.quick
+def test_models_that_draw_code_by_code_are_scored_once() -> None:
+    labels = {model.name: [task.label for task in measuring_tasks(model, StudyArgs())] for model in MODELS}
+    assert labels["llamagen"] == ["likelihood", "time of drawing", "grid of guidances"]
+    assert len(labels["checkerboard_2x"]) == len(study_plan.LIKELIHOOD_STEPS) + 2
+
+
+@pytest.mark.quick
+def test_an_unknown_model_is_refused(tmp_path: Path) -> None:
+    error = call(study.main, "--models", "checkerboard_9x", "--output_dir", str(tmp_path)).error()
+    assert error.startswith("no model of the study is called checkerboard_9x; there are checkerboard_2x, ")
+
+
+# The study
+
+
+def make_images(root: Path) -> Path:
+    """A data set of ten classes, 7 images of each to train on and 2 held out."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 7), ("test", 2)):
+        for name in CLASSES:
+            (root / split / name).mkdir(parents=True)
+            for i in range(count):
+                pixels = rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(root / split / name / f"{i}.png")
+    return root
+
+
+@pytest.mark.processes
+def test_a_study_is_done_once_and_goes_on_from_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(study_plan, "MODELS", (SMALL,))
+    monkeypatch.setattr(study_plan, "LIKELIHOOD_STEPS", (2,))
+    monkeypatch.setattr(study_plan, "CFG_GRID", (0, 1))
+    commands: list[list[str]] = []
+    run = subprocess.run
+    monkeypatch.setattr(
+        subprocess, "run", lambda command, **options: commands.append(command) or run(command, **options)
+    )
+    root, data = tmp_path / "study", make_images(tmp_path / "data")
+    flags = ["--data_path", str(data), "--output_dir", str(root), "--grid_samples", "4", "--num_samples", "5"]
+    outcome = call(study.main, *flags, "--epochs", "1")
+    assert outcome.code == 0, outcome.err
+    assert len(commands) == 6
+    lines = [json.loads(line) for line in (root / "results.jsonl").read_text().splitlines()]
+    assert [line["kind"] for line in lines] == ["training", "likelihood", "time", "grid", "grid", "samples"]
+    training, likelihood, timing, *grid, samples = lines
+    assert (training["images_seen"], training["tokens_computed"]) == (64, 64 * 85)
+    assert likelihood["finest_scale"]["nats_per_token"] == pytest.approx(math.log(512), abs=0.5)
+    assert timing["steps"] == samples["steps"] == 7
+    distances = {line["cfg"]: line["distance"] for line in grid}
+    assert distances[samples["cfg"]] == min(distances.values())
+    assert len(list((root / "raster_2x/pictures").glob("[0-9]*.png"))) == 20
+
+    commands.clear()
+    assert call(study.main, *flags, "--epochs", "1").code == 0
+    assert commands == []
+    (root / "raster_2x/timing.json").unlink()
+    assert call(study.main, *flags, "--epochs", "1").code == 0
+    assert [command[2] for command in commands] == ["experiments.timing"]
+    drawn = tmp_path / "drawn"
+    names = ["--results", str(root / "results.jsonl"), "--output_dir", str(drawn), "--runs", str(root)]
+    assert call(study_figures.main, *names).code == 0
+    assert {path.name for path in drawn.iterdir()} == {
+        f"study_{name}.png" for name in ("nll", "samples", "seconds", "steps")
+    }
+
+
+@pytest.mark.processes
+def test_the_error_of_a_command_is_that_of_the_study(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    outcome = call(study.main, "--data_path", str(tmp_path / "none"), "--output_dir", str(tmp_path / "study"))
+    assert outcome.code == 2
+    assert "error: " in capfd.readouterr().err
+    assert not (tmp_path / "study/results.jsonl").exists()
+
+
+@pytest.mark.quick
+def test_measures_of_another_training_are_measured_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[str] = []
+    monkeypatch.setattr(study, "_call", lambda task, title: called.append(title))
+    task = next(iter(measuring_tasks(SMALL, StudyArgs(output_dir=str(tmp_path)))))
+    (tmp_path / "raster_2x").mkdir()
+    (tmp_path / "raster_2x/trained.json").touch()
+    task.product.touch()
+    os.utime(tmp_path / "raster_2x/trained.json", (1000, 1000))
+    study._carry_out(task, "here")
+    assert called == []
+    os.utime(task.product, (999, 999))
+    study._carry_out(task, "here")
+    assert called == ["here: likelihood --steps_per_scale 1"]
+
+
+# The figures
+
+
+def fact(kind: str, model: str, **values: Any) -> dict[str, Any]:
+    return {"kind": kind, "model": model, "seed": 0, "epochs": 10} | values
+
+
+FACTS = [
+    *(fact("likelihood", "random_2x", steps_per_scale=n, finest_scale={"nats_per_token": 7 - n}) for n in (1, 4, 2)),
+    fact("likelihood", "llamagen", steps_per_scale=None, finest_scale={"nats_per_token": 4.0}),
+    fact("time", "random_2x", steps=7, seconds=0.01, machine="M"),
+    fact("time", "random_2x", steps=4, seconds=0.005, machine="M"),
+    fact("samples", "random_2x", steps=7, distance=20.0, num_samples=10_000),
+    fact("samples", "random_2x", steps=4, distance=30.0, num_samples=10_000),
+    fact("samples", "llamagen", steps=64, distance=10.0, num_samples=10_000),
+]
+
+
+@pytest.mark.quick
+def test_figures_show_the_facts() -> None:
+    likelihood, steps, seconds = (
+        draw(FACTS).axes[0]
+        for draw in (study_figures.draw_likelihood, study_figures.draw_steps, study_figures.draw_seconds)
+    )
+    (orders,) = likelihood.lines  # LlamaGen has no blocks
+    assert orders.get_xydata().tolist() == [[1, 6], [2, 5], [4, 3]]
+    assert [line.get_xydata().tolist() for line in steps.lines] == [[[4, 30], [7, 20]], [[64, 10]]]
+    assert seconds.lines[0].get_xydata().tolist() == [[5, 30], [10, 20]]
+    assert "FD-cifar10-10000" in steps.get_ylabel()
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("text", ["", "{", '{"kind": "samples"}', '{"kind": "time", "model": "other"}'])
+def test_other_files_are_no_results(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "study.jsonl"
+    path.write_text(text)
+    error = call(study_figures.main, "--results", str(path), "--output_dir", str(tmp_path)).error()
+    assert error.endswith(("run it again", "run experiments.study to its end"))
