@@ -7,6 +7,7 @@ is up. Needs a copy of the project and torch, numpy, safetensors and tqdm, nothi
 or a row for anything but memory.
 """
 
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ class BenchmarkArgs:
 
 def main(argv: Sequence[str]) -> None:
     args = parse_flags(argv, "benchmarks.device", __doc__, BenchmarkArgs)
+    os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # or torch's profiler writes lines between those of the table
     from benchmarks.device_job import run_all  # takes seconds to import
 
     if not run_all(args):

@@ -31,7 +31,7 @@ COLUMNS = (
     ("peak GB", 9, "peak_bytes", "{:.2f}"),
     ("of peak", 9, "share_of_peak", "{:.0%}"),
 )
-NAME = "{:<10}{:<12}{:>5}{:>10}{:>10}"
+NAME = "{:<10}{:<16}{:>5}{:>10}{:>10}"
 FIRST_GUESS = {"eager": 10.0, "compiled": 60.0}  # seconds of a row, before one was measured
 
 

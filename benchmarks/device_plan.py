@@ -52,6 +52,7 @@ _PLAN = (
     ("sampling", ("L", "S"), (1, 64, 16, 256), ("float32",), ("compiled",)),
 )
 SMALL_BATCH = 2
+TINY = "tiny "  # before the names of tiny models
 SMALL_COMPILED = 1  # rows
 TINY_AUTOENCODER = LlamaGenVQConfig(n_embed=64, ch=32, ch_mult=(1, 1, 1), num_res_blocks=1, z_channels=32)
 
@@ -61,7 +62,7 @@ class Row:
     """One row of the table."""
 
     work: Literal["sampling", "training"]
-    model: str  # of SECTIONS
+    model: str  # of SECTIONS, perhaps after TINY
     batch: int
     dtype: str
     mode: Literal["eager", "compiled"]
@@ -104,12 +105,13 @@ def rows_to_measure(small: bool, compiled: bool) -> list[Row]:
 def _rows(small: bool) -> Iterator[Row]:
     for work, *parts in _PLAN:
         for model, batch, dtype, mode in product(*parts):
-            yield Row(work, model, min(batch, SMALL_BATCH) if small else batch, dtype, mode)
+            tiny = Row(work, TINY + model, min(batch, SMALL_BATCH), dtype, mode)
+            yield tiny if small else Row(work, model, batch, dtype, mode)
 
 
 def section_of(row: Row, small: bool) -> tuple[dict[str, Any], AutoencoderConfig | None]:
     """The ``model:`` section of a row's model, and the architecture of its autoencoder, None for the usual one."""
-    section = SECTIONS[row.model]
+    section = SECTIONS[row.model.removeprefix(TINY)]
     return (tiny_section(section["architecture"]), TINY_AUTOENCODER) if small else (section, None)
 
 

@@ -49,7 +49,10 @@ def now(device: torch.device) -> float:
 
 
 class RecordProducts(TorchFunctionMode):
-    """Notes every linear layer and convolution that runs, with its inputs, as calls of ``torch.nn.functional``."""
+    """Notes every linear layer and convolution that runs, with its inputs, as calls of ``torch.nn.functional``.
+
+    In mixed precision the inputs are those that are multiplied.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -67,7 +70,9 @@ class RecordProducts(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func in (F.linear, F.conv2d):
-            detached = (value.detach() if isinstance(value, Tensor) else value for value in args)
+            kind = args[0].device.type
+            dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else args[0].dtype
+            detached = (value.detach().to(dtype) if isinstance(value, Tensor) else value for value in args)
             self.products.append(partial(func, *detached, **kwargs))
         return func(*args, **kwargs)
 
@@ -83,7 +88,7 @@ def time_products(products: Sequence[Callable[[], Tensor]], device: torch.device
 def products_of_linear(x: Tensor, weight: Tensor) -> list[partial[Tensor]]:
     """The forward product and both backward products of a linear layer."""
     rows = x.reshape(-1, x.shape[-1])
-    grad = torch.ones(len(rows), weight.shape[0], device=x.device)
+    grad = torch.ones(len(rows), weight.shape[0], device=x.device, dtype=x.dtype)
     return [partial(torch.mm, *pair) for pair in ((rows, weight.T), (grad, weight), (grad.T, rows))]
 
 

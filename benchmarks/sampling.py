@@ -1,6 +1,6 @@
 """Time, operations and memory of sampling, beside what its matrix products and convolutions alone take.
 
-    python benchmarks/sampling.py
+    python -m benchmarks.sampling
 
 Weights are random: only shapes matter. The floor is what all linear layers (all convolutions, for the decoder) take by
 torch.nn.functional at the same shapes, in the same process, right after; models.linear may be faster. Each row is
@@ -47,7 +47,7 @@ class BenchmarkArgs:
 
 
 def main(argv: Sequence[str]) -> None:
-    args = parse_flags(argv, "benchmarks/sampling.py", __doc__, BenchmarkArgs)
+    args = parse_flags(argv, "benchmarks.sampling", __doc__, BenchmarkArgs)
     from benchmarks.sampling_job import print_rows  # takes seconds to import
 
     print_rows(args)

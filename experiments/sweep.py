@@ -15,7 +15,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import yaml
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 TABLE_NAME, FIGURE_NAME = "sweep.csv", "sweep.png"
 DEFAULTS = {"steps_per_scale": "2,4,8", "cfg": "1.0:2.0:0.1"}  # of a family that has them
 Row = dict[str, Any]
+Args = TypeVar("Args")
 
 
 @dataclass(frozen=True)
@@ -52,12 +53,22 @@ class SweepArgs(CheckpointArgs):
 
 
 def main(argv: Sequence[str]) -> None:
-    ((heading, settings),) = drawing_options().items()
-    options = [replace(setting, hint=str, default=DEFAULTS.get(setting.name, setting.default)) for setting in settings]
-    args, texts = parse_open_flags(argv, "experiments.sweep", __doc__, SweepArgs, {heading: options})
-    hints = {setting.name: setting.hint for setting in settings}
-    values = {name: parse_values(name, text, hints[name]) for name, text in (DEFAULTS | texts).items()}
+    args, texts, values = parse_listed(argv, "experiments.sweep", __doc__, SweepArgs, DEFAULTS)
     sweep(replace(args, reference=args.reference or args.shipped_reference), values, given=list(texts))
+
+
+def parse_listed(
+    argv: Sequence[str], prog: str, description: str, kind: type[Args], defaults: Mapping[str, str]
+) -> tuple[Args, dict[str, str], dict[str, list[Any]]]:
+    """Flags of a dataclass; of those of a drawing, which are lists, the texts given, and the values or ``defaults``."""
+    groups = drawing_options()
+    hints = {setting.name: setting.hint for settings in groups.values() for setting in settings}
+    lists = {
+        heading: [replace(one, hint=str, default=defaults.get(one.name, one.default)) for one in settings]
+        for heading, settings in groups.items()
+    }
+    args, texts = parse_open_flags(argv, prog, description, kind, lists)
+    return args, texts, {name: parse_values(name, text, hints[name]) for name, text in ({**defaults, **texts}).items()}
 
 
 def parse_values(name: str, text: str, hint: Any) -> list[Any]:

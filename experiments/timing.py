@@ -8,17 +8,17 @@ them.
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from statistics import median
 
-from experiments.sweep import parse_values
+from experiments.sweep import parse_listed
 from runtime.command import run
-from runtime.config import option, parse_open_flags
+from runtime.config import option
 from runtime.errors import UserError, check_at_least
 from runtime.files import write_json
-from sampling.options import SamplingArgs, drawing_options
+from sampling.options import SamplingArgs
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,7 @@ class TimingArgs(SamplingArgs):
 
 
 def main(argv: Sequence[str]) -> None:
-    ((heading, settings),) = drawing_options().items()
-    options = [replace(setting, hint=str) for setting in settings]
-    args, texts = parse_open_flags(argv, "experiments.timing", __doc__, TimingArgs, {heading: options})
-    hints = {setting.name: setting.hint for setting in settings}
-    values = {name: parse_values(name, text, hints[name]) for name, text in texts.items()}
+    args, _, values = parse_listed(argv, "experiments.timing", __doc__, TimingArgs, {})
     found = measure(args, [dict(zip(values, chosen, strict=True)) for chosen in product(*values.values())])
     for row in found["rows"]:
         print(f"{row['drawing'] or 'as it is drawn by default'}: {row['steps']} steps, {row['seconds']:.4g} s an image")

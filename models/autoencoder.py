@@ -85,8 +85,8 @@ class Autoencoder(nn.Module, ABC):
 
     def _codes(self, images: Tensor) -> Tensor:
         """Codes (B, S, S) of images (B, 3, H, W) of one scale, on a CPU a part of them at a time."""
-        pixels = ENCODED_PIXELS if self.device.type == "cpu" else images[:, 0].numel()
-        parts = images.split(max(1, pixels // images[0, 0].numel()))
+        at_once = ENCODED_PIXELS // (images.shape[-2] * images.shape[-1]) if self.device.type == "cpu" else len(images)
+        parts = images.split(max(1, at_once))
         return torch.cat([self.quantize_latents(self.encode(part)) for part in parts])
 
 

@@ -46,6 +46,9 @@ class ConvolutionalConfig(AutoencoderConfig):
     norm_groups: ClassVar[int] = NORM_GROUPS
 
     def __post_init__(self) -> None:
+        check_at_least(1, self, "embed_dim", "n_embed", "ch", "num_res_blocks")
+        if not self.ch_mult or min(self.ch_mult) < 1:
+            raise UserError(f"ch_mult is {list(self.ch_mult)}; name a multiplier of 1 or more for each level")
         if any(self.ch * mult % self.norm_groups for mult in self.ch_mult):
             raise UserError(
                 f"autoencoder ch {self.ch} must be a multiple of {self.norm_groups}, for its group normalization"
@@ -67,7 +70,7 @@ class LlamaGenVQConfig(ConvolutionalConfig):
     )
 
     def __post_init__(self) -> None:
-        check_at_least(1, self, "norm_groups")
+        check_at_least(1, self, "z_channels", "norm_groups")
         super().__post_init__()
 
 

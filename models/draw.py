@@ -3,6 +3,7 @@
 Letters: B images, l tokens of a block, V codes, n numbers of noise a token.
 """
 
+import operator
 from collections.abc import Sequence
 
 import torch
@@ -13,6 +14,7 @@ from models.config import NUM_SEEDS
 from models.noise import CODES, exponentials
 from runtime.errors import UserError
 
+INDEX_TYPES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 DRAWING_VERSION = 3  # recorded with samples; to be raised whenever the same settings give other images
 SEED_STRIDE = 0x9E3779B9  # NUM_SEEDS over the golden ratio, odd: multiples of it lie far apart modulo NUM_SEEDS
 
@@ -26,13 +28,24 @@ def image_seed(seed: int, index: int) -> int:
     return (seed * SEED_STRIDE + index) % NUM_SEEDS
 
 
+def as_labels(labels: Tensor | Sequence[int]) -> Tensor:
+    """Labels as a tensor; UserError if they are none."""
+    try:
+        return torch.as_tensor(labels)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise UserError(f"labels are {labels}; give one class index an image") from error
+
+
 def checked_seeds(seeds: Sequence[int], num_labels: int, batch: int) -> Tensor:
     """(B,) seeds of a batch of so many images and their labels; a UserError says what is wrong."""
+    try:
+        seeds = [operator.index(seed) for seed in seeds]
+    except TypeError as error:
+        raise UserError(f"seeds are {seeds}; give a whole number for each image") from error
     if len(seeds) != num_labels:
         raise UserError(f"{len(seeds)} seeds for {num_labels} labels; give one an image")
     if num_labels != batch:
         raise UserError(f"{num_labels} labels for a sampler of {batch} images; give as many, or make another sampler")
-    seeds = [int(seed) for seed in seeds]
     if not all(0 <= seed < NUM_SEEDS for seed in seeds):
         raise UserError("seeds must lie between 0 and 2**32 - 1")
     return torch.tensor(seeds, dtype=torch.long)

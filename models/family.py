@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from models.autoencoder import Autoencoder, to_uint8
 from models.config import Drawing, GeneratorConfig
-from models.draw import checked_seeds, code_noise
+from models.draw import INDEX_TYPES, as_labels, checked_seeds, code_noise
 from models.noise import ORDER, uniforms
 from models.scales import join_scales, scale_slices, split_scales
 from runtime.errors import UserError
@@ -242,7 +242,7 @@ class Generator(nn.Module, ABC):
 
     def check_labels(self, labels: Tensor) -> None:
         """Refuse what are no class indices (B,) of this model; ``num_classes`` is unconditional, and for some all."""
-        if labels.ndim != 1 or len(labels) == 0 or labels.is_floating_point():
+        if labels.ndim != 1 or len(labels) == 0 or labels.dtype not in INDEX_TYPES:
             raise UserError(
                 f"labels have shape {tuple(labels.shape)} and type {labels.dtype}; give one class index an image"
             )
@@ -270,10 +270,12 @@ class Sampler(ABC):
         self.kept: tuple[Tensor, Tensor] | None = None  # (B, L) whether a location keeps its code, and those codes
         self.given_order: Tensor | None = None
         self.first_location = 0  # number of the first one, as an image's noise counts them
+        self.made_for = (model.device, model.dtype)
+        self.finished = False  # whether all steps of a batch are drawn
 
     def __call__(
         self,
-        labels: Tensor,
+        labels: Tensor | Sequence[int],
         seeds: Sequence[int],
         keep: Maps = None,
         keep_codes: Maps = None,
@@ -290,7 +292,7 @@ class Sampler(ABC):
     @torch.inference_mode()
     def steps(
         self,
-        labels: Tensor,
+        labels: Tensor | Sequence[int],
         seeds: Sequence[int],
         keep: Maps = None,
         keep_codes: Maps = None,
@@ -300,9 +302,13 @@ class Sampler(ABC):
         if order is not None:
             self.model.check_takes_order()
         self.kept, self.given_order = self._check_kept(keep, keep_codes), order
+        self.finished, labels = False, as_labels(labels)
         self.model.check_labels(labels)
+        if self.made_for != (self.model.device, self.model.dtype):
+            raise UserError("the model has moved to another device or precision; make another sampler")
         checked = checked_seeds(seeds, len(labels), self.batch)
         yield from self.draw(labels.long().to(self.model.device), checked.to(self.model.device))
+        self.finished = True
 
     @abstractmethod
     def draw(self, labels: Tensor, seeds: Tensor) -> Iterator[int]:
@@ -352,7 +358,9 @@ class Sampler(ABC):
 
     @torch.inference_mode()
     def samples(self) -> Samples:
-        """What was drawn; the last scale is decoded. Numbers that are not finite are a UserError."""
+        """What was drawn; the last scale is decoded. Numbers that are not finite, or steps left, are a UserError."""
+        if not self.finished:
+            raise UserError("the samples are not drawn yet; go through all steps first")
         entropy, probability = self.maps.clone()
         maps = (self.sequence.clone(), entropy, self.step_of_location().expand(self.batch, -1), probability)
         codes, entropy, step, probability = (split_scales(values, self.scale_sizes) for values in maps)
@@ -384,6 +392,8 @@ class Sampler(ABC):
                 raise UserError(f"{name} must be a list of one map for each scale, of shapes {shapes}")
         kept, codes = join_scales(keep), join_scales(keep_codes)
         num_codes = self.model.num_codes
+        if codes.dtype not in INDEX_TYPES:
+            raise UserError(f"keep_codes are {codes.dtype}; give whole numbers, as model.tokenize does")
         if codes.min() < 0 or codes.max() >= num_codes:
             raise UserError(f"keep_codes must lie between 0 and {num_codes - 1}")
         return kept.bool().to(self.model.device), codes.long().to(self.model.device)

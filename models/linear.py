@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 _onednn_allowed = True
 
@@ -22,7 +23,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """
     if not _takes_onednn(x, weight):
         return F.linear(x, weight, bias)
-    if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
+    if torch.is_grad_enabled() and any(part is not None and part.requires_grad for part in (x, weight, bias)):
         product = _Product.apply(x, weight)
         return product if bias is None else product + bias
     return _onednn(x, weight, bias)
@@ -47,6 +48,7 @@ class Linear(nn.Linear):
 
 
 def _takes_onednn(x: Tensor, weight: Tensor) -> bool:
+    """Whether it is faster, and torch needs no more of it than values and first derivatives by ``backward``."""
     return (
         _onednn_allowed
         and x.device.type == "cpu"
@@ -56,6 +58,10 @@ def _takes_onednn(x: Tensor, weight: Tensor) -> bool:
         and torch.backends.mkl.is_available()
         and torch.backends.mkldnn.is_available()
         and torch.backends.mkldnn.enabled
+        and weight.ndim == 2
+        and x.shape[-1:] == weight.shape[1:]  # else F.linear says what is wrong
+        and x.numel() > 0 < weight.numel()
+        and not torch._C._are_functorch_transforms_active()
     )
 
 
@@ -66,6 +72,7 @@ def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """
     if not (weight.is_contiguous() or weight.T.is_contiguous()):
         weight = weight.contiguous()
+    bias = None if bias is None else bias.contiguous()
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
@@ -78,6 +85,7 @@ class _Product(torch.autograd.Function):
         return _onednn(x, weight)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
         x, weight = ctx.saved_tensors
         of_x = _onednn(grad, weight.T) if ctx.needs_input_grad[0] else None

@@ -149,7 +149,7 @@ class LlamaGenVQ(Autoencoder):
     """Images to codes of unit-norm latents, and back."""
 
     kind, unit_norm = "llamagen", True
-    decides_codes = ("encoder.", "quant_conv.", "quantize.embedding")
+    decides_codes = ("encoder.", "quant_conv.", "quantize.embedding", "norm_groups")
     decodes = ("post_quant_conv", "decoder")
 
     def __init__(self, config: LlamaGenVQConfig) -> None:
@@ -160,8 +160,8 @@ class LlamaGenVQ(Autoencoder):
         self.post_quant_conv = nn.Conv2d(config.embed_dim, config.z_channels, 1)
         self.quantize = Quantizer(config.n_embed, config.embed_dim)
         self.register_buffer("cluster_usage_train", torch.zeros(config.n_embed))  # usage frequencies, (V,)
-        if config.norm_groups != NORM_GROUPS:  # no shape tells it, and published files lack it
-            self.register_buffer("norm_groups", torch.tensor(config.norm_groups))
+        if config.norm_groups != NORM_GROUPS:  # no weight's shape tells it; published files lack it
+            self.register_buffer("norm_groups", torch.ones(config.norm_groups))
 
     def encode(self, images: Tensor) -> Tensor:
         return F.normalize(self.quant_conv(self.encoder(images)), dim=1)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from models.config import NUM_SEEDS, Drawing
+from models.draw import as_labels
 from models.family import Generator, Sampler, Samples
 from runtime.config import typed
 from runtime.errors import UserError
@@ -46,10 +47,7 @@ def sample(
     Raises:
         UserError: a label or setting is out of range.
     """
-    try:
-        labels = torch.as_tensor(labels)
-    except (ValueError, TypeError) as error:
-        raise UserError(f"labels are {labels}; give one class index an image") from error
+    labels = as_labels(labels)
     settings = checked_drawing(model, drawing, keeps=keep is not None)
     model.check_labels(labels)
     if settings.uses_cfg and not model.config.class_cond:
@@ -61,12 +59,12 @@ def sample(
 def make_sampler(model: Generator, batch: int, compiled: bool = False, **drawing: Any) -> Sampler:
     """What draws ``batch`` images a call with settings as of ``sample``: to be made once and called often.
 
-    It is called with labels (B,), seeds and what is kept, as ``sample`` is. It holds memory for its batch, and the
-    model's weights as they are now: make another once they change. A UserError says what is out of range.
+    It is called with labels (B,), seeds (B,) and what is kept, as ``sample`` is. It holds memory for its batch and
+    copies of some weights: make another once they change. A UserError says what is out of range.
     """
-    if not isinstance(batch, int) or batch < 1:
+    if isinstance(batch, bool) or not isinstance(batch, int | np.integer) or batch < 1:
         raise UserError(f"batch is {batch}; give the number of images that are drawn at once, 1 or more")
-    return model.sampler(batch, checked_drawing(model, drawing), compiled)
+    return model.sampler(int(batch), checked_drawing(model, drawing), compiled)
 
 
 def checked_drawing(model: Generator, settings: dict[str, Any], keeps: bool = False) -> Drawing:

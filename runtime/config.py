@@ -219,7 +219,8 @@ class _Parser(argparse.ArgumentParser):
     def add_options(self, heading: str, options: Iterable[Option]) -> None:
         group = self.add_argument_group(heading)
         for option in options:
-            text = option.help if is_dataclass(option.hint) else f"{option.help} (default: {_shown(option.default)})"
+            told = is_dataclass(option.hint) or option.default is None  # of None the explanation says what it means
+            text = option.help if told else f"{option.help} (default: {_shown(option.default)})"
             group.add_argument(f"--{option.name}", metavar=_described(option.hint)[0], help=text.replace("%", "%%"))
             self.options[option.name] = option
 

@@ -16,7 +16,9 @@ class SamplingArgs:
 
     checkpoint: str | None = option(None, "checkpoint file, or the folder holding checkpoint-last.pth")
     use_ema: bool = option(False, "take the averaged weights of the checkpoint")
-    seed: int = option(0, "of all noise; another draws other images. An image follows from it and its own number")
+    seed: int = option(
+        0, "start of all random numbers; the same seed and number of the image give the same image in any batch"
+    )
     batch_size: int | None = option(
         None,
         "images drawn at once, on each rank; default 16, on CUDA what fits into 60 % of free memory, up to 256",
@@ -50,7 +52,7 @@ class SampleArgs(SamplingArgs):
     )
     label_file: str | None = option(None, "text file of them instead, one on a line")
     num_samples: int | None = option(None, "number of images, the classes in turn; default one of each label")
-    compile: bool = option(False, "compile the steps; pays off for many images only")
+    compile: bool = option(False, "compile the steps, for many images on a GPU; on a CPU it gains nothing")
     output_dir: str | None = option(
         None,
         "folder to write to; default samples/ and the time. A run of another model or other settings there is moved "
@@ -85,6 +87,12 @@ class SampleArgs(SamplingArgs):
 
 
 def drawing_options() -> dict[str, list[Option]]:
-    """Options of a drawing, which the checkpoint's family has or refuses, under their heading."""
-    found = {o.name: o for family in reversed(FAMILIES.values()) for o in options_of(family.load("drawing"))}
-    return {"how each image is drawn": list(found.values())}
+    """Options of a drawing, under a heading: those of all families, then those that some have and others refuse."""
+    of_family = {name: {o.name: o for o in options_of(family.load("drawing"))} for name, family in FAMILIES.items()}
+    headed: dict[str, dict[str, Option]] = {}
+    for known in of_family.values():
+        for name, found in known.items():
+            whose = [family for family, others in of_family.items() if name in others]
+            others = "" if len(whose) == len(of_family) else f", {' and '.join(whose)} alone"
+            headed.setdefault(f"how each image is drawn{others}", {}).setdefault(name, found)
+    return {heading: list(options.values()) for heading, options in headed.items()}

@@ -492,6 +492,11 @@ RULES = (
         says="calibration error .* on 10 held-out images of data/cifar10",
     ),
     Rule(r"python -m experiments\.likelihood .*digits", says="nats a token, .* on 297 held-out images"),
+    Rule(
+        r"python -m experiments\.timing --checkpoint output/quickstart .*",
+        added="--batch_size 2 --repeats 1",
+        says="13 steps, .* s an image",
+    ),
     Rule(r"python -m experiments\.tokens .*", files=("output/tokens.png",), says="tokens computed"),
     Rule(
         r"python -m experiments\.train_classifier .*",

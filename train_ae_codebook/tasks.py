@@ -33,7 +33,7 @@ from training.task import Task
 class AutoencoderTask(Task):
     """Trains an autoencoder, or a part of it, for code maps of ``sides``; ``validation`` are images to measure on."""
 
-    precision = torch.float32
+    precision, starts_by = torch.float32, "start"
 
     def __init__(self, args: ImageArgs, stride: int, sides: Sequence[int], validation: Dataset) -> None:
         self.args, self.stride, self.validation, self.sides = args, stride, validation, sorted(sides)

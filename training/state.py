@@ -120,7 +120,9 @@ class TrainState:
         saved = read_torch_file(path)
         shapes = {name: tensor.shape for name, tensor in self.module.state_dict().items()}
         if "data_order" not in saved or {name: t.shape for name, t in saved["model"].items()} != shapes:
-            raise UserError(f"{path} is of no run of this model; name one, or start from its weights by weights_init")
+            raise UserError(
+                f"{path} is of no run of this model; name one, or start from its weights by {self.task.starts_by}"
+            )
         if (saved["model_ema"] is None) != (self.ema is None):
             kind = "without" if self.ema else "with"
             raise UserError(f"{path} was trained {kind} ema; keep it so, or name another output_dir")

@@ -17,6 +17,7 @@ class Task(Protocol):
 
     module: nn.Module  # whose parameters are trained and saved
     precision: torch.dtype | None = None  # that the task insists on, if any
+    starts_by: str = "weights_init"  # the option that names weights to start from
 
     def loss(self, batch: Any, context: StepContext) -> Loss:
         """The loss of a batch, and what else is logged of it."""

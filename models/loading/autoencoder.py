@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from models.autoencoder import Autoencoder
-from models.config import NORM_GROUPS, AutoencoderConfig, AutoencoderPaths, LlamaGenVQConfig
+from models.config import NORM_GROUPS, AutoencoderConfig, AutoencoderPaths
 from models.llamagen_vq import LlamaGenVQ
 from models.loading.autoencoder_kinds import KINDS, kind_of
 from models.loading.state import load_exactly, our_names, published_name, read_torch_file
@@ -120,7 +120,7 @@ def build_autoencoder(
     state: Mapping[str, Tensor], paths: AutoencoderPaths, folder: Path | None, path: Path
 ) -> Autoencoder:
     """An autoencoder from weights read from ``path``; its architecture is the YAML's, or read off them without one."""
-    inferred = config = infer_autoencoder_config(state, path)
+    config = infer_autoencoder_config(state, path)
     kind = kind_of(state)
     config_path = None if paths.config_path is None else first_file(places_of(paths.config_path, folder))
     if config_path is not None:
@@ -129,11 +129,6 @@ def build_autoencoder(
             raise UserError(
                 f"{path} is an autoencoder of {kind.whose} kind, but {config_path} describes another; name its own "
                 "YAML as autoenc.config_path, or null"
-            )
-        if isinstance(config, LlamaGenVQConfig) and config.norm_groups != inferred.norm_groups:
-            raise UserError(
-                f"{path} was trained with norm_groups {inferred.norm_groups}, but {config_path} says "
-                f"{config.norm_groups}; mend it there"
             )
     autoencoder = kind.module(config)
     state = {key: value for key, value in state.items() if key not in kind.ignored}
@@ -162,7 +157,11 @@ def read_autoencoder_config(path: Path, params: Mapping[str, Any] | None = None)
         )
     section |= section.get("ddconfig", {})
     settings = {f.name: section[f.name] for f in fields(KINDS[name].config) if f.name in section}
-    return dataclass_from_dict(KINDS[name].config, settings, str(path))
+    try:
+        return dataclass_from_dict(KINDS[name].config, settings, str(path))
+    except UserError as error:
+        named = str(error).startswith(str(path))
+        raise error if named else UserError(f"{path}: {error}") from None
 
 
 def infer_autoencoder_config(state: Mapping[str, Tensor], path: Path) -> AutoencoderConfig:

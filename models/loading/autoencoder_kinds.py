@@ -47,7 +47,7 @@ def _infer_llamagen(state: Mapping[str, Tensor]) -> LlamaGenVQConfig:
         ch_mult=tuple(width // ch for width in widths),
         num_res_blocks=num_res_blocks,
         z_channels=z_channels,
-        norm_groups=int(state["norm_groups"]) if "norm_groups" in state else NORM_GROUPS,
+        norm_groups=len(state["norm_groups"]) if "norm_groups" in state else NORM_GROUPS,
     )
 
 

@@ -186,6 +186,13 @@ def test_a_part_of_the_images_at_a_time_gets_the_same_codes(monkeypatch: pytest.
     assert sizes == [(5, 4), (5, 12), (2, 32), (2, 32), (1, 32)]
 
 
+def test_no_images_have_no_codes() -> None:
+    assert [tuple(codes.shape) for codes in tiny_autoencoder().tokenize(torch.zeros(0, 3, 32, 32), (1, 8))] == [
+        (0, 1, 1),
+        (0, 8, 8),
+    ]
+
+
 @pytest.mark.parametrize("batch", [1, 2])
 def test_every_scale_decodes_on_its_own(batch: int) -> None:
     """One location of one image with 32 channels has groups of one value, which torch's own layer refuses."""

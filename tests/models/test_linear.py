@@ -52,6 +52,57 @@ def test_gradients_are_torchs(shape: tuple[int, ...]) -> None:
         torch.testing.assert_close(grad, expected, atol=1e-4, rtol=1e-5)
 
 
+@pytest.mark.parametrize("trained", [("bias",), ("weight",), ("weight", "bias")])
+def test_what_is_trained_alone_gets_its_gradient(trained: tuple[str, ...]) -> None:
+    layer, x = Linear(96, 40), torch.randn(5, 96)
+    for name, parameter in layer.named_parameters():
+        parameter.requires_grad_(name in trained)
+    layer(x).square().sum().backward()
+    found = {name: parameter.grad for name, parameter in layer.named_parameters()}
+    layer.zero_grad()
+    F.linear(x, layer.weight, layer.bias).square().sum().backward()
+    for name, parameter in layer.named_parameters():
+        assert (found[name] is None) == (name not in trained)
+        if name in trained:
+            torch.testing.assert_close(found[name], parameter.grad, atol=1e-4, rtol=1e-5)
+
+
+def test_second_derivatives_are_an_error_and_not_0() -> None:
+    layer, x = Linear(96, 40), torch.randn(5, 96, requires_grad=True)
+    (grad,) = torch.autograd.grad(layer(x).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad.square().sum().backward()
+
+
+def test_transforms_of_functions_are_torchs() -> None:
+    layer, x, direction = Linear(96, 40).requires_grad_(False), torch.randn(5, 96), torch.randn(5, 96)
+    _, change = torch.func.jvp(layer, (x,), (direction,))
+    torch.testing.assert_close(change, direction @ layer.weight.T, atol=1e-4, rtol=1e-5)
+    gradient = torch.func.grad(lambda x: layer(x).square().sum())(x)
+    torch.testing.assert_close(gradient, 2 * layer(x) @ layer.weight, atol=1e-3, rtol=1e-4)
+
+
+def test_a_bias_may_be_a_column() -> None:
+    x, weight, bias = torch.randn(5, 96), torch.randn(40, 96), torch.randn(40, 2)[:, 0]
+    with torch.inference_mode():
+        assert_exact(linear(x, weight, bias), x, weight, bias)
+
+
+def test_an_empty_batch_has_gradients() -> None:
+    layer = Linear(96, 40)
+    layer(torch.zeros(0, 96)).sum().backward()
+    assert torch.equal(layer.weight.grad, torch.zeros(40, 96))
+
+
+@pytest.mark.parametrize(("inputs", "weight"), [((5, 95), (40, 96)), ((5, 96), (1, 40, 96))])
+def test_wrong_shapes_are_torchs_error(inputs: tuple[int, ...], weight: tuple[int, ...]) -> None:
+    with torch.inference_mode(), pytest.raises(RuntimeError) as error:
+        linear(torch.randn(inputs), torch.randn(weight))
+    with torch.inference_mode(), pytest.raises(RuntimeError) as expected:
+        F.linear(torch.randn(inputs), torch.randn(weight))
+    assert str(error.value) == str(expected.value)
+
+
 def test_other_precisions_stay() -> None:
     layer = Linear(96, 40)
     x = torch.randn(5, 96)

@@ -139,12 +139,17 @@ def test_the_same_command_again_does_not_train_again(finished: tuple[Path, list[
     [
         (("--epocs", "3"), "unknown option --epocs; did you mean --epochs?"),
         (("--ch", "48"), "autoencoder ch 48 must be a multiple of 32"),
+        (("--ch", "0"), "ch is 0; it must be at least 1"),
+        (("--ch_mult", "[]"), "ch_mult is []; name a multiplier"),
+        (("--num_res_blocks", "0"), "num_res_blocks is 0; it must be at least 1"),
+        (("--n_embed", "0"), "n_embed is 0; it must be at least 1"),
         (("--scale_sizes", "[]"), "name at least one side"),
         (("--img_size", "12"), "img_size is 12"),
         (("--batch_size", "2000"), "1500 images do not fill one step of 2000"),
         (("--dataset", "folder", "--data_path", "nowhere"), "no image folder at nowhere"),
         (("--config", "nowhere.yaml"), "no such file: nowhere.yaml"),
-        (("--n_embed", "32"), "is of no run of this model"),
+        (("--n_embed", "32"), "is of no run of this model; name one, or start from its weights by start"),
+        (("--norm_groups", "8"), "is of no run of this model"),
     ],
 )
 def test_a_mistake_is_answered_by_one_line(

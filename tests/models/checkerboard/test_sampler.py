@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 from unittest.mock import patch
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -256,11 +257,43 @@ def test_a_sampler_is_made_once_and_used_often() -> None:
         (lambda: sampler(labels[:2], [0, 1]), "2 labels for a sampler of 3 images"),
         (lambda: sampler(labels, [0, 1]), "2 seeds for 3 labels"),
         (lambda: sampler(labels + 90, [0, 1, 2]), "out of range"),
+        (lambda: sampler([True, False, True], [0, 1, 2]), "give one class index an image"),
+        (lambda: sampler("abc", [0, 1, 2]), "give one class index an image"),
+        (lambda: sampler(labels, [0, 1.5, 2]), "give a whole number for each image"),
+        (lambda: sampler(labels, None), "give a whole number for each image"),
         (lambda: make_sampler(model, 0), "batch is 0"),
+        (lambda: make_sampler(model, True), "batch is True"),
         (lambda: make_sampler(model, 2, steps=3), "steps means nothing"),
     ):
         with pytest.raises(UserError, match=words):
             call()
+
+
+def test_a_sampler_takes_labels_as_sample_does() -> None:
+    sampler = make_sampler(tiny_model(), 3)
+    expected = sampler(torch.tensor([3, 1, 4]), [0, 1, 2]).codes[-1]
+    for labels in ([3, 1, 4], np.array([3, 1, 4], dtype=np.int32)):
+        assert torch.equal(sampler(labels, np.arange(3)).codes[-1], expected)
+
+
+def test_samples_are_there_once_all_steps_are_drawn() -> None:
+    sampler = make_sampler(tiny_model(), 2)
+    with pytest.raises(UserError, match="not drawn yet"):
+        sampler.samples()
+    steps = sampler.steps(LABELS, [0, 1])
+    next(steps)
+    with pytest.raises(UserError, match="not drawn yet"):
+        sampler.samples()
+    list(steps)
+    assert torch.equal(sampler.samples().images, sampler(LABELS, [0, 1]).images)
+
+
+def test_a_sampler_of_a_model_that_has_moved_is_refused() -> None:
+    model = tiny_model()
+    sampler = make_sampler(model, 2)
+    model.to(dtype=torch.bfloat16)
+    with pytest.raises(UserError, match="the model has moved .* make another sampler"):
+        sampler(LABELS, [0, 1])
 
 
 def test_seeds_that_would_be_others_are_refused() -> None:
