@@ -58,7 +58,7 @@ def measure_sampling(row: Row, model: Generator) -> Values:
     warm_up, (drawing, decoding), peak = _timed(run, row, device)
     drawing_kernels, drawing_busy = profiled(lambda: _draw(sampler, labels), device)
     decoding_kernels, decoding_busy = profiled(lambda: _decode(sampler), device)
-    return {
+    values = {
         "warm_up_seconds": warm_up,
         "drawing_seconds": drawing,
         "decoding_seconds": decoding,
@@ -67,9 +67,8 @@ def measure_sampling(row: Row, model: Generator) -> Values:
         "seconds_an_image": (drawing + decoding) / row.batch,
         "kernels": drawing_kernels,
         "decoding_kernels": decoding_kernels,
-        "idle": _idle(drawing_busy + decoding_busy, drawing + decoding),
-        "peak_bytes": peak,
     }
+    return values | _of_gpu(drawing_busy + decoding_busy, drawing + decoding, peak, device)
 
 
 def measure_training(row: Row, model: Generator) -> Values:
@@ -100,10 +99,8 @@ def measure_training(row: Row, model: Generator) -> Values:
         "images_a_second": row.batch / step,
         "seconds_an_image": step / row.batch,
         "kernels": kernels,
-        "idle": _idle(busy, step),
-        "peak_bytes": peak,
         "operations": operations,
-    }
+    } | _of_gpu(busy, step, peak, device)
     card = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
     best = peak_of(card, row.dtype)
     return values if best is None else values | {"share_of_peak": operations / step / best}
@@ -136,6 +133,9 @@ def _timed(run: Callable[[], tuple[float, ...]], row: Row, device: torch.device)
     return warm_up, np.median(times, axis=0).tolist(), held_memory(device, peak=True)
 
 
-def _idle(busy: float, seconds: float) -> float:
-    """Share of the seconds without a kernel; they are of a run without the profiler, which slows the host down."""
-    return max(0.0, 1 - busy / seconds)
+def _of_gpu(busy: float, seconds: float, peak: float, device: torch.device) -> Values:
+    """Memory, and the share of the seconds without a kernel; they are of a run without the profiler, which slows it.
+
+    A CPU has operations instead of kernels, and memory of the whole process: neither says anything of a row.
+    """
+    return {"idle": max(0.0, 1 - busy / seconds), "peak_bytes": peak} if device.type == "cuda" else {}

@@ -120,5 +120,6 @@ def describe_machine(device: torch.device) -> str:
     else:
         lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
         names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-        name = f"{names[0] if names else platform.processor()}, {torch.get_num_threads()} threads"
+        threads = torch.get_num_threads()
+        name = f"{names[0] if names else platform.processor()}, {threads} thread{'s' if threads > 1 else ''}"
     return f"{name}, torch {torch.__version__}"

@@ -141,7 +141,7 @@ def _prepare(folder: SampleFolder, model: Generator, request: Request, args: Sam
         made |= {sample_folder.ANIMATION_NAME: args.animation}
         missing = folder.prepare(settings, [name for name, wanted in made.items() if wanted])
         if not missing:
-            print(f"{folder.path} holds these samples already; name another --output_dir, or change a setting")
+            print(f"{folder.path} holds these samples already; name another --output_dir, or ask for other images")
     return distributed.from_main(missing)
 
 

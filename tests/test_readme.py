@@ -530,13 +530,13 @@ RULES = (
         added="--num_images 20",
     ),
     Rule(
-        r"python -m benchmarks\.sampling",
+        r"python -m benchmarks\.sampling( .*)?",
         says="quickstart +1 +float32",
         added="--configs [configs/quickstart.yaml] --batch_sizes [1] --modes [eager] --dtypes [float32] --repeats 1 "
         "--drawing '{steps_per_scale: 2}'",
     ),
     Rule(
-        r"python -m benchmarks\.training",
+        r"python -m benchmarks\.training .*",
         says="torch",
         added="--config configs/quickstart.yaml --steps 1 --batch_size 2",
     ),

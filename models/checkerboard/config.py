@@ -69,7 +69,7 @@ class CheckerboardDrawing(Drawing):
     steps_per_scale: int = option(4, "steps of each scale; 4 at ratio 2 and 8 at ratio 4 make 17 steps at 256 px")
     cfg_start_step: int = option(5, "first step, counted over all scales from 0, that is guided")
     remainder: Remainder = option(
-        "separate", "what equal blocks leave over is a step of its own (separate) or joins the last full block (fold)"
+        "separate", "codes that are left after equal blocks: a step of their own (separate), or part of the last (fold)"
     )
 
     def blocks(self, scale_sizes: Sequence[int]) -> Blocks:

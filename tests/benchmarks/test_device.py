@@ -82,8 +82,8 @@ def test_all_of_it_without_packages_that_a_bare_machine_lacks(tmp_path: Path) ->
     for row in found["rows"]:
         assert row["images_a_second"] * row["seconds_an_image"] == pytest.approx(1)
         assert row["kernels"] > 100
-        assert 0 <= row["idle"] < 1
-        assert row["peak_bytes"] > 0
+        assert row["model"].startswith("tiny ")
+        assert not {"idle", "peak_bytes"} & row.keys()  # which say something of a GPU alone
         if row["work"] == "sampling":
             seconds = row["drawing_seconds"] + row["decoding_seconds"]
             assert row["images_a_second"] == pytest.approx(row["batch"] / seconds)

@@ -292,7 +292,7 @@ def test_a_sampler_of_a_model_that_has_moved_is_refused() -> None:
     model = tiny_model()
     sampler = make_sampler(model, 2)
     model.to(dtype=torch.bfloat16)
-    with pytest.raises(UserError, match="the model has moved .* make another sampler"):
+    with pytest.raises(UserError, match="make another sampler"):
         sampler(LABELS, [0, 1])
 
 
