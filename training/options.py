@@ -39,7 +39,10 @@ class LoopArgs:
     betas: tuple[float, float] = option((0.9, 0.95), "of AdamW")
     weight_decay: float = option(0.01, "of AdamW; none on biases and other one-dimensional parameters")
     warmup_epochs: float = option(1.0, "epochs over which the learning rate rises linearly from 0")
-    lr_drops: dict[float, float] = option(dict, "epoch -> factor on the learning rate from that epoch on")
+    lr_drops: dict[float, float] = option(
+        dict,
+        "epoch, or below 1 share of the run -> factor on the learning rate from there on; shares follow --epochs",
+    )
     clip_grad: float = option(0.0, "largest norm of the gradient; 0 does not clip")
     ema: bool = option(False, "also average the weights")
     ema_decay: float = option(0.9999, "of the average")
@@ -70,6 +73,16 @@ class LoopArgs:
             raise UserError(f"betas {list(self.betas)} and ema_decay {self.ema_decay} must lie in 0..1, 1 excluded")
         if any(factor <= 0 for factor in self.lr_drops.values()):
             raise UserError(f"lr_drops {self.lr_drops} must hold factors above 0")
+        if self.warmup_epochs > self.epochs:
+            raise UserError(
+                f"warmup_epochs is {self.warmup_epochs:g}, more than the {self.epochs} of the run; lower it"
+            )
+        late = next((start for start in self.lr_drops if start >= max(1, self.epochs)), None)
+        if late is not None:
+            raise UserError(
+                f"lr_drops has epoch {late:g}, which a run of {self.epochs} does not come to; give shares of the run, "
+                "as in --lr_drops '{0.7: 0.3, 0.9: 0.3}', or none by --lr_drops '{}'"
+            )
         if self.dataset == "digits" and self.data_path != LoopArgs.data_path:
             raise UserError(
                 f"the built-in digits have no data_path {self.data_path}; add --dataset folder for your images"
@@ -85,7 +98,7 @@ class LoopArgs:
         if epoch < self.warmup_epochs:
             rate *= epoch / self.warmup_epochs
         for start, factor in self.lr_drops.items():
-            rate *= factor if epoch >= start else 1.0
+            rate *= factor if epoch >= (start * self.epochs if start < 1 else start) else 1.0
         return rate
 
 

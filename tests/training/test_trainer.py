@@ -107,6 +107,13 @@ def test_the_rate_is_set_on_every_step_and_logged(tmp_path: Path) -> None:
     np.testing.assert_allclose([log[step]["epoch"] for step in range(1, 31)], epochs + 0.1)
 
 
+@pytest.mark.parametrize("epochs", [1, 4, 100])
+def test_drops_at_shares_of_the_run_follow_its_length(epochs: int) -> None:
+    args = TrainArgs(epochs=epochs, lr=1.0, warmup_epochs=0.0, lr_drops={0.5: 0.1, 0.75: 0.1})
+    rates = [args.lr_at(share * epochs, 16) for share in (0, 0.49, 0.5, 0.74, 0.75, 0.99)]
+    assert rates == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
+
+
 def test_no_warm_up_starts_at_the_full_rate(tmp_path: Path) -> None:
     assert tiny_trainer(tmp_path, lr=1e-2, warmup_epochs=0).state.learning_rate == 1e-2
 
