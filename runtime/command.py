@@ -117,7 +117,7 @@ def explain(error: BaseException) -> tuple[str, int] | None:
         lost = "stopped without saving; the same command goes on from the last checkpoint"
         return saved if error.saved else lost, 128 + error.signal_number
     if isinstance(error, KeyboardInterrupt):
-        return "interrupted", INTERRUPTED
+        return "interrupted; the same command goes on from what is done, or starts again", INTERRUPTED
     if isinstance(error, UserError):
         return f"error: {text}", USER_ERROR
     if isinstance(error, BrokenPipeError):

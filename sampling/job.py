@@ -26,7 +26,7 @@ from sampling import folder as sample_folder
 from sampling.bulk import Request, draw_into, draw_many, place_model, sampler_of, stored_side
 from sampling.editing import Edit, load_edit
 from sampling.folder import MAPS, SampleFolder, sample_settings
-from sampling.labels import balanced_labels, parse_labels, read_labels, shown_labels
+from sampling.labels import balanced_labels, listed_names, parse_labels, read_labels, shown_labels
 from sampling.maps import MAX_ANIMATED, save_animation, save_entropy_by_step, save_maps
 from sampling.memory import pick_batch_size
 from sampling.options import SampleArgs
@@ -40,6 +40,9 @@ def draw_samples(args: SampleArgs, settings: dict[str, Any]) -> None:
     """Draw what ``args`` ask for into a folder, on all ranks; ``settings`` of the drawing are those that were given."""
     device = distributed.set_up(pick_device(args.device))
     model = _load_model(args)
+    if args.list_classes:
+        distributed.say("\n".join(f"{label}: {name}" for label, name in enumerate(listed_names(model))))
+        return
     if not model.config.class_cond:
         settings = {"cfg": 0.0} | settings  # the default is for models that have classes
     drawing = checked_drawing(model, settings, keeps=args.edit is not None)

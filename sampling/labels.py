@@ -12,6 +12,7 @@ from models.family import Generator
 from runtime import distributed
 from runtime.errors import UserError
 
+FEW_CLASSES = 20  # that a message may name
 # The classes that papers of this field show: macaw, golden retriever, otter, volcano, lion, valley, balloon, fox, ...
 SHOWN_IMAGENET_CLASSES = (207, 360, 387, 974, 88, 979, 417, 279, 388, 113, 355, 980, 323, 22, 562, 437)
 
@@ -29,6 +30,16 @@ def balanced_labels(model: Generator, count: int) -> list[int]:
     if not model.config.class_cond:
         return [model.unconditional_label] * count
     return [i % model.config.num_classes for i in range(count)]
+
+
+def listed_names(model: Generator) -> list[str]:
+    """The name of each class; a UserError if the model has none."""
+    if not model.config.class_cond:
+        raise UserError("this model was trained without classes")
+    names = class_names(model)
+    if not names:
+        raise UserError(f"this model has no class names, but classes 0 to {model.config.num_classes - 1}")
+    return names
 
 
 def shown_labels(model: Generator, count: int) -> list[int]:
@@ -118,7 +129,8 @@ class ClassNames:
             return bearers[0]
         if index is None:
             near = get_close_matches(word.casefold(), self.tables[-1][1], n=1)
-            hint = f"did you mean {near[0]}?" if near else "give its index"
+            few = f"known are {', '.join(self.names)}" if len(self.names) <= FEW_CLASSES else "--list_classes names all"
+            hint = f"did you mean {near[0]}?" if near else few
             raise UserError(f"no class is called {word}; {hint if self.names else 'this model has no class names'}")
         if not 0 <= index < self.num_classes:
             raise UserError(f"label {word} is out of range; this model has classes 0 to {self.num_classes - 1}")

@@ -50,6 +50,7 @@ class SampleArgs(SamplingArgs):
         "classes to draw, by index or name, separated by commas; default all in turn, but 16 if there are more "
         "classes than num_samples",
     )
+    list_classes: bool = option(False, "print the index and name of each class of the checkpoint, and stop")
     label_file: str | None = option(None, "text file of them instead, one on a line")
     num_samples: int | None = option(None, "number of images, the classes in turn; default one of each label")
     compile: bool = option(False, "compile the steps, for many images on a GPU; on a CPU it gains nothing")

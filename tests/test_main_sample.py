@@ -489,12 +489,21 @@ def test_labels_by_name(text: str, labels: list[int], named: Path, tmp_path: Pat
     assert [image["class"] for image in read_settings(tmp_path / "new")["images"]] == [NAMES[i] for i in labels]
 
 
+def test_the_classes_of_a_checkpoint_are_listed(named: Path, tmp_path: Path) -> None:
+    outcome = call(
+        main_sample.main, "--checkpoint", str(named), "--list_classes", "--output_dir", str(tmp_path / "new")
+    )
+    assert outcome.code == 0, outcome.err
+    assert outcome.out.splitlines() == [f"{label}: {name}" for label, name in enumerate(NAMES)]
+    assert not (tmp_path / "new").exists()
+
+
 @pytest.mark.parametrize(
     ("text", "answer"),
     [
         ("thre", "no class is called thre; did you mean three?"),
         ("0,Zerro", "no class is called Zerro; did you mean zero?"),
-        ("qqqqqqq", "no class is called qqqqqqq; give its index"),
+        ("qqqqqqq", f"no class is called qqqqqqq; known are {', '.join(NAMES)}"),
         ("4", "label 4 is out of range; this model has classes 0 to 3"),
         ("-1", "label -1 is out of range; this model has classes 0 to 3"),
         ("", 'labels is empty; give indices or names, as in 207,"tabby cat"'),

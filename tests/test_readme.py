@@ -662,8 +662,8 @@ def test_help_says_what_every_option_means(program: str) -> None:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_options_exist(page: str) -> None:
-    """Those of commands, of their program; those in the text, of a program that the page runs or of main_sample.py."""
-    known = {"--help", *options("main_sample")}
+    """Those of commands, of their program; those in the text, of a program that the page runs, or main*.py."""
+    known = {"--help", *options("main_sample"), *options("main")}
     for command in commands_of(page):
         program = module_of(command)
         if program is not None:

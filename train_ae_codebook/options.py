@@ -67,13 +67,13 @@ class AutoencoderArgs(PyramidArgs):
     start: str | None = option(
         None, "autoencoder a new run starts from, codes too if it has n_embed: LlamaGen's vq_ds16_c2i.pt, or a folder"
     )
-    perceptual: float = option(
-        0.0, "weight of the distance of EfficientNet-Lite0's features, which takes two packages more; 0 has none"
-    )
+    perceptual: float = option(0.0, "weight of the distance of EfficientNet-Lite0's features; 0 has none")
     discriminator: float = option(
         0.0, "weight of passing full-size reconstructions for real before a discriminator trained beside; 0 has none"
     )
-    discriminator_start: int = option(1000, "steps that the autoencoder trains without it")
+    discriminator_start: float = option(
+        1000, "steps, or below 1 share of the run, that the autoencoder trains without it"
+    )
     discriminator_lr: float = option(1e-4, "its learning rate, of Adam")
     export_dtype: Literal["float32", "float16"] = option("float32", "precision of the finished file, not of computing")
 
@@ -92,9 +92,14 @@ class AutoencoderArgs(PyramidArgs):
         """Refuse a run of ``total`` steps that ends before its discriminator begins."""
         if self.discriminator and total <= self.discriminator_start:
             raise UserError(
-                f"the run has {total} steps, and the discriminator begins after {self.discriminator_start}; lower "
-                "discriminator_start, or raise epochs"
+                f"the run has {total} steps, and the discriminator begins after {self.discriminator_start:g}; lower "
+                "discriminator_start, as to 0.4, a share of the run, or raise epochs"
             )
+
+    def discriminates(self, step: int, epoch: float) -> bool:
+        """Whether the discriminator has begun in a step, counted from 0, after so many epochs."""
+        begins = self.discriminator_start
+        return bool(self.discriminator) and (epoch >= begins * self.epochs if begins < 1 else step >= begins)
 
 
 @dataclass(frozen=True)

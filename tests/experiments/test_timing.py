@@ -32,7 +32,7 @@ def test_each_combination_is_a_row(run: Path, tmp_path: Path) -> None:
     }
     assert all(row["steps"] == 1 + 3 * row["drawing"]["steps_per_scale"] for row in found["rows"])
     assert all(0 < row["seconds"] < 60 and row["batch_size"] == 2 for row in found["rows"])
-    assert "threads" in found["machine"]
+    assert " thread" in found["machine"]
     assert len(outcome.out.splitlines()) == 4
 
 

