@@ -58,12 +58,15 @@ def main(argv: Sequence[str]) -> None:
     args = parse_flags(argv, "experiments.study_figures", __doc__, FiguresArgs)
     lines, folder = read_lines(Path(args.results)), Path(args.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    for name, draw in (("nll", draw_likelihood), ("steps", draw_steps), ("seconds", draw_seconds)):
-        draw(lines).savefig(folder / f"study_{name}.png", dpi=110)
-        print(folder / f"study_{name}.png")
+    figures = {"nll": draw_likelihood(lines), "steps": draw_steps(lines), "seconds": draw_seconds(lines)}
     if args.runs is not None:
-        draw_pictures(Path(args.runs)).savefig(folder / "study_samples.png", dpi=110)
-        print(folder / "study_samples.png")
+        figures["samples"] = draw_pictures(Path(args.runs))
+    for name, figure in figures.items():
+        if figure is None:
+            print(f"nothing was measured yet that study_{name}.png shows")
+        else:
+            figure.savefig(folder / f"study_{name}.png", dpi=110)
+            print(folder / f"study_{name}.png")
 
 
 def read_lines(path: Path) -> list[Line]:
@@ -89,7 +92,7 @@ def by_model(lines: Iterable[Line], kind: str) -> dict[Key, list[Line]]:
     return dict(sorted(found.items(), key=lambda item: (order.index(item[0][0]), *item[0][1:])))
 
 
-def draw_likelihood(lines: Sequence[Line]) -> "Figure":
+def draw_likelihood(lines: Sequence[Line]) -> "Figure | None":
     """Nats a token of the finest scale against steps per scale, by order (Fig. 4c without its noise)."""
     figure, axes = _figure("steps per scale", "nats a token of the finest scale, test images")
     for key, found in by_model(lines, "likelihood").items():
@@ -100,12 +103,12 @@ def draw_likelihood(lines: Sequence[Line]) -> "Figure":
     return _finished(figure, axes)
 
 
-def draw_steps(lines: Sequence[Line]) -> "Figure":
+def draw_steps(lines: Sequence[Line]) -> "Figure | None":
     """Distance against all steps of an image (Fig. 5)."""
     return _distances(lines, "steps of an image", lambda line, _: line["steps"])
 
 
-def draw_seconds(lines: Sequence[Line]) -> "Figure":
+def draw_seconds(lines: Sequence[Line]) -> "Figure | None":
     """Distance against seconds an image (Table 1 as a picture)."""
     seconds = {
         (line["model"], line["steps"]): line["seconds"] for line in lines if line["kind"] == "time" and not line["seed"]
@@ -131,7 +134,7 @@ def draw_pictures(runs: Path) -> "Figure":
     return figure
 
 
-def _distances(lines: Sequence[Line], label: str, x_of: Callable[[Line, Key], float]) -> "Figure":
+def _distances(lines: Sequence[Line], label: str, x_of: Callable[[Line, Key], float]) -> "Figure | None":
     count = max((line["num_samples"] for line in lines if line["kind"] == "samples"), default=0)
     figure, axes = _figure(label, f"FD-cifar10-{count}")
     for key, found in by_model(lines, "samples").items():
@@ -165,9 +168,10 @@ def _name(config: str, seed: int, epochs: int) -> str:
     return NAMES[config] + (f", seed {seed}" if seed else "") + (f", {epochs} epochs" if epochs > LONG else "")
 
 
-def _finished(figure: "Figure", axes: "Axes") -> "Figure":
+def _finished(figure: "Figure", axes: "Axes") -> "Figure | None":
+    """None if it has no lines."""
     if not axes.lines:
-        raise UserError("the results hold nothing of this figure; run experiments.study to its end")
+        return None
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     return figure

@@ -67,11 +67,14 @@ def commands_of(page: str) -> list[str]:
     return [command.removeprefix(".venv/bin/") for line in [*lines, *in_text] for command in line.split(" && ")]
 
 
+SCRIPTS = {"run_evaluator.sh": "evaluation.run", "experiments/study.sh": "experiments.study"}
+
+
 def module_of(command: str) -> str | None:
     """Which of our programs a command runs."""
     found = re.search(r"(?:python|torchrun)(?: --\S+)* (?:-m )?([\w/.]+)", command)
-    if command.startswith("bash run_evaluator.sh"):
-        return "evaluation.run"
+    if command.startswith("bash ") and command.split()[1] in SCRIPTS:
+        return SCRIPTS[command.split()[1]]
     name = found[1].removesuffix(".py").replace("/", ".") if found else ""
     return name if (ROOT / f"{name.replace('.', '/')}.py").is_file() else None
 
@@ -496,6 +499,17 @@ RULES = (
         r"python -m experiments\.timing --checkpoint output/quickstart .*",
         added="--batch_size 2 --repeats 1",
         says="13 steps, .* s an image",
+    ),
+    Rule(
+        r"bash experiments/study\.sh",
+        files=("output/study/results.jsonl", "output/study/llamagen/pictures/grid.png"),
+        makes="output/study",
+        added="--models llamagen --epochs 1 --grid_samples 4 --num_samples 5",
+    ),
+    Rule(
+        r"python -m experiments\.study_figures .*",
+        files=("output/study/figures/study_steps.png", "output/study/figures/study_samples.png"),
+        says="nothing was measured yet that study_nll.png shows",
     ),
     Rule(r"python -m experiments\.tokens .*", files=("output/tokens.png",), says="tokens computed"),
     Rule(
