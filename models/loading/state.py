@@ -97,7 +97,10 @@ def read_weights(path: Path) -> dict[str, Any]:
 def write_weights(content: dict[str, Any], path: Path, class_names: list[str] | None) -> None:
     """Write an exported file: tensors by name as .safetensors, with names of classes, or what ``torch.save`` takes."""
     if path.suffix == ".safetensors":
+        path.touch()  # with the rights of a new file; safetensors alone would let nobody else read it
+        rights = path.stat().st_mode
         save_file(content, path, {CLASS_NAMES: json.dumps(class_names)} if class_names else None)
+        path.chmod(rights)
     else:
         torch.save(content, path)
 

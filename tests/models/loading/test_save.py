@@ -1,0 +1,88 @@
+"""A model saved as a folder is the same model again."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from models.family import Generator
+from models.loading.autoencoder import PROJECT, open_autoencoder
+from models.loading.checkpoint import load_checkpoint
+from models.loading.save import save_model
+from runtime.errors import UserError
+from tests.command_factory import call, save_run
+from tests.factory import tiny_autoencoder, tiny_model
+from tests.llamagen_factory import tiny_gpt
+from tests.randar_factory import tiny_randar
+from training import export
+
+pytestmark = pytest.mark.quick
+FAMILIES = [tiny_model, tiny_gpt, tiny_randar]
+
+
+@pytest.mark.parametrize("make", FAMILIES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_it_is_the_same_model_but_for_rounding(
+    make: Callable[..., Generator], dtype: torch.dtype, tmp_path: Path
+) -> None:
+    model = make(autoencoder=tiny_autoencoder(norm_groups=8))
+    model.class_names = [f"class {i}" for i in range(model.config.num_classes)]
+    save_model(model, tmp_path / "saved", dtype)
+    loaded = load_checkpoint(tmp_path / "saved")
+    assert type(loaded) is type(model)
+    assert loaded.class_names == model.class_names
+    assert loaded.state_dict().keys() == model.state_dict().keys()
+    for name, weight in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], weight.to(dtype).float()), name
+    for name, weight in model.autoencoder.state_dict().items():
+        assert torch.equal(loaded.autoencoder.state_dict()[name], weight), name
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_everyone_may_read_what_everyone_may_read_of_new_files(tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        save_model(tiny_model(), tmp_path / "saved")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "saved/model.safetensors").stat().st_mode & 0o777 == 0o644
+
+
+def test_an_autoencoder_of_the_project_is_named_and_not_copied(tmp_path: Path) -> None:
+    shipped = PROJECT / "pretrained_models/digits"
+    model = tiny_model(autoencoder=open_autoencoder(shipped))
+    save_model(model, tmp_path / "saved", autoencoder=str(shipped))
+    assert sorted(path.name for path in (tmp_path / "saved").iterdir()) == ["config.yaml", "model.safetensors"]
+    paths = yaml.safe_load((tmp_path / "saved/config.yaml").read_text())["model"]["autoenc"]
+    assert paths["checkpoint_path"] == "pretrained_models/digits/autoencoder.safetensors"
+    codes = load_checkpoint(tmp_path / "saved").tokenize(torch.zeros(1, 3, 32, 32))[-1]
+    assert torch.equal(codes, model.tokenize(torch.zeros(1, 3, 32, 32))[-1])
+
+
+def test_mistakes(tmp_path: Path) -> None:
+    model, shipped = tiny_model(), str(PROJECT / "pretrained_models/digits")
+    with pytest.raises(UserError, match="holds another autoencoder than the model's"):
+        save_model(model, tmp_path / "saved", autoencoder=shipped)
+    with pytest.raises(UserError, match="which is not in the project"):
+        save_model(model, tmp_path / "saved", autoencoder=str(tmp_path))
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/mine.txt").touch()
+    with pytest.raises(UserError, match="is not empty"):
+        save_model(model, tmp_path / "full")
+    assert not (tmp_path / "saved").exists()
+    assert [path.name for path in (tmp_path / "full").iterdir()] == ["mine.txt"]
+
+
+def test_the_command_exports_either_layout(tmp_path: Path) -> None:
+    run = save_run(tmp_path / "run", tiny_model())
+    flags = ["--checkpoint", str(run), "--output_dir", str(tmp_path / "out"), "--format", "safetensors"]
+    outcome = call(export.main, *flags, "--dtype", "bfloat16")
+    assert outcome.code == 0, outcome.err
+    expected = {name: weight.bfloat16().float() for name, weight in load_checkpoint(run).state_dict().items()}
+    found = load_checkpoint(tmp_path / "out").state_dict()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    error = call(export.main, *flags[:4], "--dtype", "bfloat16").error()
+    assert error == "--dtype means nothing with the published layout; add --format safetensors"
