@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from data.images import CroppedImages, open_dataset
 from evaluation.compare import warn, with_count
+from evaluation.features.classifier import Classifier
 from evaluation.features.network import Network, load_network
 from evaluation.image_files import Images
 from evaluation.image_sets import compute_features, warnings_of
@@ -67,6 +68,10 @@ def evaluate(args: EvaluateArgs) -> None:
         inception = load_network(NetworkArgs(backend=backend, **weights), device)
     sides = args.scale_sizes or sorted({round(full / 2**i) for i in range(full.bit_length() + 1)} - {0})
     count = min(args.num_images or len(data), len(data))
+    originals, labels = EightBitImages(data, count), np.array([])
+    classifier = None if args.features is None else Classifier(args.features, device)
+    if classifier is not None:
+        labels = originals.labels(classifier.class_names)
     batches = tqdm(held_out_batches(data, count), total=-(-count // BATCH), unit="batch")
     by_side, num_used = measure_scales(autoencoder, batches, sides, with_ssim=True)
     print(f"{args.autoencoder} on {count} images ({args.split}) of {data.images.name}")
@@ -74,6 +79,10 @@ def evaluate(args: EvaluateArgs) -> None:
     print(f"{num_used} of {autoencoder.config.n_embed} codes occur at some scale")
     result = {"settings": asdict(args), "images": count, "n_embed": autoencoder.config.n_embed, "used_codes": num_used}
     result["scales"] = {str(side): asdict(found) for side, found in by_side.items()}
+    if classifier is not None:
+        for images in (originals, EightBitImages(data, count, autoencoder)):
+            result[images.path.name] = recognised = measure_recognition(images, labels, classifier)
+            print(f"{images.path}: " + ", ".join(f"{name} {value:.4g}" for name, value in recognised.items()))
     if inception is not None:
         name, value, warnings = measure_rfid(autoencoder, data, count, inception)
         warn(warnings)
@@ -173,12 +182,30 @@ class EightBitImages(Images):
         self.path = Path("originals" if autoencoder is None else "reconstructions")
         self.shape = (count, data.size, data.size)
 
+    def labels(self, names: Sequence[str]) -> np.ndarray:
+        """(count,) class of each image as its place among ``names``; UserError if its class is none of them."""
+        images, count, index_of = self.data.images, self.shape[0], {name: index for index, name in enumerate(names)}
+        strange = next((name for name in images.class_names if name not in index_of), None)
+        if strange is not None:
+            raise UserError(f"class {strange} is none of the classifier's: {', '.join(names)}; leave --features out")
+        chosen = [images.labels[i * len(images) // count] for i in range(count)]
+        return np.array([index_of[images.class_names[label]] for label in chosen])
+
     @torch.no_grad()
     def batches(self, size: int) -> Iterator[np.ndarray]:
         for images in held_out_batches(self.data, self.shape[0], size):
             if self.autoencoder is not None:
                 images = _rebuilt(self.autoencoder, images.to(self.autoencoder.device))
             yield np.ascontiguousarray(to_uint8(images).permute(0, 2, 3, 1).cpu().numpy())
+
+
+def measure_recognition(images: EightBitImages, labels: np.ndarray, classifier: Classifier) -> dict[str, float]:
+    """The distance of images from the classifier's training images, and the share of them that it recognises."""
+    found = compute_features(images, classifier, BATCH)
+    of_images = Statistics.of_names(found, classifier.key_suffixes[0])
+    distance = frechet_distance(classifier.real_data("train").statistics, of_images)
+    accuracy = classifier.accuracy(found["features"], labels)
+    return {with_count(f"FD-{classifier.name}", len(labels)): distance, "Class accuracy": accuracy}
 
 
 def measure_rfid(

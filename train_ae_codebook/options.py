@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from data.options import CropRecipe, DatasetName
+from evaluation.features.shipped import ClassifierName
 from runtime.config import option
 from runtime.errors import UserError, check_at_least, check_probabilities
 from training.options import LoopArgs
@@ -187,6 +188,11 @@ class EvaluateArgs:
     num_images: int = option(0, "how many images, evenly spaced over the split; 0 takes all")
     output_file: str | None = option(None, "JSON to write")
     grid: str | None = option(None, "PNG to write: originals over reconstructions at every scale")
+    features: ClassifierName | None = option(
+        None,
+        "digits or cifar10: also compare reconstructions with real training images in the features of a small "
+        "classifier that ships with the project, and count what it recognises",
+    )
     inception_weights: str | None = option(None, "torch-fidelity's weights-inception-2015-12-05-6726825d.pth, for rFID")
     inception_graph: str | None = option(None, "ADM's classify_image_graph_def.pb, for rFID by TensorFlow")
     device: str = option("auto", "auto, cuda, mps or cpu")

@@ -17,8 +17,9 @@ from torch import Tensor
 import evaluator
 from data.images import CroppedImages, open_dataset
 from evaluation.compare import with_count
+from evaluation.features.shipped import statistics_file
 from models.autoencoder import Autoencoder, resize_image
-from models.loading.autoencoder import export_autoencoder
+from models.loading.autoencoder import export_autoencoder, open_autoencoder
 from runtime.errors import UserError
 from tests.codebook_factory import digits
 from tests.command_factory import ROOT, call
@@ -119,6 +120,45 @@ def test_the_command_prints_and_writes(autoencoder: Autoencoder, tmp_path: Path)
     assert by_side[4] == measure_scales(autoencoder, iter([images]), (4,), with_ssim=True)[0][4]
     with Image.open(tmp_path / "grid" / "g.png") as picture:
         assert picture.size == (16 * 66 + 2, 6 * 66 + 2)
+
+
+# What a small classifier makes of reconstructions
+
+
+def test_recognition_is_the_evaluator_s_distance_and_the_share_of_right_classes(tmp_path: Path) -> None:
+    shipped, count = ROOT / "pretrained_models/digits", 60
+    flags = {"autoencoder": shipped, "dataset": "digits", "img_size": 32, "num_images": count, "device": "cpu"}
+    flags |= {"features": "digits", "output_file": tmp_path / "figures.json"}
+    outcome = call(main, *(word for name, value in flags.items() for word in (f"--{name}", str(value))))
+    assert outcome.code == 0, outcome.err
+    written = json.loads((tmp_path / "figures.json").read_text())
+    data = CroppedImages(open_dataset("digits", "", 32, "val"), 32, "center")
+    model = open_autoencoder(shipped)
+    chosen = [data[i * 297 // count, 0] for i in range(count)]
+    images, labels = torch.stack([image for image, _ in chosen]), [int(label) for _, label in chosen]
+    with torch.no_grad():
+        rebuilt = model.decode(model.quantize_latents(model.encode(images)))
+    for name, pixels in (("originals", images), ("reconstructions", rebuilt)):
+        path = save_images(tmp_path / f"{name}.npz", pixels)
+        with np.load(path) as file:
+            np.savez(path, arr_0=file["arr_0"], arr_1=labels)
+        result = tmp_path / f"{name}.json"
+        reference = str(statistics_file("digits", "train"))
+        assert (
+            call(evaluator.main, reference, str(path), "--features", "digits", "--output_file", str(result)).code == 0
+        )
+        expected = json.loads(result.read_text())
+        assert written[name]["FD-digits-60"] == pytest.approx(expected["FD-digits-60"], rel=1e-4)
+        assert written[name]["Class accuracy"] == pytest.approx(expected["Class accuracy"])
+        assert written[name]["Class accuracy"] > 0.9
+        assert f"{name}: FD-digits-60 " in outcome.out
+
+
+def test_classes_that_the_classifier_does_not_know_are_refused_at_once() -> None:
+    flags = ("--autoencoder", str(ROOT / "pretrained_models/digits"), "--dataset", "digits", "--img_size", "32")
+    outcome = call(main, *flags, "--features", "cifar10")
+    assert "is none of the classifier's: airplane, " in outcome.error()
+    assert outcome.out == ""
 
 
 # rFID
