@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torchvision.utils import make_grid
 
@@ -14,6 +14,7 @@ from runtime.errors import UserError
 from runtime.files import whole
 
 PNG_END = bytes.fromhex("0000000049454e44ae426082")  # the last part of every PNG, which is empty
+CAPTION_SIZE = 14  # pixels
 MIN_GRID_SIDE = 64  # pixels; each image of a grid has at least as many, or nearly
 
 
@@ -38,9 +39,22 @@ def png_has_its_end(path: Path) -> bool:
         return file.read() == PNG_END
 
 
-def save_grid(images: Tensor, path: Path, columns: int) -> None:
-    """Write uint8 images (B, 3, H, W) as one picture, row by row."""
-    save_png(grid_of(images, columns, MIN_GRID_SIDE), path)
+def save_grid(images: Tensor, path: Path, columns: int, captions: Sequence[str] = ()) -> None:
+    """Write uint8 images (B, 3, H, W) as one picture, row by row; a caption stands at the left of each row."""
+    picture = Image.fromarray(grid_of(images, columns, MIN_GRID_SIDE).permute(1, 2, 0).cpu().numpy())
+    (captioned(picture, captions) if captions else picture).save(path)
+
+
+def captioned(picture: Image.Image, captions: Sequence[str]) -> Image.Image:
+    """A picture of as many equal rows as there are captions, which stand at its left."""
+    font = ImageFont.load_default(CAPTION_SIZE)
+    margin = 2 * CAPTION_SIZE + round(max(map(font.getlength, captions)))
+    whole_picture = Image.new("RGB", (margin + picture.width, picture.height), "white")
+    whole_picture.paste(picture, (margin, 0))
+    draw, row = ImageDraw.Draw(whole_picture), picture.height / len(captions)
+    for number, caption in enumerate(captions):
+        draw.text((margin - CAPTION_SIZE, row * (number + 0.5)), caption, "black", font, anchor="rm")
+    return whole_picture
 
 
 def grid_of(images: Tensor, columns: int, min_side: int, border: int = 0) -> Tensor:

@@ -171,7 +171,8 @@ def save_pyramid(
     for side in sides:
         small = _resized(autoencoder, images, side)
         rows += [F.interpolate(x, images.shape[-2:], mode="nearest") for x in (small, _rebuilt(autoencoder, small))]
-    save_grid(to_uint8(torch.cat(rows)), path, len(images))
+    captions = [caption for side in sides for caption in (f"{side} x {side} codes", "reconstructed")]
+    save_grid(to_uint8(torch.cat(rows)), path, len(images), captions)
 
 
 class EightBitImages(Images):

@@ -62,7 +62,8 @@ def test_pictures_and_metrics_of_held_out_images(tmp_path: Path) -> None:
     assert metrics["used_codes"] == pytest.approx(len(codes.unique()) / 64)
     with Image.open(tmp_path / "epoch_0001.png") as picture:
         rows = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
-    assert rows.shape == (3, 6 * 66 + 2, 16 * 66 + 2)
+    assert rows.shape[:2] == (3, 6 * 66 + 2)
+    rows = rows[:, :, -(16 * 66 + 2) :]  # without the captions
     originals = rows[:, 4 * 66 + 2 : 5 * 66 : 8, 2:66:8]  # 8 pixels each
     assert (originals.float() - (held_out[0] + 1) * 127.5).abs().max() <= 1
 
