@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler
-from tqdm import tqdm
 
 from data.cache import DONE, UNREADABLE, Manifest, PartialCache, TokenCache, begin_cache, check_images, check_manifest
 from data.crops import all_crops, to_floats
@@ -21,6 +20,7 @@ from models.autoencoder import Autoencoder
 from models.scales import join_scales
 from runtime import distributed
 from runtime.lock import lock_file
+from runtime.progress import Progress
 
 # What the published cache holds: 850 codes a crop, the scales of all 256 px configurations (method.md Sec. 1) and more.
 PAPER_SCALE_SIZES = (1, 2, 3, 4, 5, 6, 7, 8, 10, 11, 13, 16)
@@ -68,7 +68,7 @@ class CacheMaker:
         distributed.barrier("a look at the cache")  # all have read the status before anyone changes it
         mine = todo[distributed.rank() :: distributed.num_ranks()]
         unreadable = torch.zeros(len(self.images), dtype=torch.bool)
-        with tqdm(total=len(mine), unit="image", desc="caching codes", disable=not distributed.is_main()) as bar:
+        with Progress(total=len(mine), unit="image", desc="caching codes", disable=not distributed.is_main()) as bar:
             try:
                 for indices, rows, checksums in self._encode(mine):
                     if isinstance(rows, UnreadableImageError):

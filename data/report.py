@@ -4,10 +4,10 @@ from collections import Counter
 from functools import partial
 
 from torch.utils.data import BatchSampler
-from tqdm import tqdm
 
 from data.images import Attempts, LabelledImages, imagenet_keys
 from data.loading import load_batches
+from runtime.progress import Progress
 
 
 def check_data(images: LabelledImages, num_workers: int) -> int:
@@ -16,7 +16,7 @@ def check_data(images: LabelledImages, num_workers: int) -> int:
     attempts = Attempts(partial(_read, images), range(len(images)))
     groups = BatchSampler(range(len(images)), batch_size=64, drop_last=False)
     errors: list[str] = []
-    with tqdm(total=len(images), unit="image", desc="reading") as bar:
+    with Progress(total=len(images), unit="image", desc="reading") as bar:
         for group in load_batches(attempts, groups, num_workers, list):
             errors += [str(error) for _, error in group if error is not None]
             bar.update(len(group))

@@ -13,7 +13,6 @@ from typing import IO, Any, Literal
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from data.crops import center_crop
 from data.files import composed, read_image
@@ -24,6 +23,7 @@ from evaluation.metrics import NEIGHBOURS, VERSION, Statistics, statistics_of
 from runtime import distributed
 from runtime.errors import UserError
 from runtime.files import whole
+from runtime.progress import Progress
 from sampling.folder import NPZ_NAME, SETTINGS_NAME
 
 Origin = Literal["computed", "stored", "of another program"]
@@ -160,7 +160,7 @@ def compute_features(images: Images, network: Network, batch_size: int, all_rank
     num_images, digests, grey = images.shape[0], [], True
     rank, num_ranks = (distributed.rank(), distributed.num_ranks()) if all_ranks else (0, 1)
     found: list[np.ndarray] = []  # of each kind of features
-    with tqdm(desc="features", total=num_images, unit="image", leave=None, disable=rank > 0) as bar:
+    with Progress(desc="features", total=num_images, unit="image", leave=None, disable=rank > 0) as bar:
         for i, batch in enumerate(images.batches(batch_size)):
             mine = i % num_ranks == rank
             if mine or i == 0:  # every rank learns the widths

@@ -67,13 +67,13 @@ def _line(found: dict[str, float]) -> str:
 def measure(args: LikelihoodArgs) -> tuple[dict[str, float], dict[str, float], int]:
     """What ``CodeScores`` finds of all scales and of the finest, and of how many images."""
     import torch  # takes seconds
-    from tqdm import tqdm
 
     from evaluation.likelihood import CodeScores, evenly_spaced, held_out_images
     from models.loading.checkpoint import load_checkpoint
     from models.sampling import checked_drawing
     from models.scales import scale_slices
     from runtime.device import pick_device
+    from runtime.progress import Progress
 
     model = load_checkpoint(args.checkpoint, args.use_ema).to(pick_device(args.device))
     if args.order != "own":
@@ -87,7 +87,7 @@ def measure(args: LikelihoodArgs) -> tuple[dict[str, float], dict[str, float], i
     count = min(args.num_images or len(crops), len(crops))
     scores, of_finest, rng = CodeScores(), CodeScores(), torch.Generator(model.device).manual_seed(args.seed)
     finest = scale_slices(model.scale_sizes)[-1]  # in the order drawn, too, for scales are drawn in turn
-    with torch.inference_mode(), tqdm(total=count, unit="image", desc="scoring", leave=None) as bar:
+    with torch.inference_mode(), Progress(total=count, unit="image", desc="scoring", leave=None) as bar:
         for pixels, labels in evenly_spaced(crops, count, args.batch_size):
             codes = model.tokenize(pixels.to(model.device))
             order = _order(args.order, len(labels), model.num_locations, rng)

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import yaml
-from tqdm import tqdm
 
 from evaluation.options import CheckpointArgs
 from models.config import at_scale
@@ -27,6 +26,7 @@ from runtime.command import run
 from runtime.config import option, parse_open_flags, typed
 from runtime.errors import UserError
 from runtime.files import move_aside, write_text
+from runtime.progress import Progress
 from sampling.options import drawing_options
 
 if TYPE_CHECKING:
@@ -122,13 +122,14 @@ def sweep(args: SweepArgs, values: Mapping[str, Sequence[Any]], given: Collectio
             move_aside(figure)
         distributed.say(f"{len(drawings)} combinations of {args.num_samples} images, {len(missing)} to do; {folder}")
         total = sum(map(num_steps, missing))  # an image's time is proportional to it, nearly
-        with tqdm(total=total, desc="sweep", unit="step", disable=not is_main) as bar:
+        with Progress(total=total, desc="sweep", unit="step", disable=not is_main) as bar:
             for drawing in missing:
                 bar.set_description(drawing.label)
                 found[drawing] = results.make(folder / drawing.label, drawing)
                 bar.update(num_steps(drawing))
                 if is_main:
                     write_text(table, table_of(rows()))
+            bar.set_description("sweep")
         if is_main:
             write_text(table, table_of(rows()))
             draw_figure(rows()).savefig(figure, dpi=110)

@@ -47,11 +47,11 @@ def main(argv: Sequence[str]) -> None:
 def measure(args: TimingArgs, choices: Sequence[dict]) -> dict:
     """The machine, and for each choice of settings its steps and seconds an image."""
     import torch  # takes seconds
-    from tqdm import tqdm
 
     from models.loading.checkpoint import load_checkpoint
     from models.sampling import checked_drawing
     from runtime.device import describe_machine, pick_device
+    from runtime.progress import Progress
     from sampling.bulk import place_model
     from sampling.labels import balanced_labels
     from sampling.memory import pick_batch_size
@@ -61,7 +61,7 @@ def measure(args: TimingArgs, choices: Sequence[dict]) -> dict:
     place_model(model, args, device)
     drawings = [checked_drawing(model, choice) for choice in choices]
     rows, num_batches = [], args.repeats + 1
-    with tqdm(total=len(drawings) * num_batches, unit="batch", desc="timing", leave=None) as bar:
+    with Progress(total=len(drawings) * num_batches, unit="batch", desc="timing", leave=None) as bar:
         for choice, drawing in zip(choices, drawings, strict=True):
             batch = args.batch_size or pick_batch_size(model, drawing)
             labels, seconds = torch.tensor(balanced_labels(model, batch)), []

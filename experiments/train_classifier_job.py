@@ -21,6 +21,7 @@ from runtime import distributed
 from runtime.config import plain
 from runtime.device import pick_device
 from runtime.lock import lock_folder
+from runtime.progress import Progress
 from training.task import Task
 from training.trainer import Trainer
 
@@ -100,7 +101,7 @@ def export(network: ClassifierNetwork, data: Sequence[LabelledImages], folder: P
     classifier = Classifier(network.config.name, device, folder)
     for split, images in zip(("train", "test"), data, strict=True):
         features = []
-        for indices in tqdm(torch.arange(len(images)).split(BATCH_SIZE), desc=f"features, {split}"):
+        for indices in Progress(torch.arange(len(images)).split(BATCH_SIZE), desc=f"features, {split}"):
             pixels = torch.stack([crop_image(images.read(int(i)), SIDE, "center", 0) for i in indices])
             features += classifier(pixels.permute(0, 2, 3, 1).numpy())
         real = classifier.save_real_data(split, np.concatenate(features), np.array(images.labels))

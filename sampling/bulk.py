@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm import tqdm
 
 from models.config import Drawing
 from models.draw import image_seed
@@ -14,6 +13,7 @@ from models.family import Generator, Sampler, Samples
 from runtime import distributed
 from runtime.device import DTYPES, pick_dtype
 from runtime.errors import UserError
+from runtime.progress import Progress
 from sampling.folder import SampleFolder
 from sampling.options import SamplingArgs
 
@@ -105,7 +105,9 @@ def draw_into(
     todo = distributed.from_main(folder.todo, "a look at the folder of samples")
     mine = todo[distributed.rank() :: distributed.num_ranks()].tolist()
     total, on_main = len(request.labels), distributed.is_main()
-    bar = tqdm(desc="sampling", total=total, initial=total - len(todo), unit="image", leave=None, disable=not on_main)
+    bar = Progress(
+        desc="sampling", total=total, initial=total - len(todo), unit="image", leave=None, disable=not on_main
+    )
     with bar:
         before = folder.num_stored() - bar.n
 

@@ -13,11 +13,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
 from models.family import Generator, Samples
 from models.scales import join_scales
 from runtime.files import whole
+from runtime.progress import Progress
 from sampling.pictures import grid_of
 
 DPI = 150
@@ -38,7 +38,7 @@ def save_maps(samples: Samples, model: Generator, folder: Path) -> None:
     arrays = {f"{name}_{scale.shape[-1]}": _numpy(scale) for name in names for scale in getattr(samples, name)}
     with whole(folder / "maps.npz") as path:
         np.savez_compressed(path, **arrays)
-    for index in tqdm(range(min(len(samples.codes[0]), MAX_FIGURES)), unit="figure", desc="writing maps"):
+    for index in Progress(range(min(len(samples.codes[0]), MAX_FIGURES)), unit="figure", desc="writing maps"):
         codes = [scale[index : index + 1].to(model.device) for scale in samples.codes]
         figure = _maps_figure(samples, [model.to_uint8(model.decode(scale))[0] for scale in codes], index)
         with whole(folder / f"maps_{index:06d}.png") as path:

@@ -25,7 +25,7 @@ from tests.training_factory import tiny_trainer
 from training.run_folder import begin_run
 
 ROOT = Path(__file__).parents[1]
-PROGRESS = re.compile(r"[\w ]*: +\d+%\|")
+PROGRESS = re.compile(r"([\w ,.-]*: )?[\d.k]+( of [\d.k]+)? \w+, (\d+ %, )?[\d:]+ so far")
 PATIENCE = 300  # seconds that a process may take before it counts as hanging
 
 

@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from skimage.metrics import structural_similarity
 from torch import Tensor
 from torch.utils.data import Dataset
-from tqdm import tqdm
 
 from data.images import CroppedImages, open_dataset
 from evaluation.compare import warn, with_count
@@ -29,6 +28,7 @@ from models.loading.autoencoder import open_autoencoder
 from runtime.device import pick_device
 from runtime.errors import UserError
 from runtime.files import write_json
+from runtime.progress import Progress
 from sampling.pictures import save_grid
 from train_ae_codebook.codebook import perplexity
 from train_ae_codebook.options import EvaluateArgs
@@ -72,7 +72,7 @@ def evaluate(args: EvaluateArgs) -> None:
     classifier = None if args.features is None else Classifier(args.features, device)
     if classifier is not None:
         labels = originals.labels(classifier.class_names)
-    batches = tqdm(held_out_batches(data, count), total=-(-count // BATCH), unit="batch")
+    batches = Progress(held_out_batches(data, count), total=-(-count // BATCH), unit="batch")
     by_side, num_used = measure_scales(autoencoder, batches, sides, with_ssim=True)
     print(f"{args.autoencoder} on {count} images ({args.split}) of {data.images.name}")
     print(table(by_side))

@@ -30,6 +30,7 @@ from runtime.config import write_yaml
 from runtime.device import allow_tf32, autocast, pick_dtype, send
 from runtime.errors import UserError
 from runtime.files import whole
+from runtime.progress import Progress
 from runtime.stopping import GRACE, Stopped, StopSignals, waiting
 from training.options import LoopArgs
 from training.sharded import ShardedState
@@ -104,7 +105,9 @@ class Trainer:
             kept = {"ranks": distributed.num_ranks(), "images_a_step": images_a_step(self.args)}
             self.log.write(event="start", step=state.step, dtype=str(self.dtype), **kept)
         self.last_save = time.monotonic()
-        bar = tqdm(total=total, initial=state.step, unit="step", mininterval=1.0, smoothing=0.05, disable=not self.log)
+        bar = Progress(
+            total=total, initial=state.step, unit="step", mininterval=1.0, smoothing=0.05, disable=not self.log
+        )
         try:
             with self.stop, bar:
                 if undrawn:
@@ -172,7 +175,7 @@ class Trainer:
                 f"ranks found different checkpoints in {folder}; it must be a folder that all of them share"
             )
 
-    def _train_epoch(self, bar: tqdm) -> None:
+    def _train_epoch(self, bar: Progress) -> None:
         state = self.state
         with closing(self._batches()) as batches:
             while state.step_in_epoch < state.steps_per_epoch:
@@ -214,7 +217,7 @@ class Trainer:
         on_cuda = self.device.type == "cuda"
         return load_batches(data, batches, args.num_workers, data.collate, pin_memory=on_cuda, shielded=True)
 
-    def _train_step(self, group: list[Any], bar: tqdm | None) -> None:
+    def _train_step(self, group: list[Any], bar: Progress | None) -> None:
         """One update from the batches of ``group``; with a progress bar it logs too."""
         state, rate = self.state, self.state.learning_rate
         for index, batch in enumerate(group):
@@ -238,7 +241,7 @@ class Trainer:
             with torch.no_grad():
                 self._log(bar, {"lr": rate, "grad_norm": norm, **loss.metrics()})
 
-    def _log(self, bar: tqdm, metrics: dict[str, Tensor | float]) -> None:
+    def _log(self, bar: Progress, metrics: dict[str, Tensor | float]) -> None:
         """Write metrics, each the mean over ranks."""
         state = self.state
         state.check_finite()

@@ -66,7 +66,7 @@ def finished(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     folder = tmp_path_factory.mktemp("finished") / "sweep"
     outcome = start_sweep(checkpoint, folder)
     assert f"4 combinations of {COUNT} images, 4 to do" in outcome.out
-    assert "cfg1.5-2steps-start1: 100%" in outcome.err
+    assert "sweep: 22 of 22 steps, 100 %" in outcome.err
     return folder
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from models.autoencoder import to_uint8
 from models.checkerboard.config import CheckerboardDrawing
@@ -18,6 +17,7 @@ from models.family import Sampler
 from models.sampling import sample
 from runtime import distributed
 from runtime.errors import UserError
+from runtime.progress import Progress
 from sampling import bulk
 from sampling.bulk import Constraint, Request, draw_into, draw_many, draw_on_all_ranks
 from sampling.folder import SampleFolder
@@ -219,7 +219,7 @@ def test_the_bar_counts_images(
     """From those that were there; the last count is of all."""
     counts: list[tuple[int, int]] = []
 
-    class Bar(tqdm):
+    class Bar(Progress):
         def close(self) -> None:
             counts.append((self.initial, self.n))
             super().close()
@@ -231,6 +231,6 @@ def test_the_bar_counts_images(
         for indices, out in draw_many(model, request, [1, 4, 5]):
             folder.add(indices, to_uint8(out.images), out)
     (tmp_path / "drawn/000004.png").unlink(missing_ok=True)
-    monkeypatch.setattr(bulk, "tqdm", Bar)
+    monkeypatch.setattr(bulk, "Progress", Bar)
     draw_into(folder, model, request)
     assert counts[0] == ((2, 7) if file_format == "png" else (3, 7))
