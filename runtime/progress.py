@@ -8,6 +8,7 @@ from tqdm import tqdm
 
 OFTEN, SELDOM = 5.0, 30.0  # seconds between lines: after another tenth of all, and in any case
 TENTHS = 10
+MIN_REFRESH = 0.5  # seconds
 LINE = "{n_fmt} of {total_fmt} {unit}, {percentage:.0f} %, {elapsed} so far, {remaining} left{postfix}"
 LINE_WITHOUT_TOTAL = "{n_fmt} {unit}, {elapsed} so far{postfix}"
 
@@ -22,6 +23,7 @@ class Progress(tqdm):
         stream = kwargs.get("file") or sys.stderr
         self.plain = not getattr(stream, "isatty", bool)()
         self.said, self.said_tenth = time.monotonic(), 0
+        self.refreshed = self.said
         super().__init__(*args, **kwargs)
 
     def display(self, msg: str | None = None, pos: int | None = None) -> Any:
@@ -43,6 +45,12 @@ class Progress(tqdm):
         text = self.format_meter(**self.format_dict | {"bar_format": line, "unit": units, "prefix": "", "ncols": None})
         self.fp.write(f"{name}: {text}\n" if name else f"{text}\n")
         self.fp.flush()
+
+    def refresh_at_times(self) -> None:
+        """Show what has changed beside the count, but not more often than twice a second."""
+        if time.monotonic() - self.refreshed >= MIN_REFRESH:
+            self.refreshed = time.monotonic()
+            self.refresh()
 
     @property
     def is_inner(self) -> bool:

@@ -48,12 +48,16 @@ def place_model(model: Generator, args: SamplingArgs, device: torch.device) -> N
 
 
 def draw_many(
-    model: Generator, request: Request, indices: Sequence[int] | None = None
+    model: Generator,
+    request: Request,
+    indices: Sequence[int] | None = None,
+    on_step: Callable[[int], None] = lambda step: None,
 ) -> Iterator[tuple[list[int], Samples]]:
     """Draw the images of these indices (all by default), a batch at a time; they stay on the model's device.
 
     Every batch but that of a request smaller than one has the same size: the last is filled up with repeats, which are
-    dropped, so that nothing is compiled or captured twice and rounding is the same for all.
+    dropped, so that nothing is compiled or captured twice and rounding is the same for all. ``on_step`` is called with
+    the number of each step of a batch once it is drawn.
     """
     indices = list(range(len(request.labels))) if indices is None else list(indices)
     sampler = sampler_of(model, request) if request.sampler is None else request.sampler
@@ -64,8 +68,9 @@ def draw_many(
         wanted = indices[first : first + batch]
         filled = wanted + wanted[-1:] * (batch - len(wanted))
         labels = torch.tensor([request.labels[i] for i in filled])
-        out = sampler(labels, [image_seed(request.seed, i) for i in filled], *kept_in_batch)
-        yield wanted, out.first(len(wanted), model.device)
+        for step in sampler.steps(labels, [image_seed(request.seed, i) for i in filled], *kept_in_batch):
+            on_step(step)
+        yield wanted, sampler.samples().first(len(wanted), model.device)
 
 
 def sampler_of(model: Generator, request: Request) -> Sampler:
@@ -105,6 +110,7 @@ def draw_into(
     todo = distributed.from_main(folder.todo, "a look at the folder of samples")
     mine = todo[distributed.rank() :: distributed.num_ranks()].tolist()
     total, on_main = len(request.labels), distributed.is_main()
+    num_steps = model.num_steps(request.drawing)
     bar = Progress(
         desc="sampling", total=total, initial=total - len(todo), unit="image", leave=None, disable=not on_main
     )
@@ -115,8 +121,12 @@ def draw_into(
             if on_main:  # to count what all ranks have stored takes time
                 bar.update(folder.num_stored() - before - bar.n)
 
+        def show_step(step: int) -> None:
+            bar.set_postfix_str(f"step {step + 1} of {num_steps}", refresh=False)
+            bar.refresh_at_times()
+
         with folder.writing():
-            for indices, out in draw_many(model, request, mine):
+            for indices, out in draw_many(model, request, mine, show_step):
                 pixels = model.to_uint8(resized(out.images, request.resize_to))
                 folder.add(indices, pixels if change is None else change(pixels), out)
                 show()

@@ -100,9 +100,11 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The images that are drawn from now on, in this process."""
     indices: list[int] = []
 
-    def noting(model: Checkerboard, request: Request, mine: list[int]) -> Iterator[tuple[list[int], Samples]]:
+    def noting(
+        model: Checkerboard, request: Request, mine: list[int], *more: Any
+    ) -> Iterator[tuple[list[int], Samples]]:
         indices.extend(mine)
-        return draw_many(model, request, mine)
+        return draw_many(model, request, mine, *more)
 
     monkeypatch.setattr(bulk, "draw_many", noting)
     return indices
@@ -124,7 +126,9 @@ def test_a_killed_run_goes_on_with_another_batch_size(undisturbed: Path, drawn: 
 def interrupt(folder: Path, *flags: str) -> None:
     """Draw into ``folder`` until Ctrl-C comes, half-way."""
 
-    def interrupted(model: Checkerboard, request: Request, mine: list[int]) -> Iterator[tuple[list[int], Samples]]:
+    def interrupted(
+        model: Checkerboard, request: Request, mine: list[int], *more: Any
+    ) -> Iterator[tuple[list[int], Samples]]:
         yield from draw_many(model, request, mine[:STUCK_AT])
         raise KeyboardInterrupt
 

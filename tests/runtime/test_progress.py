@@ -66,6 +66,18 @@ def test_a_bar_within_another_is_silent_unless_it_takes_long(clock: Clock) -> No
     assert found[-1] == "sweep: 2 of 2 steps"
 
 
+def test_what_changes_beside_the_count_is_shown_at_times(clock: Clock) -> None:
+    log = io.StringIO()
+    with Progress(total=1, unit="image", file=log) as bar:
+        for step in range(100):
+            clock.now += 1
+            bar.set_postfix_str(f"step {step + 1}", refresh=False)
+            bar.refresh_at_times()
+        bar.update()
+    shown = [line.rpartition(", ")[2] for line in log.getvalue().splitlines()]
+    assert shown == ["step 30", "step 60", "step 90", "step 100"]
+
+
 def test_lines_of_others_stay_whole(capsys: pytest.CaptureFixture[str]) -> None:
     with Progress(total=1, unit="image") as bar:
         tqdm.write("a warning", file=sys.stderr)
