@@ -61,7 +61,8 @@ class Checkerboard(Generator):
                 f"the checkerboard takes latents of unit norm, but this autoencoder is of the kind {autoencoder.kind}; "
                 "name one of LlamaGen's kind as model.autoenc, or take another architecture"
             )
-        self.use_flex_attention = False  # in forward; the sampler needs no mask
+        # Of attention in forward; the sampler needs no mask. Compiled code would be made anew for each choice of parts.
+        self.use_flex_attention, self.attends_in_parts = False, True
         llama, C = config.llama_config, autoencoder.config.embed_dim
         D, V = llama.hidden_size, autoencoder.config.n_embed
         self.class_embeddings = nn.Embedding(config.num_classes + 1, D)  # the last row is unconditional
@@ -113,6 +114,7 @@ class Checkerboard(Generator):
             raise UserError("attention flex trains on CUDA alone; set attention sdpa")
         self.use_flex_attention = attention == "flex"
         self.transformer.activation_checkpointing = activation_checkpointing
+        self.attends_in_parts = not compiled
         if compiled:
             self.transformer.compile()
 
@@ -211,7 +213,9 @@ class Checkerboard(Generator):
         """Of steps (L,), as is fastest on the device."""
         if self.use_flex_attention:
             return flex_mask(steps)
-        return BlockCausal.of_steps(steps) if steps.device.type == "cpu" else block_causal_mask(steps)
+        if self.attends_in_parts and steps.device.type == "cpu":
+            return BlockCausal.of_steps(steps)
+        return block_causal_mask(steps)
 
     def embed_labels(self, labels: Tensor) -> Tensor:
         """(B, D) class embeddings, both the first token and the modulation's input."""

@@ -1,10 +1,12 @@
 """The compiled sampler, which takes a C++ compiler half a minute."""
 
+import pytest
 import torch
 
 from models import sample
 from models.config import TransformerConfig
-from tests.factory import tiny_model
+from models.transformer import BlockCausal
+from tests.factory import random_codes, tiny_model
 
 
 def test_compiled_and_eager_agree() -> None:
@@ -21,3 +23,17 @@ def test_compiled_and_eager_agree() -> None:
     counters = torch._dynamo.utils.counters
     assert not counters["graph_break"]
     assert counters["stats"]["unique_graphs"] == 2  # the first block has the class token too; the other three share one
+
+
+@pytest.mark.quick
+def test_a_compiled_transformer_gets_one_mask_of_one_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts of attention differ from step to step, and compiled code would be made anew for each choice of them."""
+    model, masks = tiny_model().train(), []
+    forward = model.transformer.forward
+    monkeypatch.setattr(model.transformer, "compile", lambda: None)
+    monkeypatch.setattr(model.transformer, "forward", lambda *x, mask: masks.append(mask) or forward(*x, mask=mask))
+    for compiled in (False, True):
+        model.prepare_training("sdpa", compiled, activation_checkpointing=False)
+        model(random_codes(model, batch=1), torch.tensor([1]))
+    assert isinstance(masks[0], BlockCausal)
+    assert masks[1].shape == (86, 86)
