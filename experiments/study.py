@@ -140,7 +140,7 @@ def _gather(models: Sequence[StudyModel], args: StudyArgs) -> Iterator[Line]:
 def _numbers(row: dict[str, str]) -> Line:
     distance, score = metric_names([row])
     found = {"steps": int(row["steps"]), "cfg": float(row["cfg"]), "num_samples": int(row["num_samples"])}
-    return found | {"distance": float(row[distance]), "accuracy": float(row[score])}
+    return found | {"distance": float(row[distance]), "accuracy": float(row[score]) if row[score] else None}
 
 
 if __name__ == "__main__":

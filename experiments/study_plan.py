@@ -26,12 +26,13 @@ class StudyArgs:
     data_path: str = option("data/cifar10", "root of CIFAR-10 as class folders, train/CLASS/IMAGE and test/CLASS/IMAGE")
     output_dir: str = option("output/study", "folder of the runs and of what was measured")
     epochs: int | None = option(None, "passes over the data of every model; default those of its configuration")
+    batch_size: int | None = option(None, "images a step of every model; default those of its configuration")
     grid_samples: int = option(1000, "images drawn to choose the guidance, at each of them and each number of steps")
     num_samples: int = option(10_000, "images drawn at the guidance chosen")
     results: str | None = option(None, "JSON lines to write; default results.jsonl in output_dir")
 
     def __post_init__(self) -> None:
-        check_at_least(1, self, "epochs")
+        check_at_least(1, self, "epochs", "batch_size")
         check_at_least(4, self, "grid_samples", "num_samples")
 
 
@@ -99,6 +100,7 @@ def training_task(model: StudyModel, args: StudyArgs) -> Task:
     folder, root = Path(args.output_dir) / model.name, Path(args.output_dir)
     train = [str(ROOT / "main.py"), "--config", str(model.config_path), "--output_dir", str(folder)]
     train += ["--data_path", args.data_path, "--cached_path", str(root / "codes"), "--seed", str(model.seed)]
+    train += [] if args.batch_size is None else ["--batch_size", str(args.batch_size)]
     return Task("training", (*train, "--epochs", str(epochs_of(model, args))), folder / TRAINED)
 
 

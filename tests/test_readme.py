@@ -504,7 +504,7 @@ RULES = (
         r"bash experiments/study\.sh",
         files=("output/study/results.jsonl", "output/study/llamagen/pictures/grid.png"),
         makes="output/study",
-        added="--models llamagen --epochs 1 --grid_samples 4 --num_samples 5",
+        added="--models llamagen --epochs 1 --batch_size 5 --grid_samples 4 --num_samples 5",
     ),
     Rule(
         r"python -m experiments\.study_figures .*",
@@ -521,6 +521,13 @@ RULES = (
         "config_digits", "output/digits", "--batch_size 300 --full_size_share 0 --export_dir output/digits"
     ),
     makes_autoencoder("config_cifar10", "output/autoencoders/own/autoencoder", "--batch_size 12"),
+    makes_autoencoder(
+        "config_cifar10_4096", "output/autoencoders/config_cifar10_4096/autoencoder", "--batch_size 5 --dtype float32"
+    ),
+    Rule(
+        r"python train_ae_codebook/evaluate\.py .* --features cifar10",
+        says=r"reconstructions: FD-cifar10-\d+ .*, Class accuracy ",
+    ),
     makes_autoencoder(
         "config_cifar10_vqvae", "output/autoencoders/config_cifar10_vqvae/autoencoder", "--batch_size 12 --channels 16"
     ),
