@@ -23,12 +23,14 @@ from experiments.study_plan import (
     Task,
     chosen_models,
     epochs_of,
+    grid_name,
     measuring_tasks,
     picture_task,
+    samples_name,
     sweep_task,
     training_task,
 )
-from experiments.sweep import metric_names
+from experiments.sweep import TABLE_NAME, metric_names
 from experiments.tokens import PANELS, course
 from runtime.command import run
 from runtime.config import parse_flags
@@ -51,7 +53,7 @@ def main(argv: Sequence[str]) -> None:
                 _carry_out(task, place)
             for task in _final_tasks(model, args):
                 _carry_out(task, place)
-            write_text(results, "".join(json.dumps(line) + "\n" for line in _gather(models, args)))
+            write_text(results, "".join(json.dumps(line) + "\n" for line in _gather(chosen_models(None), args)))
     print(f"\n{results}; python -m experiments.study_figures --results {results} draws it")
 
 
@@ -96,13 +98,12 @@ def _time_left(models: Sequence[StudyModel], args: StudyArgs) -> str:
 
 def _final_tasks(model: StudyModel, args: StudyArgs) -> Iterator[Task]:
     """Drawing at the best guidance of the grid: many images for each number of steps, some to show for the best one."""
-    best = _best_rows(Path(args.output_dir) / model.name / "grid", model)
+    best = _best_rows(Path(args.output_dir) / model.name / grid_name(args), model)
     shown, row = list(best.items())[-1]
     yield picture_task(model, args, float(row["cfg"]), shown)
     for steps, row in best.items():
-        name, chosen = ("samples", ()) if steps is None else (f"samples-{steps}", (steps,))
-        cfg = [float(row["cfg"])]
-        yield sweep_task(f"{args.num_samples} images, {name}", model, args, name, args.num_samples, cfg, chosen)
+        name, chosen = samples_name(args, steps), () if steps is None else (steps,)
+        yield sweep_task(name, model, args, name, args.num_samples, [float(row["cfg"])], chosen)
 
 
 def _best_rows(folder: Path, model: StudyModel) -> dict[int | None, dict[str, str]]:
@@ -132,9 +133,11 @@ def _gather(models: Sequence[StudyModel], args: StudyArgs) -> Iterator[Line]:
         timing = read_json(folder / "timing.json") or {"rows": []}
         for row in timing["rows"]:
             yield {"kind": "time"} | of | row | {"machine": timing["machine"]}
-        for kind, pattern in (("grid", "grid"), ("samples", "samples*")):
-            for table in sorted(folder.glob(f"{pattern}/sweep.csv")):
-                yield from ({"kind": kind} | of | _numbers(row) for row in read_table(table.parent))
+        samples = [samples_name(args, steps) for steps in model.steps or (None,)]
+        for kind, names in (("grid", [grid_name(args)]), ("samples", samples)):
+            for table in (folder / name / TABLE_NAME for name in names):
+                if table.exists():
+                    yield from ({"kind": kind} | of | _numbers(row) for row in read_table(table.parent))
 
 
 def _numbers(row: dict[str, str]) -> Line:

@@ -120,7 +120,17 @@ def measuring_tasks(model: StudyModel, args: StudyArgs) -> Iterator[Task]:
     file, drawing = folder / "timing.json", (*BATCH, *_drawing(model, [CFG_GRID[1]], model.steps))
     timing = ("-m", "experiments.timing", *of_run, "--output_file", str(file))
     yield Task("time of drawing", timing + drawing, file)
-    yield sweep_task("grid of guidances", model, args, "grid", args.grid_samples, CFG_GRID, model.steps)
+    yield sweep_task("grid of guidances", model, args, grid_name(args), args.grid_samples, CFG_GRID, model.steps)
+
+
+def grid_name(args: StudyArgs) -> str:
+    """Folder of a grid, within a run; another number of images is another."""
+    return f"grid-{args.grid_samples}"
+
+
+def samples_name(args: StudyArgs, steps: int | None) -> str:
+    """Folder of the many images that are drawn in so many steps."""
+    return f"samples-{args.num_samples}" + ("" if steps is None else f"-{steps}steps")
 
 
 def sweep_task(

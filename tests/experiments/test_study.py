@@ -107,6 +107,9 @@ def test_a_study_is_done_once_and_goes_on_from_where_it_is(tmp_path: Path, monke
     commands.clear()
     assert call(study.main, *flags, "--epochs", "1").code == 0
     assert commands == []
+    assert call(study.main, *flags[:-1], "6", "--epochs", "1").code == 0  # more images are drawn anew
+    assert [command[2] for command in commands] == ["experiments.sweep"]
+    commands.clear()
     (root / "raster_2x/timing.json").unlink()
     assert call(study.main, *flags, "--epochs", "1").code == 0
     assert [command[2] for command in commands] == ["experiments.timing"]
