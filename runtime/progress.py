@@ -22,7 +22,7 @@ class Progress(tqdm):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         stream = kwargs.get("file") or sys.stderr
         self.plain = not getattr(stream, "isatty", bool)()
-        self.said, self.said_tenth = time.monotonic(), 0
+        self.said, self.said_tenth = time.perf_counter(), 0
         self.refreshed = self.said
         super().__init__(*args, **kwargs)
 
@@ -30,7 +30,7 @@ class Progress(tqdm):
         if not self.plain:
             return super().display(msg, pos)
         tenth = int(TENTHS * self.n / self.total) if self.total else 0
-        waited = time.monotonic() - self.said
+        waited = time.perf_counter() - self.said
         if waited >= SELDOM or (tenth > self.said_tenth and waited >= OFTEN and not self.is_inner):
             self.said_tenth = tenth
             self.say()
@@ -38,7 +38,7 @@ class Progress(tqdm):
 
     def say(self) -> None:
         """Write a line."""
-        self.said = time.monotonic()
+        self.said = time.perf_counter()
         name = self.desc.removesuffix(": ")
         units = self.unit + ("es" if self.unit.endswith("ch") else "s")
         line = LINE if self.total else LINE_WITHOUT_TOTAL
@@ -48,8 +48,8 @@ class Progress(tqdm):
 
     def refresh_at_times(self) -> None:
         """Show what has changed beside the count, but not more often than twice a second."""
-        if time.monotonic() - self.refreshed >= MIN_REFRESH:
-            self.refreshed = time.monotonic()
+        if time.perf_counter() - self.refreshed >= MIN_REFRESH:
+            self.refreshed = time.perf_counter()
             self.refresh()
 
     @property

@@ -142,7 +142,7 @@ def test_creation_survives_kills(work: Work) -> None:
         assert not (work.folder / "cached" / NAME).exists()
     outcome = command(work.flags(*flags))
     assert outcome.code == 0
-    assert "4/4" in outcome.err  # the rest alone
+    assert "4 of 4 images" in outcome.err  # the rest alone
     assert np.array_equal(work.codes(), work.codes("undisturbed"))
     assert work.manifest() == work.manifest("undisturbed")
     assert len(np.unique(work.codes())) > 20

@@ -14,7 +14,7 @@ import shlex
 import shutil
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import chdir, redirect_stdout
 from dataclasses import asdict, dataclass, field
 from functools import cache
@@ -45,6 +45,7 @@ STARTS = ("python", "bash", "torchrun", "tensorboard", "pip")  # of a code span 
 PLACEHOLDER = re.compile(r"\b[A-Z]+\b|\.\.\.")  # CONFIG, N
 EVALUATOR = ROOT / "tests/fixtures/evaluator"
 STAND_IN = f"--inception_graph {EVALUATOR / 'classify_image_graph_def.pb'}"
+CIFAR_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 OF_FEW_CLASSES = ("config_256_S", "npp_B", "llamagen_XL", "randar_L")  # trained on the stand-in of ImageNet
 MAX_WORDS = 1800  # of the README, outside tables and code
 
@@ -169,7 +170,7 @@ def copy_code(folder: Path) -> None:
 
     for part in ("configs", *(path.parent.name for path in ROOT.glob("*/__init__.py"))):
         shutil.copytree(ROOT / part, folder / part, ignore=others)
-    for name in ("digits", "cifar10", "classifiers"):
+    for name in ("digits", "cifar10", "cifar10-4096", "classifiers"):
         shutil.copytree(ROOT / "pretrained_models" / name, folder / "pretrained_models" / name)
     for path in (*ROOT.glob("*.py"), *ROOT.glob("*.sh")):
         shutil.copyfile(path, folder / path.name)
@@ -186,18 +187,18 @@ def make_tiny(path: Path) -> None:
     if content["model"].get("vocab_size") == 16384:
         content["model"]["vocab_size"] = 64
     batch_size = 50 if content["args"]["dataset"] == "digits" else 4
-    content["args"] |= {"epochs": 1, "batch_size": batch_size, "num_workers": 0, "warmup_epochs": 0}
+    content["args"] |= {"epochs": 1, "batch_size": batch_size, "num_workers": 0, "warmup_epochs": 0, "lr_drops": {}}
     path.write_text(yaml.safe_dump(content))
 
 
-def save_photos(folder: Path, num_classes: int, count: int) -> None:
+def save_photos(folder: Path, classes: Sequence[str], count: int) -> None:
     """Class folders of noise."""
     random = np.random.default_rng(0)
-    for label in range(num_classes):
-        (folder / f"class{label:02d}").mkdir(parents=True)
+    for name in classes:
+        (folder / name).mkdir(parents=True)
         for i in range(count):
             pixels = random.integers(256, size=(40, 48, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(folder / f"class{label:02d}" / f"{i}.JPEG")
+            Image.fromarray(pixels).save(folder / name / f"{i}.JPEG")
 
 
 def save_codes(folder: Path, count: int = 8) -> None:
@@ -236,10 +237,11 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     copy_code(folder)
     for path in (folder / "configs").glob("*.yaml"):
         make_tiny(path)
-    save_photos(folder / "data/imagenet/train", num_classes=3, count=4)
-    save_photos(folder / "data/cifar10/train", num_classes=10, count=2)
-    save_photos(folder / "data/cifar10/test", num_classes=10, count=1)
-    save_photos(folder / "path/to/images", num_classes=12, count=2)
+    classes = [f"class{label:02d}" for label in range(12)]
+    save_photos(folder / "data/imagenet/train", classes[:3], count=4)
+    save_photos(folder / "data/cifar10/train", CIFAR_CLASSES, count=2)
+    save_photos(folder / "data/cifar10/test", CIFAR_CLASSES, count=1)
+    save_photos(folder / "path/to/images", classes, count=2)
     for name in ("ten_crop", "ten_crop_105"):
         save_codes(folder / "path/to" / name)
     pixels = np.random.default_rng(1).integers(256, size=(32, 32, 3), dtype=np.uint8)

@@ -98,7 +98,7 @@ def test_a_study_is_done_once_and_goes_on_from_where_it_is(tmp_path: Path, monke
     assert [line["kind"] for line in lines] == ["training", "likelihood", "time", "grid", "grid", "samples"]
     training, likelihood, timing, *grid, samples = lines
     assert (training["images_seen"], training["tokens_computed"]) == (64, 64 * 85)
-    assert likelihood["finest_scale"]["nats_per_token"] == pytest.approx(math.log(512), abs=0.5)
+    assert likelihood["finest_scale"]["nats_per_token"] == pytest.approx(math.log(4096), abs=0.5)
     assert timing["steps"] == samples["steps"] == 7
     distances = {line["cfg"]: line["distance"] for line in grid}
     assert distances[samples["cfg"]] == min(distances.values())
