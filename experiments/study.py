@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +50,7 @@ def main(argv: Sequence[str]) -> None:
         for number, model in enumerate(models, start=1):
             place = f"{model.name}, {number} of {len(models)}"
             _train(model, args, f"{place}: training{_time_left(models, args)}")
-            for task in measuring_tasks(model, args):
-                _carry_out(task, place)
-            for task in _final_tasks(model, args):
+            for task in chain(measuring_tasks(model, args), _final_tasks(model, args)):  # the latter need the former
                 _carry_out(task, place)
             write_text(results, "".join(json.dumps(line) + "\n" for line in _gather(chosen_models(None), args)))
     print(f"\n{results}; python -m experiments.study_figures --results {results} draws it")

@@ -47,6 +47,27 @@ def whole(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A folder to write to, which becomes ``folder`` at the end; UserError at once if that holds anything.
+
+    After an error it is removed again if nothing was written.
+    """
+    if folder.exists() and any(folder.iterdir()):
+        raise UserError(f"{folder} is not empty; name a new folder to export to")
+    partial = folder.with_name(folder.name + ".partial")
+    partial.mkdir(parents=True, exist_ok=True)
+    try:
+        yield partial
+    except BaseException:
+        with suppress(OSError):
+            partial.rmdir()
+        raise
+    if folder.exists():
+        folder.rmdir()  # empty, as checked above
+    partial.rename(folder)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file whole or not at all."""
     with whole(path) as temporary:

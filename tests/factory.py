@@ -23,6 +23,7 @@ from models.llamagen_vq import LlamaGenVQ
 
 FIXTURES = Path(__file__).parent / "fixtures"
 CPU = torch.device("cpu")
+CIFAR_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 TINY_TRANSFORMER = TransformerConfig(hidden_size=32, intermediate_size=64, num_attention_heads=2, num_hidden_layers=2)
 
 

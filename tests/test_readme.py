@@ -33,7 +33,7 @@ from torch import Tensor
 from evaluation.options import PRESETS
 from models.loading.checkpoint import export_published
 from tests.command_factory import ROOT, Outcome, call, save_run, start
-from tests.factory import TINY_TRANSFORMER, tiny_autoencoder, tiny_model
+from tests.factory import CIFAR_CLASSES, TINY_TRANSFORMER, tiny_autoencoder, tiny_model
 from tests.llamagen_factory import tiny_gpt
 from tests.randar_factory import tiny_randar
 
@@ -45,7 +45,6 @@ STARTS = ("python", "bash", "torchrun", "tensorboard", "pip")  # of a code span 
 PLACEHOLDER = re.compile(r"\b[A-Z]+\b|\.\.\.")  # CONFIG, N
 EVALUATOR = ROOT / "tests/fixtures/evaluator"
 STAND_IN = f"--inception_graph {EVALUATOR / 'classify_image_graph_def.pb'}"
-CIFAR_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 OF_FEW_CLASSES = ("config_256_S", "npp_B", "llamagen_XL", "randar_L")  # trained on the stand-in of ImageNet
 MAX_WORDS = 1800  # of the README, outside tables and code
 

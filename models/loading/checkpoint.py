@@ -37,6 +37,7 @@ from models.loading.state import (
 )
 from runtime.config import dataclass_from_dict, read_yaml, write_yaml
 from runtime.errors import UserError
+from runtime.files import new_folder
 
 CHECKPOINT_NAME = "checkpoint-last.pth"
 NAMES_IN_FOLDER = (CHECKPOINT_NAME, "train_state.pt")  # ours, and that of RandAR's CIFAR-10 baseline
@@ -208,26 +209,20 @@ def model_states(
 
 def export_published(path: str | Path, folder: str | Path) -> None:
     """Write a checkpoint of ours as a new folder that the published code reads; optimizer state is left behind."""
-    path, folder = find_checkpoint(path), Path(folder)
-    if folder.exists() and any(folder.iterdir()):
-        raise UserError(f"{folder} is not empty; name a new folder to export to")
-    checkpoint = read_weights(path)
-    config = config_of(path, checkpoint)
-    layout = FAMILIES[config.architecture].load("published")
-    if layout is None:
-        raise UserError(f"{path} is a model of {config.architecture}, which has no published layout")
-    states = model_states(checkpoint, config, path)
-    models = {key: None if state is None else build_model(state, config, path) for key, state in states.items()}
-    autoencoder = models["model"].autoencoder
-    paths = AutoencoderPaths() if autoencoder is None else PUBLISHED_PATHS
-    content = layout.config(models["model"], paths, path)
-    partial = folder.with_name(folder.name + ".partial")
-    partial.mkdir(parents=True, exist_ok=True)
-    name, weights = layout.file(models, checkpoint)
-    write_weights(weights, partial / name, checkpoint.get(CLASS_NAMES))
-    if autoencoder is not None:
-        export_autoencoder(autoencoder, partial / "autoenc")
-    write_yaml(partial / CONFIG_NAME, content)
-    if folder.exists():
-        folder.rmdir()  # empty, as checked above
-    partial.rename(folder)
+    path = find_checkpoint(path)
+    with new_folder(Path(folder)) as partial:
+        checkpoint = read_weights(path)
+        config = config_of(path, checkpoint)
+        layout = FAMILIES[config.architecture].load("published")
+        if layout is None:
+            raise UserError(f"{path} is a model of {config.architecture}, which has no published layout")
+        states = model_states(checkpoint, config, path)
+        models = {key: None if state is None else build_model(state, config, path) for key, state in states.items()}
+        autoencoder = models["model"].autoencoder
+        paths = AutoencoderPaths() if autoencoder is None else PUBLISHED_PATHS
+        content = layout.config(models["model"], paths, path)
+        name, weights = layout.file(models, checkpoint)
+        write_weights(weights, partial / name, checkpoint.get(CLASS_NAMES))
+        if autoencoder is not None:
+            export_autoencoder(autoencoder, partial / "autoenc")
+        write_yaml(partial / CONFIG_NAME, content)

@@ -19,6 +19,7 @@ from models.loading.checkpoint import CONFIG_NAME
 from models.loading.state import write_weights
 from runtime.config import plain, write_yaml
 from runtime.errors import UserError
+from runtime.files import new_folder
 
 MODEL_NAME = "model.safetensors"
 AUTOENCODER_FOLDER = "autoenc"
@@ -33,24 +34,16 @@ def save_model(
         dtype: of the stored weights; they are computed with in float32 again.
         autoencoder: a folder within the project that holds the same autoencoder, to be named instead of copied.
     """
-    if folder.exists() and any(folder.iterdir()):
-        raise UserError(f"{folder} is not empty; name a new folder to export to")
-    place = AUTOENCODER_FOLDER
-    if autoencoder is not None:
-        place = _place_in_project(model, autoencoder)
-    partial = folder.with_name(folder.name + ".partial")
-    partial.mkdir(parents=True, exist_ok=True)
-    own = {name: weight.to(dtype) for name, weight in model.state_dict().items()}
-    write_weights(own, partial / MODEL_NAME, model.class_names)
-    paths = AutoencoderPaths()
-    if model.autoencoder is not None:
-        if autoencoder is None:
-            save_autoencoder(model.autoencoder, partial / place, _stored_dtype(model.autoencoder))
-        paths = AutoencoderPaths(f"{place}/{AUTOENCODER_CONFIG_NAME}", f"{place}/{AUTOENCODER_NAMES[1]}")
-    write_yaml(partial / CONFIG_NAME, {"model": plain(replace(model.config, autoenc=paths))})
-    if folder.exists():
-        folder.rmdir()  # empty, as checked above
-    partial.rename(folder)
+    with new_folder(folder) as partial:
+        place = AUTOENCODER_FOLDER if autoencoder is None else _place_in_project(model, autoencoder)
+        own = {name: weight.to(dtype) for name, weight in model.state_dict().items()}
+        write_weights(own, partial / MODEL_NAME, model.class_names)
+        paths = AutoencoderPaths()
+        if model.autoencoder is not None:
+            if autoencoder is None:
+                save_autoencoder(model.autoencoder, partial / place, _stored_dtype(model.autoencoder))
+            paths = AutoencoderPaths(f"{place}/{AUTOENCODER_CONFIG_NAME}", f"{place}/{AUTOENCODER_NAMES[1]}")
+        write_yaml(partial / CONFIG_NAME, {"model": plain(replace(model.config, autoenc=paths))})
 
 
 def _place_in_project(model: Generator, autoencoder: str) -> str:

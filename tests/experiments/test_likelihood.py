@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from data.images import CroppedImages, open_dataset
 from experiments import likelihood
@@ -24,6 +25,12 @@ def small() -> Checkerboard:
     return tiny_model(autoencoder=tiny_autoencoder(ch_mult=(1, 1)), img_size=8, llama_config=size)
 
 
+def held_out() -> list[Tensor]:
+    """20 held-out digits, evenly spaced, and their labels."""
+    data = CroppedImages(open_dataset("digits", "", 8, "val"), 8, "center")
+    return data.collate([data[i * len(data) // 20, 0] for i in range(20)])
+
+
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     return save_run(tmp_path / "run", small())
@@ -34,9 +41,7 @@ def test_it_is_the_mean_loss_over_all_images(run: Path, tmp_path: Path, batch_si
     flags = ("--dataset", "digits", "--num_images", "20", "--batch_size", batch_size, "--device", "cpu")
     outcome = call(likelihood.main, "--checkpoint", str(run), *flags, "--output_file", str(tmp_path / "result.json"))
     assert outcome.code == 0, outcome.err
-    model = small()
-    data = CroppedImages(open_dataset("digits", "", 8, "val"), 8, "center")
-    images, labels = data.collate([data[i * len(data) // 20, 0] for i in range(20)])
+    model, (images, labels) = small(), held_out()
     with torch.no_grad():
         expected = float(model(model.tokenize(images), labels)[1])
     found = json.loads((tmp_path / "result.json").read_text())
@@ -50,9 +55,7 @@ def test_codes_of_one_block_do_not_see_each_other(run: Path, tmp_path: Path, ste
     flags = ("--dataset", "digits", "--num_images", "20", "--steps_per_scale", str(steps), "--device", "cpu")
     outcome = call(likelihood.main, "--checkpoint", str(run), *flags, "--output_file", str(tmp_path / "result.json"))
     assert outcome.code == 0, outcome.err
-    model = small()
-    data = CroppedImages(open_dataset("digits", "", 8, "val"), 8, "center")
-    images, labels = data.collate([data[i * len(data) // 20, 0] for i in range(20)])
+    model, (images, labels) = small(), held_out()
     with torch.no_grad():
         codes = model.tokenize(images)
         logits, loss = model(codes, labels, steps)

@@ -15,8 +15,8 @@ from experiments import study, study_figures, study_plan
 from experiments.study_plan import MODELS, StudyArgs, StudyModel, measuring_tasks, training_task
 from runtime.config import read_yaml
 from tests.command_factory import call
+from tests.factory import CIFAR_CLASSES
 
-CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 SMALL = StudyModel("raster_2x", (2,))
 
 # The plan
@@ -71,7 +71,7 @@ def make_images(root: Path) -> Path:
     """A data set of ten classes, 7 images of each to train on and 2 held out."""
     rng = np.random.default_rng(0)
     for split, count in (("train", 7), ("test", 2)):
-        for name in CLASSES:
+        for name in CIFAR_CLASSES:
             (root / split / name).mkdir(parents=True)
             for i in range(count):
                 pixels = rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)
