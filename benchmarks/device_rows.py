@@ -81,7 +81,7 @@ def measure_training(row: Row, model: Generator) -> Values:
     def run() -> tuple[float]:
         start = now(device)
         with autocast(device, DTYPES[row.dtype]):
-            loss = model.training_loss(codes, labels, step_context(0, 0, 0, device)).value
+            loss = model.training_loss(codes, labels, step_context(0, 0, 0, device, logs=False)).value
         loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

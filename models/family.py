@@ -40,6 +40,7 @@ class StepContext:
     rank_rng: torch.Generator  # on the device, of this rank and batch alone
     patch_side: int = 1  # of the patches of codes to learn from, for families that learn from patches
     shuffled: float = 1.0  # share of the locations that a random order moves, for families that take an order
+    logs: bool = True  # whether the loss's metrics are wanted
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Loss:
     """What a batch gives in training."""
 
     value: Tensor  # to be minimized
-    metrics: Callable[[], dict[str, Tensor]] = dict  # computes more, by name; called on steps that log alone
+    metrics: Callable[[], dict[str, Tensor]] = dict  # computes more, by name; for a context that logs
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-_onednn_allowed = True
+_plain = False
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -29,15 +29,25 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return _onednn(x, weight, bias)
 
 
+def linear_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Mean cross-entropy in nats of the logits ``linear(x, weight, bias)`` of rows (M, k) with targets (M,).
+
+    Of many outputs, a part of the rows at a time, forward and backward: the logits are never there as a whole.
+    """
+    if _plain or weight.shape[0] <= weight.shape[1] or torch.compiler.is_compiling():
+        return F.cross_entropy(linear(x, weight, bias), targets)
+    return F.linear_cross_entropy(x, weight, targets, linear_bias=bias, options=nn.LinearCrossEntropyOptions())
+
+
 @contextmanager
 def by_torch() -> Iterator[None]:
     """``F.linear`` alone computes linear layers while this lasts: to compare with, or to note its calls."""
-    global _onednn_allowed
-    before, _onednn_allowed = _onednn_allowed, False
+    global _plain
+    before, _plain = _plain, True
     try:
         yield
     finally:
-        _onednn_allowed = before
+        _plain = before
 
 
 class Linear(nn.Linear):
@@ -50,7 +60,7 @@ class Linear(nn.Linear):
 def _takes_onednn(x: Tensor, weight: Tensor) -> bool:
     """Whether it is faster, and torch needs no more of it than values and first derivatives by ``backward``."""
     return (
-        _onednn_allowed
+        not _plain
         and x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
         and not torch.is_autocast_enabled("cpu")

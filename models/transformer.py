@@ -15,7 +15,7 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex
 from torch.utils.checkpoint import checkpoint
 
 from models.config import TransformerConfig
-from models.linear import Linear, linear
+from models.linear import Linear, linear, linear_cross_entropy
 
 PART = 96  # tokens at least that attend by one call
 
@@ -154,6 +154,13 @@ def float32_logits(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Ten
     """Logits (B, T, V) of outputs (B, T, D), computed in float32, under autocast too, by a float32 head (V, D)."""
     with torch.autocast(x.device.type, enabled=False):
         return linear(as_dtype(x, torch.float32), weight, bias)
+
+
+def head_loss(x: Tensor, targets: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Mean cross-entropy in nats of the ``float32_logits`` of outputs (B, T, D) with targets, as many as B T."""
+    with torch.autocast(x.device.type, enabled=False):
+        rows = as_dtype(x, torch.float32).flatten(0, 1)
+        return linear_cross_entropy(rows, weight, targets.flatten(), bias)
 
 
 def modulate(x: Tensor, shift_scale: ShiftScale) -> Tensor:

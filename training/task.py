@@ -45,7 +45,9 @@ class LossModule(nn.Module):
         self.forward = task.loss
 
 
-def step_context(seed: int, step: int, batch: int, device: torch.device, epoch: float = 0.0) -> StepContext:
+def step_context(
+    seed: int, step: int, batch: int, device: torch.device, epoch: float = 0.0, logs: bool = True
+) -> StepContext:
     """Where a batch of this rank stands, and the random generators that follow from that and the run's seed."""
     rank_rng = torch.Generator(device).manual_seed(mix_seed(seed, step, batch, distributed.rank()))
-    return StepContext(step, epoch, batch, random.Random(mix_seed(seed, step)), rank_rng)
+    return StepContext(step, epoch, batch, random.Random(mix_seed(seed, step)), rank_rng, logs=logs)

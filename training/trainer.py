@@ -221,7 +221,8 @@ class Trainer:
         """One update from the batches of ``group``; with a progress bar it logs too."""
         state, rate = self.state, self.state.learning_rate
         for index, batch in enumerate(group):
-            context = step_context(self.args.seed, state.step, index, self.device, state.progress)
+            logs = bar is not None and index == len(group) - 1
+            context = step_context(self.args.seed, state.step, index, self.device, state.progress, logs)
             # Gradients of several ranks are averaged once a step, with its last batch.
             spare = index < len(group) - 1 and isinstance(self.forward, DistributedDataParallel)
             with self.forward.no_sync() if spare else nullcontext():

@@ -28,7 +28,7 @@ from models.checkerboard.sampler import CheckerboardSampler
 from models.family import Generator, Loss, Sampler, StepContext
 from models.linear import Linear, linear
 from models.scales import join_scales, scale_slices
-from models.transformer import BlockCausal, Mask, Modulation, Transformer, flex_mask, float32_logits
+from models.transformer import BlockCausal, Mask, Modulation, Transformer, flex_mask, float32_logits, head_loss
 from runtime.errors import UserError
 
 INIT_STD = 0.02
@@ -128,8 +128,14 @@ class Checkerboard(Generator):
         else:
             blocks = sampling_blocks(self.scale_sizes, FIXED_STEPS_PER_SCALE)
         layout = self.layout(blocks, self.draw_order(len(labels), context.rank_rng))
-        logits, loss = self(codes, labels, layout=layout, generator=context.rank_rng)
-        return Loss(loss, lambda: scale_metrics(logits, codes, layout))
+        outputs, targets = self._outputs(codes, labels, layout, context.rank_rng)
+        head = self.head_parameters()
+        loss = head_loss(outputs, targets, *head)
+        if not context.logs:
+            return Loss(loss)
+        with torch.no_grad():
+            logits = self.logits(outputs, *head)
+        return Loss(loss, lambda: scale_metrics(logits, targets, layout))
 
     def score(
         self,
@@ -190,6 +196,14 @@ class Checkerboard(Generator):
         if layout is None:
             blocks = sampling_blocks(self.scale_sizes, steps_per_scale)
             layout = self.layout(blocks, self.draw_order(len(labels), generator))
+        outputs, targets = self._outputs(codes, labels, layout, generator)
+        logits = self.logits(outputs, *self.head_parameters())
+        return logits, F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+
+    def _outputs(
+        self, codes: Sequence[Tensor], labels: Tensor, layout: Layout, generator: torch.Generator | None
+    ) -> tuple[Tensor, Tensor]:
+        """(B, L, D) outputs of the transformer and (B, L) codes that they are to predict, in scan order."""
         sequence = join_scales(codes)  # (B, L)
         context, prev_context, labels = self._training_noise(sequence, labels, generator)
 
@@ -206,8 +220,7 @@ class Checkerboard(Generator):
             self.rope(layout.positions, layout.prev_positions),
             mask=self._mask(layout.steps),
         )
-        logits = self.logits(x[:, 1:], *self.head_parameters())  # (B, L, V)
-        return logits, F.cross_entropy(logits.flatten(0, 1), in_scan_order(sequence, layout).flatten())
+        return x[:, 1:], in_scan_order(sequence, layout)
 
     def _mask(self, steps: Tensor) -> Mask:
         """Of steps (L,), as is fastest on the device."""
@@ -289,12 +302,11 @@ def in_scan_order(sequence: Tensor, layout: Layout) -> Tensor:
     return sequence.gather(1, layout.positions.expand(len(sequence), -1))
 
 
-def scale_metrics(logits: Tensor, codes: Sequence[Tensor], layout: Layout) -> dict[str, Tensor]:
+def scale_metrics(logits: Tensor, targets: Tensor, layout: Layout) -> dict[str, Tensor]:
     """Mean cross-entropy (nats) and top-1 accuracy of each scale, keyed ``loss_scale_S`` and ``accuracy_scale_S``.
 
-    Of (B, L, V) logits in scan order, the (B, S, S) codes of each scale, and the layout of the logits.
+    Of (B, L, V) logits and (B, L) codes, both in the scan order of the layout.
     """
-    targets = in_scan_order(join_scales(codes), layout)
     losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view_as(targets)
     correct = (logits.argmax(-1) == targets).float()
     found = {}

@@ -18,9 +18,19 @@ from models.autoencoder import Autoencoder
 from models.family import Generator, Loss, Sampler, StepContext
 from models.linear import Linear
 from models.llamagen.config import LlamaGenConfig, LlamaGenDrawing
-from models.llamagen.patches import by_patch, pair_rotation, rotate_pairs
+from models.llamagen.patches import by_patch, pair_rotation, patch_cross_entropy, rotate_pairs
 from models.llamagen.sampler import LlamaGenSampler
-from models.transformer import Attention, FeedForward, KVCache, Mask, SameRotation, Start, as_dtype, float32_logits
+from models.transformer import (
+    Attention,
+    FeedForward,
+    KVCache,
+    Mask,
+    SameRotation,
+    Start,
+    as_dtype,
+    float32_logits,
+    head_loss,
+)
 from runtime.errors import UserError
 
 INIT_STD = 0.02
@@ -131,9 +141,20 @@ class LlamaGen(Generator):
     def training_loss(self, codes: Sequence[Tensor], labels: Tensor, context: StepContext) -> Loss:
         labels = self.drop_labels(labels, context.rank_rng)
         with seeded(context.rank_rng):
-            logits, loss = self(codes, labels, context.patch_side)
-        targets = by_patch(codes[-1], context.patch_side)  # (B, M, p * p)
-        return Loss(loss, lambda: {"accuracy": (logits.argmax(-1, keepdim=True) == targets).float().mean()})
+            outputs = self._outputs(codes, labels, context.patch_side)
+        return self._loss(outputs, by_patch(codes[-1], context.patch_side), context)
+
+    def _loss(self, outputs: Tensor, targets: Tensor, context: StepContext) -> Loss:
+        """Of transformer outputs (B, M, D), one a patch, and the patches' codes (B, M, p * p)."""
+        if targets.shape[2] == 1:
+            loss = head_loss(outputs, targets, self.output.weight.float())
+        else:
+            loss = patch_cross_entropy(self.logits(outputs), targets)
+        if not context.logs:
+            return Loss(loss)
+        with torch.no_grad():
+            hits = self.logits(outputs).argmax(-1, keepdim=True) == targets
+        return Loss(loss, lambda: {"accuracy": hits.float().mean()})
 
     def drop_labels(self, labels: Tensor, rng: torch.Generator) -> Tensor:
         """(B,) labels, in training some of them made unconditional."""
@@ -146,16 +167,16 @@ class LlamaGen(Generator):
         Of (B, G, G) codes of the only scale and labels (B,). ``patch_size`` is p: a patch's input is the mean of its
         codes' embeddings, and its one distribution is scored against each of its codes.
         """
+        logits = self.logits(self._outputs(codes, labels, patch_size))
+        return logits, patch_cross_entropy(logits, by_patch(codes[-1], patch_size))
+
+    def _outputs(self, codes: Sequence[Tensor], labels: Tensor, patch_size: int) -> Tensor:
+        """(B, M, D) outputs of the transformer, each of the patch before the one that it is to predict."""
         x = self.inputs(codes[-1], labels, patch_size)  # (B, M, D)
-        device = x.device
-        rotation = pair_rotation(codes[-1].shape[1] // patch_size, self.config.llama_config.head_dim, device)
+        sides = codes[-1].shape[1] // patch_size
+        rotation = pair_rotation(sides, self.config.llama_config.head_dim, x.device)
         rotation = SameRotation(tuple(part[: x.shape[1]] for part in rotation))
-        logits = self.logits(self.transform(x, rotation, "causal"))
-        targets = by_patch(codes[-1], patch_size)  # (B, M, p * p)
-        if patch_size == 1:
-            return logits, F.cross_entropy(logits.flatten(0, 1), targets.flatten())
-        log_probs = logits.log_softmax(-1)
-        return logits, -log_probs.gather(-1, targets).mean()
+        return self.transform(x, rotation, "causal")
 
     def inputs(self, codes: Tensor, labels: Tensor, patch_size: int = 1) -> Tensor:
         """(B, M, D) the class token and the inputs of all patches but the last, of codes (B, G, G)."""

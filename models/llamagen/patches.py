@@ -7,6 +7,7 @@ of a head.
 from functools import lru_cache
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from models.transformer import CosSin
@@ -22,6 +23,13 @@ def by_patch(grid: Tensor, side: int) -> Tensor:
         raise UserError(f"patches of side {side} do not divide a grid of {size} x {size} codes; choose one that does")
     rows = grid.unflatten(2, (-1, side)).unflatten(1, (-1, side))  # (B, G/p, p, G/p, p, ...)
     return rows.transpose(2, 3).flatten(3, 4).flatten(1, 2)
+
+
+def patch_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Mean cross-entropy in nats of one distribution a patch (B, M, V) with each of the patch's codes (B, M, p * p)."""
+    if targets.shape[2] == 1:
+        return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+    return -logits.log_softmax(-1).gather(-1, targets).mean()
 
 
 def grid_rotation(side: int, head_dim: int, device: torch.device) -> Tensor:

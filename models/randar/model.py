@@ -46,9 +46,8 @@ class RandAR(LlamaGen):
         labels = self.drop_labels(labels, context.rank_rng)
         order = self.draw_order(len(labels), context.rank_rng, context.shuffled)
         with seeded(context.rank_rng):
-            logits, loss = self(codes, labels, order)
-        targets = self.in_order(codes, order)  # (B, L)
-        return Loss(loss, lambda: {"accuracy": (logits.argmax(-1) == targets).float().mean()})
+            outputs = self._outputs(codes, labels, order)
+        return self._loss(outputs, self.in_order(codes, order).unsqueeze(2), context)
 
     def draw_order(self, batch: int, rng: torch.Generator | None, shuffled: float = 1.0) -> Tensor | None:
         """(B, L) a permutation an image, for models of random order; None of raster order.
@@ -82,19 +81,22 @@ class RandAR(LlamaGen):
         Of (B, S, S) codes of the only scale and labels (B,). ``order`` (B, L) holds in row b the raster indices of
         image b in the order drawn; None is raster order.
         """
+        if order is not None:
+            order = checked_order(order, len(labels), self.num_locations, self.device)
+        logits = self.logits(self._outputs(codes, labels, order))
+        return logits, F.cross_entropy(logits.flatten(0, 1), self.in_order(codes, order).flatten())
+
+    def _outputs(self, codes: Sequence[Tensor], labels: Tensor, order: Tensor | None) -> Tensor:
+        """(B, L, D) outputs of the transformer, each of the token before the code that it is to predict."""
         if order is None:
             order = raster_order(len(labels), self.num_locations, self.device)
-        else:
-            order = checked_order(order, len(labels), self.num_locations, self.device)
         targets, table = self.in_order(codes, order), self.rotation_table()
         instructions = self.instructions(order, table)
         tokens = self.token_dropout(self.tok_embeddings(targets))
         x = torch.cat([self.embed_labels(labels).unsqueeze(1), interleave(instructions, tokens)], dim=1)
         places = F.pad(interleave(1 + order, 1 + order), (1, 0))  # (B, 1 + 2L), the class token's is row 0
         # Nothing reads x_L: without it the sequence has 2L tokens, an even number.
-        x = self.transform(x[:, :-1], turned_by(table, places[:, :-1]), "causal")
-        logits = self.logits(x[:, 1::2])
-        return logits, F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+        return self.transform(x[:, :-1], turned_by(table, places[:, :-1]), "causal")[:, 1::2]
 
     def in_order(self, codes: Sequence[Tensor], order: Tensor | None) -> Tensor:
         """(B, L) codes in the order drawn, of (B, S, S) codes."""
