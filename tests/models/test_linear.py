@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models import linear as module
-from models.linear import Linear, linear
+from models.linear import Linear, by_torch, linear, linear_cross_entropy
 
 pytestmark = pytest.mark.quick
 
@@ -136,3 +136,50 @@ def test_parts_of_weights_are_no_slower() -> None:
             times.append(time.process_time() - start)
         seconds.append(min(times))
     assert seconds[1] < 10 * seconds[0]
+
+
+# The loss of a head
+
+
+@pytest.mark.parametrize("rows", [1, 50, 300])
+@pytest.mark.parametrize("outputs", [40, 1000])  # fewer than inputs: all rows at once
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_the_loss_of_a_head_and_its_gradients_are_torchs(
+    rows: int, outputs: int, has_bias: bool, device: torch.device
+) -> None:
+    x, weight = torch.randn(rows, 96, device=device), torch.randn(outputs, 96, device=device) / 10
+    bias, targets = torch.randn(outputs, device=device), torch.randint(outputs, (rows,), device=device)
+    parts = [part.requires_grad_() for part in ([x, weight, bias] if has_bias else [x, weight])]
+    loss = linear_cross_entropy(x, weight, targets, bias if has_bias else None)
+    found = torch.autograd.grad(3 * loss, parts)
+    exact = F.cross_entropy(F.linear(*(part.double() for part in parts)), targets)
+    torch.testing.assert_close(loss.double(), exact, atol=1e-6, rtol=1e-6)
+    for grad, expected in zip(found, torch.autograd.grad(3 * exact, parts), strict=True):
+        torch.testing.assert_close(grad, expected, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("trained", [(), (0,), (1,), (2,), (0, 2)])
+def test_gradients_of_what_is_trained(trained: tuple[int, ...]) -> None:
+    parts = [torch.randn(50, 16), torch.randn(200, 16), torch.randn(200)]
+    for index in trained:
+        parts[index].requires_grad_()
+    loss = linear_cross_entropy(parts[0], parts[1], torch.arange(50), parts[2])
+    assert loss.requires_grad == bool(trained)
+    if trained:
+        loss.backward()
+    assert [part.grad is not None for part in parts] == [index in trained for index in range(3)]
+
+
+def test_the_logits_are_never_there_as_a_whole() -> None:
+    """Unlike by torch's plain layer and loss."""
+
+    def largest() -> int:
+        """Bytes of the largest tensor that a step makes."""
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
+            linear_cross_entropy(x, weight, torch.zeros(2000, dtype=torch.long)).backward()
+        return max(event.self_cpu_memory_usage for event in profiler.events())
+
+    x, weight = torch.randn(2000, 16, requires_grad=True), torch.randn(3000, 16, requires_grad=True)
+    assert largest() < 4 * 2000 * 3000 / 10
+    with by_torch():
+        assert largest() >= 4 * 2000 * 3000

@@ -18,10 +18,11 @@ from torch.nn.attention.flex_attention import flex_attention
 from models import sample, transformer
 from models.autoencoder import to_uint8
 from models.checkerboard.config import CheckerboardDrawing
-from models.checkerboard.model import Checkerboard, scale_metrics
+from models.checkerboard.model import Checkerboard, in_scan_order, scale_metrics
 from models.checkerboard.order import sampling_blocks
 from models.family import StepContext
 from models.loading.checkpoint import initialize_from
+from models.scales import join_scales
 from runtime.errors import UserError
 from sampling.pictures import save_grid
 from tests.command_factory import save_run
@@ -87,7 +88,10 @@ def test_the_loss_is_the_models_and_so_are_its_metrics() -> None:
         logits, expected = model(codes, labels, layout=layout)
     assert torch.equal(loss.value, expected)
     assert {name: value.item() for name, value in loss.metrics().items()} == pytest.approx(
-        {name: value.item() for name, value in scale_metrics(logits, codes, layout).items()}
+        {
+            name: value.item()
+            for name, value in scale_metrics(logits, in_scan_order(join_scales(codes), layout), layout).items()
+        }
     )
 
 

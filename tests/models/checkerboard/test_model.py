@@ -83,7 +83,8 @@ def test_metrics_of_each_scale(reference: Reference, device: torch.device) -> No
     model, codes = reference.model(device=device), reference.codes(device)
     for steps in steps_of(reference):
         logits, loss = model(codes, reference.labels(device), steps_per_scale=steps)
-        metrics = scale_metrics(logits, codes, model.layout(sampling_blocks(model.scale_sizes, steps)))
+        layout = model.layout(sampling_blocks(model.scale_sizes, steps))
+        metrics = scale_metrics(logits, in_scan_order(join_scales(codes), layout), layout)
         assert len(metrics) == 2 * len(model.scale_sizes)
         for side in model.scale_sizes:
             published = f"stat_P{steps}_{{}}_scale_size{side}"
