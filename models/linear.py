@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+MANY_LOGITS = 2**22  # a step that has more computes a part of them at a time
 _plain = False
 
 
@@ -32,9 +33,10 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 def linear_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None = None) -> Tensor:
     """Mean cross-entropy in nats of the logits ``linear(x, weight, bias)`` of rows (M, k) with targets (M,).
 
-    Of many outputs, a part of the rows at a time, forward and backward: the logits are never there as a whole.
+    Of many logits, a part of the rows at a time, forward and backward: they are never there as a whole.
     """
-    if _plain or weight.shape[0] <= weight.shape[1] or torch.compiler.is_compiling():
+    few = len(x) * len(weight) < MANY_LOGITS or len(weight) <= weight.shape[1]
+    if few or _plain or torch.compiler.is_compiling():
         return F.cross_entropy(linear(x, weight, bias), targets)
     return F.linear_cross_entropy(x, weight, targets, linear_bias=bias, options=nn.LinearCrossEntropyOptions())
 

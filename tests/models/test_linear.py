@@ -141,6 +141,7 @@ def test_parts_of_weights_are_no_slower() -> None:
 # The loss of a head
 
 
+@patch.object(module, "MANY_LOGITS", 0)
 @pytest.mark.parametrize("rows", [1, 50, 300])
 @pytest.mark.parametrize("outputs", [40, 1000])  # fewer than inputs: all rows at once
 @pytest.mark.parametrize("has_bias", [False, True])
@@ -158,6 +159,7 @@ def test_the_loss_of_a_head_and_its_gradients_are_torchs(
         torch.testing.assert_close(grad, expected, atol=1e-6, rtol=1e-4)
 
 
+@patch.object(module, "MANY_LOGITS", 0)
 @pytest.mark.parametrize("trained", [(), (0,), (1,), (2,), (0, 2)])
 def test_gradients_of_what_is_trained(trained: tuple[int, ...]) -> None:
     parts = [torch.randn(50, 16), torch.randn(200, 16), torch.randn(200)]
