@@ -21,7 +21,7 @@ def main(argv: Sequence[str]) -> None:
     path = config_path(argv)
     family = family_of({} if path is None else read_yaml(Path(path)).get("model") or {})
     sections = {"model": family.load("config"), "args": (TrainArgs, family.load("drawing"))}
-    settings, name = parse_config(argv, "main.py", __doc__, sections)
+    settings, name = parse_config(argv, "main.py", __doc__, sections, others=["sampling"])
     from training.job import prepare_and_train  # takes seconds to import
 
     prepare_and_train(settings["model"], *settings["args"], name)

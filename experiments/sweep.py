@@ -43,6 +43,9 @@ class SweepArgs(CheckpointArgs):
     """What to draw and to compare."""
 
     output_dir: str | None = option(None, "folder to write to; default output/sweep/ and the checkpoint's name")
+    recommend: bool = option(
+        False, "write the settings of the lowest distance to the checkpoint's config.yaml: others draw by them then"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -96,6 +99,8 @@ def _range_of(name: str, text: str) -> list[float]:
 def sweep(args: SweepArgs, values: Mapping[str, Sequence[Any]], given: Collection[str]) -> None:
     """Draw and measure each combination, cfg changing first; settings not ``given`` are for families that have them."""
     from evaluation.measure import CheckpointResults  # takes seconds to import
+    from models.loading.checkpoint import config_place
+    from models.loading.save import write_recommended
     from models.sampling import checked_drawing
     from runtime import distributed
     from runtime.lock import lock_folder
@@ -134,6 +139,10 @@ def sweep(args: SweepArgs, values: Mapping[str, Sequence[Any]], given: Collectio
             write_text(table, table_of(rows()))
             draw_figure(rows()).savefig(figure, dpi=110)
             print(f"{table}, {figure}")
+            if args.recommend:
+                distance, _ = metric_names(rows())
+                best = min(filter(found.get, found), key=lambda drawing: found[drawing][distance])
+                write_recommended(config_place(results.checkpoint), {"cfg": best.cfg, **best.changed})
     distributed.tear_down()
 
 

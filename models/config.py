@@ -222,15 +222,20 @@ class Drawing:
         return any(_values(self.cfg))
 
     @property
+    def changed(self) -> dict[str, Any]:
+        """The settings that are not as by default."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {name: value for name, value in values.items() if value != getattr(type(self), name)}
+
+    @property
     def label(self) -> str:
         """Names a folder of results: guidance, and what else is not as by default."""
         return self.label_without()
 
     def label_without(self, *names: str) -> str:
         """The label but for these settings, which a family names in a way of its own."""
-        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in names}
-        changed = [name for name, value in values.items() if name == "cfg" or value != getattr(type(self), name)]
-        return "-".join(f"{name}{_short(values[name])}" for name in changed)
+        values = {"cfg": self.cfg, **self.changed}
+        return "-".join(f"{name}{_short(value)}" for name, value in values.items() if name not in names)
 
 
 def _short(value: Any) -> str:

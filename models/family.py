@@ -80,8 +80,7 @@ class _Frozen:
 class Generator(nn.Module, ABC):
     """An autoregressive model over the codes of a frozen autoencoder, which moves with it but is none of its state.
 
-    A deep copy shares the autoencoder until one of the two moves. Some families do without one: then codes are scored
-    and drawn, but no images.
+    A deep copy shares the autoencoder until one of the two moves. Some families do without one, and draw codes alone.
     """
 
     Config: ClassVar[type[GeneratorConfig]]
@@ -94,6 +93,7 @@ class Generator(nn.Module, ABC):
         super().__init__()
         self.config = config
         self.class_names: list[str] | None = None  # for people; set by whoever knows the data
+        self.recommended: dict[str, Any] = {}  # settings of a drawing, for those that are not given
         self._frozen = _Frozen(autoencoder)
         self.scale_sizes = list(config.scale_sizes(None if autoencoder is None else autoencoder.config.stride))
         self.num_locations = sum(side * side for side in self.scale_sizes)  # L

@@ -40,9 +40,9 @@ def sample(
         order: (B, L) raster indices of the locations in the order to draw them, one permutation an image, for families
             that take one (randar).
         compiled: compile the drawing of a step; pays off for many images.
-        drawing: settings of ``model.Drawing``: cfg, temperature, top_k, top_p of every family; steps_per_scale,
-            cfg_start_step and remainder of the checkerboard; cfg_interval of llamagen; steps, cfg_schedule and upscale
-            of randar.
+        drawing: settings of ``model.Drawing``; of the others, the checkpoint's recommended ones, then the defaults.
+            There are cfg, temperature, top_k, top_p of every family; steps_per_scale, cfg_start_step and remainder of
+            the checkerboard; cfg_interval of llamagen; steps, cfg_schedule and upscale of randar.
 
     Raises:
         UserError: a label or setting is out of range.
@@ -68,7 +68,7 @@ def make_sampler(model: Generator, batch: int, compiled: bool = False, **drawing
 
 
 def checked_drawing(model: Generator, settings: dict[str, Any], keeps: bool = False) -> Drawing:
-    """A family's settings of a drawing, from those that are given, checked; the others keep their defaults.
+    """A family's settings of a drawing, checked: those that are given, the recommended ones, or defaults.
 
     ``keeps`` says that some codes will stay: editing.
     """
@@ -76,7 +76,7 @@ def checked_drawing(model: Generator, settings: dict[str, Any], keeps: bool = Fa
     for name in settings:
         if name not in known:
             raise UserError(f"{name} means nothing to {model.config.architecture}, which has {', '.join(known)}")
-    hints = get_type_hints(model.Drawing)
+    hints, settings = get_type_hints(model.Drawing), model.recommended | settings
     values = {name: value.item() if isinstance(value, np.generic) else value for name, value in settings.items()}
     drawing = model.Drawing(**{name: typed(value, hints[name], name) for name, value in values.items()})
     model.check_drawing(drawing, keeps)

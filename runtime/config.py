@@ -55,11 +55,13 @@ class Option:
 Groups = Mapping[str, Sequence[Option]]  # by heading
 
 
-def parse_config(argv: Words, prog: str, description: str, sections: Mapping[str, Kinds]) -> tuple[dict[str, Any], str]:
+def parse_config(
+    argv: Words, prog: str, description: str, sections: Mapping[str, Kinds], others: Words = ()
+) -> tuple[dict[str, Any], str]:
     """Settings of a command line over its ``--config`` YAML over the defaults, and the configuration's name.
 
-    ``sections`` has the dataclass, or dataclasses, of each section of the YAML; an instance of each comes back. An
-    unknown key or flag, or a value of the wrong type, is a UserError.
+    ``sections`` has the dataclass, or dataclasses, of each section of the YAML; an instance of each comes back.
+    ``others`` are sections for other programs. An unknown key or flag, or a value of the wrong type, is a UserError.
     """
     several = {section: kinds if isinstance(kinds, tuple) else (kinds,) for section, kinds in sections.items()}
     parser = _Parser(prog, description)
@@ -70,7 +72,7 @@ def parse_config(argv: Words, prog: str, description: str, sections: Mapping[str
     given, found = parser.parse(argv)
     path = found.config
     content = {} if path is None else read_yaml(Path(path))
-    check_keys(content, sections, str(path))
+    check_keys(content, (*sections, *others), str(path))
     settings = {}
     for section, kinds in several.items():
         where = f"{path}: {section}"

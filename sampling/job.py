@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from datetime import datetime
@@ -46,6 +46,7 @@ def draw_samples(args: SampleArgs, settings: dict[str, Any]) -> None:
     if not model.config.class_cond:
         settings = {"cfg": 0.0} | settings  # the default is for models that have classes
     drawing = checked_drawing(model, settings, keeps=args.edit is not None)
+    _say_recommended(model, settings)
     side = stored_side(model, drawing, args.resize_to)
     labels = _choose_labels(model, args)
     sha256 = model_sha256(model) if distributed.is_main() else ""
@@ -80,6 +81,14 @@ def draw_samples(args: SampleArgs, settings: dict[str, Any]) -> None:
                 rate = f"{seconds / count:.2f} s an image; " if count else ""
                 print(f"{rate}{path / (sample_folder.NPZ_NAME if args.format == 'npz' else sample_folder.GRID_NAME)}")
     distributed.tear_down()
+
+
+def _say_recommended(model: Generator, given: Mapping[str, Any]) -> None:
+    """Name the settings that the checkpoint decides, if any."""
+    taken = {name: value for name, value in model.recommended.items() if name not in given}
+    if taken:
+        told = " ".join(f"--{name} {value}" for name, value in taken.items())
+        distributed.say(f"as the checkpoint recommends: {told}")
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from filelock import FileLock
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -20,6 +21,7 @@ import main
 from models import load_checkpoint
 from models.checkerboard.config import CheckerboardConfig, CheckerboardDrawing
 from models.loading.autoencoder import save_autoencoder
+from models.loading.save import write_recommended
 from models.loading.state import read_torch_file
 from runtime.config import parse_config, to_yaml
 from tests.command_factory import Outcome, call, start_python
@@ -145,10 +147,23 @@ def test_the_same_command_again_does_not_train_again(finished: tuple[Path, Path,
     assert again.code == 0, again.err
     assert f"going on from {folder / LAST}: epoch 2, step 30" in again.out
     assert "is finished with 2 epochs; a higher --epochs goes on with it" in again.out
+    assert re.search(r"warning: no effect on a finished run: lr 0.5 \(it has [\d.e-]+\)\n", again.out)
     assert not SCORE.search(again.out)
     assert (folder / LAST).read_bytes() == before
     assert (folder / "config.yaml").read_bytes() == settings
     assert list(read_log(folder)) == [5, 10, 15, 20, 25, 30]
+
+
+def test_what_previews_are_drawn_by_is_recommended(finished: tuple[Path, Path, Outcome], tmp_path: Path) -> None:
+    """Once a sweep has found better settings they stay; the run's own configuration can be trained from."""
+    shutil.copytree(finished[0], tmp_path / "run")
+    place = tmp_path / "run/config.yaml"
+    before = yaml.safe_load(place.read_text())
+    assert before["sampling"] == {"cfg": 0.0, "steps_per_scale": 1}
+    write_recommended(place, {"cfg": 0.5})
+    command = ["--config", str(place), "--output_dir", str(tmp_path / "run"), "--epochs", "3"]
+    assert call(main.main, *command).code == 0
+    assert yaml.safe_load(place.read_text())["sampling"] == {"cfg": 0.5}
 
 
 def test_more_epochs_go_on(finished: tuple[Path, Path, Outcome], root: Path, tmp_path: Path) -> None:

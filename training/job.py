@@ -17,7 +17,7 @@ from training.generator import GeneratorTask, check_patches
 from training.options import TrainArgs
 from training.order import FIRST_STEPS
 from training.preview import score_digits
-from training.run_folder import begin_run, check_same, holds_run, run_settings
+from training.run_folder import begin_run, check_same, holds_run, run_settings, sampling_settings
 from training.source import open_source
 from training.state import count_steps
 from training.trainer import Trainer
@@ -60,7 +60,8 @@ def prepare_and_train(config: GeneratorConfig, args: TrainArgs, drawing: Drawing
                 for remark in initialize_from(model, args.weights_init):
                     distributed.say(remark)
             task = GeneratorTask(model, args, drawing, list(source.class_keys))
-            train(Trainer(task, dataset, args, folder, device, run_settings(config, task.settings)))
+            settings = run_settings(config, task.settings) | {"sampling": sampling_settings(folder, task.drawing)}
+            train(Trainer(task, dataset, args, folder, device, settings))
     distributed.tear_down()
 
 

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from models.autoencoder import Autoencoder
-from models.config import AutoencoderPaths, GeneratorConfig
+from models.config import AutoencoderPaths, Drawing, GeneratorConfig
 from models.loading.autoencoder import autoencoder_hash, open_autoencoder, save_autoencoder
-from models.loading.checkpoint import CHECKPOINT_NAME, CONFIG_NAME, read_model_config
+from models.loading.checkpoint import CHECKPOINT_NAME, CONFIG_NAME, read_model_config, recommended_settings
 from runtime.config import plain
 from runtime.errors import UserError
 from training.state import find_shares
@@ -18,6 +18,12 @@ AUTOENCODER_PATHS = AutoencoderPaths("autoenc/autoencoder_config.yaml", "autoenc
 def run_settings(config: GeneratorConfig, args: Any) -> dict[str, Any]:
     """What ``config.yaml`` of a run folder holds; its autoencoder is the folder's own copy."""
     return {"model": plain(replace(config, autoenc=AUTOENCODER_PATHS)), "args": plain(args)}
+
+
+def sampling_settings(folder: Path, drawing: Drawing) -> dict[str, Any]:
+    """The ``sampling:`` section for a run: what its configuration recommends already, or that of its previews."""
+    place = folder / CONFIG_NAME
+    return (place.exists() and recommended_settings(place, type(drawing))) or drawing.changed
 
 
 def begin_run(folder: Path, autoencoder: Autoencoder) -> None:

@@ -26,7 +26,7 @@ from data.loading import load_batches
 from models.loading.checkpoint import CHECKPOINT_NAME, CONFIG_NAME
 from runtime import distributed
 from runtime.command import explain
-from runtime.config import write_yaml
+from runtime.config import read_yaml, write_yaml
 from runtime.device import allow_tf32, autocast, pick_dtype, send
 from runtime.errors import UserError
 from runtime.files import whole
@@ -92,6 +92,7 @@ class Trainer:
             distributed.say(
                 f"the run in {self.folder} is finished with {state.epoch} epochs; a higher --epochs goes on with it"
             )
+            _say_ignored(self.folder / CONFIG_NAME, self.settings)
             state.join(self.folder / CHECKPOINT_NAME)  # which a kill may have cut off
             return False
         self.forward = LossModule(self.task)
@@ -278,3 +279,13 @@ class Trainer:
 
 def _to_device(batch: Any, device: torch.device) -> Any:
     return send(batch, device) if isinstance(batch, Tensor) else [_to_device(part, device) for part in batch]
+
+
+def _say_ignored(place: Path, settings: dict[str, Any]) -> None:
+    """Name the settings, but for epochs, that a finished run was not trained with."""
+    trained = read_yaml(place).get("args") if place.exists() else None
+    now = settings.get("args", {})
+    other = [name for name, value in (trained or {}).items() if name != "epochs" and now.get(name, value) != value]
+    if other:
+        told = ", ".join(f"{name} {now[name]} (it has {trained[name]})" for name in other)
+        distributed.say(f"warning: no effect on a finished run: {told}")

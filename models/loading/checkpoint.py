@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.config import FAMILIES, AutoencoderPaths, GeneratorConfig, family_of
+from models.config import FAMILIES, AutoencoderPaths, Drawing, GeneratorConfig, family_of
 from models.family import Generator
 from models.loading.autoencoder import (
     PROJECT,
@@ -60,6 +60,7 @@ def load_checkpoint(path: str | Path, use_ema: bool = False) -> Generator:
         raise UserError(f"{path} holds no EMA weights; leave out use_ema")
     model = build_model(states["model_ema" if use_ema else "model"], config, path)
     model.class_names = checkpoint.get(CLASS_NAMES)
+    model.recommended = recommended_settings(config_place(path), model.Drawing)
     return model
 
 
@@ -144,6 +145,13 @@ def _model_section(path: Path) -> dict[str, Any]:
     if not isinstance(section, dict):
         raise UserError(f"{path} has no model: section; put back the {CONFIG_NAME} that came with the checkpoint")
     return section
+
+
+def recommended_settings(place: Path, drawing: type[Drawing]) -> dict[str, Any]:
+    """The ``sampling:`` section of a configuration, settings of a drawing of this kind; none if there is none."""
+    found = read_yaml(place).get("sampling") if place.is_file() else None
+    chosen = dataclass_from_dict(drawing, {} if found is None else found, f"{place}: sampling")
+    return {name: getattr(chosen, name) for name in found or ()}
 
 
 def build_model(state: Mapping[str, Tensor], config: GeneratorConfig, path: Path) -> Generator:

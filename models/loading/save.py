@@ -1,7 +1,10 @@
 """A model of any family as a folder of its own: weights, configuration and autoencoder, as load_checkpoint reads it."""
 
+import re
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,9 +20,10 @@ from models.loading.autoencoder import (
 )
 from models.loading.checkpoint import CONFIG_NAME
 from models.loading.state import write_weights
+from runtime import strict_yaml
 from runtime.config import plain, write_yaml
 from runtime.errors import UserError
-from runtime.files import new_folder
+from runtime.files import new_folder, write_text
 
 MODEL_NAME = "model.safetensors"
 AUTOENCODER_FOLDER = "autoenc"
@@ -43,7 +47,17 @@ def save_model(
             if autoencoder is None:
                 save_autoencoder(model.autoencoder, partial / place, _stored_dtype(model.autoencoder))
             paths = AutoencoderPaths(f"{place}/{AUTOENCODER_CONFIG_NAME}", f"{place}/{AUTOENCODER_NAMES[1]}")
-        write_yaml(partial / CONFIG_NAME, {"model": plain(replace(model.config, autoenc=paths))})
+        settings = {"model": plain(replace(model.config, autoenc=paths)), "sampling": model.recommended}
+        write_yaml(partial / CONFIG_NAME, {name: section for name, section in settings.items() if section})
+
+
+def write_recommended(place: Path, settings: Mapping[str, Any]) -> None:
+    """Make these settings of a drawing the ``sampling:`` section of a checkpoint's configuration; the rest stays."""
+    if not place.is_file():
+        raise UserError(f"there is no {place} that could recommend settings; pass them to main_sample.py instead")
+    kept = re.sub(r"^sampling:.*\n?(?:[ \t#].*\n?|\n)*", "", place.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    plain_settings = {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()}
+    write_text(place, kept.rstrip("\n") + "\n" + strict_yaml.dump({"sampling": plain_settings}))
 
 
 def _place_in_project(model: Generator, autoencoder: str) -> str:

@@ -172,6 +172,32 @@ def test_what_is_finished_is_not_done_again(finished: Path, checkpoint: Path, tm
     assert "cfg1.5-2steps" not in outcome.err
 
 
+def test_the_best_is_recommended_to_those_who_draw(finished: Path, checkpoint: Path, tmp_path: Path) -> None:
+    run, folder = tmp_path / "run", tmp_path / "sweep"
+    shutil.copytree(checkpoint, run)
+    shutil.copytree(finished, folder)
+    assert "0 to do" in start_sweep(run, folder, "--recommend").out
+    best = min(rows_of(folder), key=lambda row: float(row[f"FD-digits-{COUNT}"]))
+    wanted = {"cfg": float(best["cfg"]), "steps_per_scale": int(best["steps_per_scale"]), "cfg_start_step": 1}
+    drawn = call(main_sample.main, "--checkpoint", str(run), "--labels", "3", "--output_dir", str(tmp_path / "one"))
+    for name, value in wanted.items():
+        assert f"--{name} {value}" in drawn.out.split("as the checkpoint recommends: ")[1].split("\n")[0]
+    drawn = call(
+        main_sample.main,
+        "--checkpoint",
+        str(run),
+        "--labels",
+        "3",
+        "--output_dir",
+        str(tmp_path / "other"),
+        "--cfg",
+        "9",
+    )
+    assert "--cfg " not in drawn.out
+    settings = json.loads((tmp_path / "other/samples.json").read_text())
+    assert {**wanted, "cfg": 9} == {name: settings[name] for name in wanted}
+
+
 def test_other_settings_keep_the_earlier_result(finished: Path, checkpoint: Path, tmp_path: Path) -> None:
     folder = tmp_path / "sweep"
     shutil.copytree(finished, folder)

@@ -8,10 +8,12 @@ import pytest
 import torch
 import yaml
 
+from models.checkerboard.config import CheckerboardDrawing
 from models.family import Generator
 from models.loading.autoencoder import PROJECT, open_autoencoder
 from models.loading.checkpoint import load_checkpoint
-from models.loading.save import save_model
+from models.loading.save import save_model, write_recommended
+from models.sampling import checked_drawing
 from runtime.errors import UserError
 from tests.command_factory import call, save_run
 from tests.factory import tiny_autoencoder, tiny_model
@@ -60,6 +62,45 @@ def test_an_autoencoder_of_the_project_is_named_and_not_copied(tmp_path: Path) -
     assert paths["checkpoint_path"] == "pretrained_models/digits/autoencoder.safetensors"
     codes = load_checkpoint(tmp_path / "saved").tokenize(torch.zeros(1, 3, 32, 32))[-1]
     assert torch.equal(codes, model.tokenize(torch.zeros(1, 3, 32, 32))[-1])
+
+
+def test_recommended_settings_come_along(tmp_path: Path) -> None:
+    """They hold where nothing else is said, in ``sample`` as in a command."""
+    model = tiny_model()
+    model.recommended = {"cfg": (0.5, 1.0, 2.0, 2.0), "steps_per_scale": 2}
+    save_model(model, tmp_path / "saved")
+    loaded = load_checkpoint(tmp_path / "saved")
+    assert loaded.recommended == model.recommended
+    assert checked_drawing(loaded, {"cfg": 0}) == CheckerboardDrawing(cfg=0.0, steps_per_scale=2)
+    assert checked_drawing(loaded, {}).cfg == (0.5, 1.0, 2.0, 2.0)
+
+
+def test_what_is_recommended_replaces_what_was_and_nothing_else(tmp_path: Path) -> None:
+    place = tmp_path / "saved/config.yaml"
+    save_model(tiny_model(), place.parent)
+    text = "# mine\n" + place.read_text()
+    place.write_text(text)
+    write_recommended(place, {"cfg": 2.0, "temperature": (1.0, 1.0, 0.5, 0.5)})
+    place.write_text(place.read_text() + "args:  # of the run\n  lr: 1\n")
+    write_recommended(place, {"cfg": 0.5})
+    assert place.read_text() == text + "args:  # of the run\n  lr: 1\nsampling:\n  cfg: 0.5\n"
+    assert load_checkpoint(place.parent).recommended == {"cfg": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("section", "answer"),
+    [
+        ("{cgf: 1}", "unknown key cgf in .*config.yaml: sampling; did you mean cfg"),
+        ("{cfg: high}", "config.yaml: sampling: cfg is high; it must be a number"),
+        ("0.5", "config.yaml: sampling holds 0.5, not settings"),
+    ],
+)
+def test_wrong_recommendations_are_refused(section: str, answer: str, tmp_path: Path) -> None:
+    save_model(tiny_model(), tmp_path / "saved")
+    with (tmp_path / "saved/config.yaml").open("a") as file:
+        file.write(f"sampling: {section}\n")
+    with pytest.raises(UserError, match=answer):
+        load_checkpoint(tmp_path / "saved")
 
 
 def test_mistakes(tmp_path: Path) -> None:
