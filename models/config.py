@@ -105,14 +105,20 @@ class VQVAEConfig(AutoencoderConfig):
 
 @dataclass(frozen=True)
 class AutoencoderPaths:
-    """Files of the frozen autoencoder; relative paths are tried from here, then from the project's folder.
+    """Files of the frozen autoencoder, or their folder as ``checkpoint_path``.
 
-    Beside a checkpoint they are tried from its folder, then from the project's, and lie in one of the two.
+    Relative paths are tried from here, then from the project's folder; beside a checkpoint from its folder, then from
+    the project's, and they lie in one of the two.
     """
 
     config_path: str | None = option(None, "YAML of the architecture; without one it is read off the weights")
-    checkpoint_path: str | None = option(None, "weights: LlamaGen's, MaskGIT's, a VQ-VAE's or ours")
+    checkpoint_path: str | None = option(None, "weights, LlamaGen's, MaskGIT's, a VQ-VAE's or ours; or their folder")
     params: dict[str, Any] = option(dict, "settings that override the YAML's")
+
+    @staticmethod
+    def of_text(path: str) -> dict[str, Any]:
+        """What a path alone means: the folder of an autoencoder or of a run, or weights."""
+        return {"config_path": None, "checkpoint_path": path}
 
 
 @dataclass(frozen=True)
@@ -149,13 +155,12 @@ class GeneratorConfig:
     architecture: str = option(DEFAULT_FAMILY, "family of the model")
     img_size: int = option(256, "side of the images, in pixels")
     class_cond: bool = option(True, "condition on class labels; false trains one unconditional model")
-    num_classes: int = option(1000, "number of classes")
-    autoenc: AutoencoderPaths = option(AutoencoderPaths, "files of the autoencoder")
+    num_classes: int = option(1000, "number of classes; 0, in training, for as many as the data has")
+    autoenc: AutoencoderPaths = option(AutoencoderPaths, "the autoencoder's folder, or a run's; or its files, as below")
 
     def __post_init__(self) -> None:
         check_at_least(1, self, "img_size")
-        if self.num_classes < self.class_cond:
-            raise UserError(f"num_classes is {self.num_classes}; a class-conditional model needs at least 1")
+        check_at_least(0, self, "num_classes")
 
     def scale_sizes(self, stride: int | None) -> tuple[int, ...]:
         """Sides of the code maps, ascending, or a UserError if there are none.

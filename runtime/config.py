@@ -262,7 +262,7 @@ def _from_text(text: str, option: Option) -> Any:
         with suppress(ValueError):
             value = strict_yaml.load(text)
     if is_dataclass(option.hint):
-        return _mapping(value, option.name)
+        return _group(option.hint, value, option.name)
     if bool in kinds and text.lower() in ("true", "false"):
         value = text.lower() == "true"
     if int in kinds and re.fullmatch(r"\s*[-+]?\d{1,100}\s*", text):
@@ -279,13 +279,18 @@ def _make(
     for f in fields(kind):
         name, hint, place = prefix + f.name, hints[f.name], f"{where}: {f.name}"
         if is_dataclass(hint):
-            nested = _mapping(values.get(f.name, {}), place) | given.get(name, {})
+            nested = _group(hint, values.get(f.name, {}), place) | given.get(name, {})
             settings[f.name] = _make(hint, nested, given, place, f"{name}.")
         elif name in given:
             settings[f.name] = given[name]
         elif f.name in values:
             settings[f.name] = typed(values[f.name], hint, place)
     return kind(**settings)
+
+
+def _group(kind: type, values: Any, where: str) -> dict[str, Any]:
+    """The settings of a nested dataclass; text alone is what its ``of_text`` makes of it, if it has one."""
+    return kind.of_text(values) if isinstance(values, str) and hasattr(kind, "of_text") else _mapping(values, where)
 
 
 def _mapping(values: Any, where: str) -> dict[str, Any]:

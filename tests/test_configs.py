@@ -78,6 +78,7 @@ def narrowed(config: GeneratorConfig) -> GeneratorConfig:
 @each_config
 def test_it_builds_and_takes_a_step(path: Path) -> None:
     family, config, args, drawing = read(path)
+    config = replace(config, num_classes=config.num_classes or 10)
     autoencoder = autoencoder_of(config)
     with torch.device("meta"):
         model = family.load("generator")(config, LlamaGenVQ(autoencoder))

@@ -162,6 +162,7 @@ def test_what_previews_are_drawn_by_is_recommended(finished: tuple[Path, Path, O
     assert before["sampling"] == {"cfg": 0.0, "steps_per_scale": 1}
     write_recommended(place, {"cfg": 0.5})
     command = ["--config", str(place), "--output_dir", str(tmp_path / "run"), "--epochs", "3"]
+    command += ["--autoenc", str(tmp_path / "run")]
     assert call(main.main, *command).code == 0
     assert yaml.safe_load(place.read_text())["sampling"] == {"cfg": 0.5}
 

@@ -10,7 +10,6 @@ from models.loading.autoencoder import autoencoder_hash, load_autoencoder
 from models.loading.checkpoint import CHECKPOINT_NAME, initialize_from, model_class
 from runtime import distributed
 from runtime.device import describe_size, pick_device
-from runtime.errors import UserError
 from runtime.files import write_text
 from runtime.lock import lock_folder
 from training.generator import GeneratorTask, check_patches
@@ -18,7 +17,7 @@ from training.options import TrainArgs
 from training.order import FIRST_STEPS
 from training.preview import score_digits
 from training.run_folder import begin_run, check_same, holds_run, run_settings, sampling_settings
-from training.source import open_source
+from training.source import open_source, with_num_classes
 from training.state import count_steps
 from training.trainer import Trainer
 
@@ -29,9 +28,9 @@ def prepare_and_train(config: GeneratorConfig, args: TrainArgs, drawing: Drawing
     """Look at the data, make or open a cache, and train, as ``args`` of the configuration ``name`` say."""
     source = open_source(config, args)
     if args.check_data:
-        if check_data(source.images, args.num_workers):
-            raise UserError("mend or move the files above")
+        check_data(source.images, args.num_workers, config.num_classes if config.class_cond else 0)
         return
+    config = with_num_classes(config, source)
     device = distributed.set_up(pick_device(args.device))
     for remark in source.remarks:
         distributed.say(remark)

@@ -120,11 +120,20 @@ def open_source(config: GeneratorConfig, args: TrainArgs) -> Source:
     else:
         images = open_dataset(args.dataset, args.data_path, config.img_size)
         found = Source(cache, len(images), images.class_keys, images.class_names, images, images.remarks)
-    if config.class_cond and not args.check_data:
+    if config.class_cond and config.num_classes and not args.check_data:
         check_num_classes(
             cache.name if found.images is None else found.images.name, found.class_keys, config.num_classes
         )
     return found
+
+
+def with_num_classes(config: GeneratorConfig, source: Source) -> GeneratorConfig:
+    """The configuration with as many classes as the data has, if it leaves that open."""
+    if config.num_classes or not config.class_cond:
+        return config
+    if source.codes is not None:
+        raise UserError("folders of codes do not tell how many classes there are; set num_classes")
+    return replace(config, num_classes=len(source.class_keys))
 
 
 def _path_of(args: TrainArgs) -> str:

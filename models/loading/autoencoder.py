@@ -7,7 +7,7 @@ architecture than their YAML says are a UserError.
 import hashlib
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from runtime.files import whole
 PROJECT = Path(__file__).resolve().parents[2]
 AUTOENCODER_CONFIG_NAME = "autoencoder_config.yaml"
 AUTOENCODER_NAMES = ("checkpoint.pth", "autoencoder.safetensors")  # the published one's, ours
+IN_RUN = ("autoencoder", "autoenc")  # where a run has the one that it trained, or a copy of the one that it uses
 PUBLISHED_PATHS = AutoencoderPaths(f"autoenc/{AUTOENCODER_CONFIG_NAME}", f"autoenc/{AUTOENCODER_NAMES[0]}")
 WEIGHTS_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 
@@ -37,6 +38,9 @@ def load_autoencoder(paths: AutoencoderPaths, folder: Path | None = None) -> Aut
     if paths.checkpoint_path is None:
         raise UserError("no autoencoder: set model.autoenc.checkpoint_path to its weights")
     tried = places_of(paths.checkpoint_path, folder)
+    within = next((place for place in tried if place.is_dir()), None)
+    if within is not None:
+        return load_autoencoder(replace(_files_in(within), params=paths.params), within)
     checkpoint_path = first_file(tried)
     if checkpoint_path is None:
         raise UserError(
@@ -47,7 +51,7 @@ def load_autoencoder(paths: AutoencoderPaths, folder: Path | None = None) -> Aut
 
 
 def open_autoencoder(path: str | Path) -> Autoencoder:
-    """An autoencoder in eval mode on the CPU, from its weights or the folder of them (and of its configuration)."""
+    """An autoencoder in eval mode on the CPU, from its weights, the folder of them, or that of a run."""
     path = expanded(path)
     if not path.exists():
         raise UserError(
@@ -56,13 +60,24 @@ def open_autoencoder(path: str | Path) -> Autoencoder:
         )
     if not path.is_dir():
         return build_autoencoder(read_autoencoder_state(path), AutoencoderPaths(), None, path)
-    names = [name for name in AUTOENCODER_NAMES if (path / name).is_file()]
-    names = names or sorted(file.name for file in path.iterdir() if file.suffix in WEIGHTS_SUFFIXES)
+    return load_autoencoder(_files_in(path), path)
+
+
+def _files_in(folder: Path) -> AutoencoderPaths:
+    """The files of an autoencoder's folder, of a run that trained one, or of a run that uses one."""
+    for within in ("", *IN_RUN):
+        names = [name for name in AUTOENCODER_NAMES if (folder / within / name).is_file()]
+        if names:
+            return AutoencoderPaths(*(str(Path(within) / name) for name in (AUTOENCODER_CONFIG_NAME, names[0])))
+    names = sorted(file.name for file in folder.iterdir() if file.suffix in WEIGHTS_SUFFIXES)
     if not names:
-        raise UserError(f"{path} holds neither {' nor '.join(AUTOENCODER_NAMES)}; name an autoencoder's folder or file")
-    if names[0] not in AUTOENCODER_NAMES and len(names) > 1:
-        raise UserError(f"{path} holds {', '.join(names)}; name one of these files")
-    return load_autoencoder(AutoencoderPaths(AUTOENCODER_CONFIG_NAME, names[0]), path)
+        wanted = " nor ".join(AUTOENCODER_NAMES)
+        raise UserError(
+            f"{folder} holds neither {wanted}; name the folder or file of an autoencoder, or a run's folder"
+        )
+    if len(names) > 1:
+        raise UserError(f"{folder} holds {', '.join(names)}; name one of these files")
+    return AutoencoderPaths(AUTOENCODER_CONFIG_NAME, names[0])
 
 
 def places_of(path: str, folder: Path | None) -> list[Path]:

@@ -5,6 +5,7 @@ through, nothing else. Nothing is loaded in part: missing, unexpected or misshap
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -185,6 +186,7 @@ def random_model(path: Path) -> tuple[Generator, bool]:
     """
     section = read_yaml(path).get("model") or {}
     config = dataclass_from_dict(family_of(section).load("config"), section, str(path))
+    config = replace(config, num_classes=config.num_classes or GeneratorConfig.num_classes)
     weights = config.autoenc.checkpoint_path
     there = weights is not None and first_file(places_of(weights, None)) is not None
     autoencoder = load_autoencoder(config.autoenc) if there else new_autoencoder(config.usual_autoencoder())

@@ -9,6 +9,7 @@ import main as training
 from data.images import LabelledImages, imagenet_keys, open_dataset
 from data.report import check_data, data_report
 from runtime.command import run
+from runtime.errors import UserError
 from tests.pictures import damage, write_pictures
 
 pytestmark = pytest.mark.quick
@@ -28,25 +29,33 @@ def test_counts_and_unreadable_files(tmp_path: Path, num_workers: int, capsys: p
     paths = write_pictures(tmp_path / "pets", {"ant": 3, "n02099601": 2, "zebu": 7})
     for path, how in zip((paths[1], paths[4], paths[9]), ("truncated", "text", "empty"), strict=True):
         damage(path, how)
-    assert check_data(open_dataset("folder", str(tmp_path / "pets"), 32), num_workers) == 3
+    (tmp_path / "pets/ant/notes.txt").write_text("")
+    (tmp_path / "pets/zebu/phone.heic").write_text("")
+    with pytest.raises(UserError, match="3 unreadable images, over 1 %"):
+        check_data(open_dataset("folder", str(tmp_path / "pets"), 32), num_workers, 1000)
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "pets: 12 images of 3 classes; 2 to 7 images a class, median 3"
-    assert lines[1] == "first class: ant (ant); last class: zebu (zebu)"
-    for line, path in zip(lines[2:5], (paths[1], paths[4], paths[9]), strict=True):
+    assert [line.split() for line in lines[:3]] == [
+        ["0", "ant", "3"], ["1", "n02099601", "2", "golden", "retriever"], ["2", "zebu", "7"],
+    ]  # fmt: skip
+    assert ".heic" in lines[3]
+    assert ".txt" in lines[3]
+    assert lines[4] == "pets: 12 images of 3 classes; 2 to 7 images a class, median 3"
+    assert lines[5] == "warning: the configuration has num_classes 1000; to train, set num_classes 3"
+    for line, path in zip(lines[6:9], (paths[1], paths[4], paths[9]), strict=True):
         assert line.startswith(f"{path} cannot be read as an image")
-    assert lines[5:] == ["3 of 12 images are unreadable"]
+    assert lines[9:] == ["3 of 12 images are unreadable"]
+
+
+def test_what_training_would_skip_is_no_failure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    damage(write_pictures(tmp_path, {"ant": 3})[1], "truncated")
+    check_data(open_dataset("folder", str(tmp_path), 32), 0, 1)
+    assert capsys.readouterr().out.splitlines()[-1] == "training skips them, since they are few"
 
 
 def test_clean_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_pictures(tmp_path, {"ant": 2})
-    assert check_data(open_dataset("folder", str(tmp_path), 32), 0) == 0
+    check_data(open_dataset("folder", str(tmp_path), 32), 0, 0)
     assert capsys.readouterr().out.splitlines()[-1] == "0 of 2 images are unreadable"
-
-
-def test_first_and_last_class_in_words() -> None:
-    remarks = data_report(labelled(["n01440764", "n02099601"]))
-    assert remarks[1].startswith("first class: n01440764 (tench")
-    assert "last class: n02099601 (golden retriever" in remarks[1]
 
 
 @pytest.mark.parametrize(
@@ -82,8 +91,8 @@ def test_the_command_exits_with_2_if_files_are_unreadable(
     tmp_path: Path, damaged: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     paths = write_pictures(tmp_path / "pets", {"ant": 2, "bee": 2})
-    if damaged:
-        damage(paths[3], "truncated")
+    for path in paths[2:] if damaged else []:
+        damage(path, "truncated")
     flags = ["--check_data", "--data_path", str(tmp_path / "pets"), "--num_workers", "0"]
     monkeypatch.setattr(sys, "argv", ["main.py", *flags])
     code = 0
@@ -95,6 +104,6 @@ def test_the_command_exits_with_2_if_files_are_unreadable(
     assert code == (2 if damaged else 0)
     assert (str(paths[3]) in out) == damaged
     assert [line for line in err.splitlines() if line.startswith("error: ")] == (
-        ["error: mend or move the files above"] if damaged else []
+        ["error: 2 unreadable images, over 1 % of the data; mend it (--check_data lists them)"] if damaged else []
     )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["pets"]  # looking writes nothing

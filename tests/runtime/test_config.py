@@ -11,7 +11,7 @@ import yaml
 
 from models.checkerboard.config import CheckerboardConfig, CheckerboardDrawing
 from models.checkerboard.model import Checkerboard
-from models.config import AutoencoderPaths, LlamaGenVQConfig, TransformerConfig, family_of
+from models.config import AutoencoderPaths, GeneratorConfig, LlamaGenVQConfig, TransformerConfig, family_of
 from models.llamagen_vq import LlamaGenVQ
 from runtime.config import (
     Kinds,
@@ -219,7 +219,7 @@ def test_an_unknown_flag_suggests_the_near_one(flag: str, answer: str) -> None:
         ("args: 5", "{}: args holds 5, not settings"),
         ("model:\n  llama_config: 5", "{}: model: llama_config holds 5, not settings"),
         ("model:\n  llama_config: null", "llama_config holds None"),
-        ("model:\n  autoenc: weights.pth", "autoenc holds 'weights.pth', not settings"),
+        ("model:\n  autoenc: [weights.pth]", "autoenc holds ['weights.pth'], not settings"),
         ("args: {epochs: [}", "no valid YAML"),
         ("", "holds no settings"),
         ("- 1", "holds no settings"),
@@ -473,3 +473,15 @@ def test_a_negative_number_may_have_an_exponent() -> None:
 def test_the_last_of_several_configurations_counts(config: str) -> None:
     assert config_path(["--config", "first.yaml", f"--config={config}"]) == config
     assert config_path(["--epochs", "3"]) is None
+
+
+def test_text_alone_may_stand_for_a_group(tmp_path: Path) -> None:
+    """On the command line, over the files of the YAML, and in the YAML."""
+    config, wanted = tmp_path / "mine.yaml", AutoencoderPaths(None, "output/run")
+    for written, flags in (
+        ("{config_path: a.yaml, checkpoint_path: a.pth}", ["--autoenc", "output/run"]),
+        ("output/run", []),
+    ):
+        config.write_text(f"model: {{autoenc: {written}}}\n")
+        settings, _ = parse_config(["--config", str(config), *flags], "", "", {"model": GeneratorConfig})
+        assert settings["model"].autoenc == wanted

@@ -232,6 +232,19 @@ def test_architectures_survive_weights_and_yaml(config: LlamaGenVQConfig, tmp_pa
     assert overridden == replace(config, n_embed=5)
 
 
+@pytest.mark.parametrize("place", ["", "autoencoder", "autoenc"])
+def test_a_runs_folder_stands_for_its_autoencoder(place: str, tmp_path: Path) -> None:
+    made = tiny_autoencoder(seed=3)
+    save_autoencoder(made, tmp_path / "run" / place)
+    (tmp_path / "run/checkpoint-last.pth").write_bytes(b"weights of a model")
+    for loaded in (
+        open_autoencoder(tmp_path / "run"),
+        load_autoencoder(AutoencoderPaths(checkpoint_path=str(tmp_path / "run"))),
+        load_autoencoder(AutoencoderPaths(checkpoint_path="run"), tmp_path),
+    ):
+        assert_equal_states(loaded.state_dict(), made.state_dict())
+
+
 def test_groups_of_channels_survive_weights_and_yaml(tmp_path: Path) -> None:
     made, usual = tiny_autoencoder(norm_groups=8), tiny_autoencoder()
     save_autoencoder(made, tmp_path)
