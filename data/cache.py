@@ -22,12 +22,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from data.files import composed
 from data.images import LabelledImages
 from data.options import NUM_CROPS, CropRecipe
 from models.scales import scale_slices
 from runtime.errors import UserError
-from runtime.files import read_json, write_json
+from runtime.files import composed, read_json, write_json
 
 VERSION = 3  # raised when the same images give other codes: 3 reads photographs upright and lays alpha over white
 MANIFEST = "manifest.json"

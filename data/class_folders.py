@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.files import composed, left_out_text, list_images, subfolders
+from data.files import left_out_text, list_images, subfolders
 from runtime.errors import UserError
+from runtime.files import composed
 
 TRAINING_FOLDERS = ("train", "training")
 HELD_OUT_FOLDERS = ("val", "valid", "validation", "test", "testing")  # the first that is there is taken

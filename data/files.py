@@ -4,7 +4,6 @@ Training, --check_data, editing, references and samples all come through here, s
 """
 
 import os
-import unicodedata
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
@@ -15,6 +14,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from runtime.errors import UserError
+from runtime.files import composed
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
 OTHER_PHOTOGRAPHS = (".heic", ".heif", ".avif", ".gif", ".jp2", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".psd")
@@ -57,11 +57,6 @@ def subfolders(folder: Path) -> Listing:
             found.left_out["images outside of class folders" if loose else _kind_of_stray(entry)] += 1
     found.files.sort(key=lambda path: composed(path.name))
     return found
-
-
-def composed(name: str) -> str:
-    """A name with each accent in one character with its letter (NFC): macOS stores them apart."""
-    return name if name.isascii() else unicodedata.normalize("NFC", name)
 
 
 def left_out_text(left_out: Counter[str]) -> str:

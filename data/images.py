@@ -10,7 +10,6 @@ import numpy as np
 import torch
 import torchvision.datasets as tv
 from PIL import Image
-from timm.data import ImageNetInfo
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 from tqdm import tqdm
@@ -19,6 +18,7 @@ from data.class_folders import read_class_folders
 from data.crops import crop_image, to_floats
 from data.files import UnreadableImageError, read_image
 from data.options import NUM_CROPS, CropRecipe, DatasetName
+from models.class_names import human_names
 from runtime.errors import UserError
 
 TORCHVISION = {"cifar10": tv.CIFAR10, "food101": tv.Food101, "celeba": tv.CelebA}
@@ -143,23 +143,6 @@ def check_num_classes(name: str, class_keys: Sequence[str], num_classes: int) ->
     found = len(class_keys)
     if found != num_classes:
         raise UserError(f"{name} has {found} classes, but num_classes is {num_classes}; set num_classes {found}")
-
-
-def human_names(class_keys: Sequence[str]) -> list[str]:
-    """Names of classes for people: ImageNet's words for its identifiers (n02099601), the keys themselves otherwise."""
-    imagenet = ImageNetInfo("imagenet-1k")
-    words = {key: imagenet.label_name_to_description(key) for key in imagenet.label_names()}
-    return [words.get(key, key) for key in class_keys]
-
-
-def imagenet_names() -> list[str]:
-    """Human names of ImageNet's 1000 classes in the field's order, several for one class separated by commas."""
-    return human_names(imagenet_keys())
-
-
-def imagenet_keys() -> list[str]:
-    """ImageNet's 1000 class identifiers in the field's order."""
-    return ImageNetInfo("imagenet-1k").label_names()
 
 
 class Attempts(Dataset):

@@ -5,8 +5,9 @@ from functools import partial
 
 from torch.utils.data import BatchSampler
 
-from data.images import Attempts, LabelledImages, check_unreadable, imagenet_keys
+from data.images import Attempts, LabelledImages, check_unreadable
 from data.loading import load_batches
+from models.class_names import imagenet_keys
 from runtime.progress import Progress
 
 

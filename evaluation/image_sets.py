@@ -15,14 +15,14 @@ import numpy as np
 import torch
 
 from data.crops import center_crop
-from data.files import composed, read_image
+from data.files import read_image
 from evaluation.cache_folder import Arrays, keep_features, kept_features
 from evaluation.features.network import Network, library_versions
 from evaluation.image_files import IMAGES, FolderImages, Images, open_images
 from evaluation.metrics import NEIGHBOURS, VERSION, Statistics, statistics_of
 from runtime import distributed
 from runtime.errors import UserError
-from runtime.files import whole
+from runtime.files import composed, whole
 from runtime.progress import Progress
 from sampling.folder import NPZ_NAME, SETTINGS_NAME
 

@@ -14,6 +14,7 @@ from evaluation.image_files import open_images
 from evaluation.image_sets import ImageSet, check_reference, compute_features, load_image_set
 from evaluation.metrics import VERSION, check_order
 from evaluation.options import CheckpointArgs
+from models.class_names import class_names
 from models.config import Drawing
 from models.draw import DRAWING_VERSION
 from models.family import Generator
@@ -25,7 +26,7 @@ from runtime.device import pick_device
 from runtime.files import move_aside, read_json, same_settings, write_json
 from sampling.bulk import Request, draw_into, place_model, stored_side
 from sampling.folder import SampleFolder, remove_samples, sample_settings
-from sampling.labels import balanced_labels, class_names
+from sampling.labels import balanced_labels
 from sampling.memory import pick_batch_size
 from sampling.pictures import save_grid
 

@@ -18,7 +18,7 @@ from runtime.errors import UserError
 
 def sample(
     model: Generator,
-    labels: Tensor | Sequence[int],
+    labels: Tensor | Sequence[int | str],
     *,
     seeds: Sequence[int] | None = None,
     keep: Sequence[Tensor] | None = None,
@@ -31,7 +31,7 @@ def sample(
 
     Args:
         model: in eval mode or not; nothing is dropped here.
-        labels: (B,) class indices; ``num_classes`` is unconditional.
+        labels: (B,) class indices or names; the index ``num_classes`` is unconditional.
         seeds: one an image, 0 to 2**32 - 1; without them they are drawn from torch's global generator. An image's
             randomness follows from its seed alone, on every device. Rounding may depend on the batch size and decide
             where two codes are within it: in float32 in less than one of a thousand images, in bfloat16 in many.
@@ -47,13 +47,24 @@ def sample(
     Raises:
         UserError: a label or setting is out of range.
     """
-    labels = as_labels(labels)
+    labels = as_labels(_indices(model, labels))
     settings = checked_drawing(model, drawing, keeps=keep is not None)
     model.check_labels(labels)
     if settings.uses_cfg and not model.config.class_cond:
         warnings.warn("cfg has no effect on an unconditional model", stacklevel=2)
     seeds = torch.randint(NUM_SEEDS, (len(labels),)).tolist() if seeds is None else seeds
     return model.sampler(len(labels), settings, compiled)(labels, seeds, keep, keep_codes, order)
+
+
+def _indices(model: Generator, labels: Tensor | Sequence[int | str]) -> Tensor | Sequence[int]:
+    """Labels by index; UserError for a name that is no class's or several classes'."""
+    labels = [labels] if isinstance(labels, str) else labels
+    if not isinstance(labels, Sequence) or not any(isinstance(label, str) for label in labels):
+        return labels
+    from models.class_names import ClassNames  # its library of ImageNet's names takes a second to import
+
+    names = ClassNames(model)
+    return [names.label(label) if isinstance(label, str) else label for label in labels]
 
 
 def make_sampler(model: Generator, batch: int, compiled: bool = False, **drawing: Any) -> Sampler:

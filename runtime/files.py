@@ -3,6 +3,7 @@
 import json
 import os
 import socket
+import unicodedata
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from hashlib import file_digest
@@ -112,6 +113,11 @@ def same_settings(found: Mapping[str, Any], wanted: Mapping[str, Any], unimporta
     """Whether two records of settings say the same, as JSON has it, but for what is unimportant."""
     kept = [{name: v for name, v in settings.items() if name not in unimportant} for settings in (found, wanted)]
     return json.loads(json.dumps(kept[0])) == json.loads(json.dumps(kept[1]))
+
+
+def composed(name: str) -> str:
+    """A name with each accent in one character with its letter (NFC): macOS stores them apart."""
+    return name if name.isascii() else unicodedata.normalize("NFC", name)
 
 
 def flush(path: Path) -> None:

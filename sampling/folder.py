@@ -33,6 +33,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from models.class_names import class_names
 from models.draw import DRAWING_VERSION, image_seed
 from models.family import Generator, Samples
 from models.scales import join_scales, split_scales
@@ -40,7 +41,6 @@ from runtime import distributed
 from runtime.device import fetch
 from runtime.errors import UserError
 from runtime.files import flush, free_name, hash_file, read_json, same_settings, whole, write_json
-from sampling.labels import class_names
 from sampling.options import Format
 from sampling.pictures import png_has_its_end, read_png, save_png, write_npz
 

@@ -17,9 +17,9 @@ from filelock import FileLock, Timeout
 from PIL import Image, ImageDraw
 
 import main_sample
-from data.images import imagenet_names
 from models import sample
 from models.checkerboard.model import Checkerboard
+from models.class_names import imagenet_names
 from models.draw import image_seed
 from models.family import Samples
 from runtime.command import INTERRUPTED, run

@@ -13,12 +13,11 @@ from data.images import (
     LabelledImages,
     check_num_classes,
     dataset_name,
-    human_names,
-    imagenet_keys,
     open_dataset,
 )
 from data.make_cache import PAPER_SCALE_SIZES, CacheMaker
 from models.autoencoder import Autoencoder
+from models.class_names import human_names, imagenet_keys
 from models.config import GeneratorConfig
 from runtime import distributed
 from runtime.errors import UserError

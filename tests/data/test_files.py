@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.files import UnreadableImageError, composed, left_out_text, list_images, read_image, to_rgb
+from data.files import UnreadableImageError, left_out_text, list_images, read_image, to_rgb
+from runtime.files import composed
 from tests.pictures import picture
 
 pytestmark = pytest.mark.quick

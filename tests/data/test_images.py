@@ -12,7 +12,8 @@ from sklearn.datasets import load_digits
 from torch.utils.data import DataLoader
 
 from data.crops import crop_image, to_floats
-from data.images import CroppedImages, check_num_classes, human_names, imagenet_keys, imagenet_names, open_dataset
+from data.images import CroppedImages, check_num_classes, open_dataset
+from models.class_names import human_names, imagenet_keys, imagenet_names
 from runtime.errors import UserError
 from tests.pictures import NumberedImages, damage, picture, write_pictures
 

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 import main as training
-from data.images import LabelledImages, imagenet_keys, open_dataset
+from data.images import LabelledImages, open_dataset
 from data.report import check_data, data_report
+from models.class_names import imagenet_keys
 from runtime.command import run
 from runtime.errors import UserError
 from tests.pictures import damage, write_pictures

@@ -1,10 +1,13 @@
 """From what a user types to class indices, and which classes are shown."""
 
 import pytest
+import torch
 
+from models import sample
 from models.checkerboard.model import Checkerboard
+from models.class_names import class_names
 from runtime.errors import UserError
-from sampling.labels import SHOWN_IMAGENET_CLASSES, class_names, parse_labels, shown_labels
+from sampling.labels import SHOWN_IMAGENET_CLASSES, parse_labels, shown_labels
 from tests.factory import tiny_model
 
 pytestmark = pytest.mark.quick
@@ -150,3 +153,13 @@ def test_accents_may_be_composed_or_not() -> None:
     model = tiny_model()
     model.class_names = ["cafe\u0301", *"bcdefghij"]
     assert parse_labels("caf\xe9,CAFE\u0301", model) == [0, 0]
+
+
+def test_names_serve_as_labels_in_python() -> None:
+    model = tiny_model(num_classes=3)
+    model.class_names = ["otter", "tabby, tabby cat", "volcano"]
+    drawn = sample(model, ["tabby cat", 0, "Volcano"], seeds=[5, 6, 7])
+    assert torch.equal(drawn.images, sample(model, [1, 0, 2], seeds=[5, 6, 7]).images)
+    assert torch.equal(sample(model, "otter", seeds=[6]).images, sample(model, [0], seeds=[6]).images)
+    with pytest.raises(UserError, match="no class is called vulcano; did you mean volcano"):
+        sample(model, ["vulcano"])
