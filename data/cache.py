@@ -31,7 +31,7 @@ from runtime.files import composed, read_json, write_json
 VERSION = 3  # raised when the same images give other codes: 3 reads photographs upright and lays alpha over white
 MANIFEST = "manifest.json"
 MAX_CODES = 2**16
-MEND = "move it away and make it again, or set another cached_path"
+MEND = "make it again by --create_cache --rebuild_cache, which keeps this one beside it, or set another cached_path"
 TODO, DONE, UNREADABLE = 0, 1, 2  # status of an image
 FLUSH_EVERY = 5.0  # seconds; a kill loses at most what was encoded since
 MAX_COMPARED = 2000  # images whose checksums are compared when a cache is opened; reading 2,000 files takes seconds
@@ -146,9 +146,9 @@ def read_manifest(folder: Path) -> Manifest:
         raise UserError(f"no cache of codes at {folder}; make it by adding --create_cache")
     content = read_json(folder / MANIFEST)
     if content is None:
-        raise UserError(f"{folder / MANIFEST} is damaged; move the folder away and make the cache again")
+        raise UserError(f"{folder / MANIFEST} is damaged; {MEND}")
     if content.get("version") != VERSION or set(content) != {field.name for field in fields(Manifest)}:
-        raise UserError(f"{folder} is a cache of another version; move it away and make it again with --create_cache")
+        raise UserError(f"{folder} is a cache of another version; {MEND}")
     return Manifest(**content)
 
 
@@ -173,7 +173,7 @@ def check_images(folder: Path, images: LabelledImages) -> None:
     """Refuse a cache, complete or partial, of images or labels that have changed since; up to 2,000 are compared."""
     arrays = _open_arrays(folder, read_manifest(folder), "r")
     if not np.array_equal(arrays["labels"], images.labels):
-        raise UserError(f"{folder} is damaged: its labels are not the data's; move it away and make it again")
+        raise UserError(f"{folder} is damaged: its labels are not the data's; {MEND}")
     done = np.flatnonzero(arrays["status"] == DONE)
     for index in done[:: -(-len(done) // MAX_COMPARED) or 1].tolist():
         if images.checksum(index) != arrays["checksums"][index]:
@@ -231,7 +231,7 @@ class TokenCache(Dataset):
             self.codes.base.madvise(mmap.MADV_RANDOM)
         done = np.flatnonzero(arrays["status"] == DONE)
         if not len(done):
-            raise UserError(f"{folder} is damaged: none of its images is done; move it away and make it again")
+            raise UserError(f"{folder} is damaged: none of its images is done; {MEND}")
         # Each image's index, or for an unreadable one that of the next readable image.
         self.stand_in = done[np.searchsorted(done, np.arange(len(self.labels))) % len(done)]
         slices = dict(zip(self.manifest.scale_sizes, scale_slices(self.manifest.scale_sizes), strict=True))
@@ -256,7 +256,7 @@ class TokenCache(Dataset):
         indices = self.stand_in[indices]
         rows = self.codes[indices, crops].astype(np.int64)
         if rows.max(initial=0) >= self.manifest.num_codes:
-            raise UserError(f"{self.folder} is damaged: it holds code {rows.max()}; move it away and make it again")
+            raise UserError(f"{self.folder} is damaged: it holds code {rows.max()}; {MEND}")
         rows = torch.from_numpy(rows)
         codes = [rows[:, s].unflatten(1, (side, side)) for side, s in self.slices.items()]
         return codes, torch.from_numpy(self.labels[indices])
@@ -270,7 +270,7 @@ def _open_arrays(folder: Path, manifest: Manifest, mode: Literal["r", "r+"]) -> 
             for each in ("r", mode):
                 arrays[name] = np.load(folder / f"{name}.npy", mmap_mode=each)
         except (OSError, ValueError, EOFError) as error:
-            raise UserError(f"{folder} is damaged ({error}); move it away and make it again") from error
+            raise UserError(f"{folder} is damaged ({error}); {MEND}") from error
         if arrays[name].shape != shape:
-            raise UserError(f"{folder} is damaged: its arrays are of another size; move it away and make it again")
+            raise UserError(f"{folder} is damaged: its arrays are of another size; {MEND}")
     return arrays

@@ -10,7 +10,17 @@ import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler
 
-from data.cache import DONE, UNREADABLE, Manifest, PartialCache, TokenCache, begin_cache, check_images, check_manifest
+from data.cache import (
+    DONE,
+    UNREADABLE,
+    Manifest,
+    PartialCache,
+    TokenCache,
+    begin_cache,
+    check_images,
+    check_manifest,
+    partial_folder,
+)
 from data.crops import all_crops, to_floats
 from data.files import UnreadableImageError
 from data.images import Attempts, LabelledImages, check_unreadable, note_unreadable
@@ -19,6 +29,8 @@ from data.options import NUM_CROPS
 from models.autoencoder import Autoencoder
 from models.scales import join_scales
 from runtime import distributed
+from runtime.errors import UserError
+from runtime.files import move_aside
 from runtime.lock import lock_file
 from runtime.progress import Progress
 
@@ -36,9 +48,16 @@ class CacheMaker:
     batch_size: int  # crops encoded at once
     num_workers: int  # processes that load images
 
-    def create(self, root: Path) -> Path:
-        """Make, or go on making, the cache below ``root``; return its folder. What was done before an error stays."""
+    def create(self, root: Path, rebuild: bool = False) -> Path:
+        """Make, or go on making, the cache below ``root``; return its folder. What was done before an error stays.
+
+        One that is not of these images and this autoencoder is an error, or moved aside to ``rebuild``.
+        """
         folder = root / self.manifest.folder_name
+        if rebuild and distributed.is_main():
+            for place in (folder, partial_folder(folder)):
+                self._make_way(place)
+        distributed.barrier("a look at the cache")
         if not distributed.from_main(folder.exists(), "a look at the cache"):
             if distributed.is_main():
                 root.mkdir(parents=True, exist_ok=True)
@@ -55,6 +74,15 @@ class CacheMaker:
         check_manifest(folder, self.manifest)
         if distributed.is_main():
             check_images(folder, self.images)
+
+    def _make_way(self, place: Path) -> None:
+        """Move a cache aside, complete or partial, that cannot be used."""
+        if place.exists():
+            try:
+                check_manifest(place, self.manifest)
+                check_images(place, self.images)
+            except UserError:
+                move_aside(place)
 
     def _make(self, folder: Path) -> Path:
         if distributed.is_main():

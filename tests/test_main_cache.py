@@ -30,6 +30,7 @@ from data.batches import EpochBatches
 from data.cache import DONE, TODO
 from data.images import CroppedImages, open_dataset
 from models.checkerboard.model import Checkerboard
+from models.family import Loss, StepContext
 from models.loading.autoencoder import save_autoencoder
 from runtime.errors import UserError
 from tests.command_factory import Outcome, call
@@ -42,6 +43,10 @@ def flushing_command(argv: list[str]) -> None:
     """``main_command`` that writes each group of images at once, as one does that is slow."""
     cache.FLUSH_EVERY = 0.0
     main_command(argv)
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 NAME = "pets-32-ten"
@@ -206,14 +211,13 @@ def test_scales_to_cache_lie_within_the_models(work: Work) -> None:
 def record_batches(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[Tensor], Tensor]]:
     """A list that the codes and labels of every training step are put in."""
     seen = []
-    forward = Checkerboard.forward
+    training_loss = Checkerboard.training_loss
 
-    def noting(self: Checkerboard, codes: list[Tensor], labels: Tensor, **more: Any) -> Any:
-        if self.training:
-            seen.append((codes, labels))
-        return forward(self, codes, labels, **more)
+    def noting(self: Checkerboard, codes: list[Tensor], labels: Tensor, context: StepContext) -> Loss:
+        seen.append((codes, labels))
+        return training_loss(self, codes, labels, context)
 
-    monkeypatch.setattr(Checkerboard, "forward", noting)
+    monkeypatch.setattr(Checkerboard, "training_loss", noting)
     return seen
 
 
@@ -265,9 +269,28 @@ def test_another_autoencoder_is_refused(work: Work) -> None:
     for flag in ("--use_cache", "--create_cache"):
         said = command(work.flags(flag, "--crop", "center")).error()
         assert "pets-32-center was made with autoencoder_sha256" in said
-        assert "move it away and make it again, or set another cached_path" in said
+        assert "make it again by --create_cache --rebuild_cache" in said
     said = command(work.flags("--verify_cache", "3", "--crop", "center")).error()
     assert "was made with autoencoder_sha256" in said
+
+
+def test_a_stale_cache_is_made_again_if_asked(work: Work) -> None:
+    """It is moved aside; a good one, or one that is half made, is gone on with."""
+    make = work.flags("--create_cache", "--rebuild_cache", "--crop", "center")
+    assert command(make).code == 0
+    caches = work.folder / "cached"
+    place = next(path for path in caches.iterdir() if path.is_dir())
+    old = files_of(place)
+    assert "is complete already" in command(make).out
+    save_autoencoder(tiny_autoencoder(1, ch_mult=(1, 1, 2)), work.folder / "autoencoder")
+    assert "the earlier" in command(make).out
+    assert files_of(place.with_name(place.name + ".1")) == old
+    assert files_of(place).keys() == old.keys()
+    assert files_of(place) != old
+    place.rename(place.with_name(place.name + ".partial"))
+    assert command(make).code == 0
+    assert sorted(path.name for path in caches.iterdir() if path.is_dir()) == [place.name, place.name + ".1"]
+    assert "create_cache" in command(work.flags("--use_cache", "--rebuild_cache")).error()
 
 
 def test_changed_data_is_refused(work: Work) -> None:

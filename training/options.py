@@ -108,6 +108,9 @@ class TrainArgs(LoopArgs):
 
     check_data: bool = option(False, "report the classes and unreadable files of the dataset, and stop")
     create_cache: bool = option(False, "write the cache of codes first; without --use_cache, stop there")
+    rebuild_cache: bool = option(
+        False, "with create_cache: move a cache aside that is of other images or another autoencoder, and make it again"
+    )
     use_cache: bool = option(False, "train from the cache of codes")
     verify_cache: int = option(
         0, "encode this many images of the cache again, report how many codes differ, and stop; 0 does not"
@@ -170,6 +173,8 @@ class TrainArgs(LoopArgs):
             raise UserError(f"eval_samples is {self.eval_samples}; it must be at least {NEIGHBOURS + 1}, better 2048")
         if self.inception_weights is not None and not self.eval_samples:
             raise UserError("inception_weights means nothing without eval_samples; leave it out")
+        if self.rebuild_cache and not self.create_cache:
+            raise UserError("rebuild_cache means nothing without create_cache; add it, or leave rebuild_cache out")
         if self.check_images and not (self.use_cache or self.create_cache):
             raise UserError("check_images means nothing without a cache; add --use_cache, or leave it out")
         if self.shard and self.eval_samples:

@@ -86,7 +86,7 @@ class Source:
         """Make, verify and compare the cache, each if asked."""
         maker = CacheMaker(self.images, autoencoder, manifest, args.batch_size, args.num_workers)
         if args.create_cache:
-            maker.create(self.cache.parent)  # compares one that is there
+            maker.create(self.cache.parent, args.rebuild_cache)  # compares one that is there
         if args.verify_cache:
             different, compared = maker.verify(self.cache, args.verify_cache, args.seed)
             distributed.say(f"{different} of {compared} codes differ from those in {self.cache}")
@@ -143,6 +143,8 @@ def _path_of(args: TrainArgs) -> str:
 def _serves_alone(cache: Path, args: TrainArgs) -> bool:
     """Whether the cache does without the images; to make one that is there compares it, unless they are gone."""
     if not args.use_cache or args.check_data or args.check_images or args.verify_cache:
+        return False
+    if args.rebuild_cache:
         return False
     gone = args.dataset != "digits" and not Path(args.data_path).exists()
     return (gone and is_complete(cache)) if args.create_cache else True

@@ -110,7 +110,7 @@ def test_a_code_that_the_autoencoder_does_not_have_is_refused(tmp_path: Path) ->
     codes[5, 2, -1] = NUM_CODES
     cache = TokenCache(write_cache(tmp_path / "cache", codes), PETS, [8])
     cache.__getitems__([(5, 1), (4, 2)])
-    with pytest.raises(UserError, match=r"cache is damaged: it holds code 16384; move it away"):
+    with pytest.raises(UserError, match=r"cache is damaged: it holds code 16384; make it again"):
         cache.__getitems__([(5, 2), (4, 2)])
 
 
@@ -188,7 +188,7 @@ def test_a_cache_of_something_else_is_refused_with_the_reason(folder: Path, fiel
     found, wanted = (str(value)[:50] for value in (getattr(PETS, field), OTHER_VALUES[field]))
     assert found in said
     assert wanted in said
-    assert "move it away and make it again, or set another cached_path" in said
+    assert "make it again by --create_cache --rebuild_cache" in said
     assert len(said) < 400
 
 
@@ -234,7 +234,7 @@ def test_damaged_arrays_are_one_line(folder: Path, name: str, spoil: Callable[[P
     spoil(folder / name)
     said = refusal(folder)
     assert "is damaged" in said
-    assert "move it away and make it again" in said
+    assert "make it again by --create_cache --rebuild_cache" in said
 
 
 def test_stand_ins_of_unreadable_images_are_those_of_live_training(

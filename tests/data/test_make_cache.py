@@ -477,7 +477,7 @@ def test_a_cache_of_images_that_changed_is_refused(cache: Path, pets: Path, auto
     check_images(cache, images_of(pets))
     before = codes_of(cache)
     shutil.copyfile(pets / "ant" / "001.png", pets / "bee" / "001.png")
-    with pytest.raises(UserError, match=r"other images: bee/001\.png has changed since; move it away"):
+    with pytest.raises(UserError, match=r"other images: bee/001\.png has changed since; make it again"):
         check_images(cache, images_of(pets))
     maker = make(images_of(pets), autoencoder)
     folder = cache.rename(cache.with_name(maker.manifest.folder_name))
