@@ -53,5 +53,10 @@ def main(argv: Sequence[str]) -> None:
         write_json(Path(args.output_file), result)
 
 
-if __name__ == "__main__":
+def command() -> None:
+    """``checkerboard-evaluate``."""
     run(main)
+
+
+if __name__ == "__main__":
+    command()

@@ -6,12 +6,12 @@ The same command again goes on where the run stopped. Several GPUs or machines: 
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from models.config import family_of
 from runtime.command import run
 from runtime.config import config_path, parse_config, read_yaml
 from runtime.errors import UserError
+from runtime.files import located
 from training.options import TrainArgs
 
 
@@ -19,7 +19,7 @@ def main(argv: Sequence[str]) -> None:
     if not argv:
         raise UserError("name a configuration, as in main.py --config configs/quickstart.yaml; README.md lists them")
     path = config_path(argv)
-    family = family_of({} if path is None else read_yaml(Path(path)).get("model") or {})
+    family = family_of({} if path is None else read_yaml(located(path)).get("model") or {})
     sections = {"model": family.load("config"), "args": (TrainArgs, family.load("drawing"))}
     settings, name = parse_config(argv, "main.py", __doc__, sections, others=["sampling"])
     from training.job import prepare_and_train  # takes seconds to import
@@ -27,5 +27,10 @@ def main(argv: Sequence[str]) -> None:
     prepare_and_train(settings["model"], *settings["args"], name)
 
 
-if __name__ == "__main__":
+def command() -> None:
+    """``checkerboard-train``."""
     run(main)
+
+
+if __name__ == "__main__":
+    command()

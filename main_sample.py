@@ -20,5 +20,10 @@ def main(argv: Sequence[str]) -> None:
     draw_samples(args, drawing)
 
 
-if __name__ == "__main__":
+def command() -> None:
+    """``checkerboard-sample``."""
     run(main)
+
+
+if __name__ == "__main__":
+    command()

@@ -20,6 +20,7 @@ from data.files import UnreadableImageError, read_image
 from data.options import NUM_CROPS, CropRecipe, DatasetName
 from models.class_names import human_names
 from runtime.errors import UserError
+from runtime.files import located
 
 TORCHVISION = {"cifar10": tv.CIFAR10, "food101": tv.Food101, "celeba": tv.CelebA}
 DIGITS_HELD_OUT = 297  # the last of 1,797 scans, which no model of ours trains on
@@ -90,7 +91,7 @@ def open_dataset(dataset: DatasetName, data_path: str, img_size: int, split: str
     held_out = split == "val"
     if dataset == "digits":
         return _digits(img_size, held_out)
-    root = Path(data_path).expanduser()
+    root = located(data_path)
     if dataset == "folder":
         return _class_folders(root, held_out)
     try:

@@ -2,17 +2,16 @@
 
 import re
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from evaluation.features.shipped import statistics_file
 from evaluation.metrics import NEIGHBOURS
 from runtime.config import option
 from runtime.errors import UserError, check_at_least
+from runtime.files import PROJECT
 from sampling.options import SamplingArgs
 
-ROOT = Path(__file__).resolve().parents[1]
-REFERENCE = ROOT / "data/VIRTUAL_imagenet256_labeled.npz"
+REFERENCE = PROJECT / "data/VIRTUAL_imagenet256_labeled.npz"
 ADM_URL = "https://openaipublic.blob.core.windows.net/diffusion/jul-2021/ref_batches"
 REFERENCE_URL = f"{ADM_URL}/imagenet/256/{REFERENCE.name}"
 GRAPH_URL = f"{ADM_URL}/classify_image_graph_def.pb"
@@ -128,7 +127,9 @@ class Preset(NamedTuple):
 
 def _released(name: str, drawing: dict[str, Any], *metrics: float, resize_to: int | None = None) -> Preset:
     names = ("FID", "Inception Score", "Precision", "Recall")
-    return Preset(str(ROOT / "pretrained_models" / name), drawing, dict(zip(names, metrics, strict=False)), resize_to)
+    return Preset(
+        str(PROJECT / "pretrained_models" / name), drawing, dict(zip(names, metrics, strict=False)), resize_to
+    )
 
 
 RANDAR = {"cfg_schedule": "linear"}  # in 88 steps, as without a setting

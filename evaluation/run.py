@@ -133,5 +133,10 @@ def published_lines(result: Mapping[str, Any], preset: PresetName, drawing: Draw
     return [*lines, f"not the published settings: {', '.join(changed)}"] if changed else lines
 
 
-if __name__ == "__main__":
+def command() -> None:
+    """``checkerboard-sample-and-evaluate``."""
     run(main)
+
+
+if __name__ == "__main__":
+    command()

@@ -17,7 +17,6 @@ from typing import Any
 
 from experiments.compare import read_table
 from experiments.study_plan import (
-    ROOT,
     TRAINED,
     StudyArgs,
     StudyModel,
@@ -35,7 +34,7 @@ from experiments.sweep import TABLE_NAME, metric_names
 from experiments.tokens import PANELS, course
 from runtime.command import run
 from runtime.config import parse_flags
-from runtime.files import read_json, write_json, write_text
+from runtime.files import PROJECT, read_json, write_json, write_text
 from runtime.lock import lock_folder
 
 Line = dict[str, Any]
@@ -76,7 +75,7 @@ def _carry_out(task: Task, place: str) -> None:
 def _call(task: Task, title: str) -> None:
     """Run its command, whose errors are its own; they end this program with its exit code."""
     print(f"\n{title}", flush=True)
-    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    paths = [str(PROJECT), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
     code = subprocess.run([sys.executable, *task.arguments], env=environment).returncode
     if code:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from runtime.config import option, read_yaml
 from runtime.errors import UserError, check_at_least
+from runtime.files import PROJECT
 
-ROOT = Path(__file__).resolve().parents[1]
 TRAINED = "trained.json"  # in a run folder: what its training took
 LIKELIHOOD_STEPS = (1, 2, 4, 8, 16, 32)
 CFG_GRID = (0, 1, 2, 3, 4)
@@ -53,7 +53,7 @@ class StudyModel:
 
     @property
     def config_path(self) -> Path:
-        return ROOT / f"configs/study/{self.config}.yaml"
+        return PROJECT / f"configs/study/{self.config}.yaml"
 
     @property
     def in_blocks(self) -> bool:
@@ -98,7 +98,7 @@ def chosen_models(names: str | None) -> list[StudyModel]:
 
 def training_task(model: StudyModel, args: StudyArgs) -> Task:
     folder, root = Path(args.output_dir) / model.name, Path(args.output_dir)
-    train = [str(ROOT / "main.py"), "--config", str(model.config_path), "--output_dir", str(folder)]
+    train = [str(PROJECT / "main.py"), "--config", str(model.config_path), "--output_dir", str(folder)]
     train += ["--data_path", args.data_path, "--cached_path", str(root / "codes"), "--seed", str(model.seed)]
     train += [] if args.batch_size is None else ["--batch_size", str(args.batch_size)]
     return Task("training", (*train, "--epochs", str(epochs_of(model, args))), folder / TRAINED)
@@ -152,7 +152,7 @@ def sweep_task(
 def picture_task(model: StudyModel, args: StudyArgs, cfg: float, steps: int | None) -> Task:
     """Drawing the images that are shown, which have the same labels and seeds for every model."""
     run = Path(args.output_dir) / model.name
-    draw = [str(ROOT / "main_sample.py"), "--checkpoint", str(run), "--output_dir", str(run / PICTURES), *BATCH]
+    draw = [str(PROJECT / "main_sample.py"), "--checkpoint", str(run), "--output_dir", str(run / PICTURES), *BATCH]
     draw += ["--num_samples", str(PICTURED), *_drawing(model, [cfg], [] if steps is None else [steps])]
     return Task("pictures", tuple(draw), run / PICTURES / "grid.png")
 

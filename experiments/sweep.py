@@ -205,5 +205,10 @@ def draw_figure(rows: Sequence[Row]) -> "Figure":
     return figure
 
 
-if __name__ == "__main__":
+def command() -> None:
+    """``checkerboard-sweep``."""
     run(main)
+
+
+if __name__ == "__main__":
+    command()

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime.errors import UserError
+from runtime.files import PROJECT
 from runtime.stopping import Stopped
 
 # How many times a thread that waits looks for work before it sleeps. libgomp's own 300,000 keep it spinning, on a busy
@@ -24,7 +25,6 @@ FAILED = 1
 USER_ERROR = 2
 INTERRUPTED = 130
 BROKEN_PIPE = 141
-PROJECT = Path(__file__).parents[1]
 _SHORT = 200  # characters of a reason
 # Errors of the surroundings: words of the class, the number's name or the text; what to say of them; the exit code.
 _SURROUNDINGS = (

@@ -20,7 +20,7 @@ from types import UnionType
 from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from runtime.errors import UserError
-from runtime.files import write_text
+from runtime.files import located, write_text
 
 Settings = TypeVar("Settings")
 Words = Sequence[str]  # of a command line, without the program's name
@@ -71,7 +71,7 @@ def parse_config(
         parser.add_options(section, [option for kind in kinds for option in options_of(kind)])
     given, found = parser.parse(argv)
     path = found.config
-    content = {} if path is None else read_yaml(Path(path))
+    content = {} if path is None else read_yaml(located(path))
     check_keys(content, (*sections, *others), str(path))
     settings = {}
     for section, kinds in several.items():

@@ -14,6 +14,8 @@ from tqdm import tqdm
 
 from runtime.errors import UserError
 
+PROJECT = Path(__file__).resolve().parents[1]
+
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
@@ -93,6 +95,12 @@ def hash_file(path: Path) -> str:
     """SHA-256 in hexadecimal digits."""
     with path.open("rb") as file:
         return file_digest(file, "sha256").hexdigest()
+
+
+def located(path: str | Path) -> Path:
+    """What a user's path means: ``~`` is the home folder, and what is not here may be in the project."""
+    path = Path(os.path.expanduser(path))  # noqa: PTH111 (that of Path is an error where there is no home)
+    return PROJECT / path if not path.exists() and (PROJECT / path).exists() else path
 
 
 def move_aside(path: Path) -> None:

@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, t
 from models.config import LlamaGenVQConfig, VQVAEConfig
 from runtime.command import run
 from runtime.config import config_path, parse_config, read_yaml
+from runtime.files import located
 from train_ae_codebook.options import AutoencoderArgs, RequantizeArgs, VQVAEArgs
 
 WHOLE = {"model": LlamaGenVQConfig, "args": AutoencoderArgs}
@@ -27,7 +28,7 @@ OTHERS = {  # by the section that tells
 
 def main(argv: Sequence[str]) -> None:
     path = config_path(argv)
-    content = {} if path is None else read_yaml(Path(path))
+    content = {} if path is None else read_yaml(located(path))
     sections = next((others for section, others in OTHERS.items() if section in content), WHOLE)
     settings, name = parse_config(argv, "train_ae_codebook/main.py", __doc__, sections)
     from train_ae_codebook.job import train_autoencoder  # takes seconds to import
@@ -35,5 +36,10 @@ def main(argv: Sequence[str]) -> None:
     train_autoencoder(settings, name)
 
 
-if __name__ == "__main__":
+def command() -> None:
+    """``checkerboard-autoencoder``."""
     run(main)
+
+
+if __name__ == "__main__":
+    command()

@@ -53,5 +53,10 @@ def main(argv: Sequence[str]) -> None:
     print(f"exported to {args.output_dir}")
 
 
-if __name__ == "__main__":
+def command() -> None:
+    """``checkerboard-export``."""
     run(main)
+
+
+if __name__ == "__main__":
+    command()

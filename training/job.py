@@ -1,5 +1,6 @@
 """What main.py does once its arguments are understood."""
 
+import math
 from pathlib import Path
 
 import torch
@@ -22,6 +23,7 @@ from training.state import count_steps
 from training.trainer import Trainer
 
 NUM_SCORED_DIGITS = 500
+NEAR_CHANCE = 0.25  # nats: a model that has learned little more than how frequent each code is
 
 
 def prepare_and_train(config: GeneratorConfig, args: TrainArgs, drawing: Drawing, name: str) -> None:
@@ -78,6 +80,7 @@ def train(trainer: Trainer) -> None:
     if args.adaptive_order and num_steps <= FIRST_STEPS:
         distributed.say(f"warning: adaptive_order has no effect in {num_steps} steps; it begins after {FIRST_STEPS}")
     if trainer.fit():
+        say_chance(trainer.logged_loss, model.num_codes)
         distributed.say(f"samples: {folder / 'samples'}; checkpoint: {folder / CHECKPOINT_NAME}")
     score = folder / f"samples/digits_{trainer.state.epoch:04d}.txt"
     scored = args.shard or args.dataset != "digits" or not model.config.class_cond
@@ -86,3 +89,13 @@ def train(trainer: Trainer) -> None:
         distributed.say("\n".join(["drawn digits, by the classifier in pretrained_models/classifiers:", *lines]))
         if distributed.is_main():
             write_text(score, "\n".join(lines) + "\n")  # a run that was killed before makes up for it
+
+
+def say_chance(loss: float, num_codes: int) -> None:
+    """Warn of a run whose loss ended near that of guessing."""
+    chance = math.log(num_codes)
+    if loss > chance - NEAR_CHANCE:
+        distributed.say(
+            f"warning: the loss ended at {loss:.2f}, and guessing has ln {num_codes} = {chance:.2f}: images will be "
+            "little more than noise. Train longer (--epochs), or start from trained weights (--weights_init)"
+        )

@@ -21,6 +21,7 @@ from models.class_names import human_names, imagenet_keys
 from models.config import GeneratorConfig
 from runtime import distributed
 from runtime.errors import UserError
+from runtime.files import located
 from training.options import TrainArgs
 
 NUM_IMAGENET = 1000  # classes
@@ -137,7 +138,7 @@ def with_num_classes(config: GeneratorConfig, source: Source) -> GeneratorConfig
 
 def _path_of(args: TrainArgs) -> str:
     """Where the images are, from any working directory."""
-    return "" if args.dataset == "digits" else str(Path(args.data_path).expanduser().absolute())
+    return "" if args.dataset == "digits" else str(located(args.data_path).absolute())
 
 
 def _serves_alone(cache: Path, args: TrainArgs) -> bool:
@@ -146,5 +147,5 @@ def _serves_alone(cache: Path, args: TrainArgs) -> bool:
         return False
     if args.rebuild_cache:
         return False
-    gone = args.dataset != "digits" and not Path(args.data_path).exists()
+    gone = args.dataset != "digits" and not located(args.data_path).exists()
     return (gone and is_complete(cache)) if args.create_cache else True

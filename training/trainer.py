@@ -72,6 +72,7 @@ class Trainer:
     ) -> None:
         self.task, self.dataset, self.args, self.folder, self.device = task, dataset, args, folder, device
         self.settings = settings
+        self.logged_loss: float | None = None  # the last one
         self.dtype = task.precision or pick_dtype(args.dtype, device, trains=True)
         allow_tf32(args.tf32)
         kind = ShardedState if args.shard else TrainState
@@ -251,6 +252,7 @@ class Trainer:
         values = torch.stack([torch.as_tensor(v, dtype=torch.float32, device=self.device) for v in metrics.values()])
         values = distributed.add_up(values) / distributed.num_ranks()
         metrics = {"epoch": state.progress, **dict(zip(metrics, values.tolist(), strict=True))}
+        self.logged_loss = metrics["loss"]
         if self.log is not None:
             self.log.scalars(state.step, metrics)
         bar.set_postfix_str(f"epoch {state.progress:.1f}, loss {metrics['loss']:.3f}, lr {metrics['lr']:.1e}")

@@ -23,9 +23,8 @@ from models.loading.autoencoder_kinds import KINDS, kind_of
 from models.loading.state import load_exactly, our_names, published_name, read_torch_file
 from runtime.config import dataclass_from_dict, plain, read_yaml, write_yaml
 from runtime.errors import UserError
-from runtime.files import whole
+from runtime.files import PROJECT, located, whole
 
-PROJECT = Path(__file__).resolve().parents[2]
 AUTOENCODER_CONFIG_NAME = "autoencoder_config.yaml"
 AUTOENCODER_NAMES = ("checkpoint.pth", "autoencoder.safetensors")  # the published one's, ours
 IN_RUN = ("autoencoder", "autoenc")  # where a run has the one that it trained, or a copy of the one that it uses
@@ -52,7 +51,7 @@ def load_autoencoder(paths: AutoencoderPaths, folder: Path | None = None) -> Aut
 
 def open_autoencoder(path: str | Path) -> Autoencoder:
     """An autoencoder in eval mode on the CPU, from its weights, the folder of them, or that of a run."""
-    path = expanded(path)
+    path = located(path)
     if not path.exists():
         raise UserError(
             f"no autoencoder weights at {path}; name a file or folder of them (LlamaGen's: bash "
@@ -88,7 +87,7 @@ def places_of(path: str, folder: Path | None) -> list[Path]:
     that leads out of both is a UserError. Links in them may lead anywhere.
     """
     if folder is None:
-        return list(dict.fromkeys(root / expanded(path) for root in (Path.cwd(), PROJECT)))
+        return list(dict.fromkeys(root / located(path) for root in (Path.cwd(), PROJECT)))
     roots = [Path(os.path.normpath(folder.absolute())), PROJECT]
     tried = dict.fromkeys(Path(os.path.normpath(root / path)) for root in roots)
     inside = [place for place in tried if any(place.is_relative_to(root) for root in (*roots, Path.cwd()))]
@@ -102,11 +101,6 @@ def places_of(path: str, folder: Path | None) -> list[Path]:
 
 def first_file(places: Iterable[Path]) -> Path | None:
     return next((place for place in places if place.is_file()), None)
-
-
-def expanded(path: str | Path) -> Path:
-    """A user's path, ``~`` replaced by the home folder if there is one."""
-    return Path(os.path.expanduser(path))  # noqa: PTH111 (that of Path is an error where there is none)
 
 
 def read_autoencoder_state(path: Path) -> dict[str, Tensor]:

@@ -15,10 +15,8 @@ from torch import Tensor
 from models.config import FAMILIES, AutoencoderPaths, Drawing, GeneratorConfig, family_of
 from models.family import Generator
 from models.loading.autoencoder import (
-    PROJECT,
     PUBLISHED_PATHS,
     build_autoencoder,
-    expanded,
     export_autoencoder,
     first_file,
     load_autoencoder,
@@ -38,7 +36,7 @@ from models.loading.state import (
 )
 from runtime.config import dataclass_from_dict, read_yaml, write_yaml
 from runtime.errors import UserError
-from runtime.files import new_folder
+from runtime.files import PROJECT, located, new_folder
 
 CHECKPOINT_NAME = "checkpoint-last.pth"
 NAMES_IN_FOLDER = (CHECKPOINT_NAME, "train_state.pt")  # ours, and that of RandAR's CIFAR-10 baseline
@@ -75,7 +73,7 @@ def initialize_from(model: Generator, path: str | Path) -> list[str]:
 
 def find_checkpoint(path: str | Path) -> Path:
     """The checkpoint file at a path or in a folder: the last of a run, or the only file of weights that is there."""
-    path = expanded(path)
+    path = located(path)
     file = path
     if path.is_dir():
         named = [path / name for name in NAMES_IN_FOLDER if (path / name).is_file()]
@@ -184,7 +182,7 @@ def random_model(path: Path) -> tuple[Generator, bool]:
 
     Where it is missing, one of the released models' size and of random weights takes its place.
     """
-    section = read_yaml(path).get("model") or {}
+    section = read_yaml(located(path)).get("model") or {}
     config = dataclass_from_dict(family_of(section).load("config"), section, str(path))
     config = replace(config, num_classes=config.num_classes or GeneratorConfig.num_classes)
     weights = config.autoenc.checkpoint_path

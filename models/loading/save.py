@@ -14,7 +14,6 @@ from models.family import Generator
 from models.loading.autoencoder import (
     AUTOENCODER_CONFIG_NAME,
     AUTOENCODER_NAMES,
-    PROJECT,
     open_autoencoder,
     save_autoencoder,
 )
@@ -23,7 +22,7 @@ from models.loading.state import write_weights
 from runtime import strict_yaml
 from runtime.config import plain, write_yaml
 from runtime.errors import UserError
-from runtime.files import new_folder, write_text
+from runtime.files import PROJECT, new_folder, write_text
 
 MODEL_NAME = "model.safetensors"
 AUTOENCODER_FOLDER = "autoenc"
