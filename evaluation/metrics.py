@@ -73,14 +73,16 @@ def fault_of_statistics(mean: np.ndarray, covariance: np.ndarray) -> str:
 def frechet_distance(first: Statistics, second: Statistics) -> float:
     """Squared Fréchet distance of two Gaussians: |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)).
 
-    Never negative: what rounding leaves below 0 is 0. UserError beyond rounding, where these are no Gaussians.
+    Never negative: what rounding leaves below 0 is 0, as it is for equal ones. UserError beyond rounding, where these
+    are no Gaussians.
     """
     difference = first.mean - second.mean
     traces = np.trace(first.covariance) + np.trace(second.covariance)
     distance = float(difference @ difference + traces - 2 * trace_of_root(first.covariance, second.covariance))
     if not -SLACK * traces <= distance < np.inf:
         raise UserError(f"a Fréchet distance comes out as {distance:.6g}; make the statistics of both sets again")
-    return max(0.0, distance)
+    equal = np.array_equal(first.mean, second.mean) and np.array_equal(first.covariance, second.covariance)
+    return 0.0 if equal else max(0.0, distance)
 
 
 def trace_of_root(first: np.ndarray, second: np.ndarray) -> float:

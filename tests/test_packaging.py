@@ -42,3 +42,11 @@ def test_programs_work_from_any_directory(tmp_path: Path) -> None:
     assert outcome.code == 0, outcome.err
     assert "with a random autoencoder" not in outcome.out
     assert (tmp_path / "here/grid.png").is_file()
+
+
+@pytest.mark.processes
+def test_ctrl_c_while_a_program_is_still_importing_ends_in_a_line(tmp_path: Path) -> None:
+    (tmp_path / "numpy.py").write_text("raise KeyboardInterrupt")
+    outcome = start_python(str(PROJECT / "evaluator.py"), folder=tmp_path, PYTHONPATH=str(tmp_path))
+    assert outcome.err == "interrupted\n"
+    assert outcome.code in (130, -2)

@@ -7,13 +7,16 @@ import os
 import platform
 import re
 import shutil
+import sys
 import urllib.request
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from http.client import HTTPException
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import numpy as np
 import torch
@@ -69,10 +72,12 @@ def load_network(args: NetworkArgs, device: torch.device) -> Network:
         from evaluation.features.classifier import Classifier
 
         return Classifier(args.features, device)
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # or TensorFlow reports every CPU feature it found
+    # TensorFlow reports every CPU feature that it found, and as an error that there is no GPU.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2" if torch.cuda.is_available() else "3")
     library = "torch_fidelity" if args.backend == "torch" else "tensorflow"
     try:
-        import_module(library)
+        with _quiet():
+            import_module(library)
     except Exception as error:  # of a library that does not fit the others, an import raises anything
         raise UserError(f"{library} cannot be loaded ({error}); pip install -r requirements.txt") from error
     if args.backend == "torch":
@@ -164,3 +169,21 @@ def _download(url: str, path: Path) -> None:
         length = response.headers["Content-Length"]
         if length is not None and file.tell() != int(length):
             raise urllib.error.URLError(f"{file.tell()} of {length} bytes arrived")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep back what libraries write to stderr, by C++ too, unless an error follows."""
+    sys.stderr.flush()
+    own = os.dup(2)
+    with TemporaryFile() as kept:
+        os.dup2(kept.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            kept.seek(0)
+            os.write(own, kept.read())
+            raise
+        finally:
+            os.dup2(own, 2)
+            os.close(own)
