@@ -7,9 +7,6 @@ experiments.study_figures draws.
 """
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
@@ -20,7 +17,6 @@ from experiments.study_plan import (
     TRAINED,
     StudyArgs,
     StudyModel,
-    Task,
     chosen_models,
     epochs_of,
     grid_name,
@@ -31,10 +27,11 @@ from experiments.study_plan import (
     training_task,
 )
 from experiments.sweep import TABLE_NAME, metric_names
+from experiments.tasks import Task, carry_out
 from experiments.tokens import PANELS, course
 from runtime.command import run
 from runtime.config import parse_flags
-from runtime.files import PROJECT, read_json, write_json, write_text
+from runtime.files import read_json, write_json, write_text
 from runtime.lock import lock_folder
 
 Line = dict[str, Any]
@@ -58,7 +55,7 @@ def main(argv: Sequence[str]) -> None:
 def _train(model: StudyModel, args: StudyArgs, title: str) -> None:
     task, epochs = training_task(model, args), epochs_of(model, args)
     if (read_json(task.product) or {}).get("epochs") != epochs:
-        _call(task, title)
+        carry_out(task, title)
         found = course(task.product.parent)
         costs = {name.replace(" ", "_"): float(found[name][-1]) for name in PANELS}
         write_json(task.product, {"epochs": epochs} | costs | {"loss": float(found["loss"][-20:].mean())})
@@ -69,17 +66,7 @@ def _carry_out(task: Task, place: str) -> None:
     run = next(folder for folder in task.product.parents if (folder / TRAINED).exists())
     done = task.product.exists() and task.product.stat().st_mtime >= (run / TRAINED).stat().st_mtime
     if not done:
-        _call(task, f"{place}: {task.label}")
-
-
-def _call(task: Task, title: str) -> None:
-    """Run its command, whose errors are its own; they end this program with its exit code."""
-    print(f"\n{title}", flush=True)
-    paths = [str(PROJECT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
-    code = subprocess.run([sys.executable, *task.arguments], env=environment).returncode
-    if code:
-        sys.exit(code if code > 0 else 128 - code)
+        carry_out(task, f"{place}: {task.label}")
 
 
 def _time_left(models: Sequence[StudyModel], args: StudyArgs) -> str:

@@ -1,12 +1,13 @@
 """The models of the study, and the commands that train and measure each (docs/study.md).
 
-A *task* is one command line of the project and the file that it leaves; tasks of a model come in the order to run them.
+Tasks of a model come in the order to run them.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from experiments.tasks import Task
 from runtime.config import option, read_yaml
 from runtime.errors import UserError, check_at_least
 from runtime.files import PROJECT
@@ -75,15 +76,6 @@ MODELS = (
     StudyModel("random_2x", (1, 2, 4, 8, 16), seed=1),
     StudyModel("checkerboard_2x", (1, 2, 4, 8, 16), epochs=30),
 )
-
-
-@dataclass(frozen=True)
-class Task:
-    """One command, of Python's arguments, and the file that is there when it is through."""
-
-    label: str
-    arguments: tuple[str, ...]
-    product: Path
 
 
 def chosen_models(names: str | None) -> list[StudyModel]:

@@ -40,6 +40,7 @@ def train_autoencoder(settings: dict[str, Any], name: str) -> None:
     args.check_steps(args.epochs * count_steps(len(train), args))
     held_out = CroppedImages(validation, args.img_size, "center")
     task = _make_task(settings, args, held_out, device)
+    task.measured = "training images" if validation is train else task.measured
     folder = Path(args.output_dir or f"output/autoencoders/{name}")
     with lock_folder(folder):
         if distributed.is_main() and holds_run(folder):

@@ -35,6 +35,8 @@ class AutoencoderTask(Task):
 
     precision, starts_by = torch.float32, "start"
 
+    measured = "held out"  # the images that are measured on
+
     def __init__(self, args: ImageArgs, stride: int, sides: Sequence[int], validation: Dataset) -> None:
         self.args, self.stride, self.validation, self.sides = args, stride, validation, sorted(sides)
         largest = self.sides[-1] * stride
@@ -46,7 +48,7 @@ class AutoencoderTask(Task):
         return module
 
     def show(self, module: nn.Module, folder: Path, name: str) -> dict[str, float]:
-        """Write originals over reconstructions at every scale; return metrics of held-out images."""
+        """Write originals over reconstructions at every scale; return metrics of the validation images."""
         if not distributed.is_main():
             return {}
         autoencoder = self.assemble(module)
@@ -57,7 +59,7 @@ class AutoencoderTask(Task):
     def logged(self, by_side: Mapping[int, ScaleMetrics], name: str) -> dict[str, float]:
         """What the log gets of metrics of each scale: PSNR (dB) and usage at the full size. Pictures have the name."""
         full = by_side[self.sides[-1]]
-        tqdm.write(f"{name}: PSNR {full.psnr:.2f} dB, {full.usage:.1%} of the codes used, full size, held out")
+        tqdm.write(f"{name}: PSNR {full.psnr:.2f} dB, {full.usage:.1%} of the codes used, full size, {self.measured}")
         return {"psnr": full.psnr, "used_codes": full.usage}
 
 
@@ -194,7 +196,8 @@ class RequantizeTask(AutoencoderTask):
 
     def logged(self, by_side: Mapping[int, ScaleMetrics], name: str) -> dict[str, float]:
         found = {f"{key}_scale_{side}": value for side, of in by_side.items() for key, value in asdict(of).items()}
-        return {f"held_out_{key}": value for key, value in found.items() if value is not None}
+        prefix = self.measured.replace(" ", "_")
+        return {f"{prefix}_{key}": value for key, value in found.items() if value is not None}
 
     def describe(self) -> dict[str, Any]:
         return {"args": plain(self.args), "start_hash": self.start_hash}
