@@ -43,7 +43,9 @@ def write_page(folder: Path, images: LabelledImages, size: int, record: dict[str
     rows = [torch.cat([shown[label], _blank(size), drawn[labels == label][:DRAWN]]) for label in range(len(names))]
     columns = min(map(len, rows))
     grid = grid_of(torch.cat([row[:columns] for row in rows]), columns, MIN_GRID_SIDE, border=255)
-    captioned(Image.fromarray(grid.permute(1, 2, 0).numpy()), [name.split(",")[0][:24] for name in names]).save(folder / PICTURE)
+    captioned(Image.fromarray(grid.permute(1, 2, 0).numpy()), [name.split(",")[0][:24] for name in names]).save(
+        folder / PICTURE
+    )
 
     loss = course(folder / "model")["loss"]
     results = {name: record[name] for name in ("images", "img_size", "minutes")}

@@ -1,6 +1,5 @@
 """What main_sample.py does once its arguments are understood."""
 
-import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -26,11 +25,11 @@ from sampling import folder as sample_folder
 from sampling.bulk import Request, draw_into, draw_many, place_model, sampler_of, stored_side
 from sampling.editing import Edit, load_edit
 from sampling.folder import MAPS, SampleFolder, sample_settings
-from sampling.labels import balanced_labels, listed_names, parse_labels, read_labels, shown_labels
+from sampling.labels import balanced_labels, class_captions, listed_names, parse_labels, read_labels, shown_labels
 from sampling.maps import MAX_ANIMATED, save_animation, save_entropy_by_step, save_maps
 from sampling.memory import pick_batch_size
 from sampling.options import SampleArgs
-from sampling.pictures import save_grid
+from sampling.pictures import save_labelled_grid
 
 NUM_SHOWN = 16
 MAX_IN_GRID = 100
@@ -167,11 +166,10 @@ def _finish(
 ) -> None:
     """Write what is made of all images, and report doubles; the grid of an edit begins with what was edited."""
     shown = folder.first_images(MAX_IN_GRID)
-    columns = _columns(labels[: len(shown)])
+    captions = class_captions(model, labels[: len(shown)])
     if edit is not None:
-        shown = torch.cat([edit.pictures(), shown])
-        columns = math.ceil(math.sqrt(len(shown)))
-    save_grid(shown, folder.path / sample_folder.GRID_NAME, columns)
+        shown, captions = torch.cat([edit.pictures(), shown]), ["the image", "to be drawn anew", *captions]
+    save_labelled_grid(shown, captions, folder.path / sample_folder.GRID_NAME)
     maps = {name: folder.read_map(name, drawing.sampled_sizes(model.scale_sizes)) for name in folder.maps}
     if args.save_codes:
         codes = {f"codes_{scale.shape[-1]}": scale.numpy() for scale in maps["codes"]}
@@ -189,10 +187,3 @@ def _finish(
     if duplicates and args.edit is None:
         first = ", ".join(map(str, duplicates[0][:5]))
         print(f"warning: {sum(map(len, duplicates))} images have a double, as {first} (all in samples.json)")
-
-
-def _columns(labels: Sequence[int]) -> int:
-    """A column a class where classes come in turn and in several rows, else a square grid."""
-    period = len(set(labels))
-    in_turn = all(label == labels[i % period] for i, label in enumerate(labels))
-    return period if in_turn and 1 < period <= min(NUM_SHOWN, len(labels) - 1) else math.ceil(math.sqrt(len(labels)))

@@ -19,6 +19,14 @@ def balanced_labels(model: Generator, count: int) -> list[int]:
     return [i % model.config.num_classes for i in range(count)]
 
 
+def class_captions(model: Generator, labels: Sequence[int]) -> list[str]:
+    """What a picture calls the class of each label: the first of its names, or its index; nothing if there is none."""
+    if not model.config.class_cond:
+        return [""] * len(labels)
+    names = class_names(model)
+    return [f"class {label}" if names is None else names[label].split(",")[0] for label in labels]
+
+
 def listed_names(model: Generator) -> list[str]:
     """The name of each class; a UserError if the model has none."""
     if not model.config.class_cond:

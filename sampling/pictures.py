@@ -1,10 +1,12 @@
 """Images as files hold them."""
 
+import math
 import zipfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torchvision.utils import make_grid
@@ -15,6 +17,8 @@ from runtime.files import whole
 
 PNG_END = bytes.fromhex("0000000049454e44ae426082")  # the last part of every PNG, which is empty
 CAPTION_SIZE = 14  # pixels
+MAX_ROWS = 16  # of a grid that has one for each class
+MIN_CAPTIONED_SIDE = 128  # pixels; each image with a caption below has at least as many, or nearly
 MIN_GRID_SIDE = 64  # pixels; each image of a grid has at least as many, or nearly
 
 
@@ -43,6 +47,42 @@ def save_grid(images: Tensor, path: Path, columns: int, captions: Sequence[str] 
     """Write uint8 images (B, 3, H, W) as one picture, row by row; a caption stands at the left of each row."""
     picture = Image.fromarray(grid_of(images, columns, MIN_GRID_SIDE).permute(1, 2, 0).cpu().numpy())
     (captioned(picture, captions) if captions else picture).save(path)
+
+
+def save_labelled_grid(images: Tensor, captions: Sequence[str], path: Path) -> None:
+    """Write uint8 images (B, 3, H, W) as one picture that says what each is.
+
+    Where a few captions come in turn, a row has the images of one; else each stands under its image.
+    """
+    if not any(captions):
+        return save_grid(images, path, math.ceil(math.sqrt(len(images))))
+    count, period = len(images), len(set(captions))
+    in_turn = all(caption == captions[i % period] for i, caption in enumerate(captions))
+    if not in_turn or not 1 < period <= min(MAX_ROWS, count - 1):
+        return _captioned_below(images, captions).save(path)
+    columns = -(-count // period)
+    missing = images.new_full((columns * period - count, *images.shape[1:]), 0)
+    rows = torch.cat([images, missing]).unflatten(0, (columns, period)).transpose(0, 1).flatten(0, 1)
+    return save_grid(rows, path, columns, captions[:period])
+
+
+def _captioned_below(images: Tensor, captions: Sequence[str]) -> Image.Image:
+    """Images (B, 3, H, W) in a square grid, a caption, cut to the width, under each."""
+    font, columns = ImageFont.load_default(CAPTION_SIZE), math.ceil(math.sqrt(len(images)))
+    factor = max(1, MIN_CAPTIONED_SIDE // images.shape[-1])
+    height, width = (side * factor for side in images.shape[-2:])
+    row, column = height + 2 * CAPTION_SIZE, width + CAPTION_SIZE // 2
+    rows = -(-len(images) // columns)
+    picture = Image.new("RGB", (columns * column, rows * row), "white")
+    draw = ImageDraw.Draw(picture)
+    for number, (image, caption) in enumerate(zip(images.cpu().numpy(), captions, strict=True)):
+        left, top = number % columns * column, number // columns * row
+        enlarged = image.transpose(1, 2, 0).repeat(factor, axis=0).repeat(factor, axis=1)
+        picture.paste(Image.fromarray(enlarged), (left, top))
+        while font.getlength(caption) > width:
+            caption = caption.rstrip("…")[:-1] + "…"
+        draw.text((left + width / 2, top + height + CAPTION_SIZE / 4), caption, "black", font, anchor="ma")
+    return picture
 
 
 def captioned(picture: Image.Image, captions: Sequence[str]) -> Image.Image:

@@ -133,9 +133,9 @@ def test_images_are_the_published_ones_to_one_level(run: Run) -> None:
     assert abs(images - expected).max() <= 1
     assert images.std() > 10  # not one flat colour
     grid = read_png(run.folder / "grid.png")
-    for i, image in enumerate(images):  # two columns, every pixel twice, 2 pixels between
-        top, left = 2 + i // 2 * 66, 2 + i % 2 * 66
-        assert (grid[top : top + 64 : 2, left : left + 64 : 2] == image).all()
+    for i, image in enumerate(images):  # two columns, every pixel four times, a caption below
+        top, left = i // 2 * 156, i % 2 * 135
+        assert (grid[top : top + 128 : 4, left : left + 128 : 4] == image).all()
 
 
 def test_codes_are_the_published_ones(run: Run) -> None:

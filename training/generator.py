@@ -14,7 +14,7 @@ from runtime import distributed
 from runtime.config import plain
 from runtime.errors import UserError
 from sampling.bulk import Request, draw_on_all_ranks
-from sampling.labels import balanced_labels, shown_labels
+from sampling.labels import balanced_labels, class_captions, shown_labels
 from sampling.pictures import save_grid
 from training.options import TrainArgs
 from training.order import AdaptiveOrder
@@ -87,7 +87,8 @@ class GeneratorTask(Task):
         rows = [label for label in labels for _ in range(COLUMNS)]
         images = draw_on_all_ranks(module, Request(rows, self.drawing))
         if images is not None:
-            save_grid(module.to_uint8(images), folder / f"{name}.png", COLUMNS)
+            captions = class_captions(module, labels)
+            save_grid(module.to_uint8(images), folder / f"{name}.png", COLUMNS, captions if any(captions) else ())
         if self.evaluation is None:
             return {}
         labels = balanced_labels(module, self.args.eval_samples)

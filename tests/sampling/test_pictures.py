@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from models.autoencoder import to_uint8
-from sampling.pictures import save_grid, save_png
+from sampling.pictures import save_grid, save_labelled_grid, save_png
 
 pytestmark = pytest.mark.quick
 
@@ -100,6 +100,37 @@ def test_a_grid_of_one_is_the_image_enlarged(tmp_path: Path) -> None:
     factor = 64 // images.shape[-1]
     expected = np.kron(images[0].permute(1, 2, 0).numpy(), np.ones((factor, factor, 1), np.uint8))
     assert (read(tmp_path / "grid.png") == expected).all()
+
+
+def test_captions_in_turn_have_a_row_each(tmp_path: Path) -> None:
+    """The last round may lack images."""
+    images = numbered(5)
+    save_labelled_grid(images, ["ant", "bee", "ant", "bee", "ant"], tmp_path / "grid.png")
+    rows = torch.stack([images[0], images[2], images[4], images[1], images[3], torch.zeros_like(images[0])])
+    save_grid(rows, tmp_path / "expected.png", 3, ["ant", "bee"])
+    assert (read(tmp_path / "grid.png") == read(tmp_path / "expected.png")).all()
+
+
+def test_other_captions_stand_below(tmp_path: Path) -> None:
+    images = numbered(3)
+    save_labelled_grid(
+        images, ["ant", "bee", "a name that is far too long for its image, whatever one does"], tmp_path / "a.png"
+    )
+    picture, factor = read(tmp_path / "a.png"), 128 // images.shape[-1]
+    height, width = (side * factor for side in images.shape[-2:])
+    row, column = picture.shape[0] // 2, picture.shape[1] // 2
+    for number, image in enumerate(images):
+        top, left = number // 2 * row, number % 2 * column
+        cell = picture[top : top + height : factor, left : left + width : factor]
+        assert (cell == image.permute(1, 2, 0).numpy()).all()
+        assert (picture[top + height : top + row, left : left + width] < 100).any()
+        assert (picture[top : top + row, left + width : left + column] == 255).all()  # nothing goes over
+
+
+def test_without_captions_it_is_a_plain_grid(tmp_path: Path) -> None:
+    save_labelled_grid(numbered(4), [""] * 4, tmp_path / "a.png")
+    save_grid(numbered(4), tmp_path / "b.png", 2)
+    assert (read(tmp_path / "a.png") == read(tmp_path / "b.png")).all()
 
 
 def test_a_missing_folder_is_an_error_that_names_the_file(tmp_path: Path) -> None:
