@@ -3,7 +3,7 @@
     python -m experiments.compare --sweeps output/sweep/config_256_S,output/sweep/config_256_S_4x --output compare.png
 
 Each point is the lowest distance over guidance; beside it, the mean score of the guidances whose distance is within 2 %
-of it, from the least to the greatest.
+of it, from the least to the greatest. A dashed line is what real images have.
 """
 
 import csv
@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, NamedTuple
 
-from experiments.sweep import TABLE_NAME, metric_names
+from experiments.sweep import TABLE_NAME, metric_names, real_value
 from runtime.command import run
 from runtime.config import option, parse_flags
 from runtime.errors import UserError
@@ -30,7 +30,7 @@ class CompareArgs:
     """What to draw."""
 
     sweeps: str | None = option(None, "folders of experiments.sweep, separated by commas")
-    output: str = option("compare.png", "picture to write")
+    output: str = option("output/compare.png", "picture to write")
 
 
 class Point(NamedTuple):
@@ -55,7 +55,14 @@ def main(argv: Sequence[str]) -> None:
     for name, line in points.items():
         for point in line:
             print(f"{name}, {point.steps} steps: {distance} {point.distance:.4g}, {score} {fmean(point.scores):.4g}")
-    draw_comparison(points, distance, score).savefig(args.output, dpi=110)
+    figure, row = draw_comparison(points, distance, score), next(iter(tables.values()))[0]
+    for panel in figure.axes:  # the distances' and the scores', in their rows
+        real = real_value(row, distance if panel.get_subplotspec().is_first_row() else score)
+        if real is not None:
+            panel.axhline(real, color="black", linestyle="--", label="real images")
+    figure.axes[len(figure.axes) // 2 - 1].legend(fontsize=8)
+    Path(args.output).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(args.output, dpi=110)
     print(args.output)
 
 
@@ -106,7 +113,6 @@ def draw_comparison(points: dict[str, list[Point]], distance: str, score: str) -
         below.set_xlabel(label)
     panels[0, 0].set_ylabel(distance)
     panels[1, 0].set_ylabel(score)
-    panels[0, -1].legend(fontsize=8)
     for panel in panels.flat:
         panel.grid(alpha=0.3)
         panel.locator_params(axis="x", integer=True)

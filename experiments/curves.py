@@ -25,7 +25,7 @@ class CurvesArgs:
     """What to draw."""
 
     run: str | None = option(None, "run folder of main.py")
-    output: str = option("curves.png", "picture to write")
+    output: str = option("output/curves.png", "picture to write")
     smoothing: int = option(5, "log entries that each point is the mean of")
 
 
@@ -35,6 +35,7 @@ def main(argv: Sequence[str]) -> None:
         raise UserError("name the --run to draw, and a --smoothing of at least 1")
     folder = Path(args.run)
     grid = max((folder / "samples").glob("epoch_*.png"), default=None)
+    Path(args.output).parent.mkdir(parents=True, exist_ok=True)
     save_curves(read_steps(folder), grid, args.smoothing, args.output)
     print(args.output)
 
@@ -66,7 +67,7 @@ def save_curves(entries: Sequence[dict[str, float]], grid: Path | None, smoothin
 
     figure = Figure(figsize=(12 if grid else 8, 4), layout="constrained")
     panels = figure.subplots(1, 3 if grid else 2)
-    epochs = smooth([entry["epoch"] for entry in entries], smoothing)
+    epochs = [entry["epoch"] for entry in entries]
     for axes, (prefix, label) in zip(panels, PANELS, strict=False):
         for name in (key for key in entries[0] if key.startswith(prefix)):
             side = name.removeprefix(prefix)
@@ -82,9 +83,11 @@ def save_curves(entries: Sequence[dict[str, float]], grid: Path | None, smoothin
 
 
 def smooth(values: Sequence[float], count: int) -> np.ndarray:
-    """Means of runs of ``count`` values, or of all if there are fewer."""
-    count = min(count, len(values))
-    return np.convolve(values, np.full(count, 1 / count), mode="valid")
+    """Each value's mean with its neighbours, ``count`` in all; towards both ends of fewer, as many at each side."""
+    sums, number = np.cumsum([0.0, *values]), len(values)
+    place = np.arange(number)
+    reach = np.minimum.reduce([np.full(number, count // 2), place, number - 1 - place])
+    return (sums[place + reach + 1] - sums[place - reach]) / (2 * reach + 1)
 
 
 if __name__ == "__main__":

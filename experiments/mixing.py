@@ -22,7 +22,7 @@ class MixingArgs:
 
     checkpoint: str | None = option(None, "checkpoint file, or the folder holding checkpoint-last.pth")
     use_ema: bool = option(False, "take the averaged weights of the checkpoint")
-    output: str = option("mixing.png", "picture to write")
+    output: str = option("output/mixing.png", "picture to write")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -39,6 +39,7 @@ def main(argv: Sequence[str]) -> None:
     for layer, values in enumerate(coeffs):
         share = values.sigmoid().mean()
         print(f"layer {layer}: {share:.1%} of the location that a token predicts, mean over {len(values)} heads")
+    Path(args.output).parent.mkdir(parents=True, exist_ok=True)
     save_mixing(coeffs.detach().float().numpy(), Path(args.output))
     print(args.output)
 

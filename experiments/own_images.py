@@ -13,7 +13,6 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from experiments.tasks import Task, carry_out
 from runtime.command import run
@@ -33,9 +32,7 @@ class OwnArgs:
 
     data_path: str | None = option(None, "root of the photographs, CLASS/IMAGE or train/CLASS/IMAGE")
     output_dir: str = option("output/own", "folder of all that is made")
-    img_size: Literal[32, 256] = option(
-        32, "side of the images in pixels: 32, or 256 for a GPU and the released weights"
-    )
+    img_size: int = option(32, "side of the images in pixels: 32, or 256 for a GPU and the released weights")
     tokenizer_steps: int | None = option(None, "steps of the tokenizer; default 250 at 32 px, 2,000 at 256")
     model_steps: int | None = option(None, "steps of the model; default 1,200 at 32 px, 4,000 at 256")
     samples_per_class: int = option(20, "images to draw of each class")
@@ -44,6 +41,10 @@ class OwnArgs:
         if self.data_path is None:
             raise UserError(
                 "name your photographs by --data_path, a folder that has one folder of images for each class"
+            )
+        if self.img_size not in STEPS:
+            raise UserError(
+                f"img_size is {self.img_size}; there are recipes for {' and '.join(map(str, STEPS))} pixels"
             )
         check_at_least(1, self, "tokenizer_steps", "model_steps", "samples_per_class")
 
@@ -70,7 +71,7 @@ def main(argv: Sequence[str]) -> None:
                 carry_out(task, f"{number} of {len(tasks)}, {task.label}: {shlex.join(('python', *task.arguments))}")
                 record["minutes"][task.label] = (time.monotonic() - start) / 60
                 write_json(folder / RECORD, record)
-        print(write_page(folder, images, args.img_size, record))
+        print(write_page(folder, images, record))
 
 
 def own_tasks(args: OwnArgs, num_images: int, num_classes: int) -> Iterator[Task]:

@@ -32,13 +32,14 @@ PICTURE, RESULTS, PAGE = "own.png", "results.json", "index.html"
 FAIR, GOOD = 3, 6  # times chance
 
 
-def write_page(folder: Path, images: LabelledImages, size: int, record: dict[str, Any]) -> str:
+def write_page(folder: Path, images: LabelledImages, record: dict[str, Any]) -> str:
     """Measure what was drawn, write ``results.json``, ``own.png`` and ``index.html``; return what to tell the user."""
     names, drawn = (
         images.class_names,
         torch.stack([read_png(path) for path in sorted(folder.glob("samples/[0-9]*.png"))]),
     )
     labels = np.arange(len(drawn)) % len(names)  # classes in turn
+    size = drawn.shape[-1]
     shown = _photographs(images, size, PHOTOGRAPHS)
     rows = [torch.cat([shown[label], _blank(size), drawn[labels == label][:DRAWN]]) for label in range(len(names))]
     columns = min(map(len, rows))

@@ -172,37 +172,50 @@ def metric_names(rows: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
 
 
 def draw_figure(rows: Sequence[Row]) -> "Figure":
-    """Distance against score, a curve over cfg for each choice of all else (Fig. 4a); the best by steps (Fig. 5)."""
+    """Distance and score over cfg, a curve for each choice of all else; the best by steps (Fig. 5).
+
+    A dashed line is what real images have.
+    """
     from matplotlib.figure import Figure  # takes a second to import
 
-    distance, score = metric_names(rows)
-    names = list(rows[0])
+    metrics, names = metric_names(rows), list(rows[0])
     others = [name for name in names[: names.index("steps")] if name != "cfg"]
     if len({tuple(row[name] for name in others) for row in rows}) < len({row["steps"] for row in rows}):
         others.append("steps")  # which is a setting then, not what others make
-    figure = Figure(figsize=(10, 4.5), layout="constrained")
-    panels = figure.subplot_mosaic([["curves", "distance"], ["curves", "score"]])
     curves: dict[str, list[Row]] = {}
     for row in sorted(rows, key=lambda row: at_scale(row["cfg"], -1)):
         curves.setdefault(", ".join(str(row[name]) for name in others), []).append(row)
-    for label, curve in curves.items():
-        xs, ys = (np.array([row[name] for row in curve], float) for name in (score, distance))  # None leaves a gap
-        panels["curves"].plot(xs, ys, marker="o", markersize=4, label=label)
-        for row, *place in zip(curve, xs, ys, strict=True):
-            cfg = f"{at_scale(row['cfg'], -1):g}"
-            panels["curves"].annotate(cfg, place, fontsize=7, xytext=(3, 3), textcoords="offset points")
-    panels["curves"].set(xlabel=score, ylabel=distance, title="each point a cfg")
-    if others:
-        panels["curves"].legend(title=", ".join(others).replace("_", " "), fontsize=8)
-    best = sorted((min(c, key=lambda row: row[distance]) for c in curves.values()), key=lambda row: row["steps"])
-    for name, key in (("distance", distance), ("score", score)):
-        panels[name].plot([row["steps"] for row in best], [row[key] for row in best], marker="o")
-        panels[name].set(xlabel="steps in all", ylabel=key)
-    panels["distance"].set_title(f"at the cfg of the lowest {distance}")
-    for panel in panels.values():
-        panel.grid(alpha=0.3)
-        panel.locator_params(nbins=6)
+    best = [min(curve, key=lambda row: row[metrics[0]]) for curve in curves.values()]
+    best.sort(key=lambda row: row["steps"])
+    several = len({row["steps"] for row in best}) > 1
+    figure = Figure(figsize=(10 if several else 5, 6.5), layout="constrained")
+    panels = figure.subplots(2, 1 + several, sharex="col", sharey="row", squeeze=False)
+    for metric, (by_cfg, *by_steps) in zip(metrics, panels, strict=True):
+        by_cfg.set_ylabel(metric)
+        for label, curve in curves.items():
+            cfgs = [at_scale(row["cfg"], -1) for row in curve]
+            by_cfg.plot(cfgs, np.array([row[metric] for row in curve], float), "o-", label=label)  # None leaves a gap
+        for panel in by_steps:
+            panel.plot([row["steps"] for row in best], [row[metric] for row in best], "o-", color="black")
+        real = real_value(rows[0], metric)
+        for panel in (by_cfg, *by_steps):
+            panel.grid(alpha=0.3)
+            if real is not None:
+                panel.axhline(real, color="black", linestyle="--", label="real images" if panel is by_cfg else None)
+    panels[1, 0].set_xlabel("cfg")
+    panels[0, 0].legend(title=", ".join(others).replace("_", " ") or None, fontsize=8)
+    for panel in panels[1, 1:]:
+        panel.set_xlabel("steps in all")
+        panels[0, 1].set_title(f"at the cfg of the lowest {metrics[0]}", fontsize=10)
     return figure
+
+
+def real_value(row: Mapping[str, Any], metric: str) -> float | None:
+    """What real test images have of a metric, however many there are of them; None if the row does not say."""
+    kind = re.escape(re.sub(r"-(\d+|unknown)$", "", metric))
+    found = (value for name, value in row.items() if re.fullmatch(rf"{kind}(-\d+)? of real test images", name))
+    value = next(found, None)
+    return float(value) if value else None
 
 
 def command() -> None:

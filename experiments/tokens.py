@@ -26,7 +26,7 @@ class TokensArgs:
     """What to draw."""
 
     runs: str | None = option(None, "run folders of main.py, separated by commas")
-    output: str = option("tokens.png", "picture to write")
+    output: str = option("output/tokens.png", "picture to write")
     smoothing: int = option(9, "log entries that each point is the mean of")
 
 
@@ -37,7 +37,8 @@ def main(argv: Sequence[str]) -> None:
     courses = {str(Path(name)): course(Path(name)) for name in args.runs.split(",")}
     for name, found in courses.items():
         costs = ", ".join(f"{found[key][-1]:,.4g} {key}" for key in PANELS)
-        print(f"{name}: loss {smooth(found['loss'].tolist(), args.smoothing)[-1]:.3f} after {costs}")
+        print(f"{name}: loss {found['loss'][-args.smoothing :].mean():.3f} after {costs}")
+    Path(args.output).parent.mkdir(parents=True, exist_ok=True)
     draw(courses, args.smoothing).savefig(args.output, dpi=110)
     print(args.output)
 
@@ -84,7 +85,7 @@ def draw(courses: dict[str, dict[str, np.ndarray]], smoothing: int) -> Any:
         for number, (name, found) in enumerate(courses.items()):
             for side in dict.fromkeys(found["side"].tolist()):
                 chosen = found["side"] == side
-                xs, ys = (smooth(found[key][chosen].tolist(), smoothing) for key in (cost, "loss"))
+                xs, ys = found[cost][chosen], smooth(found["loss"][chosen].tolist(), smoothing)
                 label = name if side == 1 else f"{name}, patches of {side:g} x {side:g}"
                 look = {"linestyle": "-" if side == 1 else "--", "marker": "o" if len(xs) < 5 else ""}
                 axes.plot(xs, ys, color=f"C{number}", label=label, **look)

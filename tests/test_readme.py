@@ -169,7 +169,7 @@ def copy_code(folder: Path) -> None:
 
     for part in ("configs", *(path.parent.name for path in ROOT.glob("*/__init__.py"))):
         shutil.copytree(ROOT / part, folder / part, ignore=others)
-    for name in ("digits", "cifar10", "cifar10-4096", "classifiers"):
+    for name in ("digits", "cifar10", "cifar10-4096", "cifar10-checkerboard", "classifiers"):
         shutil.copytree(ROOT / "pretrained_models" / name, folder / "pretrained_models" / name)
     for path in (*ROOT.glob("*.py"), *ROOT.glob("*.sh")):
         shutil.copyfile(path, folder / path.name)
@@ -182,11 +182,23 @@ def make_tiny(path: Path) -> None:
     """A configuration of a narrow transformer, 32 px, one epoch."""
     content = yaml.safe_load(path.read_text())
     content["model"] |= {"img_size": 32} | ({"num_classes": 3} if path.stem in OF_FEW_CLASSES else {})
-    content["model"]["llama_config"] |= asdict(TINY_TRANSFORMER)
+    if path.stem != "own_32":  # which starts from weights that ship
+        content["model"]["llama_config"] |= asdict(TINY_TRANSFORMER)
     if content["model"].get("vocab_size") == 16384:
         content["model"]["vocab_size"] = 64
     batch_size = 50 if content["args"]["dataset"] == "digits" else 4
     content["args"] |= {"epochs": 1, "batch_size": batch_size, "num_workers": 0, "warmup_epochs": 0, "lr_drops": {}}
+    path.write_text(yaml.safe_dump(content))
+
+
+def make_tiny_tokenizer(path: Path, start: Path) -> None:
+    """A configuration for images of 32 px and the autoencoder that it starts from."""
+    content = yaml.safe_load(path.read_text())
+    content["model"] = yaml.safe_load((start / "autoencoder_config.yaml").read_text())["model"]["params"]
+    content["model"] |= content["model"].pop("ddconfig")
+    del content["model"]["normalize"]
+    small = {"img_size": 32, "scale_sizes": [1, 2, 4, 8], "batch_size": 12, "num_workers": 0, "perceptual": 0}
+    content["args"] |= small
     path.write_text(yaml.safe_dump(content))
 
 
@@ -247,7 +259,11 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     Image.fromarray(pixels).save(folder / "path/to/image.png")
     left_half = np.tile(np.repeat(np.array([255, 0], np.uint8), 16), (32, 1))
     Image.fromarray(left_half).save(folder / "path/to/mask.png")
+    (folder / "docs").mkdir()
+    for name in ("edit_image.png", "edit_mask.png"):
+        shutil.copyfile(ROOT / "docs" / name, folder / "docs" / name)
     install_weights(folder)
+    make_tiny_tokenizer(folder / "train_ae_codebook/config_own_256.yaml", folder / "pretrained_models/autoenc")
     (folder / ".venv/bin").mkdir(parents=True)
     for name, module in (("python", ""), ("torchrun", "-m torch.distributed.run")):
         path = folder / ".venv/bin" / name
@@ -269,7 +285,7 @@ def check_quickstart(project: Project, outcome: Outcome) -> None:
 
 def check_edit(project: Project, outcome: Outcome) -> None:
     """The right half, which the mask keeps, is the original's."""
-    names = ("path/to/image.png", "samples/edit/000006.png")
+    names = ("docs/edit_image.png", "samples/edit/000006.png")
     original, edited = (np.array(Image.open(project.folder / name)) for name in names)
     assert np.array_equal(original[:, 16:], edited[:, 16:])
     assert not np.array_equal(original, edited)
@@ -307,13 +323,23 @@ def makes_autoencoder(config: str, folder: str, added: str, weights: str = "auto
 
 
 SAMPLE = r"python main_sample\.py "
-CIFAR, OWN = r"config_cifar10\.yaml", r" --data_path path/to/images --num_classes 12 .*"
+CIFAR = r"config_cifar10\.yaml"
 RULES = (
     trains(r"quickstart\.yaml", "output/quickstart", check=check_quickstart),
     trains(CIFAR, "output/config_cifar10"),
-    trains(CIFAR + OWN + "output/mine", "output/mine"),
-    trains(CIFAR + OWN + "output/own", "output/own"),
-    trains(r"config_256_S\.yaml" + OWN + "output/mine-256", "output/mine-256"),
+    trains(CIFAR + r" --data_path path/to/images --autoenc .*", "output/own-model"),
+    trains(r"own_32\.yaml --data_path path/to/images --autoenc .*", "output/mine/model", added="--batch_size 4"),
+    Rule(
+        r"python -m experiments\.own_images --data_path path/to/images",
+        files=tuple(f"output/own/{name}" for name in ("index.html", "own.png", "results.json", "samples/000023.png")),
+        makes="output/own/model",
+        added="--tokenizer_steps 1 --model_steps 2 --samples_per_class 2",
+    ),
+    Rule(
+        r"python -m experiments\.own_images --data_path path/to/images --img_size 256 .*",
+        files=("output/own-256/index.html", "output/own-256/samples/000011.png"),
+        added="--tokenizer_steps 1 --model_steps 1 --samples_per_class 1",
+    ),
     trains(r"config_256_S\.yaml", "output/from-images", added="--output_dir output/from-images"),
     trains(r"config_256_S\.yaml --use_cache", "output/config_256_S"),
     Rule(
@@ -382,8 +408,12 @@ RULES = (
         added="--num_samples 2",
     ),
     Rule(
-        SAMPLE + "--checkpoint output/mine --num_samples 24 --output_dir samples/mine",
-        files=("samples/mine/000023.png", "samples/mine/grid.png"),
+        SAMPLE + "--checkpoint output/own/model",
+        files=("samples/2*/000011.png", "samples/2*/grid.png"),
+    ),
+    Rule(
+        SAMPLE + "--checkpoint output/mine/model --num_samples 48 --output_dir samples/mine",
+        files=("samples/mine/000047.png", "samples/mine/grid.png"),
     ),
     Rule(
         SAMPLE + r"--checkpoint pretrained_models/checkerboard-L-\dx --cfg .* --steps_per_scale \d",
@@ -448,7 +478,7 @@ RULES = (
     ),
     Rule(r"bash run_evaluator\.sh --help", says=r"NPROC=8 bash run_evaluator\.sh"),
     Rule(
-        r"bash run_evaluator\.sh --checkpoint output/mine .*",
+        r"bash run_evaluator\.sh --checkpoint output/own/model .*",
         files=("output/evaluation/result.json", "output/evaluation/samples/*.npz"),
         makes="output/evaluation/samples",
         added=f"--num_samples 8 {STAND_IN}",
@@ -490,7 +520,7 @@ RULES = (
     ),
     Rule(r"python -m experiments\.compare .*", files=("output/compare.png",), says="4 steps: FD-digits-5 "),
     Rule(r"python -m experiments\.mixing .*", files=("output/mixing.png",), says="^layer 0: "),
-    Rule(r"python -m experiments\.curves .*", files=("curves.png",)),
+    Rule(r"python -m experiments\.curves .*", files=("output/curves.png",)),
     Rule(
         r"python -m experiments\.likelihood --checkpoint output/cifar10_randar_random --order (random|raster)",
         says="calibration error .* on 10 held-out images of data/cifar10",
@@ -521,6 +551,7 @@ RULES = (
     makes_autoencoder(
         "config_digits", "output/digits", "--batch_size 300 --full_size_share 0 --export_dir output/digits"
     ),
+    makes_autoencoder("config_own_32", "output/mine/tokenizer/autoencoder", "--batch_size 12"),
     makes_autoencoder("config_cifar10", "output/autoencoders/own/autoencoder", "--batch_size 12"),
     makes_autoencoder(
         "config_cifar10_4096", "output/autoencoders/config_cifar10_4096/autoencoder", "--batch_size 5 --dtype float32"

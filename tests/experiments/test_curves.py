@@ -31,8 +31,9 @@ def test_steps_come_in_order_and_a_step_logged_twice_once(tmp_path: Path) -> Non
 
 
 def test_smoothing_takes_means() -> None:
-    np.testing.assert_allclose(smooth([1.0, 2.0, 6.0, 4.0], 2), [1.5, 4.0, 5.0])
-    np.testing.assert_allclose(smooth([1.0, 3.0], 5), [2.0])
+    np.testing.assert_allclose(smooth([1.0, 2.0, 6.0, 4.0, 2.0], 3), [1.0, 3.0, 4.0, 4.0, 2.0])
+    np.testing.assert_allclose(smooth([1.0, 2.0, 6.0, 4.0, 2.0], 9), [1.0, 3.0, 3.0, 4.0, 2.0])
+    np.testing.assert_allclose(smooth([1.0, 3.0], 1), [1.0, 3.0])
 
 
 @pytest.mark.parametrize("with_grid", [False, True])

@@ -276,7 +276,7 @@ def test_any_setting_of_the_drawing_is_swept(checkpoint: Path, tmp_path: Path) -
     curves = [
         line.get_label() for line in draw_figure([dict(row, cfg=1.0, **numbers(row)) for row in rows]).axes[0].lines
     ]
-    assert curves == ["2, 0.5, 0", "2, 0.5, 5", "2, 1.0, 0", "2, 1.0, 5"]
+    assert curves == ["2, 0.5, 0", "2, 0.5, 5", "2, 1.0, 0", "2, 1.0, 5", "real images"]
 
 
 def numbers(row: dict[str, str]) -> dict[str, float]:
@@ -291,16 +291,20 @@ def test_the_figure_has_a_curve_for_each_number_of_steps(own: bool) -> None:
             **({"steps_per_scale": steps, "steps": 4 * steps} if own else {"steps": steps}),
             "FID-9": 10 + abs(cfg - steps),
             "Inception Score": cfg,
+            "FID-5000 of real test images": 4.0,
         }
         for steps in (2, 4)
         for cfg in (3.0, 1.0, 2.0)
     ]
     panels = draw_figure(rows).axes
     curves = {line.get_label(): line.get_xydata().tolist() for line in panels[0].lines}
+    assert curves.pop("real images") == [[0, 4], [1, 4]]
     assert curves == {"2": [[1, 11], [2, 10], [3, 11]], "4": [[1, 13], [2, 12], [3, 11]]}
+    scores = {line.get_label(): line.get_xydata().tolist() for line in panels[2].lines}
+    assert scores == {steps: [[1, 1], [2, 2], [3, 3]] for steps in ("2", "4")}
     first, second = (8, 16) if own else (2, 4)
     assert panels[1].lines[0].get_xydata().tolist() == [[first, 10], [second, 11]]
-    assert panels[2].lines[0].get_xydata().tolist() == [[first, 2], [second, 3]]
+    assert panels[3].lines[0].get_xydata().tolist() == [[first, 2], [second, 3]]
 
 
 def test_mistakes(checkpoint: Path, tmp_path: Path) -> None:

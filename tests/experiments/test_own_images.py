@@ -1,0 +1,129 @@
+"""Photographs of one's own: from class folders to a page, going on after a stop, and mistakes."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from data.images import open_dataset
+from experiments import own_images
+from experiments.own_images import OwnArgs, own_tasks
+from experiments.own_page import recognition, verdict
+from models import load_checkpoint
+from tests.command_factory import Outcome, call
+from tests.pictures import write_pictures
+
+COLOURS = {"blue ball": (40, 60, 220), "green leaf": (30, 180, 60), "red brick": (200, 50, 30)}
+
+
+def write_photographs(root: Path, count: int = 12) -> Path:
+    """Classes that even a glance tells apart, each of a colour, with a bright disc somewhere."""
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:48, :64]
+    for name, colour in COLOURS.items():
+        (root / name).mkdir(parents=True)
+        for i in range(count):
+            pixels = np.clip(colour + rng.normal(0, 20, size=(48, 64, 3)), 0, 255)
+            pixels[(y - rng.integers(12, 36)) ** 2 + (x - rng.integers(16, 48)) ** 2 < 60] = 240
+            Image.fromarray(pixels.astype(np.uint8)).save(root / name / f"{i}.png")
+    return root
+
+
+def flags(root: Path, folder: Path, *more: str) -> list[str]:
+    steps = ("--tokenizer_steps", "1", "--model_steps", "2", "--samples_per_class", "2")
+    return ["--data_path", str(root), "--output_dir", str(folder), *steps, *more]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Path, Outcome]]:
+    """The photographs, the folder made of them, and what was said."""
+    folder = tmp_path_factory.mktemp("own")
+    root = write_photographs(folder / "photos")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        outcome = call(own_images.main, *flags(root, folder / "made"))
+    assert outcome.code == 0, outcome.err
+    yield root, folder / "made", outcome
+
+
+@pytest.mark.processes
+def test_one_command_makes_tokenizer_model_images_and_a_page(finished: tuple[Path, Path, Outcome]) -> None:
+    _, folder, outcome = finished
+    model = load_checkpoint(folder / "model")
+    assert model.class_names == list(COLOURS)
+    assert len(list((folder / "samples").glob("[0-9]*.png"))) == 6
+    results = json.loads((folder / "results.json").read_text())
+    assert results["classes"] == 3
+    assert results["images"] == 36
+    assert results["minutes"].keys() == {"tokenizer", "model", "samples"}
+    assert results["held_out_accuracy"] > 0.9  # the classes are told apart by colour
+    assert f"{results['drawn_accuracy']:.1%}" in outcome.out
+    page = (folder / "index.html").read_text()
+    for name in COLOURS:
+        assert name in page
+    for line in page.split('src="')[1:]:
+        with Image.open(folder / line.split('"')[0]) as picture:
+            assert len(picture.convert("RGB").getcolors(1 << 24)) > 50
+
+
+@pytest.mark.processes
+def test_it_starts_from_the_shipped_weights(finished: tuple[Path, Path, Outcome]) -> None:
+    """Two steps move them little; the classes are new."""
+    ours, theirs = load_checkpoint(finished[1] / "model"), load_checkpoint("pretrained_models/cifar10-checkerboard")
+    states = ours.state_dict(), theirs.state_dict()
+    moved = [(states[0][name] - states[1][name]).abs().max() for name in states[1] if "class_emb" not in name]
+    assert max(moved) < 0.01
+    for name, weight in ours.autoencoder.state_dict().items():
+        if "decoder" in name:
+            assert (weight - theirs.autoencoder.state_dict()[name]).abs().max() < 0.01
+
+
+@pytest.mark.processes
+def test_what_is_finished_is_not_done_again(finished: tuple[Path, Path, Outcome], tmp_path: Path) -> None:
+    root, folder, _ = finished
+    before = (folder / "model/checkpoint-last.pth").read_bytes()
+    (folder / "index.html").unlink()
+    again = call(own_images.main, *flags(root, folder))
+    assert again.code == 0, again.err
+    assert "1 of 3" not in again.out
+    assert (folder / "index.html").exists()
+    assert (folder / "model/checkpoint-last.pth").read_bytes() == before
+    other = tmp_path / "photos"
+    shutil.copytree(root, other)
+    assert "is of other photographs or settings" in call(own_images.main, *flags(other, folder)).error()
+
+
+def test_steps_decide_epochs() -> None:
+    """As many as reach the steps, whatever the number of photographs."""
+    for count, epochs in ((486, (36, 172)), (40, (250, 1200)), (100_000, (1, 1))):
+        tasks = own_tasks(OwnArgs(data_path="photos"), count, 12)
+        words = [task.arguments for task in tasks][:2]
+        assert tuple(int(each[each.index("--epochs") + 1]) for each in words) == epochs
+
+
+def test_recognition_is_of_the_photographs_own_classes(tmp_path: Path) -> None:
+    images = open_dataset("folder", str(write_photographs(tmp_path)), 32)
+    plain = torch.tensor(list(COLOURS.values()), dtype=torch.uint8)[:, :, None, None].expand(-1, -1, 32, 32)
+    labels = np.arange(3)
+    assert recognition(images, plain, labels)["drawn_accuracy"] == 1
+    assert recognition(images, plain, labels[::-1].copy())["drawn_accuracy"] == pytest.approx(1 / 3)
+
+
+def test_the_verdict_follows_the_numbers() -> None:
+    said = [verdict({"drawn_accuracy": share, "chance": 0.1}) for share in (0.1, 0.29, 0.4, 0.9)]
+    assert said[0] == said[1] != said[2] != said[3]
+    assert "train it longer" in said[0]
+
+
+def test_mistakes(tmp_path: Path) -> None:
+    assert "name your photographs by --data_path" in call(own_images.main).error()
+    assert "no image folder at" in call(own_images.main, *flags(tmp_path / "nowhere", tmp_path / "made")).error()
+    write_pictures(tmp_path / "one", {"ant": 3})
+    assert "has one class" in call(own_images.main, *flags(tmp_path / "one", tmp_path / "made")).error()
+    assert "model_steps is 0" in call(own_images.main, *flags(tmp_path, tmp_path, "--model_steps", "0")).error()
+    assert not (tmp_path / "made").exists()
