@@ -1,6 +1,7 @@
 """What main.py does once its arguments are understood."""
 
 import math
+import warnings
 from pathlib import Path
 
 import torch
@@ -43,7 +44,10 @@ def prepare_and_train(config: GeneratorConfig, args: TrainArgs, drawing: Drawing
     if trains:
         check_patches(config, model_class(config), autoencoder.config.stride, args)  # likewise
         with torch.device("meta"):
-            model_class(config)(config, autoencoder)  # likewise refuses an autoencoder that does not fit
+            trial = model_class(config)(config, autoencoder)  # likewise refuses an autoencoder that does not fit
+        if args.weights_init is not None:
+            with warnings.catch_warnings(action="ignore"):  # nothing is copied to meta tensors, which torch warns of
+                initialize_from(trial, args.weights_init)  # likewise refuses weights that do not fit
     autoencoder_sha256 = autoencoder_hash(autoencoder)
     folder = Path(args.output_dir or f"output/{name}")
     if trains and distributed.is_main():
