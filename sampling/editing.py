@@ -12,10 +12,12 @@ from PIL import Image
 from torch import Tensor
 
 from data.crops import center_crop, to_bytes, to_floats
-from data.files import read_image
+from data.files import UnreadableImageError, read_image, to_rgb
 from models.family import Generator
 from runtime.errors import UserError
 from sampling.bulk import Constraint
+
+Picture = Image.Image | str | Path
 
 
 @dataclass(frozen=True)
@@ -35,21 +37,22 @@ class Edit:
         return torch.where(self.mask.to(images.device), images, self.image.to(images.device))
 
 
-def load_edit(image_path: str, mask_path: str, model: Generator) -> Edit:
-    """Read an image and its mask, white where it is to be drawn anew; both are cropped to the model's square.
+def make_edit(image: Picture, mask: Picture, model: Generator) -> Edit:
+    """Of an image and its mask, white where it is to be drawn anew; both are cropped to the model's square.
 
-    What is transparent in the mask is black, whatever colour is hidden there. A UserError says that one cannot be
-    read, that the two differ in size, or that the mask is all black.
+    Each is a file or a PIL image. What is transparent in the mask is black, whatever colour is hidden there. A
+    UserError says that one cannot be read, that the two differ in size, or that the mask is all black.
     """
-    image, mask = _read(image_path), _read(mask_path, ground="black").convert("L")
+    image_name, mask_name = _name(image, "the image"), _name(mask, "the mask")
+    image, mask = _read(image), _read(mask, ground="black").convert("L")
     if image.size != mask.size:
         sizes = ["{} x {}".format(*picture.size) for picture in (mask, image)]
-        raise UserError(f"{mask_path} is {sizes[0]} pixels, but {image_path} is {sizes[1]}; make them the same size")
+        raise UserError(f"{mask_name} is {sizes[0]} pixels, but {image_name} is {sizes[1]}; make them the same size")
     size = model.config.img_size
     pixels, redraw = to_bytes(center_crop(image, size)), to_bytes(center_crop(mask, size).convert("RGB"))[0] >= 128
     if not redraw.any():
         raise UserError(
-            f"{mask_path} is black all over the middle square that is kept; paint white what is to be drawn anew"
+            f"{mask_name} is black all over the middle square that is kept; paint white what is to be drawn anew"
         )
     with torch.inference_mode():
         codes = model.tokenize(to_floats(pixels).unsqueeze(0).to(model.device))
@@ -65,7 +68,17 @@ def touched_locations(redraw: Tensor, side: int) -> Tensor:
     return F.adaptive_max_pool2d(redraw.float()[None, None], side)[0, 0] > 0
 
 
-def _read(path: str, ground: str = "white") -> Image.Image:
-    if not Path(path).is_file():
-        raise UserError(f"no such file: {path}")
-    return read_image(Path(path), ground)[0]
+def _name(picture: Picture, otherwise: str) -> str:
+    return otherwise if isinstance(picture, Image.Image) else str(picture)
+
+
+def _read(picture: Picture, ground: str = "white") -> Image.Image:
+    """As RGB, what is transparent being of a colour."""
+    if isinstance(picture, Image.Image):
+        try:
+            return to_rgb(picture, ground)
+        except UnreadableImageError as error:
+            raise UserError(f"the picture {error}") from error
+    if not Path(picture).is_file():
+        raise UserError(f"no such file: {picture}")
+    return read_image(Path(picture), ground)[0]

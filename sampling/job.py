@@ -23,7 +23,7 @@ from runtime.files import free_name, whole
 from runtime.lock import lock_folder
 from sampling import folder as sample_folder
 from sampling.bulk import Request, draw_into, draw_many, place_model, sampler_of, stored_side
-from sampling.editing import Edit, load_edit
+from sampling.editing import Edit, make_edit
 from sampling.folder import MAPS, SampleFolder, sample_settings
 from sampling.labels import balanced_labels, class_captions, listed_names, parse_labels, read_labels, shown_labels
 from sampling.maps import MAX_ANIMATED, save_animation, save_entropy_by_step, save_maps
@@ -55,7 +55,7 @@ def draw_samples(args: SampleArgs, settings: dict[str, Any]) -> None:
     for warning in warnings:
         distributed.say(f"warning: {warning}")
     place_model(model, args, device)
-    edit = None if args.edit is None else load_edit(args.edit, args.mask, model)
+    edit = None if args.edit is None else make_edit(args.edit, args.mask, model)
     constraint = edit and edit.constraint
     batch_size = args.batch_size or distributed.from_main(pick_batch_size(model, drawing))
     request = Request(labels, drawing, args.seed, batch_size, args.compile, constraint, args.resize_to)

@@ -118,7 +118,8 @@ def step_images(samples: Samples, model: Generator, step: int) -> Tensor:
     undrawn_contrast = 0.0 if step < samples.step[0].max() else UNDRAWN_CONTRAST
     contrast = torch.where(drawn, 1.0, undrawn_contrast).unsqueeze(1)
     images = images * F.interpolate(contrast, images.shape[-2:])  # mid grey is 0
-    return model.to_uint8(F.interpolate(images, samples.images.shape[-2:], mode="nearest-exact"))
+    side = samples.codes[-1].shape[-1] * model.autoencoder.config.stride
+    return model.to_uint8(F.interpolate(images, (side, side), mode="nearest-exact"))
 
 
 def _maps_figure(samples: Samples, images: list[Tensor], index: int) -> Figure:

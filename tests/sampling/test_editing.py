@@ -14,7 +14,7 @@ from models.checkerboard.config import CheckerboardDrawing
 from models.checkerboard.model import Checkerboard
 from runtime.errors import UserError
 from sampling.bulk import Request, draw_many
-from sampling.editing import load_edit, touched_locations
+from sampling.editing import make_edit, touched_locations
 from tests.factory import tiny_model
 from tests.pictures import damage, picture
 
@@ -68,7 +68,7 @@ def test_no_pixel_and_all_pixels() -> None:
 
 
 def test_an_image_and_its_mask(files: tuple[str, str], model: Checkerboard) -> None:
-    edit = load_edit(*files, model)
+    edit = make_edit(*files, model)
     with Image.open(files[0]) as image:
         assert torch.equal(edit.image, torch.from_numpy(np.array(image)).permute(2, 0, 1))
     expected = torch.zeros(32, 32, dtype=torch.bool)
@@ -84,7 +84,7 @@ def test_an_image_and_its_mask(files: tuple[str, str], model: Checkerboard) -> N
 def test_larger_images_are_cropped_with_their_masks(tmp_path: Path, model: Checkerboard) -> None:
     picture(192, 128, seed=1).save(tmp_path / "image.jpg")
     mask = write_mask(tmp_path / "mask.png", (192, 128), (32 + 64, 0, 191, 127))  # right of the middle
-    edit = load_edit(str(tmp_path / "image.jpg"), str(mask), model)
+    edit = make_edit(str(tmp_path / "image.jpg"), str(mask), model)
     assert edit.image.shape == (3, 32, 32)
     expected = torch.zeros(32, 32, dtype=torch.bool)
     expected[:, 16:] = True
@@ -93,14 +93,14 @@ def test_larger_images_are_cropped_with_their_masks(tmp_path: Path, model: Check
 
 @pytest.mark.parametrize("mode", ["1", "L", "RGB", "RGBA", "P"])
 def test_masks_of_all_kinds(mode: str, files: tuple[str, str], tmp_path: Path, model: Checkerboard) -> None:
-    expected = load_edit(*files, model).mask
+    expected = make_edit(*files, model).mask
     with Image.open(files[1]) as mask:
         mask.convert(mode).save(tmp_path / "other.png")
-    assert torch.equal(load_edit(files[0], str(tmp_path / "other.png"), model).mask, expected)
+    assert torch.equal(make_edit(files[0], str(tmp_path / "other.png"), model).mask, expected)
 
 
 def test_drawing_leaves_kept_codes_and_pixels_alone(files: tuple[str, str], model: Checkerboard) -> None:
-    edit = load_edit(*files, model)
+    edit = make_edit(*files, model)
     request = Request([3, 7, 3, 1, 0], CheckerboardDrawing(), batch_size=2, constraint=edit.constraint)
     for _, out in draw_many(model, request):
         for kept, expected, codes in zip(edit.constraint.mask, edit.constraint.codes, out.codes, strict=True):
@@ -167,7 +167,7 @@ def test_files_that_make_no_edit(
     image, mask = map(Path, files)
     spoil(image, mask)
     with pytest.raises(UserError) as error:
-        load_edit(*files, model)
+        make_edit(*files, model)
     assert str(error.value).startswith(answer.format(image=image, mask=mask))
     assert "\n" not in str(error.value)
 
@@ -179,7 +179,7 @@ def test_sixteen_bits_and_transparent_masks_mean_what_they_show(tmp_path: Path) 
     strokes = np.full((32, 32, 4), 255, np.uint8)
     strokes[:, 8:, 3] = 0
     Image.fromarray(strokes).save(tmp_path / "mask.png")
-    edit = load_edit(str(tmp_path / "image.png"), str(tmp_path / "mask.png"), tiny_model())
+    edit = make_edit(str(tmp_path / "image.png"), str(tmp_path / "mask.png"), tiny_model())
     assert np.array_equal(edit.image[0].numpy(), levels // 257)
     assert edit.mask[:, :8].all()
     assert not edit.mask[:, 8:].any()
@@ -197,10 +197,10 @@ def test_photos_and_masks_are_upright(turned: int, tmp_path: Path, model: Checke
         shown.save(tmp_path / f"{name}.png")
         stored = shown if turned == 1 else shown.transpose(Image.Transpose(undo[turned]))
         stored.save(tmp_path / f"{name}-turned.png", exif=exif)
-    expected = load_edit(str(tmp_path / "image.png"), str(tmp_path / "mask.png"), model)
+    expected = make_edit(str(tmp_path / "image.png"), str(tmp_path / "mask.png"), model)
     for image in ("image", "image-turned"):
         for mask_name in ("mask", "mask-turned"):
-            edit = load_edit(str(tmp_path / f"{image}.png"), str(tmp_path / f"{mask_name}.png"), model)
+            edit = make_edit(str(tmp_path / f"{image}.png"), str(tmp_path / f"{mask_name}.png"), model)
             assert torch.equal(edit.image, expected.image)
             assert torch.equal(edit.mask, expected.mask)
 
@@ -212,7 +212,7 @@ def test_strokes_on_transparent_ground_turn_with_their_file(tmp_path: Path, mode
     exif = Image.Exif()
     exif[ImageOps.ExifTags.Base.Orientation] = 3
     Image.fromarray(strokes).save(tmp_path / "mask.png", exif=exif)
-    edit = load_edit(str(tmp_path / "image.png"), str(tmp_path / "mask.png"), model)
+    edit = make_edit(str(tmp_path / "image.png"), str(tmp_path / "mask.png"), model)
     assert edit.mask[-8:].all()
     assert not edit.mask[:-8].any()
 
@@ -221,7 +221,7 @@ def test_sixteen_bit_masks_are_white_from_the_middle_on(tmp_path: Path, model: C
     picture(32, 32, seed=1).save(tmp_path / "image.png")
     levels = np.linspace(0, 65535, 32 * 32).reshape(32, 32).astype(np.uint16)
     Image.fromarray(levels).save(tmp_path / "mask.png")
-    edit = load_edit(str(tmp_path / "image.png"), str(tmp_path / "mask.png"), model)
+    edit = make_edit(str(tmp_path / "image.png"), str(tmp_path / "mask.png"), model)
     assert np.array_equal(edit.mask.numpy(), levels // 257 >= 128)
 
 
@@ -229,4 +229,4 @@ def test_masks_without_a_known_white_are_refused(tmp_path: Path, model: Checkerb
     picture(32, 32, seed=1).save(tmp_path / "image.png")
     Image.fromarray(np.ones((32, 32), np.float32)).save(tmp_path / "mask.tif")
     with pytest.raises(UserError, match=r"mask\.tif holds floating-point numbers, whose black and white"):
-        load_edit(str(tmp_path / "image.png"), str(tmp_path / "mask.tif"), model)
+        make_edit(str(tmp_path / "image.png"), str(tmp_path / "mask.tif"), model)

@@ -1,0 +1,195 @@
+"""A model with its autoencoder as one object that draws PIL images, its words those of diffusers where they fit.
+
+    from sampling import Pipeline
+
+    pipe = Pipeline.from_pretrained("output/quickstart")
+    images = pipe(class_labels=["3", 5], num_images=4, guidance=0.5, generator=0).images
+
+Letters: N images, H, W sides of images in pixels, S side of a scale.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from models.class_names import ClassNames
+from models.config import NUM_SEEDS
+from models.draw import as_labels, image_seed
+from models.family import Generator, Sampler, Samples
+from models.loading.checkpoint import load_checkpoint
+from models.sampling import checked_drawing
+from models.scales import split_scales
+from runtime.device import DTYPES
+from runtime.errors import UserError
+from sampling.bulk import Request, draw_many, sampler_of
+from sampling.editing import Edit, make_edit
+from sampling.maps import step_images
+
+Labels = int | str | Sequence[int | str] | Tensor
+OutputType = Literal["pil", "np", "pt"]
+
+
+@dataclass(frozen=True)
+class PipelineOutput:
+    """What a call draws."""
+
+    images: Any  # N PIL images; or of output_type np (N, H, W, 3), of pt (N, 3, H, W), both floats in 0..1
+    labels: list[int]
+    seeds: list[int]  # ``models.sample`` draws each image by its seed too
+    samples: list[Samples]  # codes, entropy, step and probability of every location, a batch each, on the CPU
+
+
+@dataclass(frozen=True)
+class StepProgress:
+    """Where a drawing stands, for a callback."""
+
+    step: int  # of its batch, from 0
+    num_steps: int  # of a batch
+    first_image: int  # of the batch, among all
+    sampler: Sampler
+
+    def images(self) -> list[Image.Image]:
+        """The batch so far: what is drawn, and the scale before, pale, where nothing is drawn yet."""
+        sampler, model = self.sampler, self.sampler.model
+        steps = sampler.step_of_location().expand(sampler.batch, -1)
+        codes, step = (split_scales(values, sampler.scale_sizes) for values in (sampler.sequence, steps))
+        return to_pil(step_images(Samples(None, codes, [], step, []), model, self.step))
+
+
+class Pipeline:
+    """Draws and edits images by a model of any family."""
+
+    def __init__(self, model: Generator) -> None:
+        if model.autoencoder is None:
+            raise UserError("this model has no autoencoder, so it draws no images; use models.sample for its codes")
+        self.model = model.eval()
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, use_ema: bool = False) -> Self:
+        """From what ``models.load_checkpoint`` takes; on the CPU, in float32."""
+        return cls(load_checkpoint(path, use_ema))
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Self:
+        """Bring the model to a device, and to a precision if one is given; its decoder stays in float32."""
+        if dtype is not None and dtype not in DTYPES.values():
+            raise UserError(f"dtype is {dtype}; it must be one of {', '.join(map(str, DTYPES.values()))}")
+        self.model.to(device=device, dtype=dtype)
+        return self
+
+    @property
+    def class_names(self) -> list[str] | None:
+        """The name of each class, several separated by commas; None if they have none."""
+        return ClassNames(self.model).names or None
+
+    def __call__(
+        self,
+        class_labels: Labels,
+        num_images: int | None = None,
+        guidance: float | Sequence[float] | None = None,
+        generator: int | torch.Generator | None = None,
+        batch_size: int = 16,
+        callback: Callable[[StepProgress], None] | None = None,
+        output_type: OutputType = "pil",
+        **settings: Any,
+    ) -> PipelineOutput:
+        """Draw images.
+
+        Args:
+            class_labels: classes by index or name, one or several.
+            num_images: how many in all, the classes in turn; default one of each label.
+            guidance: ``cond + guidance * (cond - uncond)``, one number or one for each scale; 0 is off. Diffusers'
+                guidance_scale less 1. Default what the checkpoint recommends.
+            generator: a number, as ``main_sample.py --seed``, or a torch.Generator to draw one from; default torch's.
+            batch_size: images at once.
+            callback: called after each step; ``progress.images()`` decodes what is there so far. An exception in it
+                ends the drawing.
+            output_type: pil, np or pt.
+            settings: others of a drawing, as of ``models.sample``.
+
+        Raises:
+            UserError: a label or setting is out of range.
+        """
+        labels = self._labels(class_labels, num_images)
+        return self._draw(labels, guidance, generator, batch_size, callback, output_type, settings, None)
+
+    def edit(
+        self,
+        image: Image.Image | str | Path,
+        mask: Image.Image | str | Path,
+        class_labels: Labels,
+        num_images: int | None = None,
+        guidance: float | Sequence[float] | None = None,
+        generator: int | torch.Generator | None = None,
+        batch_size: int = 16,
+        callback: Callable[[StepProgress], None] | None = None,
+        output_type: OutputType = "pil",
+        **settings: Any,
+    ) -> PipelineOutput:
+        """As a call, but an image is kept where its mask is black, and drawn anew where that is white."""
+        labels = self._labels(class_labels, num_images)
+        change = make_edit(image, mask, self.model)
+        return self._draw(labels, guidance, generator, batch_size, callback, output_type, settings, change)
+
+    def _labels(self, class_labels: Labels, num_images: int | None) -> list[int]:
+        """Class indices, one an image."""
+        names, given = ClassNames(self.model), class_labels
+        given = [given] if isinstance(given, str) or not isinstance(given, Sequence | Tensor) else list(given)
+        labels = as_labels([names.label(label) if isinstance(label, str) else label for label in given]).tolist()
+        if not labels or (num_images is not None and num_images < 1):
+            raise UserError("there is nothing to draw; give at least one label, and num_images of at least 1")
+        return labels if num_images is None else [labels[i % len(labels)] for i in range(num_images)]
+
+    def _draw(
+        self,
+        labels: list[int],
+        guidance: float | Sequence[float] | None,
+        generator: int | torch.Generator | None,
+        batch_size: int,
+        callback: Callable[[StepProgress], None] | None,
+        output_type: OutputType,
+        settings: dict[str, Any],
+        change: Edit | None,
+    ) -> PipelineOutput:
+        if output_type not in ("pil", "np", "pt"):
+            raise UserError(f"output_type is {output_type}; it must be pil, np or pt")
+        if guidance is not None and "cfg" in settings:
+            raise UserError("guidance and cfg are the same setting; give one of them")
+        settings = settings if guidance is None else settings | {"cfg": guidance}
+        drawing = checked_drawing(self.model, settings, keeps=change is not None)
+        self.model.check_labels(as_labels(labels))
+        seed = generator if isinstance(generator, int) else int(torch.randint(NUM_SEEDS, (), generator=generator))
+        request = Request(labels, drawing, seed, batch_size, constraint=change and change.constraint)
+        request = replace(request, sampler=sampler_of(self.model, request))
+        first, pixels, samples = 0, [], []
+
+        def on_step(step: int) -> None:
+            if callback is not None:
+                callback(StepProgress(step, self.model.num_steps(drawing), first, request.sampler))
+
+        for indices, out in draw_many(self.model, request, on_step=on_step):
+            images = self.model.to_uint8(out.images)
+            pixels.append((images if change is None else change.paste_back(images)).cpu())
+            samples.append(out.first(len(indices)))
+            first += len(indices)
+        return PipelineOutput(
+            _as_type(torch.cat(pixels), output_type), labels, [image_seed(seed, i) for i in range(len(labels))], samples
+        )
+
+
+def to_pil(images: Tensor) -> list[Image.Image]:
+    """Of uint8 images (N, 3, H, W)."""
+    return [Image.fromarray(image) for image in np.ascontiguousarray(images.permute(0, 2, 3, 1).cpu().numpy())]
+
+
+def _as_type(images: Tensor, output_type: OutputType) -> list[Image.Image] | np.ndarray | Tensor:
+    """uint8 images (N, 3, H, W) as a call returns them."""
+    if output_type == "pil":
+        return to_pil(images)
+    floats = images.float() / 255
+    return floats if output_type == "pt" else floats.permute(0, 2, 3, 1).numpy()

@@ -1,0 +1,146 @@
+"""The pipeline draws what the functions and programs below it draw, and says what goes on."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import main_sample
+from models import sample
+from models.draw import image_seed
+from models.family import Generator
+from runtime.errors import UserError
+from sampling import Pipeline
+from sampling.pipeline import StepProgress
+from tests.command_factory import call, save_run
+from tests.factory import tiny_autoencoder, tiny_model
+from tests.llamagen_factory import tiny_gpt
+from tests.pictures import picture
+from tests.randar_factory import tiny_randar
+
+pytestmark = pytest.mark.quick
+FAMILIES = [tiny_model, tiny_gpt, tiny_randar]
+
+
+def named(model: Generator) -> Pipeline:
+    model.class_names = [f"number {i}, {i} of ten" for i in range(model.config.num_classes)]
+    return Pipeline(model)
+
+
+def bytes_of(images: list[Image.Image]) -> np.ndarray:
+    return np.stack([np.asarray(image) for image in images])
+
+
+@pytest.mark.parametrize("make", FAMILIES)
+def test_it_draws_what_sample_draws(make: type[Generator]) -> None:
+    pipe = named(make(autoencoder=tiny_autoencoder(), img_size=32))
+    out = pipe(["number 3", 5, "2 of ten"], num_images=4, guidance=0.5, generator=7, batch_size=2)
+    assert out.labels == [3, 5, 2, 3]
+    assert out.seeds == [image_seed(7, i) for i in range(4)]
+    expected = sample(pipe.model, out.labels, cfg=0.5, seeds=out.seeds)
+    drawn, wanted = bytes_of(out.images), pipe.model.to_uint8(expected.images).permute(0, 2, 3, 1).numpy()
+    assert abs(drawn.astype(int) - wanted).max() <= 1
+    codes = torch.cat([part.codes[-1] for part in out.samples])
+    assert torch.equal(codes, expected.codes[-1])
+
+
+def test_it_draws_what_the_program_draws(tmp_path: Path) -> None:
+    run = save_run(tmp_path / "run", tiny_model())
+    flags = ["--labels", "3,1", "--num_samples", "3", "--seed", "5", "--device", "cpu", "--steps_per_scale", "2"]
+    assert call(main_sample.main, "--checkpoint", str(run), "--output_dir", str(tmp_path / "a"), *flags).code == 0
+    images = Pipeline.from_pretrained(run)([3, 1], num_images=3, generator=5, steps_per_scale=2).images
+    for i, image in enumerate(images):
+        with Image.open(tmp_path / f"a/{i:06d}.png") as stored:
+            assert np.array_equal(np.asarray(stored), np.asarray(image))
+
+
+def test_recommended_settings_hold_where_none_is_given() -> None:
+    pipe = Pipeline(tiny_model())
+    pipe.model.recommended = {"cfg": 3.0, "steps_per_scale": 1, "cfg_start_step": 0}
+    drawn = bytes_of(pipe(4, generator=0).images)
+    assert np.array_equal(
+        drawn, bytes_of(pipe(4, generator=0, guidance=3.0, steps_per_scale=1, cfg_start_step=0).images)
+    )
+    assert not np.array_equal(drawn, bytes_of(pipe(4, generator=0, guidance=0).images))
+
+
+def test_a_generator_decides() -> None:
+    pipe = Pipeline(tiny_model())
+    first, again, other = (pipe(2, generator=torch.Generator().manual_seed(seed)).seeds for seed in (1, 1, 2))
+    assert first == again != other
+    torch.manual_seed(3)
+    assert pipe(2).seeds != pipe(2).seeds
+
+
+def test_output_types() -> None:
+    pipe = Pipeline(tiny_model())
+    images, floats, tensors = (pipe([1, 2], generator=0, output_type=kind).images for kind in ("pil", "np", "pt"))
+    assert floats.shape == (2, 32, 32, 3)
+    np.testing.assert_allclose(floats * 255, bytes_of(images), atol=1e-4)
+    assert torch.equal(tensors, torch.from_numpy(floats).permute(0, 3, 1, 2))
+
+
+@pytest.mark.parametrize("make", FAMILIES)
+def test_a_callback_sees_the_picture_grow(make: type[Generator]) -> None:
+    pipe = Pipeline(make(autoencoder=tiny_autoencoder(), img_size=32))
+    seen: list[tuple[int, int, int, np.ndarray]] = []
+
+    def note(progress: StepProgress) -> None:
+        seen.append((progress.first_image, progress.step, progress.num_steps, bytes_of(progress.images())))
+
+    out = pipe([1, 2, 3], generator=0, batch_size=2, callback=note)
+    num_steps = seen[0][2]
+    assert [(first, step) for first, step, *_ in seen] == [(0, i) for i in range(num_steps)] + [
+        (2, i) for i in range(num_steps)
+    ]
+    last = np.concatenate([seen[num_steps - 1][3], seen[-1][3][:1]])
+    assert abs(last.astype(int) - bytes_of(out.images)).max() <= 1
+    assert not np.array_equal(seen[0][3], seen[1][3])
+
+
+def test_an_exception_in_the_callback_ends_the_drawing() -> None:
+    pipe, steps = Pipeline(tiny_model()), []
+
+    def stop(progress: StepProgress) -> None:
+        steps.append(progress.step)
+        if progress.step == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pipe(1, callback=stop)
+    assert steps == [0, 1, 2]
+    assert len(pipe(1, generator=0).images) == 1  # and leaves the pipeline as it was
+
+
+def test_editing_keeps_what_the_mask_keeps() -> None:
+    pipe, image = Pipeline(tiny_model()), picture(32, 32, seed=1)
+    mask = Image.fromarray(np.tile(np.repeat(np.array([255, 0], np.uint8), 16), (32, 1)))
+    drawn = bytes_of(pipe.edit(image, mask, [1, 2], num_images=3, generator=0).images)
+    assert (drawn[:, :, 16:] == np.asarray(image)[:, 16:]).all()
+    assert not (drawn[0, :, :16] == np.asarray(image)[:, :16]).all()
+    with pytest.raises(UserError, match="the mask is 16 x 16 pixels, but the image is 32 x 32"):
+        pipe.edit(image, mask.resize((16, 16)), 1)
+    with pytest.raises(UserError, match="too narrow"):
+        pipe.edit(Image.new("RGB", (1000, 2)), Image.new("RGB", (1000, 2)), 1)
+
+
+def test_mistakes() -> None:
+    pipe = named(tiny_model())
+    for arguments, answer in (
+        ({"class_labels": "number 77"}, "no class is called number 77; did you mean number 7"),
+        ({"class_labels": 11}, "label 11 is out of range"),
+        ({"class_labels": []}, "nothing to draw"),
+        ({"class_labels": 1, "num_images": 0}, "nothing to draw"),
+        ({"class_labels": 1, "guidance": 1, "cfg": 1}, "the same setting"),
+        ({"class_labels": 1, "guidance": "high"}, "cfg is high"),
+        ({"class_labels": 1, "output_type": "jpeg"}, "must be pil, np or pt"),
+        ({"class_labels": 1, "steps": 3}, "steps means nothing to checkerboard"),
+    ):
+        with pytest.raises(UserError, match=answer):
+            pipe(**arguments)
+    with pytest.raises(UserError, match=r"dtype is torch\.int8"):
+        pipe.to("cpu", torch.int8)
+    with pytest.raises(UserError, match="has no autoencoder"):
+        Pipeline(tiny_gpt())
