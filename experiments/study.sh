@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Trains and measures every model of the study, going on where it stopped: docs/study.md.
+# Trains and measures every model of the study, going on where it stopped, from any working directory: docs/study.md.
 set -euo pipefail
-cd "$(dirname "$0")/.."
+project=$(CDPATH= cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
+export PYTHONSAFEPATH=1 PYTHONPATH="$project${PYTHONPATH:+:$PYTHONPATH}"
 exec "${PYTHON:-python}" -m experiments.study "$@"
