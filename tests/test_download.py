@@ -5,7 +5,6 @@ tested on a copy of the scripts, run by bash.
 """
 
 import errno
-import hashlib
 import os
 import shutil
 import signal
@@ -15,15 +14,15 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import pytest
 from huggingface_hub import constants
 
 from pretrained_models import download
 from pretrained_models.download import DEFAULT_NAMES, NEEDS, TABLE, File, main, select
+from tests.hub_factory import CHUNK_BYTES, Hub, running_hub, sha256
 
 CONTENTS = {
     "autoenc/autoencoder_config.yaml": b"model: {params: {ch: 32}}\n",
@@ -34,7 +33,6 @@ CONTENTS = {
     "llamagen/vq_ds16_c2i.pt": b"codebook" * 500,
 }
 CONFIG, WEIGHTS, TOKENIZER = "autoenc/autoencoder_config.yaml", "autoenc/checkpoint.pth", "llamagen/vq_ds16_c2i.pt"
-CHUNK_BYTES = 1000
 RUN_S = 30
 
 Fetch = Callable[..., int]
@@ -43,108 +41,16 @@ Capture = pytest.CaptureFixture[str]
 Patch = pytest.MonkeyPatch
 
 
-def sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
-
-
 SMALL_TABLE = [
     File(path, "some/weights", f"released/{path}", None if path == TOKENIZER else sha256(content))
     for path, content in CONTENTS.items()
 ]
 
 
-class Hub(ThreadingHTTPServer):
-    """The resolve endpoint: a large file redirects to another host and has its SHA-256 on record, a small one not."""
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), HubHandler)
-        self.endpoint = f"http://127.0.0.1:{self.server_port}"
-        self.files = {f"some/weights/resolve/main/released/{path}": content for path, content in CONTENTS.items()}
-        self.status: int | None = None  # of every answer, instead of the file
-        self.commit = {"X-Repo-Commit": "c0ffee" * 6 + "c0de"}
-        self.cuts: list[int] = []  # one a transfer of a large file: after so many bytes, call ``at_cut`` and hang up
-        self.at_cut: Callable[[], object] = lambda: None
-        self.requests: list[str] = []
-        self.sent: list[tuple[str, str | None]] = []  # name and Range of the files whose bytes were asked for
-        threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
-
-    def stop(self) -> None:
-        self.shutdown()
-        self.server_close()
-
-    def replace(self, path: str, content: bytes) -> None:
-        self.files[f"some/weights/resolve/main/released/{path}"] = content
-
-    def handle_error(self, *_: object) -> None:
-        """A client that hung up is no news."""
-
-
-class HubHandler(BaseHTTPRequestHandler):
-    """One request. HTTP/1.0, so that a stopped hub keeps no connection alive."""
-
-    server: Hub
-
-    def do_HEAD(self) -> None:
-        self.answer()
-
-    def do_GET(self) -> None:
-        self.answer()
-
-    def log_message(self, *_: object) -> None:
-        """Keep the test's output clean."""
-
-    def answer(self) -> None:
-        hub, path = self.server, self.path.removeprefix("/cdn").lstrip("/")
-        hub.requests.append(f"{self.command} {self.path}")
-        content = hub.files.get(path)
-        if hub.status or content is None:
-            self.reply(hub.status or 404, {"Content-Length": 0})
-        elif path.endswith((".pth", ".pt")) and not self.path.startswith("/cdn"):
-            linked = {"X-Linked-Etag": f'"{sha256(content)}"', "X-Linked-Size": len(content), "Content-Length": 0}
-            self.reply(302, {**linked, "Location": f"http://localhost:{hub.server_port}/cdn/{path}"})
-        else:
-            self.send_content(content)
-
-    def send_content(self, content: bytes) -> None:
-        hub, wanted = self.server, self.headers["Range"]
-        start = int(wanted.removeprefix("bytes=").partition("-")[0]) if wanted else 0
-        ranged = {"Content-Range": f"bytes {start}-{len(content) - 1}/{len(content)}"} if wanted else {}
-        self.reply(206 if wanted else 200, {**ranged, "ETag": '"of git"', "Content-Length": len(content) - start})
-        if self.command == "HEAD":
-            return
-        hub.sent.append((Path(self.path).name, wanted))
-        if hub.cuts and self.path.startswith("/cdn"):
-            self.wfile.write(content[start : start + hub.cuts.pop(0)])
-            hub.at_cut()
-        else:
-            self.wfile.write(content[start:])
-
-    def reply(self, status: int, headers: dict[str, Any]) -> None:
-        self.send_response(status)
-        for key, value in {**self.server.commit, **headers}.items():
-            self.send_header(key, str(value))
-        self.end_headers()
-
-
 @pytest.fixture
 def hub(monkeypatch: Patch, tmp_path: Path) -> Iterator[Hub]:
-    """A running hub that this process's huggingface_hub talks to, without the user's settings and without pauses."""
-    hub = Hub()
-    settings = {
-        "ENDPOINT": hub.endpoint,
-        "HUGGINGFACE_CO_URL_TEMPLATE": hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}",
-        "HF_HUB_OFFLINE": False,
-        "HF_HUB_DISABLE_IMPLICIT_TOKEN": True,
-        "HF_HUB_DISABLE_TELEMETRY": True,
-        "HF_HUB_CACHE": str(tmp_path / "cache"),
-        "DOWNLOAD_CHUNK_SIZE": CHUNK_BYTES,
-    }
-    for name, value in settings.items():
-        monkeypatch.setattr(constants, name, value)
-    monkeypatch.setenv("NO_PROXY", "*")
-    monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda _: None)
-    yield hub
-    hub.stop()
+    released = {f"released/{path}": content for path, content in CONTENTS.items()}
+    yield from running_hub("some/weights", released, monkeypatch, tmp_path)
 
 
 @pytest.fixture
@@ -310,7 +216,7 @@ def test_another_file_on_the_hub(
     hub: Hub, fetch: Fetch, tmp_path: Path, capsys: Capture, path: str, asked: int
 ) -> None:
     """Of a large file the hub's record tells before the download, of a small one the hash of what arrived."""
-    hub.replace(path, b"changed")
+    hub.contents[f"released/{path}"] = b"changed"
     assert fetch("autoenc") == 2
     line = sentence(capsys.readouterr().err)
     assert all(word in line for word in (sha256(CONTENTS[path]), sha256(b"changed")))
@@ -320,7 +226,7 @@ def test_another_file_on_the_hub(
 
 def test_file_of_unknown_hash(hub: Hub, fetch: Fetch, tmp_path: Path, capsys: Capture) -> None:
     """It is compared with the hub's record as it comes, and with nothing later."""
-    hub.cuts, hub.at_cut = [0], lambda: hub.replace(TOKENIZER, b"CODEBOOK" * 500)
+    hub.cuts, hub.at_cut = [0], lambda: hub.contents.update({f"released/{TOKENIZER}": b"CODEBOOK" * 500})
     assert fetch("llamagen") == 2
     assert "arrived damaged" in sentence(capsys.readouterr().err)
     assert files_in(tmp_path) == {}
@@ -418,7 +324,7 @@ def test_shell_without_a_hub(hub: Hub, shell: Shell, tmp_path: Path, offline: st
 
 def test_shell_stops_and_goes_on(hub: Hub, shell: Shell, tmp_path: Path) -> None:
     folder, content = tmp_path / "pretrained_models", CONTENTS[TOKENIZER]
-    hub.files = {"FoundationVision/LlamaGen/resolve/main/vq_ds16_c2i.pt": content}
+    hub.repo, hub.contents = "FoundationVision/LlamaGen", {"vq_ds16_c2i.pt": content}
     halfway, stopped = threading.Event(), threading.Event()
     hub.cuts, hub.at_cut = [CHUNK_BYTES], lambda: (halfway.set(), stopped.wait(RUN_S))
 

@@ -20,6 +20,7 @@ from models.autoencoder import Autoencoder
 from models.config import NORM_GROUPS, AutoencoderConfig, AutoencoderPaths
 from models.llamagen_vq import LlamaGenVQ
 from models.loading.autoencoder_kinds import KINDS, kind_of
+from models.loading.hub import snapshot_of
 from models.loading.state import load_exactly, our_names, published_name, read_torch_file
 from runtime.config import dataclass_from_dict, plain, read_yaml, write_yaml
 from runtime.errors import UserError
@@ -88,7 +89,8 @@ def places_of(path: str, folder: Path | None) -> list[Path]:
     """
     if folder is None:
         return list(dict.fromkeys(root / located(path) for root in (Path.cwd(), PROJECT)))
-    roots = [Path(os.path.normpath(folder.absolute())), PROJECT]
+    snapshot = snapshot_of(folder)  # of a repository of the hub: its autoencoder may be beside the model's folder
+    roots = [Path(os.path.normpath(folder.absolute())), *([] if snapshot is None else [snapshot]), PROJECT]
     tried = dict.fromkeys(Path(os.path.normpath(root / path)) for root in roots)
     inside = [place for place in tried if any(place.is_relative_to(root) for root in (*roots, Path.cwd()))]
     if not inside:

@@ -23,6 +23,7 @@ from models.loading.autoencoder import (
     places_of,
 )
 from models.loading.autoencoder_kinds import new_autoencoder
+from models.loading.hub import fetched, is_hub_name
 from models.loading.state import (
     AUTOENCODER_PREFIX,
     CLASS_NAMES,
@@ -48,7 +49,8 @@ SHARED_SUFFIX = ".sharded"  # of the folder beside a checkpoint that holds the s
 def load_checkpoint(path: str | Path, use_ema: bool = False) -> Generator:
     """A model in eval mode on the CPU, float32, from a checkpoint of ours or of the published release.
 
-    ``path`` is the file, with ``config.yaml`` beside it, or its folder; ``use_ema`` takes the averaged weights. A
+    ``path`` is the file, with ``config.yaml`` beside it, or its folder; or a name of the Hugging Face hub, as
+    ``owner/name``, ``owner/name@revision`` or ``owner/name/folder``. ``use_ema`` takes the averaged weights. A
     UserError: it is missing, damaged, unsafe, not such a model, or without those weights.
     """
     path = find_checkpoint(path)
@@ -73,7 +75,9 @@ def initialize_from(model: Generator, path: str | Path) -> list[str]:
 
 def find_checkpoint(path: str | Path) -> Path:
     """The checkpoint file at a path or in a folder: the last of a run, or the only file of weights that is there."""
-    path = located(path)
+    name, path = str(path), located(path)
+    if not path.exists() and is_hub_name(name):
+        path = fetched(name)
     file = path
     if path.is_dir():
         named = [path / name for name in NAMES_IN_FOLDER if (path / name).is_file()]
