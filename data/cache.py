@@ -34,6 +34,7 @@ MAX_CODES = 2**16
 MEND = "make it again by --create_cache --rebuild_cache, which keeps this one beside it, or set another cached_path"
 TODO, DONE, UNREADABLE = 0, 1, 2  # status of an image
 FLUSH_EVERY = 5.0  # seconds; a kill loses at most what was encoded since
+CHECKED_AT_ONCE = 10_000  # images
 MAX_COMPARED = 2000  # images whose checksums are compared when a cache is opened; reading 2,000 files takes seconds
 
 
@@ -250,13 +251,21 @@ class TokenCache(Dataset):
     def collate(self, batch: tuple[list[Tensor], Tensor]) -> tuple[list[Tensor], Tensor]:
         return batch
 
+    def check_codes(self) -> None:
+        """Refuse a cache that holds numbers which are no codes; all are read."""
+        for start in range(0, len(self.codes), CHECKED_AT_ONCE):
+            self._check_codes(self.codes[start : start + CHECKED_AT_ONCE])
+
+    def _check_codes(self, rows: np.ndarray) -> None:
+        if rows.max(initial=0) >= self.manifest.num_codes:
+            raise UserError(f"{self.folder} is damaged: it holds code {rows.max()}; {MEND}")
+
     def __getitems__(self, items: list[tuple[int, int]]) -> tuple[list[Tensor], Tensor]:
         """((B, S, S) codes of each scale, (B,) labels) of a batch."""
         indices, crops = np.array(items).T
         indices = self.stand_in[indices]
         rows = self.codes[indices, crops].astype(np.int64)
-        if rows.max(initial=0) >= self.manifest.num_codes:
-            raise UserError(f"{self.folder} is damaged: it holds code {rows.max()}; {MEND}")
+        self._check_codes(rows)
         rows = torch.from_numpy(rows)
         codes = [rows[:, s].unflatten(1, (side, side)) for side, s in self.slices.items()]
         return codes, torch.from_numpy(self.labels[indices])

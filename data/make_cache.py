@@ -54,15 +54,15 @@ class CacheMaker:
         One that is not of these images and this autoencoder is an error, or moved aside to ``rebuild``.
         """
         folder = root / self.manifest.folder_name
-        if rebuild and distributed.is_main():
-            for place in (folder, partial_folder(folder)):
-                self._make_way(place)
-        distributed.barrier("a look at the cache")
-        if not distributed.from_main(folder.exists(), "a look at the cache"):
+        if rebuild or not distributed.from_main(folder.exists(), "a look at the cache"):
             if distributed.is_main():
                 root.mkdir(parents=True, exist_ok=True)
             busy = f"another process is making the cache {folder}; wait for it, and run the same command again"
             with lock_file(folder.with_name(folder.name + ".lock"), busy):
+                if rebuild and distributed.is_main():
+                    self._make_way(folder, complete=True)
+                    self._make_way(partial_folder(folder), complete=False)
+                distributed.barrier("a look at the cache")
                 if not distributed.from_main(folder.exists(), "a look at the cache"):
                     return self._make(folder)
         self.check(folder)
@@ -75,12 +75,14 @@ class CacheMaker:
         if distributed.is_main():
             check_images(folder, self.images)
 
-    def _make_way(self, place: Path) -> None:
-        """Move a cache aside, complete or partial, that cannot be used."""
+    def _make_way(self, place: Path, complete: bool) -> None:
+        """Move a cache aside that cannot be used, or not be gone on with."""
         if place.exists():
             try:
                 check_manifest(place, self.manifest)
                 check_images(place, self.images)
+                if complete:
+                    TokenCache(place, self.manifest, scale_sizes=()).check_codes()
             except UserError:
                 move_aside(place)
 

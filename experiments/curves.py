@@ -4,6 +4,7 @@ python -m experiments.curves --run output/config_cifar10 --output curves.png
 """
 
 import json
+import math
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -46,10 +47,10 @@ def read_events(folder: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         raise UserError(f"no such file: {path}; name the folder of a run of main.py")
     entries = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         with suppress(json.JSONDecodeError):  # a line that a kill or a full disk cut short
             entries.append(json.loads(line))
-    return entries
+    return [entry for entry in entries if isinstance(entry, dict)]
 
 
 def read_steps(folder: Path) -> list[dict[str, float]]:
@@ -71,7 +72,7 @@ def save_curves(entries: Sequence[dict[str, float]], grid: Path | None, smoothin
     for axes, (prefix, label) in zip(panels, PANELS, strict=False):
         for name in (key for key in entries[0] if key.startswith(prefix)):
             side = name.removeprefix(prefix)
-            means = smooth([entry[name] for entry in entries], smoothing)
+            means = smooth([entry.get(name, math.nan) for entry in entries], smoothing)
             axes.plot(epochs, means, marker="o" if len(means) < FEW else None, label=f"{side} x {side}")
         axes.set(xlabel="epoch", ylabel=label)
         axes.grid(alpha=0.3)
@@ -83,11 +84,16 @@ def save_curves(entries: Sequence[dict[str, float]], grid: Path | None, smoothin
 
 
 def smooth(values: Sequence[float], count: int) -> np.ndarray:
-    """Each value's mean with its neighbours, ``count`` in all; towards both ends of fewer, as many at each side."""
-    sums, number = np.cumsum([0.0, *values]), len(values)
-    place = np.arange(number)
+    """Each value's mean with its neighbours, ``count`` in all; towards both ends of fewer, as many at each side.
+
+    NaN stays NaN, and counts for no neighbour.
+    """
+    found, number = np.array(values, float), len(values)
+    place, there = np.arange(number), np.isfinite(found)
     reach = np.minimum.reduce([np.full(number, count // 2), place, number - 1 - place])
-    return (sums[place + reach + 1] - sums[place - reach]) / (2 * reach + 1)
+    sums, counts = (np.cumsum([0.0, *part]) for part in (np.where(there, found, 0), there))
+    total, terms = (part[place + reach + 1] - part[place - reach] for part in (sums, counts))
+    return np.where(there, total / np.maximum(terms, 1), np.nan)
 
 
 if __name__ == "__main__":

@@ -4,12 +4,15 @@ Letters: N images, K classes, D features, H, W sides of images in pixels.
 """
 
 import html
+import math
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.pipeline import Pipeline, make_pipeline
@@ -17,82 +20,104 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from data.crops import all_crops
+from data.files import UnreadableImageError
 from data.images import LabelledImages
+from data.options import CropRecipe
 from evaluation.features.classifier import Classifier
 from evaluation.features.shipped import SIDE
 from experiments.tokens import course
+from models.loading.autoencoder import AUTOENCODER_CONFIG_NAME, read_autoencoder_config
 from runtime.files import write_json, write_text
-from sampling.pictures import MIN_GRID_SIDE, captioned, grid_of, read_png
+from sampling.pictures import MIN_GRID_SIDE, caption_font, captioned, grid_of, read_png
+from training.job import NEAR_CHANCE
 
 PHOTOGRAPHS, DRAWN = 4, 10  # of a class, in the picture
 FOLDS = 5
 MAX_LEARNED = 3000  # photographs that the classifier learns from
 BATCH = 500
 PICTURE, RESULTS, PAGE = "own.png", "results.json", "index.html"
-FAIR, GOOD = 3, 6  # times chance
+HEADING = 24  # pixels
+HARDLY = 0.25  # of the way from guessing to photographs
+FEW = 10  # photographs of a class
 
 
 def write_page(folder: Path, images: LabelledImages, record: dict[str, Any]) -> str:
     """Measure what was drawn, write ``results.json``, ``own.png`` and ``index.html``; return what to tell the user."""
-    names, drawn = (
-        images.class_names,
-        torch.stack([read_png(path) for path in sorted(folder.glob("samples/[0-9]*.png"))]),
-    )
+    names = [name.split(",")[0] for name in images.class_names]
+    drawn = torch.stack([read_png(path) for path in sorted(folder.glob("samples/[0-9]*.png"))])
     labels = np.arange(len(drawn)) % len(names)  # classes in turn
-    size = drawn.shape[-1]
-    shown = _photographs(images, size, PHOTOGRAPHS)
-    rows = [torch.cat([shown[label], _blank(size), drawn[labels == label][:DRAWN]]) for label in range(len(names))]
-    columns = min(map(len, rows))
-    grid = grid_of(torch.cat([row[:columns] for row in rows]), columns, MIN_GRID_SIDE, border=255)
-    captioned(Image.fromarray(grid.permute(1, 2, 0).numpy()), [name.split(",")[0][:24] for name in names]).save(
-        folder / PICTURE
-    )
-
+    _picture(images, drawn, labels, names).save(folder / PICTURE)
     loss = course(folder / "model")["loss"]
-    results = {name: record[name] for name in ("images", "img_size", "minutes")}
-    results |= {"classes": len(names), "loss": float(loss[-20:].mean()), "chance": 1 / len(names)}
+    codes = read_autoencoder_config(folder / "tokenizer/autoencoder" / AUTOENCODER_CONFIG_NAME).n_embed
+    results = {name: record[name] for name in ("images", "img_size", "minutes")} | {"classes": len(names)}
+    results |= {"fewest_images": int(np.bincount(images.labels, minlength=len(names)).min())}
+    results |= {"loss": float(loss[-20:].mean()), "loss_of_guessing": math.log(codes), "chance": 1 / len(names)}
     results |= recognition(images, drawn, labels)
     write_json(folder / RESULTS, results)
-    made = sorted(folder.glob("tokenizer/samples/epoch_*.png"))[-1].relative_to(folder)
-    write_text(folder / PAGE, _page(results, record["commands"], names, str(made)))
-    return "\n".join(
-        [
-            f"drawn images recognised as their class: {results['drawn_accuracy']:.1%} (chance {results['chance']:.1%}, "
-            f"photographs that the classifier has not seen {results['held_out_accuracy']:.1%})",
-            verdict(results),
-            f"look at {folder / PAGE}; drawn images: {folder / 'samples'}",
-        ]
-    )
+    write_text(folder / PAGE, page(folder, results, record["commands"], names))
+    return "\n".join([*verdict(results), f"look at {folder / PAGE}; drawn images: {folder / 'samples'}"])
 
 
-def verdict(results: dict[str, Any]) -> str:
-    """What the numbers mean, and what to do."""
-    times = results["drawn_accuracy"] / results["chance"]
-    if times < FAIR:
-        return "The model has hardly learned your classes: train it longer (--model_steps), or with more photographs."
-    if times < GOOD:
-        return (
-            "The model knows your classes roughly: longer training (--model_steps) or more photographs make it surer."
-        )
-    return "The model knows your classes."
+def verdict(results: dict[str, Any]) -> list[str]:
+    """What was measured and what it means, a sentence each."""
+    held_out, chance = results["held_out_accuracy"], results["chance"]
+    seen = "" if held_out is None else f"; of photographs that it has not seen it recognises {held_out:.1%}"
+    told = [
+        f"A classifier of your photographs takes {results['drawn_accuracy']:.1%} of the drawn images for their class; "
+        f"guessing has {chance:.1%}{seen}."
+    ]
+    learned = (results["drawn_accuracy"] - chance) / max((held_out or 1) - chance, 1e-6)
+    mend = "train the model longer (--model_steps), or take more photographs of each class."
+    if results["loss"] > results["loss_of_guessing"] - NEAR_CHANCE:
+        told.append(f"The loss is near that of guessing: {mend}")
+    elif learned < HARDLY:
+        told.append(f"The model has hardly learned your classes: {mend}")
+    else:
+        told.append("Colours and textures alone can bring such a share: whether shapes are right, the pictures show.")
+    if results["fewest_images"] < FEW:
+        told.append(f"A class has {results['fewest_images']} photographs, which is few; about 40 of each are better.")
+    return told
 
 
-def recognition(images: LabelledImages, drawn: Tensor, labels: np.ndarray) -> dict[str, float]:
-    """Shares recognised by a classifier of the photographs: of drawn images (N, 3, H, W), and of photographs left out.
+def _picture(images: LabelledImages, drawn: Tensor, labels: np.ndarray, names: Sequence[str]) -> Image.Image:
+    """Photographs and drawn images of each class in a row, with headings."""
+    shown = _photographs(images, drawn.shape[-1], PHOTOGRAPHS)
+    rows = [torch.cat([shown[label], _blank(drawn), drawn[labels == label][:DRAWN]]) for label in range(len(names))]
+    columns = min(map(len, rows))
+    grid = grid_of(torch.cat([row[:columns] for row in rows]), columns, MIN_GRID_SIDE, border=255)
+    picture = captioned(Image.fromarray(grid.permute(1, 2, 0).numpy()), [name[:24] for name in names])
+    whole = Image.new("RGB", (picture.width, picture.height + HEADING), "white")
+    whole.paste(picture, (0, HEADING))
+    draw, cell = ImageDraw.Draw(whole), grid.shape[2] / columns
+    for column, heading in ((0, "photographs"), (PHOTOGRAPHS + 1, "drawn")):
+        place = (picture.width - grid.shape[2] + column * cell + 2, HEADING / 2)
+        draw.text(place, heading, "black", caption_font(HEADING - 10), anchor="lm")
+    return whole
+
+
+def recognition(images: LabelledImages, drawn: Tensor, labels: np.ndarray) -> dict[str, float | None]:
+    """Shares recognised by a classifier of the photographs: of drawn images (N, 3, H, W), and of photographs left out,
+    None if a class has one alone.
 
     It is a logistic regression on the features of the shipped classifier of CIFAR-10, which took no part in training.
     """
     network = Classifier("cifar10", torch.device("cpu"))
-    chosen = np.linspace(0, len(images) - 1, min(len(images), MAX_LEARNED)).round().astype(int)
-    crops = [torch.stack(list(all_crops(images.read(i), SIDE, "ten"))) for i in chosen]
-    features, owners = _features(torch.cat(crops), network), np.repeat(chosen, len(crops[0]))
+    by_class = [np.flatnonzero(np.array(images.labels) == label) for label in range(len(images.class_keys))]
+    most = max(FEW, MAX_LEARNED // len(by_class))
+    chosen = [
+        int(i) for found in by_class for i in found[np.linspace(0, len(found) - 1, min(most, len(found))).astype(int)]
+    ]
+    crops = {i: read for i in chosen if (read := _crops(images, i, SIDE, "ten")) is not None}
+    chosen = list(crops)
+    features = _features(torch.cat([torch.stack(list(read)) for read in crops.values()]), network)
+    owners = np.repeat(chosen, len(features) // len(chosen))
     classes = np.array(images.labels)[owners]
     folds = min(FOLDS, np.bincount(np.array(images.labels)[chosen], minlength=len(images.class_keys)).min())
     found = {"drawn_accuracy": float((_learned(features, classes).predict(_features(drawn, network)) == labels).mean())}
     right = []
     for seen, unseen in StratifiedGroupKFold(folds).split(features, classes, owners) if folds > 1 else ():
         right.append(_learned(features[seen], classes[seen]).predict(features[unseen]) == classes[unseen])
-    return found | {"held_out_accuracy": float(np.concatenate(right).mean()) if right else float("nan")}
+    return found | {"held_out_accuracy": float(np.concatenate(right).mean()) if right else None}
 
 
 def _learned(features: np.ndarray, classes: np.ndarray) -> Pipeline:
@@ -106,48 +131,79 @@ def _features(images: Tensor, network: Classifier) -> np.ndarray:
 
 
 def _photographs(images: LabelledImages, size: int, count: int) -> list[Tensor]:
-    """(count, 3, H, W) of each class, centre crops; those of a class of fewer repeat."""
-    by_class = [np.flatnonzero(np.array(images.labels) == label) for label in range(len(images.class_keys))]
-    chosen = [np.resize(found, count) for found in by_class]
-    return [torch.stack([all_crops(images.read(int(i)), size, "center")[0] for i in found]) for found in chosen]
+    """(count, 3, H, W) of each class, centre crops; those of a class of fewer repeat, and one of none is grey."""
+    shown = []
+    for label in range(len(images.class_keys)):
+        found = np.flatnonzero(np.array(images.labels) == label).tolist()
+        read = [crops[0] for i in found[: 2 * count] if (crops := _crops(images, i, size, "center")) is not None]
+        read = read or [torch.full((3, size, size), 128, dtype=torch.uint8)]
+        shown.append(torch.stack([read[i % len(read)] for i in range(count)]))
+    return shown
 
 
-def _blank(size: int) -> Tensor:
-    """A white image, between photographs and drawn ones."""
-    return torch.full((1, 3, size, size), 255, dtype=torch.uint8)
+def _crops(images: LabelledImages, index: int, size: int, recipe: CropRecipe) -> Sequence[Tensor] | None:
+    """The crops of a photograph; None of one that cannot be read, which training skipped too."""
+    try:
+        return all_crops(images.read(index), size, recipe)
+    except UnreadableImageError:
+        return None
 
 
-def _page(results: dict[str, Any], commands: list[str], names: list[str], reconstructions: str) -> str:
-    """The page, in HTML that needs nothing but the pictures beside it."""
-    minutes = ", ".join(f"{name} {value:.1f} min" for name, value in results["minutes"].items())
+def _blank(images: Tensor) -> Tensor:
+    """A white image of the size of others, between photographs and drawn ones."""
+    return torch.full_like(images[:1], 255)
+
+
+def page(folder: Path, results: dict[str, Any], commands: dict[str, str], names: Sequence[str]) -> str:
+    """In HTML that needs nothing but the pictures beside it."""
+    held_out = results["held_out_accuracy"]
     facts = {
         "photographs": f"{results['images']} of {results['classes']} classes, at {results['img_size']} px",
-        "time": minutes,
-        "loss at the end": f"{results['loss']:.2f} nats a code",
-        "drawn images recognised": f"{results['drawn_accuracy']:.1%} (chance {results['chance']:.1%})",
-        "photographs recognised that the classifier has not seen": f"{results['held_out_accuracy']:.1%}",
+        "minutes": ", ".join(f"{name} {value:.1f}" for name, value in results["minutes"].items()),
+        "loss at the end": f"{results['loss']:.2f} nats a code (guessing: {results['loss_of_guessing']:.2f})",
+        "drawn images recognised": f"{results['drawn_accuracy']:.1%} (guessing: {results['chance']:.1%})",
+        "photographs recognised that the classifier has not seen": "a class has but one"
+        if held_out is None
+        else f"{held_out:.1%}",
     }
     rows = "".join(
         f"<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>" for name, value in facts.items()
     )
-    lines = html.escape("\n".join(commands))
+    more = shlex.join(
+        [
+            "python",
+            "main_sample.py",
+            "--checkpoint",
+            str(folder / "model"),
+            "--labels",
+            f'"{names[0]}"',
+            "--num_samples",
+            "16",
+        ]
+    )
+    rebuilt = sorted(folder.glob("tokenizer/samples/epoch_*.png"))[-1].relative_to(folder)
+    title = html.escape(folder.absolute().name)
     return f"""<!doctype html>
-<html lang="en"><meta charset="utf-8"><title>Own photographs</title>
+<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Own photographs: {title}</title>
 <style>
-body {{ font-family: sans-serif; max-width: 72em; margin: 2em auto; padding: 0 1em }}
-img {{ max-width: 100% }} th {{ text-align: left; padding-right: 2em; font-weight: normal }}
+body {{ font-family: sans-serif; max-width: 72em; margin: 2em auto; padding: 0 1em; line-height: 1.5 }}
+img {{ max-width: 100%; image-rendering: pixelated }}
+th {{ text-align: left; padding-right: 2em; font-weight: normal; color: #555 }}
 pre {{ background: #f4f4f4; padding: 1em; overflow-x: auto }}
 </style>
-<h1>Own photographs</h1>
-<p>{html.escape(verdict(results))}</p>
-<h2>Photographs at the left, drawn images at the right</h2>
-<img src="{PICTURE}" alt="Of each class ({html.escape(", ".join(names))}) photographs, and images that were drawn">
+<h1>Own photographs: {title}</h1>
+<p>{"<br>".join(map(html.escape, verdict(results)))}</p>
+<img src="{PICTURE}" alt="Photographs, and images that were drawn, of {html.escape(", ".join(names))}">
 <table>{rows}</table>
 <h2>All that was drawn</h2>
-<img src="samples/grid.png" alt="All drawn images">
-<h2>Originals and what the tokenizer makes of them</h2>
-<img src="{reconstructions}" alt="Photographs over their reconstructions, at each scale">
+<img src="samples/grid.png" alt="All drawn images, a row a class">
+<p>To draw more, of one class or several:</p>
+<pre>{html.escape(more)}</pre>
+<h2>What the tokenizer keeps</h2>
+<p>Photographs at each size of the pyramid, over what their codes still hold. The model cannot draw finer.</p>
+<img src="{rebuilt}" alt="Photographs over their reconstructions, at each scale">
 <h2>The commands</h2>
-<pre>{lines}</pre>
+<pre>{html.escape(chr(10).join(commands.values()))}</pre>
 </html>
 """

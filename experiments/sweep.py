@@ -141,8 +141,14 @@ def sweep(args: SweepArgs, values: Mapping[str, Sequence[Any]], given: Collectio
             print(f"{table}, {figure}")
             if args.recommend:
                 distance, _ = metric_names(rows())
-                best = min(filter(found.get, found), key=lambda drawing: found[drawing][distance])
-                write_recommended(config_place(results.checkpoint), {"cfg": best.cfg, **best.changed})
+                measured = [drawing for drawing, result in found.items() if _is_finite(result[distance])]
+                if not measured:
+                    raise UserError(f"no {distance} came out as a number; nothing is recommended")
+                best = min(measured, key=lambda drawing: found[drawing][distance])
+                place, chosen = config_place(results.checkpoint), {"cfg": best.cfg, **best.changed}
+                write_recommended(place, chosen)
+                told = " ".join(f"--{name} {value}" for name, value in chosen.items())
+                print(f"recommended from now on, in {place}: {told} ({distance} {found[best][distance]:.4g})")
     distributed.tear_down()
 
 
@@ -185,7 +191,8 @@ def draw_figure(rows: Sequence[Row]) -> "Figure":
     curves: dict[str, list[Row]] = {}
     for row in sorted(rows, key=lambda row: at_scale(row["cfg"], -1)):
         curves.setdefault(", ".join(str(row[name]) for name in others), []).append(row)
-    best = [min(curve, key=lambda row: row[metrics[0]]) for curve in curves.values()]
+    measured = [[row for row in curve if _is_finite(row[metrics[0]])] for curve in curves.values()]
+    best = [min(curve, key=lambda row: row[metrics[0]]) for curve in measured if curve]
     best.sort(key=lambda row: row["steps"])
     several = len({row["steps"] for row in best}) > 1
     figure = Figure(figsize=(10 if several else 5, 6.5), layout="constrained")
@@ -197,6 +204,7 @@ def draw_figure(rows: Sequence[Row]) -> "Figure":
             by_cfg.plot(cfgs, np.array([row[metric] for row in curve], float), "o-", label=label)  # None leaves a gap
         for panel in by_steps:
             panel.plot([row["steps"] for row in best], [row[metric] for row in best], "o-", color="black")
+            panel.locator_params(axis="x", integer=True)
         real = real_value(rows[0], metric)
         for panel in (by_cfg, *by_steps):
             panel.grid(alpha=0.3)
@@ -208,6 +216,10 @@ def draw_figure(rows: Sequence[Row]) -> "Figure":
         panel.set_xlabel("steps in all")
         panels[0, 1].set_title(f"at the cfg of the lowest {metrics[0]}", fontsize=10)
     return figure
+
+
+def _is_finite(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)
 
 
 def real_value(row: Mapping[str, Any], metric: str) -> float | None:

@@ -68,8 +68,10 @@ class ClassNames:
             return bearers[0]
         if index is None:
             near = get_close_matches(word.casefold(), self.tables[-1][1], n=1)
-            few = f"known are {', '.join(self.names)}" if len(self.names) <= FEW_CLASSES else "--list_classes names all"
-            hint = f"did you mean {near[0]}?" if near else few
+            parts = [name for name in self.tables[-1][1] if word.casefold() in name]
+            listed = "; ".join(f"{label}: {name.split(',')[0]}" for label, name in enumerate(self.names))
+            few = f"known are {listed}" if len(self.names) <= FEW_CLASSES else "--list_classes names all"
+            hint = f"did you mean {(near or parts)[0]}?" if near or parts else few
             raise UserError(f"no class is called {word}; {hint if self.names else 'this model has no class names'}")
         if not 0 <= index < self.num_classes:
             raise UserError(f"label {word} is out of range; this model has classes 0 to {self.num_classes - 1}")

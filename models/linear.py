@@ -33,7 +33,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 def linear_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None = None) -> Tensor:
     """Mean cross-entropy in nats of the logits ``linear(x, weight, bias)`` of rows (M, k) with targets (M,).
 
-    Of many logits, a part of the rows at a time, forward and backward: they are never there as a whole.
+    Of many logits, a part of the rows at a time, forward and backward: they are never there as a whole, and gradients
+    can be taken once.
     """
     few = len(x) * len(weight) < MANY_LOGITS or len(weight) <= weight.shape[1]
     if few or _plain or torch.compiler.is_compiling():

@@ -234,6 +234,10 @@ class _Parser(argparse.ArgumentParser):
             if word.startswith("-") or free is None:
                 unknown = word.split("=")[0]
                 near = get_close_matches(unknown, self._option_string_actions, n=1)
+                if not near and not word.startswith("-"):
+                    raise UserError(
+                        f"{word} belongs to no option; put a value that has spaces in quotes, or see --help"
+                    )
                 raise UserError(f"unknown option {unknown}; " + (f"did you mean {near[0]}?" if near else "see --help"))
             setattr(found, free, word)
         given = {name: text for name in self.options if (text := getattr(found, name)) is not None}

@@ -79,6 +79,10 @@ def _read(picture: Picture, ground: str = "white") -> Image.Image:
             return to_rgb(picture, ground)
         except UnreadableImageError as error:
             raise UserError(f"the picture {error}") from error
+        except ValueError as error:
+            raise UserError(f"a picture of mode {picture.mode} cannot be taken ({error}); convert it to RGB") from error
+    if not isinstance(picture, str | Path):
+        raise UserError(f"a picture is a {type(picture).__name__}; give a PIL image or the path of a file")
     if not Path(picture).is_file():
         raise UserError(f"no such file: {picture}")
     return read_image(Path(picture), ground)[0]

@@ -1,5 +1,6 @@
 """What main_sample.py does once its arguments are understood."""
 
+import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -86,7 +87,8 @@ def _say_recommended(model: Generator, given: Mapping[str, Any]) -> None:
     """Name the settings that the checkpoint decides, if any."""
     taken = {name: value for name, value in model.recommended.items() if name not in given}
     if taken:
-        told = " ".join(f"--{name} {value}" for name, value in taken.items())
+        plain = {name: list(value) if isinstance(value, tuple) else value for name, value in taken.items()}
+        told = shlex.join(word for name, value in plain.items() for word in (f"--{name}", str(value)))
         distributed.say(f"as the checkpoint recommends: {told}")
 
 

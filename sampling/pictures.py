@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from matplotlib import get_data_path
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torchvision.utils import make_grid
@@ -68,7 +69,7 @@ def save_labelled_grid(images: Tensor, captions: Sequence[str], path: Path) -> N
 
 def _captioned_below(images: Tensor, captions: Sequence[str]) -> Image.Image:
     """Images (B, 3, H, W) in a square grid, a caption, cut to the width, under each."""
-    font, columns = ImageFont.load_default(CAPTION_SIZE), math.ceil(math.sqrt(len(images)))
+    font, columns = caption_font(CAPTION_SIZE), math.ceil(math.sqrt(len(images)))
     factor = max(1, MIN_CAPTIONED_SIDE // images.shape[-1])
     height, width = (side * factor for side in images.shape[-2:])
     row, column = height + 2 * CAPTION_SIZE, width + CAPTION_SIZE // 2
@@ -79,15 +80,21 @@ def _captioned_below(images: Tensor, captions: Sequence[str]) -> Image.Image:
         left, top = number % columns * column, number // columns * row
         enlarged = image.transpose(1, 2, 0).repeat(factor, axis=0).repeat(factor, axis=1)
         picture.paste(Image.fromarray(enlarged), (left, top))
+        caption = caption[:width]  # no letter is narrower than a pixel
         while font.getlength(caption) > width:
             caption = caption.rstrip("…")[:-1] + "…"
         draw.text((left + width / 2, top + height + CAPTION_SIZE / 4), caption, "black", font, anchor="ma")
     return picture
 
 
+def caption_font(size: int) -> ImageFont.FreeTypeFont:
+    """One with the letters of most alphabets, which comes with matplotlib."""
+    return ImageFont.truetype(Path(get_data_path()) / "fonts/ttf/DejaVuSans.ttf", size)
+
+
 def captioned(picture: Image.Image, captions: Sequence[str]) -> Image.Image:
     """A picture of as many equal rows as there are captions, which stand at its left."""
-    font = ImageFont.load_default(CAPTION_SIZE)
+    font = caption_font(CAPTION_SIZE)
     margin = 2 * CAPTION_SIZE + round(max(map(font.getlength, captions)))
     whole_picture = Image.new("RGB", (margin + picture.width, picture.height), "white")
     whole_picture.paste(picture, (margin, 0))

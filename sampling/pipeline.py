@@ -8,8 +8,9 @@
 Letters: N images, H, W sides of images in pixels, S side of a scale.
 """
 
+import operator
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -25,13 +26,14 @@ from models.family import Generator, Sampler, Samples
 from models.loading.checkpoint import load_checkpoint
 from models.sampling import checked_drawing
 from models.scales import split_scales
+from runtime.command import short_reason
 from runtime.device import DTYPES
 from runtime.errors import UserError
 from sampling.bulk import Request, draw_many, sampler_of
 from sampling.editing import Edit, make_edit
 from sampling.maps import step_images
 
-Labels = int | str | Sequence[int | str] | Tensor
+Labels = int | str | Sequence[int | str] | np.ndarray | Tensor
 OutputType = Literal["pil", "np", "pt"]
 
 
@@ -42,7 +44,9 @@ class PipelineOutput:
     images: Any  # N PIL images; or of output_type np (N, H, W, 3), of pt (N, 3, H, W), both floats in 0..1
     labels: list[int]
     seeds: list[int]  # ``models.sample`` draws each image by its seed too
-    samples: list[Samples]  # codes, entropy, step and probability of every location, a batch each, on the CPU
+    samples: list[Samples] = field(
+        repr=False
+    )  # codes, entropy, step and probability of every location, a batch each, on the CPU
 
 
 @dataclass(frozen=True)
@@ -55,9 +59,14 @@ class StepProgress:
     sampler: Sampler
 
     def images(self) -> list[Image.Image]:
-        """The batch so far: what is drawn, and the scale before, pale, where nothing is drawn yet."""
+        """The batch so far: what is drawn, and the scale before, pale, where nothing is drawn yet.
+
+        None while a drawing of twice the side makes the small images that it starts from.
+        """
         sampler, model = self.sampler, self.sampler.model
         steps = sampler.step_of_location().expand(sampler.batch, -1)
+        if not (steps == self.step).any():
+            return []
         codes, step = (split_scales(values, sampler.scale_sizes) for values in (sampler.sequence, steps))
         return to_pil(step_images(Samples(None, codes, [], step, []), model, self.step))
 
@@ -79,7 +88,10 @@ class Pipeline:
         """Bring the model to a device, and to a precision if one is given; its decoder stays in float32."""
         if dtype is not None and dtype not in DTYPES.values():
             raise UserError(f"dtype is {dtype}; it must be one of {', '.join(map(str, DTYPES.values()))}")
-        self.model.to(device=device, dtype=dtype)
+        try:
+            self.model.to(device=torch.device(device), dtype=dtype)
+        except (RuntimeError, TypeError, AssertionError) as error:
+            raise UserError(f"the model cannot go to {device} ({short_reason(error)}); name another device") from error
         return self
 
     @property
@@ -139,9 +151,10 @@ class Pipeline:
     def _labels(self, class_labels: Labels, num_images: int | None) -> list[int]:
         """Class indices, one an image."""
         names, given = ClassNames(self.model), class_labels
-        given = [given] if isinstance(given, str) or not isinstance(given, Sequence | Tensor) else list(given)
-        labels = as_labels([names.label(label) if isinstance(label, str) else label for label in given]).tolist()
-        if not labels or (num_images is not None and num_images < 1):
+        given = given.tolist() if isinstance(given, Tensor | np.ndarray | np.generic) else given
+        given = list(given) if isinstance(given, Sequence) and not isinstance(given, str | bytes) else [given]
+        labels = [names.label(x) if isinstance(x, str) else whole_number(x, "a label") for x in given]
+        if not labels or (num_images is not None and whole_number(num_images, "num_images") < 1):
             raise UserError("there is nothing to draw; give at least one label, and num_images of at least 1")
         return labels if num_images is None else [labels[i % len(labels)] for i in range(num_images)]
 
@@ -158,12 +171,20 @@ class Pipeline:
     ) -> PipelineOutput:
         if output_type not in ("pil", "np", "pt"):
             raise UserError(f"output_type is {output_type}; it must be pil, np or pt")
+        if "guidance_scale" in settings:
+            raise UserError("guidance_scale is guidance + 1 here; give guidance instead, which is 0 for none")
         if guidance is not None and "cfg" in settings:
             raise UserError("guidance and cfg are the same setting; give one of them")
         settings = settings if guidance is None else settings | {"cfg": guidance}
         drawing = checked_drawing(self.model, settings, keeps=change is not None)
         self.model.check_labels(as_labels(labels))
-        seed = generator if isinstance(generator, int) else int(torch.randint(NUM_SEEDS, (), generator=generator))
+        if generator is None or isinstance(generator, torch.Generator):
+            device = "cpu" if generator is None else generator.device
+            seed = int(torch.randint(NUM_SEEDS, (), generator=generator, device=device))
+        else:
+            seed = whole_number(generator, "generator")
+        if whole_number(batch_size, "batch_size") < 1:
+            raise UserError(f"batch_size is {batch_size}; it must be at least 1")
         request = Request(labels, drawing, seed, batch_size, constraint=change and change.constraint)
         request = replace(request, sampler=sampler_of(self.model, request))
         first, pixels, samples = 0, [], []
@@ -180,6 +201,16 @@ class Pipeline:
         return PipelineOutput(
             _as_type(torch.cat(pixels), output_type), labels, [image_seed(seed, i) for i in range(len(labels))], samples
         )
+
+
+def whole_number(value: Any, name: str) -> int:
+    """A whole number of any kind but a truth value; UserError for another value."""
+    try:
+        if isinstance(value, bool | np.bool_):
+            raise TypeError
+        return operator.index(value)
+    except TypeError as error:
+        raise UserError(f"{name} is {value!r}; give a whole number") from error
 
 
 def to_pil(images: Tensor) -> list[Image.Image]:

@@ -115,7 +115,8 @@ def test_a_run_leaves_everything_in_its_folder(finished: tuple[Path, Path, Outco
     saved = read_torch_file(folder / LAST)
     assert (saved["step"], saved["epoch"], saved["class_names"]) == (30, 2, [str(digit) for digit in range(10)])
     with Image.open(folder / "samples" / "epoch_0002.png") as grid:
-        assert grid.size == (8 * (64 + 2) + 2, 10 * (64 + 2) + 2)  # 8 columns of 8 px enlarged, a row a digit
+        assert grid.size[0] > 8 * (64 + 2) + 2  # 8 columns of 8 px enlarged beside the names
+        assert grid.size[1] == 10 * (64 + 2) + 2  # a row a digit
         assert np.array(grid).std() > 5
     for use_ema in (False, True):
         assert load_checkpoint(folder, use_ema).config.num_classes == 10
@@ -165,6 +166,12 @@ def test_what_previews_are_drawn_by_is_recommended(finished: tuple[Path, Path, O
     command += ["--autoenc", str(tmp_path / "run")]
     assert call(main.main, *command).code == 0
     assert yaml.safe_load(place.read_text())["sampling"] == {"cfg": 0.5}
+
+    shutil.copytree(finished[0], tmp_path / "other")  # which no sweep has changed
+    command = ["--config", str(finished[1]), "--output_dir", str(tmp_path / "other"), "--epochs", "3"]
+    assert call(main.main, *command, "--cfg", "2").code == 0
+    found = yaml.safe_load((tmp_path / "other/config.yaml").read_text())["sampling"]
+    assert found == {"cfg": 2.0, "steps_per_scale": 1}
 
 
 def test_more_epochs_go_on(finished: tuple[Path, Path, Outcome], root: Path, tmp_path: Path) -> None:

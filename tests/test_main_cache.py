@@ -287,9 +287,20 @@ def test_a_stale_cache_is_made_again_if_asked(work: Work) -> None:
     assert files_of(place.with_name(place.name + ".1")) == old
     assert files_of(place).keys() == old.keys()
     assert files_of(place) != old
+    codes = np.load(place / "codes.npy", mmap_mode="r+")
+    codes[:] = 60_000
+    codes.flush()
+    assert (
+        "make it again by --create_cache --rebuild_cache"
+        in command(work.flags("--use_cache", "--crop", "center")).error()
+    )
+    assert command(make).code == 0
+    assert command(work.flags("--use_cache", "--crop", "center")).code == 0
     place.rename(place.with_name(place.name + ".partial"))
     assert command(make).code == 0
-    assert sorted(path.name for path in caches.iterdir() if path.is_dir()) == [place.name, place.name + ".1"]
+    assert sorted(path.name for path in caches.iterdir() if path.is_dir()) == [
+        place.name, place.name + ".1", place.name + ".2",
+    ]  # fmt: skip
     assert "create_cache" in command(work.flags("--use_cache", "--rebuild_cache")).error()
 
 

@@ -171,7 +171,7 @@ def save_pyramid(
     for side in sides:
         small = _resized(autoencoder, images, side)
         rows += [F.interpolate(x, images.shape[-2:], mode="nearest") for x in (small, _rebuilt(autoencoder, small))]
-    captions = [caption for side in sides for caption in (f"{side} x {side} codes", "reconstructed")]
+    captions = [caption for side in sides for caption in ("original", f"from {side} x {side} codes")]
     save_grid(to_uint8(torch.cat(rows)), path, len(images), captions)
 
 

@@ -7,8 +7,14 @@ from typing import Any
 from models.autoencoder import Autoencoder
 from models.config import AutoencoderPaths, Drawing, GeneratorConfig
 from models.loading.autoencoder import autoencoder_hash, open_autoencoder, save_autoencoder
-from models.loading.checkpoint import CHECKPOINT_NAME, CONFIG_NAME, read_model_config, recommended_settings
-from runtime.config import plain
+from models.loading.checkpoint import (
+    CHECKPOINT_NAME,
+    CONFIG_NAME,
+    plain_settings,
+    read_model_config,
+    recommended_settings,
+)
+from runtime.config import plain, read_yaml
 from runtime.errors import UserError
 from training.state import find_shares
 
@@ -21,9 +27,13 @@ def run_settings(config: GeneratorConfig, args: Any) -> dict[str, Any]:
 
 
 def sampling_settings(folder: Path, drawing: Drawing) -> dict[str, Any]:
-    """The ``sampling:`` section for a run: what its configuration recommends already, or that of its previews."""
-    place = folder / CONFIG_NAME
-    return (place.exists() and recommended_settings(place, type(drawing))) or drawing.changed
+    """The ``sampling:`` section for a run: that of its previews, unless something else was written there since."""
+    place, own = folder / CONFIG_NAME, plain_settings(drawing.changed)
+    if not place.exists():
+        return own
+    found, before = plain_settings(recommended_settings(place, type(drawing))), read_yaml(place).get("args") or {}
+    of_previews = {name: before[name] for name in own | found if name in before}
+    return own if not found or found == {name: of_previews.get(name) for name in found} else found
 
 
 def begin_run(folder: Path, autoencoder: Autoencoder) -> None:

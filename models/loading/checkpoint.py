@@ -18,7 +18,6 @@ from models.loading.autoencoder import (
     PUBLISHED_PATHS,
     build_autoencoder,
     export_autoencoder,
-    first_file,
     load_autoencoder,
     places_of,
 )
@@ -35,6 +34,7 @@ from models.loading.state import (
     read_weights,
     write_weights,
 )
+from models.sampling import checked_drawing
 from runtime.config import dataclass_from_dict, read_yaml, write_yaml
 from runtime.errors import UserError
 from runtime.files import PROJECT, located, new_folder
@@ -43,6 +43,7 @@ CHECKPOINT_NAME = "checkpoint-last.pth"
 NAMES_IN_FOLDER = (CHECKPOINT_NAME, "train_state.pt")  # ours, and that of RandAR's CIFAR-10 baseline
 CONFIG_NAME = "config.yaml"
 FOLDERS_ABOVE = 2  # how far from the weights a configuration may lie: training by accelerate has it so
+SOME_CLASSES = 10  # of a model of random weights whose configuration leaves them to the data
 SHARED_SUFFIX = ".sharded"  # of the folder beside a checkpoint that holds the shares of several ranks
 
 
@@ -61,7 +62,12 @@ def load_checkpoint(path: str | Path, use_ema: bool = False) -> Generator:
         raise UserError(f"{path} holds no EMA weights; leave out use_ema")
     model = build_model(states["model_ema" if use_ema else "model"], config, path)
     model.class_names = checkpoint.get(CLASS_NAMES)
-    model.recommended = recommended_settings(config_place(path), model.Drawing)
+    place = config_place(path)
+    model.recommended = recommended_settings(place, model.Drawing)
+    try:
+        checked_drawing(model, {})
+    except UserError as error:
+        raise UserError(f"{place}: sampling: {error}") from error
     return model
 
 
@@ -157,6 +163,11 @@ def recommended_settings(place: Path, drawing: type[Drawing]) -> dict[str, Any]:
     return {name: getattr(chosen, name) for name in found or ()}
 
 
+def plain_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a drawing as plain containers."""
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()}
+
+
 def build_model(state: Mapping[str, Tensor], config: GeneratorConfig, path: Path) -> Generator:
     """A model from one state dict of the file at ``path``, whose own autoencoder weights win over the autoencoder's."""
     own, frozen = split_off_autoencoder(state)
@@ -188,9 +199,9 @@ def random_model(path: Path) -> tuple[Generator, bool]:
     """
     section = read_yaml(located(path)).get("model") or {}
     config = dataclass_from_dict(family_of(section).load("config"), section, str(path))
-    config = replace(config, num_classes=config.num_classes or GeneratorConfig.num_classes)
+    config = replace(config, num_classes=config.num_classes or SOME_CLASSES)
     weights = config.autoenc.checkpoint_path
-    there = weights is not None and first_file(places_of(weights, None)) is not None
+    there = weights is not None and any(place.exists() for place in places_of(weights, None))
     autoencoder = load_autoencoder(config.autoenc) if there else new_autoencoder(config.usual_autoencoder())
     return model_class(config)(config, autoencoder).eval(), there
 
@@ -233,6 +244,8 @@ def export_published(path: str | Path, folder: str | Path) -> None:
         autoencoder = models["model"].autoencoder
         paths = AutoencoderPaths() if autoencoder is None else PUBLISHED_PATHS
         content = layout.config(models["model"], paths, path)
+        recommended = recommended_settings(config_place(path), models["model"].Drawing)
+        content |= {"sampling": plain_settings(recommended)} if recommended else {}
         name, weights = layout.file(models, checkpoint)
         write_weights(weights, partial / name, checkpoint.get(CLASS_NAMES))
         if autoencoder is not None:

@@ -17,10 +17,10 @@ from models.loading.autoencoder import (
     open_autoencoder,
     save_autoencoder,
 )
-from models.loading.checkpoint import CONFIG_NAME
+from models.loading.checkpoint import CONFIG_NAME, plain_settings
 from models.loading.state import write_weights
 from runtime import strict_yaml
-from runtime.config import plain, write_yaml
+from runtime.config import plain, read_yaml, write_yaml
 from runtime.errors import UserError
 from runtime.files import PROJECT, new_folder, write_text
 
@@ -46,7 +46,7 @@ def save_model(
             if autoencoder is None:
                 save_autoencoder(model.autoencoder, partial / place, _stored_dtype(model.autoencoder))
             paths = AutoencoderPaths(f"{place}/{AUTOENCODER_CONFIG_NAME}", f"{place}/{AUTOENCODER_NAMES[1]}")
-        settings = {"model": plain(replace(model.config, autoenc=paths)), "sampling": model.recommended}
+        settings = {"model": plain(replace(model.config, autoenc=paths)), "sampling": plain_settings(model.recommended)}
         write_yaml(partial / CONFIG_NAME, {name: section for name, section in settings.items() if section})
 
 
@@ -54,9 +54,18 @@ def write_recommended(place: Path, settings: Mapping[str, Any]) -> None:
     """Make these settings of a drawing the ``sampling:`` section of a checkpoint's configuration; the rest stays."""
     if not place.is_file():
         raise UserError(f"there is no {place} that could recommend settings; pass them to main_sample.py instead")
-    kept = re.sub(r"^sampling:.*\n?(?:[ \t#].*\n?|\n)*", "", place.read_text(encoding="utf-8"), flags=re.MULTILINE)
-    plain_settings = {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()}
-    write_text(place, kept.rstrip("\n") + "\n" + strict_yaml.dump({"sampling": plain_settings}))
+    section, text = {"sampling": plain_settings(settings)}, place.read_text(encoding="utf-8")
+    kept = re.sub(r"^sampling:.*\n?(?:[ \t].*\n?)*", "", text, flags=re.MULTILINE)
+    text = kept.rstrip("\n") + "\n" + strict_yaml.dump(section)
+    try:
+        wanted = read_yaml(place) | section
+        fits = strict_yaml.load(text) == wanted
+    except ValueError:
+        fits = False
+    if not fits:
+        line = " ".join(strict_yaml.dump(section).split())
+        raise UserError(f"{place} is written in a way that nothing can be added to; put {line} into it by hand")
+    write_text(place, text)
 
 
 def _place_in_project(model: Generator, autoencoder: str) -> str:

@@ -63,6 +63,7 @@ class UpscaleSampler(RandARSampler):
     def draw(self, labels: Tensor, seeds: Tensor) -> Iterator[int]:
         self.check_given_order()
         self.small.kept, self.small.given_order, self.first_step = None, self._small_order(), 0
+        self.step_map.fill_(-1)  # nothing is placed yet
         for number in self.small.draw_all(labels, seeds):
             yield number
         L = self.num_locations // 4

@@ -34,6 +34,7 @@ def test_smoothing_takes_means() -> None:
     np.testing.assert_allclose(smooth([1.0, 2.0, 6.0, 4.0, 2.0], 3), [1.0, 3.0, 4.0, 4.0, 2.0])
     np.testing.assert_allclose(smooth([1.0, 2.0, 6.0, 4.0, 2.0], 9), [1.0, 3.0, 3.0, 4.0, 2.0])
     np.testing.assert_allclose(smooth([1.0, 3.0], 1), [1.0, 3.0])
+    np.testing.assert_allclose(smooth([1.0, np.nan, 3.0, 5.0, 7.0], 3), [1.0, np.nan, 4.0, 5.0, 7.0])
 
 
 @pytest.mark.parametrize("with_grid", [False, True])

@@ -95,7 +95,23 @@ def test_what_is_finished_is_not_done_again(finished: tuple[Path, Path, Outcome]
     assert (folder / "model/checkpoint-last.pth").read_bytes() == before
     other = tmp_path / "photos"
     shutil.copytree(root, other)
-    assert "is of other photographs or settings" in call(own_images.main, *flags(other, folder)).error()
+    assert "is of other photographs" in call(own_images.main, *flags(other, folder)).error()
+    assert "of other --tokenizer_steps" in call(own_images.main, *flags(root, folder, "--tokenizer_steps", "2")).error()
+
+
+@pytest.mark.processes
+def test_longer_training_goes_on_and_draws_anew(finished: tuple[Path, Path, Outcome], tmp_path: Path) -> None:
+    root, folder, _ = finished
+    shutil.copytree(folder, tmp_path / "made")
+    record = (folder / "own.json").read_text().replace(str(folder), str(tmp_path / "made"))
+    (tmp_path / "made/own.json").write_text(record)
+    again = call(own_images.main, *flags(root, tmp_path / "made", "--model_steps", "4", "--samples_per_class", "1"))
+    assert again.code == 0, again.err
+    assert "1 of 3" not in again.out
+    assert "2 of 3, model" in again.out
+    assert "3 of 3, samples" in again.out
+    assert torch.load(tmp_path / "made/model/checkpoint-last.pth", weights_only=True)["epoch"] == 4
+    assert len(list((tmp_path / "made/samples").glob("[0-9]*.png"))) == 3
 
 
 def test_steps_decide_epochs() -> None:
@@ -114,10 +130,44 @@ def test_recognition_is_of_the_photographs_own_classes(tmp_path: Path) -> None:
     assert recognition(images, plain, labels[::-1].copy())["drawn_accuracy"] == pytest.approx(1 / 3)
 
 
-def test_the_verdict_follows_the_numbers() -> None:
-    said = [verdict({"drawn_accuracy": share, "chance": 0.1}) for share in (0.1, 0.29, 0.4, 0.9)]
-    assert said[0] == said[1] != said[2] != said[3]
-    assert "train it longer" in said[0]
+@pytest.mark.parametrize(
+    ("drawn", "classes", "loss", "fewest", "said"),
+    [
+        (0.12, 10, 6.0, 40, "has hardly learned your classes: train the model longer"),
+        (0.5, 10, 8.2, 40, "loss is near that of guessing"),
+        (0.9, 10, 6.0, 40, "the pictures show"),
+        (0.95, 2, 6.0, 40, "the pictures show"),
+        (0.52, 2, 6.0, 40, "has hardly learned"),
+        (0.9, 10, 6.0, 3, "A class has 3 photographs, which is few"),
+    ],
+)
+def test_the_verdict_follows_the_numbers(drawn: float, classes: int, loss: float, fewest: int, said: str) -> None:
+    results = {"drawn_accuracy": drawn, "chance": 1 / classes, "held_out_accuracy": 0.95, "fewest_images": fewest}
+    sentences = verdict(results | {"loss": loss, "loss_of_guessing": 8.318})
+    assert f"takes {drawn:.1%} of the drawn images for their class; guessing has {1 / classes:.1%}" in sentences[0]
+    assert said in sentences[-1]
+    assert "unseen" not in "".join(
+        verdict(results | {"held_out_accuracy": None, "loss": loss, "loss_of_guessing": 8.3})
+    )
+
+
+@pytest.mark.processes
+def test_a_photograph_that_cannot_be_read_and_odd_names(tmp_path: Path) -> None:
+    """It is skipped, as in training; names may hold anything. Others have main.py files of their own."""
+    root = write_photographs(tmp_path / "my photos", count=12)
+    (root / "red brick").rename(root / 'Кошка, <b>"x"')
+    (root / "blue ball/0.png").write_text("no picture")
+    (tmp_path / "main.py").write_text("raise SystemExit('not the project')")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        outcome = call(own_images.main, *flags(Path("my photos"), Path("made")))
+        assert outcome.code == 0, outcome.err
+        patch.chdir(root)
+        again = call(own_images.main, *flags(root, tmp_path / "made"))
+    assert "1 of 3" not in again.out
+    page = (tmp_path / "made/index.html").read_text()
+    assert "<b>" not in page
+    assert "Кошка" in page
 
 
 def test_mistakes(tmp_path: Path) -> None:
@@ -127,3 +177,7 @@ def test_mistakes(tmp_path: Path) -> None:
     assert "has one class" in call(own_images.main, *flags(tmp_path / "one", tmp_path / "made")).error()
     assert "model_steps is 0" in call(own_images.main, *flags(tmp_path, tmp_path, "--model_steps", "0")).error()
     assert not (tmp_path / "made").exists()
+    write_photographs(tmp_path / "photos")
+    inside = call(own_images.main, *flags(tmp_path / "photos", tmp_path / "photos/own")).error()
+    assert "lies among the photographs" in inside
+    assert not (tmp_path / "photos/own").exists()

@@ -307,6 +307,16 @@ def test_the_figure_has_a_curve_for_each_number_of_steps(own: bool) -> None:
     assert panels[3].lines[0].get_xydata().tolist() == [[first, 2], [second, 3]]
 
 
+def test_what_was_not_measured_leaves_a_gap() -> None:
+    rows = [
+        {"cfg": cfg, "steps": 13, "FID-9": fid, "Inception Score": 2.0}
+        for cfg, fid in ((0.0, None), (1.0, np.nan), (2.0, 5.0))
+    ]
+    line = draw_figure(rows).axes[0].lines[0]
+    np.testing.assert_array_equal(line.get_ydata(), [np.nan, np.nan, 5.0])
+    assert draw_figure(rows[:2]).axes[0].lines
+
+
 def test_mistakes(checkpoint: Path, tmp_path: Path) -> None:
     def refusal(*more: str) -> str:
         return call(sweep.main, *flags(checkpoint, tmp_path / "sweep", *more)).error()

@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from models.autoencoder import to_uint8
-from sampling.pictures import save_grid, save_labelled_grid, save_png
+from sampling.pictures import caption_font, save_grid, save_labelled_grid, save_png
 
 pytestmark = pytest.mark.quick
 
@@ -125,6 +125,14 @@ def test_other_captions_stand_below(tmp_path: Path) -> None:
         assert (cell == image.permute(1, 2, 0).numpy()).all()
         assert (picture[top + height : top + row, left : left + width] < 100).any()
         assert (picture[top : top + row, left + width : left + column] == 255).all()  # nothing goes over
+
+
+@pytest.mark.parametrize("caption", ["été", "Кошка", "قطة"])
+def test_captions_have_the_letters_of_most_alphabets(caption: str) -> None:
+    """Not the box that stands for a letter which a font lacks."""
+    font = caption_font(14)
+    missing = bytes(font.getmask("\U0010ffff"))
+    assert all(bytes(font.getmask(letter)) != missing for letter in caption)
 
 
 def test_without_captions_it_is_a_plain_grid(tmp_path: Path) -> None:

@@ -137,10 +137,45 @@ def test_mistakes() -> None:
         ({"class_labels": 1, "guidance": "high"}, "cfg is high"),
         ({"class_labels": 1, "output_type": "jpeg"}, "must be pil, np or pt"),
         ({"class_labels": 1, "steps": 3}, "steps means nothing to checkerboard"),
+        ({"class_labels": 1, "guidance_scale": 3}, "give guidance instead"),
+        ({"class_labels": 1, "generator": "3"}, "generator is '3'; give a whole number"),
+        ({"class_labels": 1, "generator": 1.0}, "generator is 1.0"),
+        ({"class_labels": 1, "batch_size": 0}, "batch_size is 0; it must be at least 1"),
+        ({"class_labels": 1, "batch_size": None}, "batch_size is None; give a whole number"),
+        ({"class_labels": 1, "num_images": 2.5}, "num_images is 2.5; give a whole number"),
+        ({"class_labels": [True, 2]}, "a label is True; give a whole number"),
+        ({"class_labels": b"number 1"}, "a label is b'number 1'"),
     ):
         with pytest.raises(UserError, match=answer):
             pipe(**arguments)
     with pytest.raises(UserError, match=r"dtype is torch\.int8"):
         pipe.to("cpu", torch.int8)
+    for device in ("gpu", "cuda:77"):
+        with pytest.raises(UserError, match=f"cannot go to {device}"):
+            pipe.to(device)
+    for wrong in (None, np.zeros((32, 32, 3), np.uint8)):
+        with pytest.raises(UserError, match="give a PIL image or the path of a file"):
+            pipe.edit(wrong, wrong, 1)
     with pytest.raises(UserError, match="has no autoencoder"):
         Pipeline(tiny_gpt())
+
+
+def test_whole_numbers_of_any_kind_serve() -> None:
+    pipe = Pipeline(tiny_model())
+    expected = pipe([3, 1], generator=5)
+    for labels in (np.array([3, 1]), torch.tensor([3, 1]), (np.int64(3), 1)):
+        assert pipe(labels, generator=np.int64(5)).seeds == expected.seeds
+        assert pipe(labels, generator=torch.tensor(5)).labels == [3, 1]
+    assert pipe(torch.tensor(3), generator=0).labels == pipe(np.array(3), generator=0).labels == [3]
+
+
+def test_a_callback_of_a_drawing_of_twice_the_side() -> None:
+    """While the small images are drawn, there is nothing to show."""
+    pipe, seen = Pipeline(tiny_randar(autoencoder=tiny_autoencoder(), img_size=32)), []
+    out = pipe(1, generator=0, upscale=2, callback=lambda progress: seen.append(progress.images()))
+    assert seen[0] == []
+    assert seen[-1][0].size == out.images[0].size == (64, 64)
+
+
+def test_what_it_returns_prints_in_a_line() -> None:
+    assert len(repr(Pipeline(tiny_model())(1))) < 300

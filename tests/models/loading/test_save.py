@@ -88,11 +88,33 @@ def test_what_is_recommended_replaces_what_was_and_nothing_else(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
+    "text", ["sampling: {cfg: 1}\n# of args\nargs: {lr: 1}\n", "sampling:\n  cfg: 1\n\n# of args\nargs: {lr: 1}\n"]
+)
+def test_comments_of_others_stay(text: str, tmp_path: Path) -> None:
+    place = tmp_path / "config.yaml"
+    place.write_text(text)
+    write_recommended(place, {"cfg": 2.0})
+    assert "# of args\nargs: {lr: 1}\n" in place.read_text()
+    assert yaml.safe_load(place.read_text()) == {"args": {"lr": 1}, "sampling": {"cfg": 2.0}}
+
+
+@pytest.mark.parametrize("text", ['"sampling":\n  cfg: 1\n', "{model: 2}\n", "model: 2\n...\n"])
+def test_a_file_that_nothing_can_be_added_to_stays_as_it_is(text: str, tmp_path: Path) -> None:
+    place = tmp_path / "config.yaml"
+    place.write_text(text)
+    with pytest.raises(UserError, match=r"put sampling: cfg: 2.0 into it by hand"):
+        write_recommended(place, {"cfg": 2.0})
+    assert place.read_text() == text
+
+
+@pytest.mark.parametrize(
     ("section", "answer"),
     [
         ("{cgf: 1}", "unknown key cgf in .*config.yaml: sampling; did you mean cfg"),
         ("{cfg: high}", "config.yaml: sampling: cfg is high; it must be a number"),
         ("0.5", "config.yaml: sampling holds 0.5, not settings"),
+        ("{steps_per_scale: 0}", "config.yaml: sampling: steps_per_scale"),
+        ("{cfg: [1, 2]}", "config.yaml: sampling: cfg has 2 values"),
     ],
 )
 def test_wrong_recommendations_are_refused(section: str, answer: str, tmp_path: Path) -> None:
