@@ -339,6 +339,7 @@ RULES = (
         r"python -m experiments\.own_images --data_path path/to/images --img_size 256 .*",
         files=("output/own-256/index.html", "output/own-256/samples/000011.png"),
         added="--tokenizer_steps 1 --model_steps 1 --samples_per_class 1",
+        alone=True,
     ),
     trains(r"config_256_S\.yaml", "output/from-images", added="--output_dir output/from-images"),
     trains(r"config_256_S\.yaml --use_cache", "output/config_256_S"),
@@ -397,9 +398,14 @@ RULES = (
         added="--dataset folder --data_path data/cifar10 --batch_size 5 --cached_path data/cached-ranks",
     ),
     Rule(
-        SAMPLE + "--checkpoint output/quickstart .*--maps --animation --output_dir samples/digits",
+        SAMPLE + "--checkpoint output/quickstart --num_samples 40 --animation --output_dir samples/digits",
+        files=tuple(f"samples/digits/{name}" for name in ("000001.png", "grid.png", "samples.json", "animation.gif")),
+        added="--num_samples 2",
+    ),
+    Rule(
+        SAMPLE + "--checkpoint output/quickstart .*--maps --animation --output_dir samples/maps",
         files=tuple(
-            f"samples/digits/{name}"
+            f"samples/maps/{name}"
             for name in (
                 *("000001.png", "grid.png", "samples.json", "maps.npz", "maps_000001.png"),
                 *("entropy_by_step.png", "animation.gif"),
