@@ -414,6 +414,11 @@ RULES = (
         added="--num_samples 2",
     ),
     Rule(
+        SAMPLE + "--checkpoint pretrained_models/cifar10-checkerboard --num_samples 80 .*",
+        files=("samples/cifar10/000009.png", "samples/cifar10/grid.png"),
+        added="--num_samples 10",
+    ),
+    Rule(
         SAMPLE + "--checkpoint output/own/model",
         files=("samples/2*/000011.png", "samples/2*/grid.png"),
     ),
@@ -517,6 +522,11 @@ RULES = (
         r"python -m experiments\.sweep --checkpoint output/cifar10_randar_random --reference .*",
         files=("output/sweep/randar-fid/sweep.csv",),
         added=f"--cfg 0:1:1 --steps 4 --num_samples 8 --output_dir output/sweep/randar-fid {STAND_IN}",
+    ),
+    Rule(
+        r"python -m experiments\.sweep --checkpoint pretrained_models/cifar10-checkerboard .*",
+        files=("output/sweep/cifar10-checkerboard/sweep.csv", "output/sweep/cifar10-checkerboard/sweep.png"),
+        added="--cfg 0:1:1 --steps_per_scale 1 --num_samples 5",
     ),
     Rule(
         r"python -m experiments\.sweep --checkpoint output/quickstart .*",
