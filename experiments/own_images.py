@@ -90,6 +90,8 @@ def main(argv: Sequence[str]) -> None:
             finally:  # what a stop ends counts too
                 record["minutes"][task.label] = spent + (time.monotonic() - start) / 60
                 write_json(folder / RECORD, record)
+            if not task.product.exists():
+                raise UserError(f"{task.product} is missing although its command has ended; run this once more")
             record["commands"][task.label] = command
             write_json(folder / RECORD, record)
         print(write_page(folder, images, record))

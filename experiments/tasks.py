@@ -9,7 +9,6 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from runtime.errors import UserError
 from runtime.files import PROJECT
 
 
@@ -30,5 +29,3 @@ def carry_out(task: Task, title: str) -> None:
     code = subprocess.run([sys.executable, *task.arguments], env=environment).returncode
     if code:
         sys.exit(code if code > 0 else 128 - code)
-    if not task.product.exists():
-        raise UserError(f"{task.product} is missing, although its command has ended; run the same command again")

@@ -12,9 +12,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from runtime import PROJECT
 from runtime.errors import UserError
-
-PROJECT = Path(__file__).resolve().parents[1]
 
 
 @contextmanager

@@ -195,7 +195,7 @@ def test_mistakes_on_the_command_line(tmp_path: Path) -> None:
     assert "--image_size" in refusal(reference, reference, "--image_size", "8")
     assert "--output_file" in refusal("--make_reference", "a", "b.npz", "--image_size", "8", "--output_file", "c")
     assert "did you mean --batch_size" in refusal(reference, reference, "--batchsize", "8")
-    assert "unknown option third" in refusal(reference, reference, "third")
+    assert "third belongs to no option" in refusal(reference, reference, "third")
     assert "at least 1" in refusal(reference, reference, "--batch_size", "0")
     assert "folder does not exist" in refusal(reference, reference, "--output_file", str(tmp_path / "no/R.json"))
 

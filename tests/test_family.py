@@ -255,7 +255,7 @@ def test_bulk_samples_do_not_depend_on_the_batch(run: Path, tmp_path: Path) -> N
         one, other = (np.load(tmp_path / size / name) for size in ("7", "50"))
         assert all(np.array_equal(one[key], other[key]) for key in one)
     settings = json.loads((tmp_path / "7" / "samples.json").read_text())
-    assert (settings["direction"], settings["cfg"]) == ("rows", 1.5)
+    assert (settings["direction"], settings["cfg"]) == ("columns", 1.0)  # as the run's previews
 
     model = load_checkpoint(run)
     out = sample(model, [0, 1, 2], seeds=[0, 1, 2])
@@ -290,7 +290,7 @@ def test_its_own_setting_is_a_flag(run: Path, tmp_path: Path) -> None:
 
 
 def test_maps_and_an_animation(run: Path, tmp_path: Path) -> None:
-    drawn(run, tmp_path / "maps", "--labels", "3,4", "--maps", "--animation", "--save_codes")
+    drawn(run, tmp_path / "maps", "--labels", "3,4", "--maps", "--animation", "--save_codes", "--direction", "rows")
     with np.load(tmp_path / "maps" / "maps.npz") as maps:
         assert set(maps) == {"step_4", "entropy_4", "probability_4"}
         assert np.array_equal(maps["step_4"][0].ravel(), np.arange(EDGE * EDGE))

@@ -503,7 +503,7 @@ def test_the_classes_of_a_checkpoint_are_listed(named: Path, tmp_path: Path) -> 
     [
         ("thre", "no class is called thre; did you mean three?"),
         ("0,Zerro", "no class is called Zerro; did you mean zero?"),
-        ("qqqqqqq", f"no class is called qqqqqqq; known are {', '.join(NAMES)}"),
+        ("qqqqqqq", "no class is called qqqqqqq; known are 0: zero; 1: name; 2: two; 3: three"),
         ("4", "label 4 is out of range; this model has classes 0 to 3"),
         ("-1", "label -1 is out of range; this model has classes 0 to 3"),
         ("", 'labels is empty; give indices or names, as in 207,"tabby cat"'),
@@ -608,7 +608,7 @@ def test_a_configuration_draws_from_random_weights(small_config: Path, tmp_path:
         (("--device", "cpu:x"), "device cpu:x is unknown; give the number of a GPU as in cuda:0"),
         (("--remainder", "drop"), "remainder is drop; it must be one of separate, fold"),
         (("--steps_per_scales", "4"), "unknown option --steps_per_scales; did you mean --steps_per_scale?"),
-        (("stray",), "unknown option stray; see --help"),
+        (("stray",), "stray belongs to no option; put a value that has spaces in quotes, or see --help"),
         (("--config", "configs/config_256_S.yaml"), "name either a --checkpoint, or a --config for random weights"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",

@@ -20,7 +20,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
 from models.family import Generator
 from models.loading.autoencoder import load_autoencoder
@@ -113,6 +113,7 @@ def share_out(module: Generator, dtype: torch.dtype) -> None:
     policy = MixedPrecisionPolicy(param_dtype=None if dtype == torch.float32 else dtype, reduce_dtype=torch.float32)
     for part in (*module.large_layers(), module):
         fully_shard(part, mesh=mesh, mp_policy=policy)
+    register_fsdp_forward_method(module, "training_loss")  # which needs the weights whole, as a forward pass does
 
 
 def join_shares(place: Path) -> None:

@@ -65,7 +65,8 @@ def load_checkpoint(path: str | Path, use_ema: bool = False) -> Generator:
     place = config_place(path)
     model.recommended = recommended_settings(place, model.Drawing)
     try:
-        checked_drawing(model, {})
+        if model.recommended:
+            checked_drawing(model, {})
     except UserError as error:
         raise UserError(f"{place}: sampling: {error}") from error
     return model
@@ -128,7 +129,10 @@ def config_of(path: Path, content: Mapping[str, Any]) -> GeneratorConfig:
         if layout is not None and layout.complete is not None:
             section = layout.complete(section, content, path)
     section = _model_section(place) if section is None else section  # what is missing is said there
-    return dataclass_from_dict(family_of(section).load("config"), section, str(place))
+    config = dataclass_from_dict(family_of(section).load("config"), section, str(place))
+    if config.class_cond and not config.num_classes:
+        raise UserError(f"{place}: num_classes is 0; give the number of classes that the model was trained with")
+    return config
 
 
 def config_place(path: Path) -> Path:

@@ -14,6 +14,7 @@ from PIL import Image
 from experiments import study, study_figures, study_plan
 from experiments.study_plan import MODELS, StudyArgs, StudyModel, measuring_tasks, training_task
 from runtime.config import read_yaml
+from runtime.files import PROJECT
 from tests.command_factory import call
 from tests.factory import CIFAR_CLASSES
 
@@ -24,7 +25,7 @@ SMALL = StudyModel("raster_2x", (2,))
 
 @pytest.mark.quick
 def test_all_configurations_are_of_one_size_one_cache_and_one_budget() -> None:
-    contents = {path.stem: read_yaml(path) for path in (study_plan.ROOT / "configs/study").glob("*.yaml")}
+    contents = {path.stem: read_yaml(path) for path in (PROJECT / "configs/study").glob("*.yaml")}
     assert contents.keys() == {model.config for model in MODELS}
     usual = contents["checkerboard_2x"]
     for name, content in contents.items():
@@ -132,7 +133,7 @@ def test_the_error_of_a_command_is_that_of_the_study(tmp_path: Path, capfd: pyte
 @pytest.mark.quick
 def test_measures_of_another_training_are_measured_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     called: list[str] = []
-    monkeypatch.setattr(study, "_call", lambda task, title: called.append(title))
+    monkeypatch.setattr(study, "carry_out", lambda task, title: called.append(title))
     task = next(iter(measuring_tasks(SMALL, StudyArgs(output_dir=str(tmp_path)))))
     (tmp_path / "raster_2x").mkdir()
     (tmp_path / "raster_2x/trained.json").touch()

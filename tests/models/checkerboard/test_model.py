@@ -476,7 +476,6 @@ def test_training_layouts_run() -> None:
         ({"random_replace": 1.5}, "random_replace is a probability"),
         ({"label_drop": -0.1}, "label_drop is a probability"),
         ({"scan_order": "spiral"}, "scan_order is spiral; it must be one of checkerboard, raster, random"),
-        ({"num_classes": 0}, "num_classes is 0"),
         ({"num_mixing_layers": "most"}, "num_mixing_layers is most"),
         ({"num_mixing_layers": 3}, "num_mixing_layers 3"),
         ({"num_mixing_layers": -1}, "num_mixing_layers -1"),
