@@ -79,8 +79,7 @@ class CacheMaker:
         """Move a cache aside that cannot be used, or not be gone on with."""
         if place.exists():
             try:
-                check_manifest(place, self.manifest)
-                check_images(place, self.images)
+                self.check(place)
                 if complete:
                     TokenCache(place, self.manifest, scale_sizes=()).check_codes()
             except UserError:

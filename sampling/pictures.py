@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from matplotlib import get_data_path
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torchvision.utils import make_grid
@@ -89,6 +88,8 @@ def _captioned_below(images: Tensor, captions: Sequence[str]) -> Image.Image:
 
 def caption_font(size: int) -> ImageFont.FreeTypeFont:
     """One with the letters of most alphabets, which comes with matplotlib."""
+    from matplotlib import get_data_path  # takes a second to import
+
     return ImageFont.truetype(Path(get_data_path()) / "fonts/ttf/DejaVuSans.ttf", size)
 
 

@@ -108,6 +108,7 @@ class Pipeline:
         batch_size: int = 16,
         callback: Callable[[StepProgress], None] | None = None,
         output_type: OutputType = "pil",
+        change: Edit | None = None,
         **settings: Any,
     ) -> PipelineOutput:
         """Draw images.
@@ -122,53 +123,13 @@ class Pipeline:
             callback: called after each step; ``progress.images()`` decodes what is there so far. An exception in it
                 ends the drawing.
             output_type: pil, np or pt.
+            change: what stays of an image, as ``edit`` has it.
             settings: others of a drawing, as of ``models.sample``.
 
         Raises:
             UserError: a label or setting is out of range.
         """
         labels = self._labels(class_labels, num_images)
-        return self._draw(labels, guidance, generator, batch_size, callback, output_type, settings, None)
-
-    def edit(
-        self,
-        image: Image.Image | str | Path,
-        mask: Image.Image | str | Path,
-        class_labels: Labels,
-        num_images: int | None = None,
-        guidance: float | Sequence[float] | None = None,
-        generator: int | torch.Generator | None = None,
-        batch_size: int = 16,
-        callback: Callable[[StepProgress], None] | None = None,
-        output_type: OutputType = "pil",
-        **settings: Any,
-    ) -> PipelineOutput:
-        """As a call, but an image is kept where its mask is black, and drawn anew where that is white."""
-        labels = self._labels(class_labels, num_images)
-        change = make_edit(image, mask, self.model)
-        return self._draw(labels, guidance, generator, batch_size, callback, output_type, settings, change)
-
-    def _labels(self, class_labels: Labels, num_images: int | None) -> list[int]:
-        """Class indices, one an image."""
-        names, given = ClassNames(self.model), class_labels
-        given = given.tolist() if isinstance(given, Tensor | np.ndarray | np.generic) else given
-        given = list(given) if isinstance(given, Sequence) and not isinstance(given, str | bytes) else [given]
-        labels = [names.label(x) if isinstance(x, str) else whole_number(x, "a label") for x in given]
-        if not labels or (num_images is not None and whole_number(num_images, "num_images") < 1):
-            raise UserError("there is nothing to draw; give at least one label, and num_images of at least 1")
-        return labels if num_images is None else [labels[i % len(labels)] for i in range(num_images)]
-
-    def _draw(
-        self,
-        labels: list[int],
-        guidance: float | Sequence[float] | None,
-        generator: int | torch.Generator | None,
-        batch_size: int,
-        callback: Callable[[StepProgress], None] | None,
-        output_type: OutputType,
-        settings: dict[str, Any],
-        change: Edit | None,
-    ) -> PipelineOutput:
         if output_type not in ("pil", "np", "pt"):
             raise UserError(f"output_type is {output_type}; it must be pil, np or pt")
         if "guidance_scale" in settings:
@@ -201,6 +162,27 @@ class Pipeline:
         return PipelineOutput(
             _as_type(torch.cat(pixels), output_type), labels, [image_seed(seed, i) for i in range(len(labels))], samples
         )
+
+    def edit(
+        self,
+        image: Image.Image | str | Path,
+        mask: Image.Image | str | Path,
+        class_labels: Labels,
+        *arguments: Any,
+        **settings: Any,
+    ) -> PipelineOutput:
+        """As a call, but an image is kept where its mask is black, and drawn anew where that is white."""
+        return self(class_labels, *arguments, change=make_edit(image, mask, self.model), **settings)
+
+    def _labels(self, class_labels: Labels, num_images: int | None) -> list[int]:
+        """Class indices, one an image."""
+        names, given = ClassNames(self.model), class_labels
+        given = given.tolist() if isinstance(given, Tensor | np.ndarray | np.generic) else given
+        given = list(given) if isinstance(given, Sequence) and not isinstance(given, str | bytes) else [given]
+        labels = [names.label(x) if isinstance(x, str) else whole_number(x, "a label") for x in given]
+        if not labels or (num_images is not None and whole_number(num_images, "num_images") < 1):
+            raise UserError("there is nothing to draw; give at least one label, and num_images of at least 1")
+        return labels if num_images is None else [labels[i % len(labels)] for i in range(num_images)]
 
 
 def whole_number(value: Any, name: str) -> int:

@@ -86,9 +86,12 @@ def _cached(repo: str, revision: str) -> Path | None:
 
 def snapshot_of(folder: Path) -> Path | None:
     """The root of the repository whose copy in the hub's cache holds a folder; None of a folder elsewhere."""
-    from huggingface_hub import constants
+    folder = folder.absolute()
+    if "snapshots" not in folder.parts:
+        return None
+    from huggingface_hub import constants  # which takes time that folders of others need not pay
 
-    cache, folder = Path(constants.HF_HUB_CACHE).absolute(), folder.absolute()
+    cache = Path(constants.HF_HUB_CACHE).absolute()
     if not folder.is_relative_to(cache):
         return None
     parts = folder.relative_to(cache).parts  # models--OWNER--NAME, snapshots, REVISION, ...
@@ -104,15 +107,14 @@ def files_of(name: str, inside: str, files: Iterable[str]) -> tuple[str, list[st
         return inside, [inside, *texts, *_autoencoder(folder, files)]
     places = [inside] if not inside or inside.startswith(RELEASED_FOLDER) else [inside, f"{RELEASED_FOLDER}/{inside}"]
     place = next((p for p in places if not p or any(_parent(file) == p for file in files)), None)
+    folders = sorted({_parent(file) for file in files if file.endswith(SUFFIXES)} - {""})
     if place is None:
-        folders = sorted({_parent(file) for file in files if file.endswith(SUFFIXES)} - {""})
         known = f"; it has {', '.join(folders)}" if folders else ""
         raise UserError(f"{name}: the repository has no folder or file {inside}{known}")
     own = [file for file in files if _parent(file) == place and file.endswith((*SUFFIXES, *TEXTS))]
-    if not any(file.endswith(SUFFIXES) for file in own):
-        folders = sorted({_parent(file) for file in files if file.endswith(SUFFIXES)} - {""})
-        raise UserError(f"{name} holds no weights; name one of {', '.join(folders) or 'its folders that do'}")
     weights = [file for file in own if file.endswith(SUFFIXES)]
+    if not weights:
+        raise UserError(f"{name} holds no weights; name one of {', '.join(folders) or 'its folders that do'}")
     safe = [file for file in weights if file.endswith(".safetensors")]
     if len(safe or weights) > 1 and not any(PurePosixPath(file).name == "checkpoint-last.pth" for file in weights):
         raise UserError(f"{name} holds {', '.join(weights)}; name one of these files, as in {name}/{weights[0]}")
