@@ -139,11 +139,7 @@ class Pipeline:
         settings = settings if guidance is None else settings | {"cfg": guidance}
         drawing = checked_drawing(self.model, settings, keeps=change is not None)
         self.model.check_labels(as_labels(labels))
-        if generator is None or isinstance(generator, torch.Generator):
-            device = "cpu" if generator is None else generator.device
-            seed = int(torch.randint(NUM_SEEDS, (), generator=generator, device=device))
-        else:
-            seed = whole_number(generator, "generator")
+        seed = _seed_of(generator)
         if whole_number(batch_size, "batch_size") < 1:
             raise UserError(f"batch_size is {batch_size}; it must be at least 1")
         request = Request(labels, drawing, seed, batch_size, constraint=change and change.constraint)
@@ -183,6 +179,14 @@ class Pipeline:
         if not labels or (num_images is not None and whole_number(num_images, "num_images") < 1):
             raise UserError("there is nothing to draw; give at least one label, and num_images of at least 1")
         return labels if num_images is None else [labels[i % len(labels)] for i in range(num_images)]
+
+
+def _seed_of(generator: int | torch.Generator | None) -> int:
+    """The number that decides all images of a call."""
+    if generator is None or isinstance(generator, torch.Generator):
+        device = "cpu" if generator is None else generator.device
+        return int(torch.randint(NUM_SEEDS, (), generator=generator, device=device))
+    return whole_number(generator, "generator")
 
 
 def whole_number(value: Any, name: str) -> int:
