@@ -14,7 +14,7 @@ from runtime.files import PROJECT
 
 TRAINED = "trained.json"  # in a run folder: what its training took
 LIKELIHOOD_STEPS = (1, 2, 4, 8, 16, 32)
-CFG_GRID = (0, 1, 2, 3, 4)
+CFG_GRID = (1, 1.5, 2, 3, 4.5)
 BATCH = ("--batch_size", "64")
 PICTURES, PICTURED = "pictures", 20  # folder of a run, and images in it, the classes in turn
 
@@ -28,7 +28,7 @@ class StudyArgs:
     output_dir: str = option("output/study", "folder of the runs and of what was measured")
     epochs: int | None = option(None, "passes over the data of every model; default those of its configuration")
     batch_size: int | None = option(None, "images a step of every model; default those of its configuration")
-    grid_samples: int = option(1000, "images drawn to choose the guidance, at each of them and each number of steps")
+    grid_samples: int = option(500, "images drawn to choose the guidance, at each of them and each number of steps")
     num_samples: int = option(10_000, "images drawn at the guidance chosen")
     results: str | None = option(None, "JSON lines to write; default results.jsonl in output_dir")
 
