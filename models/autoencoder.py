@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.config import NORM_GROUPS, AutoencoderConfig
+from models.pretrained import Pretrained
 from runtime.device import exact_float32
 
 # What is computed at once: on a CPU so little that its caches hold it, which is up to four times as fast.
@@ -19,7 +20,7 @@ ENCODED_PIXELS = 2**15  # on a CPU; elsewhere all
 QUANTIZE_TABLE, QUANTIZE_TABLE_CPU = 2**24, 2**18  # scores of latents and codes
 
 
-class Autoencoder(nn.Module, ABC):
+class Autoencoder(Pretrained, nn.Module, ABC):
     """Images to codes and back. Frozen wherever it is not itself being trained."""
 
     kind: ClassVar[str]  # its name in an autoencoder's YAML

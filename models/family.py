@@ -19,11 +19,11 @@ from models.autoencoder import Autoencoder, to_uint8
 from models.config import Drawing, GeneratorConfig
 from models.draw import INDEX_TYPES, as_labels, checked_seeds, code_noise
 from models.noise import ORDER, uniforms
+from models.pretrained import Pretrained
 from models.scales import join_scales, scale_slices, split_scales
 from runtime.errors import UserError
 
-DECODING_MEMORY = 2**31  # bytes that images decoded at once may take on a GPU
-DECODING_BYTES = 2**12  # of a pixel: eight tensors of 128 channels in float32
+DECODING_MEMORY, DECODING_BYTES = 2**31, 2**12  # that images decoded at once may take on a GPU, and a pixel takes
 
 Maps = Sequence[Tensor] | None  # (B, S, S) of each scale, if there are any
 Setting = float | Tensor  # a number, as compiled code takes it
@@ -77,7 +77,7 @@ class _Frozen:
         return self
 
 
-class Generator(nn.Module, ABC):
+class Generator(Pretrained, nn.Module, ABC):
     """An autoregressive model over the codes of a frozen autoencoder, which moves with it but is none of its state.
 
     A deep copy shares the autoencoder until one of the two moves. Some families do without one, and draw codes alone.

@@ -22,6 +22,7 @@ from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin,
 from runtime.errors import UserError
 from runtime.files import located, write_text
 
+JSON = ".json"
 Settings = TypeVar("Settings")
 Words = Sequence[str]  # of a command line, without the program's name
 Kinds = type | tuple[type, ...]  # of one section: its keys are those of all
@@ -182,7 +183,7 @@ def check_keys(values: Iterable[str], known: Collection[str], where: str) -> Non
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML file's mapping."""
+    """The mapping of a YAML file, or of a JSON file, which is YAML but for some numbers."""
     from runtime import strict_yaml
 
     if path.is_dir():
@@ -190,19 +191,20 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"no such file: {path}")
     try:
-        content = strict_yaml.load(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from error
+        content = (json.loads if path.suffix == JSON else strict_yaml.load)(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        kind = "JSON" if path.suffix == JSON else "YAML"
+        raise UserError(f"{path} is no valid {kind}: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} holds no settings")
     return content
 
 
 def write_yaml(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a YAML file whole or not at all."""
+    """Write a YAML file, or a JSON file by its suffix, whole or not at all."""
     from runtime import strict_yaml
 
-    write_text(path, strict_yaml.dump(content))
+    write_text(path, json.dumps(content, indent=2) + "\n" if path.suffix == JSON else strict_yaml.dump(content))
 
 
 class _Parser(argparse.ArgumentParser):

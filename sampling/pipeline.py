@@ -84,6 +84,14 @@ class Pipeline:
         """From what ``models.load_checkpoint`` takes; on the CPU, in float32."""
         return cls(load_checkpoint(path, use_ema))
 
+    def save_pretrained(self, folder: str | Path, **details: Any) -> None:
+        """The model's, which a pipeline is all of."""
+        self.model.save_pretrained(folder, **details)
+
+    def push_to_hub(self, name: str, **details: Any) -> str:
+        """The model's."""
+        return self.model.push_to_hub(name, **details)
+
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Self:
         """Bring the model to a device, and to a precision if one is given; its decoder stays in float32."""
         if dtype is not None and dtype not in DTYPES.values():

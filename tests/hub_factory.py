@@ -1,5 +1,6 @@
-"""A small hub on 127.0.0.1 that answers as the real one does; no network."""
+"""A small hub on 127.0.0.1 that answers as the real one does, and takes uploads; no network."""
 
+import base64
 import hashlib
 import json
 import threading
@@ -37,6 +38,9 @@ class Hub(ThreadingHTTPServer):
         self.at_cut: Callable[[], object] = lambda: None
         self.requests: list[str] = []
         self.sent: list[tuple[str, str | None]] = []  # name and Range of the files whose bytes were asked for
+        self.gated = False  # whether each answer is that the terms must be accepted first
+        self.token: str | None = None  # without which nothing is taken
+        self.uploaded: dict[str, bytes] = {}  # bytes of large files by SHA-256, before their commit
         threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
 
     def stop(self) -> None:
@@ -58,6 +62,46 @@ class HubHandler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.answer()
 
+    def do_POST(self) -> None:
+        hub, body = self.server, self.rfile.read(int(self.headers["Content-Length"] or 0))
+        hub.requests.append(f"POST {self.path}")
+        if hub.token is not None and self.headers["Authorization"] != f"Bearer {hub.token}":
+            return self.reply(401, {"Content-Length": 0})
+        return self.reply_json(self.taken(self.path.split("?")[0], body))
+
+    def do_PUT(self) -> None:
+        content = self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.uploaded[sha256(content)] = content
+        self.reply(200, {"Content-Length": 0})
+
+    def taken(self, path: str, body: bytes) -> dict[str, Any]:
+        """What the hub answers to a step of an upload: large files go to another host first."""
+        hub = self.server
+        if path.endswith("/commit/main"):
+            for line in map(json.loads, body.splitlines()):
+                value = line["value"]
+                if line["key"] == "file":
+                    hub.contents[value["path"]] = base64.b64decode(value["content"])
+                elif line["key"] == "lfsFile":
+                    hub.contents[value["path"]] = hub.uploaded[value["oid"]]
+            return {"success": True, "commitUrl": f"{hub.endpoint}/{hub.repo}/commit/{COMMIT}", "commitOid": COMMIT}
+        asked = json.loads(body)
+        if path == "/api/repos/create":
+            hub.repo = f"{asked['organization']}/{asked['name']}"
+            return {"url": f"{hub.endpoint}/{hub.repo}"}
+        if path.endswith("/preupload/main"):
+            modes = {file["path"]: "lfs" if is_large(file["path"]) else "regular" for file in asked["files"]}
+            return {"files": [{"path": n, "uploadMode": mode, "shouldIgnore": False} for n, mode in modes.items()]}
+        if path.endswith("/objects/batch"):
+            action = {"upload": {"href": f"{hub.endpoint}/put"}}
+            return {"objects": [{**item, "actions": action} for item in asked["objects"]]}
+        return {"errors": [], "warnings": []}  # of a model card
+
+    def reply_json(self, content: dict[str, Any]) -> None:
+        body = json.dumps(content).encode()
+        self.reply(200, {"Content-Length": len(body), "Content-Type": "application/json"})
+        self.wfile.write(body)
+
     def log_message(self, *_: object) -> None:
         """Keep the test's output clean."""
 
@@ -65,7 +109,9 @@ class HubHandler(BaseHTTPRequestHandler):
         hub, path = self.server, self.path.removeprefix("/cdn").lstrip("/")
         hub.requests.append(f"{self.command} {self.path}")
         content = self.content_of(path)
-        if hub.status or content is None:
+        if hub.gated:
+            self.reply(403, {"X-Error-Code": "GatedRepo", "Content-Length": 0})
+        elif hub.status or content is None:
             self.reply(hub.status or 404, {"Content-Length": 0})
         elif is_large(path) and not self.path.startswith("/cdn"):
             linked = {"X-Linked-Etag": f'"{sha256(content)}"', "X-Linked-Size": len(content), "Content-Length": 0}
@@ -79,7 +125,7 @@ class HubHandler(BaseHTTPRequestHandler):
         if path.split("?")[0] in (f"api/models/{hub.repo}", f"api/models/{hub.repo}/revision/{COMMIT}"):
             siblings = [{"rfilename": name} for name in hub.contents]
             return json.dumps({"id": hub.repo, "sha": COMMIT, "siblings": siblings}).encode()
-        if path.split("?")[0] == f"api/models/{hub.repo}/tree/{COMMIT}":
+        if path.split("?")[0] in [f"api/models/{hub.repo}/tree/{revision}" for revision in ("main", COMMIT)]:
             entries = []
             for name, content in hub.contents.items():
                 entry = {"type": "file", "path": name, "size": len(content), "oid": sha256(content)[:40]}
@@ -127,6 +173,7 @@ def running_hub(
         "HUGGINGFACE_CO_URL_TEMPLATE": hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}",
         "HF_HUB_OFFLINE": False,
         "HF_HUB_DISABLE_IMPLICIT_TOKEN": True,
+        "HF_HUB_DISABLE_XET": True,  # whose uploads are a protocol of their own
         "HF_HUB_DISABLE_TELEMETRY": True,
         "HF_HUB_CACHE": str(tmp_path / "cache"),
         "DOWNLOAD_CHUNK_SIZE": CHUNK_BYTES,

@@ -617,7 +617,13 @@ RULES = (
         added="--device cpu --small --compiled false --minutes 0.02",
     ),
     Rule(
-        r"python -m training\.export .*",
+        r"python -m training\.export .* --format hub .*",
+        files=tuple(
+            f"output/quickstart-hub/{name}" for name in ("model.safetensors", "config.json", "README.md", "autoenc/*")
+        ),
+    ),
+    Rule(
+        r"python -m training\.export --checkpoint \S+ --output_dir \S+",
         files=("output/quickstart-published/checkpoint-last.pth", "output/quickstart-published/autoenc/*"),
     ),
     Rule(r"bash pretrained_models/download\.sh --help", says=r"checkerboard-L-2x(.|\n)*HF_ENDPOINT", folder="fresh"),
@@ -691,6 +697,7 @@ def test_python(page: str, project: Project, monkeypatch: pytest.MonkeyPatch) ->
     for block in blocks("python", page):
         project.prepare(block)
         monkeypatch.chdir(project.folder)
+        monkeypatch.setattr(sys, "path", [*sys.path])  # which torch.hub changes
         names: dict[str, Any] = {}
         exec(compile(block, page, "exec"), names)
         promised = shapes_promised(block)

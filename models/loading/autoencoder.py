@@ -20,17 +20,17 @@ from models.autoencoder import Autoencoder
 from models.config import NORM_GROUPS, AutoencoderConfig, AutoencoderPaths
 from models.llamagen_vq import LlamaGenVQ
 from models.loading.autoencoder_kinds import KINDS, kind_of
-from models.loading.hub import snapshot_of
-from models.loading.state import load_exactly, our_names, published_name, read_torch_file
+from models.loading.hub import WEIGHTS_SUFFIXES, here, is_hub_name, snapshot_of
+from models.loading.state import load_exactly, our_names, published_name, read_torch_file, write_weights
 from runtime.config import dataclass_from_dict, plain, read_yaml, write_yaml
 from runtime.errors import UserError
-from runtime.files import PROJECT, located, whole
+from runtime.files import PROJECT, located, read_json, whole
 
 AUTOENCODER_CONFIG_NAME = "autoencoder_config.yaml"
 AUTOENCODER_NAMES = ("checkpoint.pth", "autoencoder.safetensors")  # the published one's, ours
 IN_RUN = ("autoencoder", "autoenc")  # where a run has the one that it trained, or a copy of the one that it uses
 PUBLISHED_PATHS = AutoencoderPaths(f"autoenc/{AUTOENCODER_CONFIG_NAME}", f"autoenc/{AUTOENCODER_NAMES[0]}")
-WEIGHTS_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
+HUB_CONFIG_NAME = "config.json"  # the configuration of what was saved for the hub, which counts downloads by it
 
 
 def load_autoencoder(paths: AutoencoderPaths, folder: Path | None = None) -> Autoencoder:
@@ -42,6 +42,8 @@ def load_autoencoder(paths: AutoencoderPaths, folder: Path | None = None) -> Aut
     if within is not None:
         return load_autoencoder(replace(_files_in(within), params=paths.params), within)
     checkpoint_path = first_file(tried)
+    if checkpoint_path is None and is_hub_name(paths.checkpoint_path):
+        return open_autoencoder(paths.checkpoint_path)
     if checkpoint_path is None:
         raise UserError(
             f"no autoencoder weights at {' nor at '.join(map(str, tried))}; mend autoenc.checkpoint_path, or fetch the "
@@ -51,8 +53,8 @@ def load_autoencoder(paths: AutoencoderPaths, folder: Path | None = None) -> Aut
 
 
 def open_autoencoder(path: str | Path) -> Autoencoder:
-    """An autoencoder in eval mode on the CPU, from its weights, the folder of them, or that of a run."""
-    path = located(path)
+    """An autoencoder in eval mode on the CPU, from its weights, the folder of them, that of a run, or the hub."""
+    path = here(path)
     if not path.exists():
         raise UserError(
             f"no autoencoder weights at {path}; name a file or folder of them (LlamaGen's: bash "
@@ -77,7 +79,13 @@ def _files_in(folder: Path) -> AutoencoderPaths:
         )
     if len(names) > 1:
         raise UserError(f"{folder} holds {', '.join(names)}; name one of these files")
-    return AutoencoderPaths(AUTOENCODER_CONFIG_NAME, names[0])
+    shared = has_section(folder / HUB_CONFIG_NAME, "model")
+    return AutoencoderPaths(HUB_CONFIG_NAME if shared else AUTOENCODER_CONFIG_NAME, names[0])
+
+
+def has_section(place: Path, name: str) -> bool:
+    """Whether a JSON file, if there is one, is a configuration of ours: other programs call theirs so too."""
+    return isinstance((read_json(place) or {}).get(name), dict)
 
 
 def places_of(path: str, folder: Path | None) -> list[Path]:
@@ -218,6 +226,12 @@ def save_autoencoder(autoencoder: Autoencoder, folder: Path, dtype: torch.dtype 
     with whole(folder / AUTOENCODER_NAMES[1]) as temporary:
         temporary.write_bytes(save(state))
     write_yaml(folder / AUTOENCODER_CONFIG_NAME, autoencoder_config_dict(autoencoder))
+
+
+def save_shared_autoencoder(autoencoder: Autoencoder, folder: Path, name: str) -> None:
+    """Write its weights as they are, in a file of this name, and ``config.json``: what the hub expects of a model."""
+    write_weights(autoencoder.state_dict(), folder / name, None)
+    write_yaml(folder / HUB_CONFIG_NAME, autoencoder_config_dict(autoencoder))
 
 
 def autoencoder_hash(autoencoder: Autoencoder) -> str:

@@ -15,14 +15,16 @@ from torch import Tensor
 from models.config import FAMILIES, AutoencoderPaths, Drawing, GeneratorConfig, family_of
 from models.family import Generator
 from models.loading.autoencoder import (
+    HUB_CONFIG_NAME,
     PUBLISHED_PATHS,
     build_autoencoder,
     export_autoencoder,
+    has_section,
     load_autoencoder,
     places_of,
 )
 from models.loading.autoencoder_kinds import new_autoencoder
-from models.loading.hub import fetched, is_hub_name
+from models.loading.hub import here
 from models.loading.state import (
     AUTOENCODER_PREFIX,
     CLASS_NAMES,
@@ -82,10 +84,7 @@ def initialize_from(model: Generator, path: str | Path) -> list[str]:
 
 def find_checkpoint(path: str | Path) -> Path:
     """The checkpoint file at a path or in a folder: the last of a run, or the only file of weights that is there."""
-    name, path = str(path), located(path)
-    if not path.exists() and is_hub_name(name):
-        path = fetched(name)
-    file = path
+    file = path = here(path)
     if path.is_dir():
         named = [path / name for name in NAMES_IN_FOLDER if (path / name).is_file()]
         file = named[0] if named else _only_weights(path)
@@ -138,8 +137,9 @@ def config_of(path: Path, content: Mapping[str, Any]) -> GeneratorConfig:
 def config_place(path: Path) -> Path:
     """Where the configuration of the checkpoint at ``path`` is, the nearest; or should be: beside it."""
     folders = (path.parent, *path.absolute().parents[1 : 1 + FOLDERS_ABOVE])
-    places = (folder / CONFIG_NAME for folder in folders)
-    return next((place for place in places if place.exists()), path.with_name(CONFIG_NAME))
+    places = (folder / name for folder in folders for name in (CONFIG_NAME, HUB_CONFIG_NAME))
+    known = (place for place in places if place.exists() and (place.name == CONFIG_NAME or has_section(place, "model")))
+    return next(known, path.with_name(CONFIG_NAME))
 
 
 def read_model_config(checkpoint_path: Path) -> GeneratorConfig:

@@ -12,24 +12,31 @@ from typing import Any
 
 from runtime import distributed
 from runtime.errors import UserError
-from runtime.files import PROJECT, hash_file
+from runtime.files import PROJECT, hash_file, located
 
 NAME = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>[\w.-]+))?(/(?P<inside>\w[\w./-]*))?")
 RELEASED_FOLDER = "pretrained_models"  # in which the release has its models
 BESIDE = ("autoenc",)  # folders that a model's folder, or the one above, may have for it
-SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
+WEIGHTS_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 REACH_S = 15  # the hub has this long to answer
 TEXTS = (".yaml", ".yml", ".json", ".md")
 
 
 def is_hub_name(path: str) -> bool:
     """Whether a path that is nowhere here may name a model of the hub; not below a folder that is here."""
-    first = path.split("/")[0]
+    match = NAME.fullmatch(path)
     return (
-        NAME.fullmatch(path) is not None
+        match is not None
         and ".." not in path
-        and not any((root / first).exists() for root in (Path.cwd(), PROJECT))
+        and not match["repo"].endswith((*WEIGHTS_SUFFIXES, *TEXTS))  # it is the file of a folder that is missing
+        and not any((root / path.split("/")[0]).exists() for root in (Path.cwd(), PROJECT))
     )
+
+
+def here(path: str | Path) -> Path:
+    """Where a user's path is, here or in the project; of a name of the hub its local copy."""
+    name, path = str(path), located(path)
+    return fetched(name) if not path.exists() and is_hub_name(name) else path
 
 
 def fetched(name: str) -> Path:
@@ -57,7 +64,7 @@ def fetched(name: str) -> Path:
     except Exception as error:  # the HTTP library below huggingface_hub, and its errors, change with the version
         root = None if _answered(error) else _cached(repo, revision or constants.DEFAULT_REVISION)
         if root is None:
-            raise UserError(_explained(name, repo, error)) from error
+            raise UserError(explained(name, repo, error)) from error
         files = [file.relative_to(root).as_posix() for file in root.rglob("*") if file.is_file()]
         place, wanted = files_of(name, inside, files)
         distributed.say(f"{repo}: the hub cannot be reached; taking the copy of revision {root.name} in {root}")
@@ -107,12 +114,12 @@ def files_of(name: str, inside: str, files: Iterable[str]) -> tuple[str, list[st
         return inside, [inside, *texts, *_autoencoder(folder, files)]
     places = [inside] if not inside or inside.startswith(RELEASED_FOLDER) else [inside, f"{RELEASED_FOLDER}/{inside}"]
     place = next((p for p in places if not p or any(_parent(file) == p for file in files)), None)
-    folders = sorted({_parent(file) for file in files if file.endswith(SUFFIXES)} - {""})
+    folders = sorted({_parent(file) for file in files if file.endswith(WEIGHTS_SUFFIXES)} - {""})
     if place is None:
         known = f"; it has {', '.join(folders)}" if folders else ""
         raise UserError(f"{name}: the repository has no folder or file {inside}{known}")
-    own = [file for file in files if _parent(file) == place and file.endswith((*SUFFIXES, *TEXTS))]
-    weights = [file for file in own if file.endswith(SUFFIXES)]
+    own = [file for file in files if _parent(file) == place and file.endswith((*WEIGHTS_SUFFIXES, *TEXTS))]
+    weights = [file for file in own if file.endswith(WEIGHTS_SUFFIXES)]
     if not weights:
         raise UserError(f"{name} holds no weights; name one of {', '.join(folders) or 'its folders that do'}")
     safe = [file for file in weights if file.endswith(".safetensors")]
@@ -145,8 +152,8 @@ def _verify(path: Path, name: str) -> None:
         raise UserError(f"{path.name} of {name} arrived damaged; delete {blob}, and run the same command again")
 
 
-def _explained(name: str, repo: str, error: Exception) -> str:
-    """What is wrong, and the mend."""
+def explained(name: str, repo: str, error: Exception) -> str:
+    """What is wrong when a name of a repository cannot be fetched or uploaded to, and the mend."""
     from huggingface_hub import constants, errors
 
     response: Any = getattr(error, "response", None)

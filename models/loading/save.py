@@ -18,9 +18,10 @@ from models.loading.autoencoder import (
     save_autoencoder,
 )
 from models.loading.checkpoint import CONFIG_NAME, plain_settings
+from models.loading.hub import is_hub_name
 from models.loading.state import write_weights
 from runtime import strict_yaml
-from runtime.config import plain, read_yaml, write_yaml
+from runtime.config import JSON, plain, read_yaml, write_yaml
 from runtime.errors import UserError
 from runtime.files import PROJECT, new_folder, write_text
 
@@ -29,25 +30,33 @@ AUTOENCODER_FOLDER = "autoenc"
 
 
 def save_model(
-    model: Generator, folder: Path, dtype: torch.dtype = torch.float32, autoencoder: str | None = None
+    model: Generator,
+    folder: Path,
+    dtype: torch.dtype = torch.float32,
+    autoencoder: str | None = None,
 ) -> None:
-    """Write ``model.safetensors``, ``config.yaml`` and ``autoenc/`` into a new or empty folder.
+    """Write ``model.safetensors``, its configuration and ``autoenc/`` into a new or empty folder.
 
     Args:
         dtype: of the stored weights; they are computed with in float32 again.
-        autoencoder: a folder within the project that holds the same autoencoder, to be named instead of copied.
+        autoencoder: a folder within the project, or a name of the hub, that holds the same autoencoder, to be named
+            instead of copied.
     """
     with new_folder(folder) as partial:
-        place = AUTOENCODER_FOLDER if autoencoder is None else _place_in_project(model, autoencoder)
-        own = {name: weight.to(dtype) for name, weight in model.state_dict().items()}
-        write_weights(own, partial / MODEL_NAME, model.class_names)
-        paths = AutoencoderPaths()
-        if model.autoencoder is not None:
-            if autoencoder is None:
-                save_autoencoder(model.autoencoder, partial / place, _stored_dtype(model.autoencoder))
-            paths = AutoencoderPaths(f"{place}/{AUTOENCODER_CONFIG_NAME}", f"{place}/{AUTOENCODER_NAMES[1]}")
-        settings = {"model": plain(replace(model.config, autoenc=paths)), "sampling": plain_settings(model.recommended)}
-        write_yaml(partial / CONFIG_NAME, {name: section for name, section in settings.items() if section})
+        write_model(model, partial, dtype, autoencoder, CONFIG_NAME)
+
+
+def write_model(
+    model: Generator, folder: Path, dtype: torch.dtype, autoencoder: str | None, config_name: str = CONFIG_NAME
+) -> None:
+    """As ``save_model``, into a folder that is there. ``config_name`` is config.yaml, or config.json as on the hub."""
+    paths = _autoencoder_paths(model, autoencoder)
+    own = {name: weight.to(dtype) for name, weight in model.state_dict().items()}
+    write_weights(own, folder / MODEL_NAME, model.class_names)
+    if model.autoencoder is not None and autoencoder is None:
+        save_autoencoder(model.autoencoder, folder / AUTOENCODER_FOLDER, _stored_dtype(model.autoencoder))
+    settings = {"model": plain(replace(model.config, autoenc=paths)), "sampling": plain_settings(model.recommended)}
+    write_yaml(folder / config_name, {name: section for name, section in settings.items() if section})
 
 
 def write_recommended(place: Path, settings: Mapping[str, Any]) -> None:
@@ -55,6 +64,8 @@ def write_recommended(place: Path, settings: Mapping[str, Any]) -> None:
     if not place.is_file():
         raise UserError(f"there is no {place} that could recommend settings; pass them to main_sample.py instead")
     section, text = {"sampling": plain_settings(settings)}, place.read_text(encoding="utf-8")
+    if place.suffix == JSON:
+        return write_yaml(place, read_yaml(place) | section)
     kept = re.sub(r"^sampling:.*\n?(?:[ \t].*\n?)*", "", text, flags=re.MULTILINE)
     text = kept.rstrip("\n") + "\n" + strict_yaml.dump(section)
     try:
@@ -65,19 +76,27 @@ def write_recommended(place: Path, settings: Mapping[str, Any]) -> None:
     if not fits:
         line = " ".join(strict_yaml.dump(section).split())
         raise UserError(f"{place} is written in a way that nothing can be added to; put {line} into it by hand")
-    write_text(place, text)
+    return write_text(place, text)
 
 
-def _place_in_project(model: Generator, autoencoder: str) -> str:
-    """The folder as a configuration names it, from the project's root; UserError if it holds another autoencoder."""
-    folder = Path(autoencoder).absolute()
-    if not folder.is_relative_to(PROJECT):
-        raise UserError(f"autoencoder is {autoencoder}, which is not in the project; leave it out to copy the model's")
-    theirs = open_autoencoder(folder).state_dict()
+def _autoencoder_paths(model: Generator, autoencoder: str | None) -> AutoencoderPaths:
+    """What the saved configuration names: the copy, or what holds the same autoencoder; UserError if it does not."""
+    if autoencoder is None:
+        return AutoencoderPaths() if model.autoencoder is None else _paths_in(AUTOENCODER_FOLDER)
+    folder, shared = Path(autoencoder).absolute(), is_hub_name(autoencoder)
+    if not shared and not folder.is_relative_to(PROJECT):
+        raise UserError(
+            f"autoencoder is {autoencoder}, neither in the project nor on the hub; leave it out to copy the model's"
+        )
+    theirs = open_autoencoder(autoencoder).state_dict()
     ours = {} if model.autoencoder is None else model.autoencoder.state_dict()
     if theirs.keys() != ours.keys() or not all(torch.equal(theirs[name], ours[name]) for name in ours):
         raise UserError(f"{autoencoder} holds another autoencoder than the model's; leave it out to copy that one")
-    return folder.relative_to(PROJECT).as_posix()
+    return AutoencoderPaths(None, autoencoder) if shared else _paths_in(folder.relative_to(PROJECT).as_posix())
+
+
+def _paths_in(folder: str) -> AutoencoderPaths:
+    return AutoencoderPaths(f"{folder}/{AUTOENCODER_CONFIG_NAME}", f"{folder}/{AUTOENCODER_NAMES[1]}")
 
 
 def _stored_dtype(autoencoder: nn.Module) -> torch.dtype:

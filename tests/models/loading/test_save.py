@@ -129,7 +129,7 @@ def test_mistakes(tmp_path: Path) -> None:
     model, shipped = tiny_model(), str(PROJECT / "pretrained_models/digits")
     with pytest.raises(UserError, match="holds another autoencoder than the model's"):
         save_model(model, tmp_path / "saved", autoencoder=shipped)
-    with pytest.raises(UserError, match="which is not in the project"):
+    with pytest.raises(UserError, match="neither in the project nor on the hub"):
         save_model(model, tmp_path / "saved", autoencoder=str(tmp_path))
     (tmp_path / "full").mkdir()
     (tmp_path / "full/mine.txt").touch()
@@ -148,4 +148,4 @@ def test_the_command_exports_either_layout(tmp_path: Path) -> None:
     found = load_checkpoint(tmp_path / "out").state_dict()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
     error = call(export.main, *flags[:4], "--dtype", "bfloat16").error()
-    assert error == "--dtype means nothing with the published layout; add --format safetensors"
+    assert error == "--dtype means nothing with --format published; add --format safetensors"
