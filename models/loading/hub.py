@@ -105,6 +105,15 @@ def snapshot_of(folder: Path) -> Path | None:
     return cache.joinpath(*parts[:3]) if len(parts) >= 3 and parts[1] == "snapshots" else None
 
 
+def usual_autoencoder(place: Path, name: str, model: Path) -> dict[str, Any]:
+    """The ``autoenc:`` of a published file of weights, at ``model``, that comes without a configuration.
+
+    It is where download.sh puts it; else, of a model of the hub, the hub's of this name. Of others there is none.
+    """
+    path = str(place) if place.is_file() else name if snapshot_of(model) is not None else None
+    return {} if path is None else {"autoenc": {"checkpoint_path": path}}
+
+
 def files_of(name: str, inside: str, files: Iterable[str]) -> tuple[str, list[str]]:
     """What of a repository's files a folder or file of it needs: its place, and the files, its autoencoder's too."""
     files = list(files)

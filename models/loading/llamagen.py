@@ -12,6 +12,7 @@ from torch import Tensor
 from models.config import AutoencoderPaths
 from models.family import Generator
 from models.llamagen.config import STRIDE, LlamaGenConfig
+from models.loading.hub import usual_autoencoder
 from models.loading.state import PublishedLayout, our_names
 from runtime.errors import UserError
 
@@ -38,6 +39,7 @@ NO_WEIGHTS = re.compile(r"(.*\.)?(freqs_cis|causal_mask|kv_cache\.[kv]_cache)")
 IN_NAME = re.compile(r"_(256|384|512)(?!\d)")
 # The autoencoder of every released model, where download.sh puts it: of a file that has no config.yaml beside it.
 AUTOENCODER = Path(__file__).resolve().parents[2] / "pretrained_models/llamagen/vq_ds16_c2i.pt"
+AUTOENCODER_NAME = "FoundationVision/LlamaGen/vq_ds16_c2i.pt"  # on the hub
 
 
 def states_of(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -72,8 +74,8 @@ def complete_section(section: dict[str, Any] | None, content: Mapping[str, Any],
             f"{path} has {size['num_hidden_layers']} layers of width {size['hidden_size']}, no published size; put a "
             "config.yaml beside it whose model.llama_config names num_attention_heads"
         )
-    usual = alone and len(state[HEAD]) == LlamaGenConfig.vocab_size and AUTOENCODER.is_file()
-    autoencoder = {"autoenc": {"checkpoint_path": str(AUTOENCODER)}} if usual else {}
+    usual = alone and len(state[HEAD]) == LlamaGenConfig.vocab_size
+    autoencoder = usual_autoencoder(AUTOENCODER, AUTOENCODER_NAME, path) if usual else {}
     found = {
         "architecture": "llamagen",
         "num_classes": args.get("num_classes") or len(state[TABLE]) - 1,

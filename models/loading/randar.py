@@ -12,7 +12,16 @@ from models.family import Generator
 from models.llamagen.config import STRIDE
 from models.llamagen_vq import LlamaGenVQ
 from models.loading.autoencoder import first_file, infer_autoencoder_config, read_autoencoder_state
-from models.loading.llamagen import AUTOENCODER, HEAD, INSTRUCTION, TABLE, size_of, states_of
+from models.loading.hub import usual_autoencoder
+from models.loading.llamagen import (
+    AUTOENCODER,
+    AUTOENCODER_NAME,
+    HEAD,
+    INSTRUCTION,
+    TABLE,
+    size_of,
+    states_of,
+)
 from models.loading.state import PublishedLayout, our_names
 from models.maskgit_vq import MaskGITVQ
 from models.randar.config import RandARConfig
@@ -22,7 +31,10 @@ from runtime.errors import UserError
 USUAL_MULTIPLE = 256
 USUAL_HEAD_DIM, USUAL_LOCATIONS = 64, 256  # of every released file; neither can be read off the weights
 MASKGIT = AUTOENCODER.parents[1] / "maskgit/maskgit-vqgan-imagenet-f16-256.bin"
-AUTOENCODERS = {16384: AUTOENCODER, 1024: MASKGIT}  # of released files, by V
+AUTOENCODERS = {  # of released files, by V: where download.sh puts each, and its name on the hub
+    16384: (AUTOENCODER, AUTOENCODER_NAME),
+    1024: (MASKGIT, f"fun-research/TiTok/{MASKGIT.name}"),
+}
 TARGETS = {  # of tokenizers, by the kind of autoencoder that each is
     LlamaGenVQ.kind: "RandAR.model.tokenizer.VQModel",
     MaskGITVQ.kind: "RandAR.model.tokenizer.MaskGITTokenizer",
@@ -114,8 +126,8 @@ def complete_section(section: dict[str, Any] | None, content: Mapping[str, Any],
             )
         size["num_attention_heads"] = heads
     usual = AUTOENCODERS.get(found["vocab_size"])
-    if alone and "autoenc" not in section and usual is not None and usual.is_file():
-        found["autoenc"] = {"checkpoint_path": str(usual)}
+    if alone and "autoenc" not in section and usual is not None:
+        found |= usual_autoencoder(*usual, path)
     return found | section | {"llama_config": size | given}
 
 

@@ -10,6 +10,8 @@ import torch
 from huggingface_hub import constants
 
 import main_sample
+from models.loading import llamagen
+from models.loading.autoencoder import export_autoencoder
 from models.loading.checkpoint import export_published, load_checkpoint
 from models.loading.hub import files_of, is_hub_name
 from models.loading.save import save_model
@@ -127,6 +129,24 @@ def test_a_full_disk_is_said(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_wrong_folders_are_refused(hub: Hub, name: str, answer: str) -> None:
     with pytest.raises(UserError, match=answer):
         load_checkpoint(f"{REPO}/{name}".rstrip("/"))
+
+
+def test_a_file_of_llamagen_brings_its_autoencoder(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As LlamaGen's repository has it: files side by side and no configuration."""
+    autoencoder = tiny_autoencoder(n_embed=16384, ch_mult=(1, 1, 1, 1, 1))
+    gpt = tiny_gpt(img_size=256, vocab_size=16384, autoencoder=autoencoder)
+    export_autoencoder(autoencoder, tmp_path)
+    torch.save({"model": gpt.state_dict()}, tmp_path / "weights.pt")
+    monkeypatch.setattr(llamagen, "AUTOENCODER", tmp_path / "none")
+    monkeypatch.setattr(llamagen, "SIZES", {(2, 32): llamagen.Size("B", 2)})
+    hub.repo = "FoundationVision/LlamaGen"
+    weights, tokens = ((tmp_path / name).read_bytes() for name in ("weights.pt", "checkpoint.pth"))
+    hub.contents = {"c2i_B_256.pt": weights, "c2i_L_256.pt": b"", "vq_ds16_c2i.pt": tokens}
+    model = load_checkpoint("FoundationVision/LlamaGen/c2i_B_256.pt")
+    assert all(torch.equal(model.state_dict()[name], weight) for name, weight in gpt.state_dict().items())
+    for name, weight in autoencoder.state_dict().items():
+        assert torch.equal(model.autoencoder.state_dict()[name], weight)
+    assert {name for name, _ in hub.sent if name.endswith(".pt")} == {"c2i_B_256.pt", "vq_ds16_c2i.pt"}
 
 
 def test_of_several_files_one_must_be_named() -> None:

@@ -127,7 +127,7 @@ def test_released_sizes_need_no_configuration(
 ) -> None:
     """And take the autoencoder of their number of codes, if it is there."""
     files = {16384: tmp_path / "vq.pt", 1024: tmp_path / "maskgit.bin"}
-    monkeypatch.setattr(randar, "AUTOENCODERS", files)
+    monkeypatch.setattr(randar, "AUTOENCODERS", {count: (file, "of/hub") for count, file in files.items()})
     state = {TABLE: zeros_of(1001, size.hidden_size), "output.weight": zeros_of(codes, size.hidden_size)}
     state["pos_instruct_embeddings"] = zeros_of(1, size.hidden_size)
     for i in range(size.num_hidden_layers):
