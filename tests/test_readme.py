@@ -169,7 +169,7 @@ def copy_code(folder: Path) -> None:
 
     for part in ("configs", *(path.parent.name for path in ROOT.glob("*/__init__.py"))):
         shutil.copytree(ROOT / part, folder / part, ignore=others)
-    for name in ("digits", "cifar10", "cifar10-4096", "cifar10-checkerboard", "classifiers"):
+    for name in ("digits", "digits-checkerboard", "cifar10", "cifar10-4096", "cifar10-checkerboard", "classifiers"):
         shutil.copytree(ROOT / "pretrained_models" / name, folder / "pretrained_models" / name)
     for path in (*ROOT.glob("*.py"), *ROOT.glob("*.sh")):
         shutil.copyfile(path, folder / path.name)
