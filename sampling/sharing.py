@@ -26,7 +26,7 @@ from sampling.card import CARD_NAME, SAMPLES_NAME, About, card_of_autoencoder, c
 from sampling.labels import class_captions, shown_labels
 from sampling.pictures import save_grid, save_labelled_grid
 
-SHOWN_SAMPLES = 16  # in the card of a model
+SHOWN_CLASSES, SHOWN_OF_EACH = 16, 4  # in the card of a model; of more classes one image each
 ABOUT = tuple(field.name for field in fields(About))
 OF_MODEL, OF_AUTOENCODER = ("dtype", "autoencoder", "num_samples"), ("images",)  # details beside those
 Shared = Generator | Autoencoder
@@ -45,8 +45,8 @@ def save_pretrained(module: Shared, folder: str | Path, *, name: str | None = No
         details: of both kinds ``license`` (an identifier of the hub, as mit), ``data`` (what it was trained on),
             ``results`` (metrics by name, or an evaluation's result.json), ``text`` (what else the card should say).
             Of a model ``dtype`` (of the stored weights), ``autoencoder`` (a folder of the project or a name of the hub
-            that holds the same one, to be named; else it is copied to ``autoenc/``), ``num_samples`` (in the card, 16;
-            0 for none). Of an autoencoder ``images`` (B, 3, H, W) in [-1, 1] to show with what is kept of them.
+            that holds the same one, to be named; else it is copied to ``autoenc/``), ``num_samples`` (in the card; by
+            default four of each class, or of many classes one of 16; 0 for none). Of an autoencoder ``images`` (B, 3, H, W) in [-1, 1] to show with what is kept of them.
 
     Raises:
         UserError: the folder is not empty, or a detail makes no sense.
@@ -116,16 +116,18 @@ def _write_model(
     about: About,
     dtype: torch.dtype = torch.float32,
     autoencoder: str | None = None,
-    num_samples: int = SHOWN_SAMPLES,
+    num_samples: int | None = None,
 ) -> None:
     if dtype not in DTYPES.values():
         raise UserError(f"dtype is {dtype}; it must be one of {', '.join(map(str, DTYPES.values()))}")
+    classes = shown_labels(model, SHOWN_CLASSES)
+    if num_samples is None:
+        num_samples = len(classes) * (SHOWN_OF_EACH if len(classes) == model.config.num_classes else 1)
     shown = model.autoencoder is not None and num_samples > 0
     write_text(folder / CARD_NAME, card_of_model(model, name, about, shown))  # first, since it may be refused
     write_model(model, folder, dtype, autoencoder, HUB_CONFIG_NAME)
     if shown:
-        labels = shown_labels(model, num_samples)
-        labels = [labels[i % len(labels)] for i in range(num_samples)]
+        labels = [classes[i % len(classes)] for i in range(num_samples)]
         drawing: Drawing = checked_drawing(model, {} if model.config.class_cond else {"cfg": 0.0})
         parts = [out.images for _, out in draw_many(model, Request(labels, drawing, 0, min(num_samples, 16)))]
         images = model.to_uint8(torch.cat(parts)[:num_samples])
