@@ -46,7 +46,8 @@ def save_pretrained(module: Shared, folder: str | Path, *, name: str | None = No
             ``results`` (metrics by name, or an evaluation's result.json), ``text`` (what else the card should say).
             Of a model ``dtype`` (of the stored weights), ``autoencoder`` (a folder of the project or a name of the hub
             that holds the same one, to be named; else it is copied to ``autoenc/``), ``num_samples`` (in the card; by
-            default four of each class, or of many classes one of 16; 0 for none). Of an autoencoder ``images`` (B, 3, H, W) in [-1, 1] to show with what is kept of them.
+            default four of each class, or of many classes one of 16; 0 for none). Of an autoencoder ``images``
+            (B, 3, H, W) in [-1, 1] to show with what is kept of them.
 
     Raises:
         UserError: the folder is not empty, or a detail makes no sense.
