@@ -47,19 +47,23 @@ def course(folder: Path) -> dict[str, np.ndarray]:
     """What a run had cost at each log entry, its loss, and the side of the patches it learned from.
 
     Each start of a run is logged with the images of its steps; the time between a stop and a start does not count.
+    Steps between the last entry and a stop have left none: they count with the pace of those before.
     """
-    images = tokens = minutes = 0.0
-    at, images_a_step, per_image = None, 0, _tokens_an_image(folder)
+    images = tokens = minutes = pace = 0.0
+    at, images_a_step, side, per_image = None, 0, 1.0, _tokens_an_image(folder)
     rows: dict[int, list[float]] = {}
     for entry in read_events(folder):
-        if entry.get("event") == "start":
-            at, images_a_step = (entry["step"], entry["time"]), entry.get("images_a_step", 0)
-        elif "lr" in entry and at is not None:
-            seen = (entry["step"] - at[0]) * images_a_step
-            side = entry.get("patch_side", 1.0)
-            images, tokens = images + seen, tokens + seen * per_image / side**2
-            minutes += (entry["time"] - at[1]) / 60
-            at = (entry["step"], entry["time"])
+        starts, trained = entry.get("event") == "start", at is not None and max(0, entry.get("step", 0) - at[0])
+        if not starts and ("lr" not in entry or at is None):
+            continue
+        if not starts:
+            side, pace = entry.get("patch_side", 1.0), (entry["time"] - at[1]) / 60 / max(1, trained)
+        seen = trained * images_a_step
+        images, tokens, minutes = images + seen, tokens + seen * per_image / side**2, minutes + trained * pace
+        at = (entry["step"], entry["time"])
+        if starts:
+            images_a_step = entry.get("images_a_step", 0)
+        else:
             rows[entry["step"]] = [images, tokens, minutes, entry["loss"], side]
     if not images:
         raise UserError(f"{folder / 'log.jsonl'} does not say how many images a step has; train anew")

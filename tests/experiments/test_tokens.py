@@ -20,7 +20,7 @@ from training.run_folder import begin_run, run_settings
 pytestmark = pytest.mark.quick
 
 
-def write_run(folder: Path, patch_level: int) -> Path:
+def write_run(folder: Path, patch_level: int, log_freq: int = 1) -> Path:
     """A run of 4 epochs of 5 steps of 10 images, 16 codes each, 2 seconds a step and one pause of an hour."""
     config = LlamaGenConfig(img_size=8, num_classes=10, vocab_size=64, llama_config=LlamaConfig(8, 16, 2, 1))
     model = LlamaGen(config, tiny_autoencoder(ch_mult=(1, 1)))
@@ -36,7 +36,8 @@ def write_run(folder: Path, patch_level: int) -> Path:
         entry = {"step": step, "epoch": epoch, "loss": 5 - step / 10, "lr": 1.0, "time": 2.0 * step + 3600 * (step > 7)}
         if patch_level > 1:
             entry |= {"patch_side": args.patch_side(int(epoch - 0.01))}
-        lines.append(json.dumps(entry))
+        if step % log_freq == 0:
+            lines.append(json.dumps(entry))
         if step == 7:  # it was stopped here, for an hour
             lines.append(json.dumps(start | {"step": 7, "time": 3614.0}))
     (folder / "log.jsonl").write_text("\n".join(lines) + "\n")
@@ -51,6 +52,13 @@ def test_costs_are_those_of_the_stages(tmp_path: Path) -> None:
     assert patches["tokens computed"][9] == pytest.approx(100 * 4)
     assert plain_run["minutes"][-1] == pytest.approx(2 * 20 / 60)  # the pause does not count
     assert patches["side"].tolist() == [2] * 10 + [1] * 10
+
+
+def test_steps_before_a_stop_count_without_an_entry(tmp_path: Path) -> None:
+    """Logged every 5 steps, stopped after 7."""
+    found = tokens.course(write_run(tmp_path / "run", 1, log_freq=5))
+    assert found["images seen"].tolist() == [50, 100, 150, 200]
+    assert found["minutes"].tolist() == pytest.approx([10 / 60, 20 / 60, 30 / 60, 40 / 60])
 
 
 def test_the_picture(tmp_path: Path) -> None:
