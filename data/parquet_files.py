@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 IMAGE, LABEL = "image", "label"
 BATCH = 8  # rows decoded at once
-BUFFER = 2**20  # bytes read at once
 LARGE = 64e6  # bytes of a row group, from where on to read images in any order takes long
 
 
@@ -97,14 +96,18 @@ class ParquetImages(StoredImages):
 
 
 class _OpenGroup:
-    """A row group, decoded from its start on as far as rows were asked for; the last few rows are kept."""
+    """A row group, decoded from its start on as far as rows were asked for; the page and the rows read last are kept.
+
+    The file is mapped, so that of a compressed page there is no copy. The hub's library makes a page of each 100 rows,
+    pyarrow one of up to 1024.
+    """
 
     def __init__(self, table: Table, group: int) -> None:
         import pyarrow.parquet as pq
 
         self.table, self.group, self.start = table, group, 0
         self.rows: Sequence[Any] = ()
-        file = pq.ParquetFile(table.path, metadata=table.metadata, buffer_size=BUFFER)
+        file = pq.ParquetFile(table.path, metadata=table.metadata, memory_map=True)
         self.batches = file.iter_batches(BATCH, [group], [f"{table.image}.bytes"], use_threads=False)
 
     def read(self, row: int) -> bytes | None:
