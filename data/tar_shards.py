@@ -9,7 +9,7 @@ import tarfile
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 
@@ -145,9 +145,9 @@ def _check_end(shard: Path, end: int) -> list[str]:
 
 def _key_of(name: str) -> tuple[str, str]:
     """A member's key and suffix, which begins with the first dot of the file's name."""
-    path = PurePosixPath(name)
-    stem, dot, suffix = path.name.partition(".")
-    return str(path.with_name(stem)) if stem else name, (dot + suffix).lower()
+    folder, slash, file = name.rpartition("/")
+    stem, dot, suffix = file.partition(".")
+    return folder + slash + stem, (dot + suffix).lower()
 
 
 def _class_in(tar: tarfile.TarFile, member: tarfile.TarInfo, shard: Path) -> str:
