@@ -5,6 +5,7 @@ pyarrow is imported where it is needed: it takes a third of a second.
 
 import json
 import os
+import threading
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -67,7 +68,7 @@ class ParquetImages(StoredImages):
         self, name: str, tables: Sequence[Table], rows: np.ndarray, labels: Sequence[int], class_keys: Sequence[str]
     ) -> None:
         self.tables, self.rows = list(tables), rows  # (N, 2): number of the table, row
-        self.opened: tuple[int, _OpenGroup] | None = None  # with the process that opened it
+        self.opened: tuple[tuple[int, int], _OpenGroup] | None = None  # with the process and thread that opened it
         super().__init__(name, [f"{tables[n].path.name}/{row}" for n, row in rows.tolist()], labels, class_keys)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -84,12 +85,13 @@ class ParquetImages(StoredImages):
         table = self.tables[number]
         group = int(np.searchsorted(table.ends, row, side="right"))
         row -= int(table.ends[group - 1]) if group else 0
-        process, opened = self.opened or (None, None)
-        if process != os.getpid() or opened.table is not table or opened.group != group or row < opened.start:
+        owner, opened = self.opened or (None, None)
+        reader = os.getpid(), threading.get_ident()
+        if owner != reader or opened.table is not table or opened.group != group or row < opened.start:
             opened = _OpenGroup(table, group)
         self.opened = None  # of what is damaged nothing is kept
         content = opened.read(row)
-        self.opened = os.getpid(), opened
+        self.opened = reader, opened
         if content is None:
             raise UnreadableImageError(f"{self.title(index)} holds no image; mend the file, or drop the row")
         return content

@@ -78,9 +78,13 @@ def _splits_in(name: str) -> list[str]:
 
 
 def _missing(files: Sequence[Path]) -> list[str]:
-    """A warning if files are numbered, as ``-00000-of-00294``, and some are not there."""
+    """A warning if files are numbered, as ``-00000-of-00294``, and some are not there; UserError: of two numberings."""
     numbered = [match for file in files if (match := re.search(r"-(\d+)-of-(\d+)", file.name))]
-    count = max((int(match[2]) for match in numbered), default=0)
+    counts = sorted({int(match[2]) for match in numbered})
+    if len(counts) > 1:
+        told = " and ".join(f"of {count}" for count in counts[:2])
+        raise UserError(f"{files[0].parent} has files numbered {told}, as of two versions; move those of one away")
+    count = sum(counts)
     lacking = count - len({int(match[1]) for match in numbered})
     if lacking <= 0:
         return []

@@ -9,7 +9,7 @@ import tarfile
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
@@ -17,7 +17,9 @@ from data.class_labels import labels_of, read_names
 from data.files import IMAGE_SUFFIXES, UnreadableImageError, left_out_text
 from data.labelled_images import StoredImages
 from data.splits import split_shards
+from runtime import distributed
 from runtime.errors import UserError
+from runtime.progress import Progress
 
 CLASS = ".cls"
 MAX_CLASS_BYTES = 1000
@@ -97,7 +99,8 @@ def index_shards(shards: Sequence[Path]) -> Index:
     twice = next((name for name, count in names.items() if count > 1), None)
     if twice is not None:
         raise UserError(f"two shards are called {twice}; rename one, because images are known by their shard")
-    for number, shard in enumerate(shards):
+    hidden = not distributed.is_main()
+    for number, shard in enumerate(Progress(shards, unit="shard", desc="reading headers", leave=False, disable=hidden)):
         try:
             _add_shard(index, number, shard)
         except (tarfile.TarError, OSError) as error:
@@ -115,7 +118,7 @@ def _add_shard(index: Index, number: int, shard: Path) -> None:
             if not member.isreg():
                 index.left_out["no files"] += not member.isdir()
             elif suffix not in (CLASS, *IMAGE_SUFFIXES):
-                index.left_out[suffix or "without suffix"] += 1
+                index.left_out[_kind_of_stray(member.name)] += 1
             elif key in (words if suffix == CLASS else images):
                 raise UserError(
                     f"{shard} has two {'classes' if suffix == CLASS else 'images'} of the key {key}; mend it"
@@ -148,6 +151,15 @@ def _key_of(name: str) -> tuple[str, str]:
     folder, slash, file = name.rpartition("/")
     stem, dot, suffix = file.partition(".")
     return folder + slash + stem, (dot + suffix).lower()
+
+
+def _kind_of_stray(name: str) -> str:
+    """What a member is called that is neither an image nor a class."""
+    file = PurePosixPath(name).name
+    kind = PurePosixPath(file).suffix.lower()
+    if file.startswith("."):
+        return "hidden"
+    return f"{kind} after more than one dot" if kind in (CLASS, *IMAGE_SUFFIXES) else kind or "without suffix"
 
 
 def _class_in(tar: tarfile.TarFile, member: tarfile.TarInfo, shard: Path) -> str:

@@ -190,13 +190,14 @@ def write_tar(path: Path, members: dict[str, bytes]) -> Path:
 
 def test_members_of_a_key_are_an_image_and_its_class(tmp_path: Path) -> None:
     members = {"d/a.jpg": jpeg(0), "d/a.cls": b" 3\n", "d/a.json": b"{}", "b.cls": b"1", "b.JPEG": jpeg(1)}
-    members |= {"c.jpg": jpeg(2), "e.cls": b"1", "f.png": jpeg(3), "f.cls": b"", "g.seg.png": jpeg(4)}
+    members |= {"c.jpg": jpeg(2), "e.cls": b"1", "f.png": jpeg(3), "f.cls": b"", "g.seg.png": jpeg(4), "._b.jpg": b""}
     path = write_tar(tmp_path / "x.tar", members)
     images = opened(path)
     assert (images.keys, images.labels) == (["x.tar/d/a", "x.tar/b"], [3, 1])
     assert images.class_keys == ["0", "1", "2", "3"]
     assert [images.content(index) for index in (1, 0)] == [jpeg(1), jpeg(0)]
-    told = f"{path}: left out: 1 .cls without an image, 1 .json, 1 .seg.png, 2 images without .cls"
+    told = f"{path}: left out: 1 .cls without an image, 1 .json, 1 .png after more than one dot, "
+    told += "1 hidden, 2 images without .cls"
     assert images.remarks == [told]
     assert "warning: class 0 has no image" in data_report(images)
 
