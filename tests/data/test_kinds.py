@@ -4,6 +4,7 @@ import io
 import json
 import struct
 import tarfile
+import tracemalloc
 import zipfile
 import zlib
 from pathlib import Path
@@ -330,8 +331,13 @@ def test_a_size_that_lies_fills_no_memory(tmp_path: Path) -> None:
     content[place + 16 : place + 20] = struct.pack("<I", zlib.crc32(bytes(100)))
     content[place + 24 : place + 28] = struct.pack("<I", 100)
     path.write_bytes(content)
+    images = opened(path)
+    tracemalloc.start()
     with pytest.raises(UnreadableImageError, match="is damaged"):
-        opened(path).read(0)
+        images.read(0)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1e6  # of 10 MB
 
 
 # csv

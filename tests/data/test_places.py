@@ -3,7 +3,6 @@
 import os
 import pickle
 import shutil
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -84,15 +83,6 @@ def test_loading_processes_read_what_is_read_here(places: dict[str, Path], kind:
     loader = DataLoader(crops, batch_sampler=[[(index, 0)] for index in range(len(crops))], num_workers=2)
     found = [images[0] for images, _ in loader]
     assert all(np.array_equal(ours, theirs) for ours, theirs in zip(found, here, strict=True))
-
-
-def test_threads_do_not_move_what_each_other_reads(places: dict[str, Path]) -> None:
-    images = opened(places, "parquet")
-    expected = [images.content(index) for index in range(len(images))]
-    order = np.random.default_rng(0).integers(len(images), size=200).tolist()
-    with ThreadPoolExecutor(4) as threads:
-        found = list(threads.map(images.content, order))
-    assert found == [expected[index] for index in order]
 
 
 def test_a_forked_process_does_not_move_what_its_parent_reads(places: dict[str, Path]) -> None:
