@@ -49,6 +49,9 @@ def _open_folder(root: Path, name: str, held_out: bool) -> StoredImages:
         there = [*(listed[0].name for listed in kinds.values()), *(["class folders"] if folders else [])]
         raise UserError(f"{root} holds {' and '.join(there)}; move what is not meant away, or name one as data_path")
     if not kinds:
+        alone = [] if subfolders(root).files else list_files(root, (ZIP, CSV)).files
+        if alone:
+            raise UserError(f"{root} holds {alone[0].name}; name that file as data_path")
         return _open_class_folders(root, name, held_out)
     ((kind, listed),) = kinds.items()
     if kind in (PARQUET, TAR):

@@ -215,6 +215,12 @@ def test_shards_in_folders_of_splits_and_missing_ones(places: dict[str, Path], t
         open_dataset("folder", str(tmp_path), SIZE)
 
 
+def test_a_folder_of_one_archive_is_told_from_it(tmp_path: Path) -> None:
+    (tmp_path / "pets.zip").touch()
+    with pytest.raises(UserError, match=r"holds pets\.zip; name that file as data_path"):
+        open_dataset("folder", str(tmp_path), SIZE)
+
+
 @pytest.mark.parametrize("name", ["pets.7z", "pets.tar.gz"])
 def test_other_files_are_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / name).touch()
