@@ -62,7 +62,7 @@ def main(argv: Sequence[str]) -> None:
 def _make_cache(folder: Path, num_images: int, is_stored: bool) -> None:
     """A cache of random codes, or of none but with files of their size."""
     from data.cache import DONE, MANIFEST, describe
-    from data.images import LabelledImages
+    from data.labelled_images import LabelledImages
     from data.make_cache import PAPER_SCALE_SIZES
     from models.class_names import imagenet_keys
 

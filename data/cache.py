@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from data.images import LabelledImages
+from data.labelled_images import LabelledImages
 from data.options import NUM_CROPS, CropRecipe
 from models.scales import scale_slices
 from runtime.errors import UserError

@@ -8,66 +8,56 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.files import left_out_text, list_images, subfolders
+from data.files import Place, left_out_text, list_images, subfolders
+from data.splits import NAMES, TRAINING, Split, choose_split
 from runtime.errors import UserError
 from runtime.files import composed
-
-TRAINING_FOLDERS = ("train", "training")
-HELD_OUT_FOLDERS = ("val", "valid", "validation", "test", "testing")  # the first that is there is taken
 
 
 @dataclass(frozen=True)
 class ClassFolders:
     """Images of one split: paths below ``folder``, a label each, and the classes' names in order."""
 
-    folder: Path
+    folder: Place
     keys: list[str]  # (N,)
     labels: list[int]  # (N,)
     class_keys: list[str]
     remarks: list[str]  # what a user may not expect: how folders were read, what was left out
 
 
-def read_class_folders(root: Path, held_out: bool) -> ClassFolders:
+def read_class_folders(root: Place, held_out: bool) -> ClassFolders:
     """The training images of a root, or the held-out ones, whose labels are those of the training images' classes.
 
     UserError: there are no such folders, a class is empty or twice there, or a held-out class is none of training.
     """
-    if not root.is_dir():
-        raise UserError(
-            f"no image folder at {root}; link or unpack one there, or set data_path (or dataset, see --help)"
-        )
     splits, remarks = _splits(root)
-    training = [splits[name] for name in TRAINING_FOLDERS if name in splits]
-    rest = [splits[name] for name in HELD_OUT_FOLDERS if name in splits]
-    if splits and not training and not held_out:
-        raise UserError(
-            f"{root} has {' and '.join(f'{f.name}/' for f in rest)}, but no train/; add one of class folders, or name "
-            "the folder of the classes as data_path"
-        )
-    if held_out and not rest:
-        raise UserError(f"{root} has no val/ or test/ folder; add one of class folders, or take the training images")
-    folder = rest[0] if held_out else (training or [root])[0]
+    split = choose_split(root, splits or {"train": root}, held_out, "{}/")
+    return read_split(Split(split.taken, split.training, remarks + split.remarks))
+
+
+def read_split(split: Split[Place]) -> ClassFolders:
+    """The class folders of a split."""
+    folder, remarks = split.taken, list(split.remarks)
     folders, left_out = _classes(folder)
-    class_keys = list(_classes(training[0])[0]) if held_out and training else list(folders)
+    class_keys = list(folders if split.training is folder else _classes(split.training)[0])
     strange = [name for name in folders if name not in class_keys]
     if strange:
-        raise UserError(f"{folder / strange[0]} is a class that {training[0]} lacks; add it there, or move it away")
+        raise UserError(f"{folder}/{strange[0]} is a class that {split.training} lacks; add it there, or move it away")
     keys, labels = _images(folder, folders, class_keys, left_out)
-    remarks += [f"{folder} is taken, {rest[1].name}/ is not used"] if held_out and len(rest) > 1 else []
     lacking = [name for name in class_keys if name not in folders]
     remarks += [f"{folder} has no images of {', '.join(lacking)}"] if lacking else []
     remarks += [f"{folder}: {text}"] if (text := left_out_text(left_out)) else []
     return ClassFolders(folder, keys, labels, class_keys, remarks)
 
 
-def _splits(root: Path) -> tuple[dict[str, Path], list[str]]:
+def _splits(root: Place) -> tuple[dict[str, Place], list[str]]:
     """Folders of splits by name, in small letters, if no other folder stands beside them; and a remark if one does."""
     folders = subfolders(root).files
-    known = [path for path in folders if path.name.lower() in TRAINING_FOLDERS + HELD_OUT_FOLDERS]
+    known = [path for path in folders if path.name.lower() in NAMES]
     splits = {path.name.lower(): path for path in known}
     others = [path for path in folders if path.name.lower() not in splits]
     if not others:
-        training = [path.name for path in known if path.name.lower() in TRAINING_FOLDERS]
+        training = [path.name for path in known if path.name.lower() in TRAINING]
         if len(splits) < len(known) or len(training) > 1:
             names = ", ".join(path.name for path in known)
             raise UserError(f"{root} has {names}, more than one folder of a split; join them, or move one away")
@@ -78,7 +68,7 @@ def _splits(root: Path) -> tuple[dict[str, Path], list[str]]:
     return {}, [f"{root}: {names} counted as a class, and not as a split, because {others[0].name} stands beside it"]
 
 
-def _classes(folder: Path) -> tuple[dict[str, Path], Counter[str]]:
+def _classes(folder: Place) -> tuple[dict[str, Place], Counter[str]]:
     """The folder of each class by its name, accents composed; and what else is there."""
     found, folders = subfolders(folder), {}
     for path in found.files:
@@ -92,7 +82,7 @@ def _classes(folder: Path) -> tuple[dict[str, Path], Counter[str]]:
 
 
 def _images(
-    folder: Path, folders: dict[str, Path], class_keys: Sequence[str], left_out: Counter[str]
+    folder: Place, folders: dict[str, Place], class_keys: Sequence[str], left_out: Counter[str]
 ) -> tuple[list[str], list[int]]:
     """Keys and labels of all images; adds what is left out."""
     keys, labels, empty, start = [], [], [], 0 if folder == Path() else len(str(folder)) + 1

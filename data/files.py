@@ -3,16 +3,19 @@
 Training, --check_data, editing, references and samples all come through here, so that a file means the same to each.
 """
 
+import io
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
 
+from data.zip_entries import ZipEntry
 from runtime.errors import UserError
 from runtime.files import composed
 
@@ -22,36 +25,52 @@ MAX_PROPORTION = 100  # long side over short side; scaled to a square's height, 
 SIXTEEN_BIT_FORMATS = ("PNG", "PPM")  # whose mode I holds 16 bits; of a TIFF it may be 32, whose white nobody knows
 RESOURCE_FORKS = "__MACOSX"  # what macOS adds to archives
 
+Place = Path | ZipEntry  # a file or folder, on the disk or in an archive
+Entry = os.DirEntry[str] | ZipEntry
+
 
 class UnreadableImageError(UserError):
     """One image is damaged, missing, or of a kind that has no one meaning as 8-bit RGB."""
 
 
 class Listing(NamedTuple):
-    """Images below a folder, sorted by path, and how many entries of each kind were left out."""
+    """Files or folders, sorted by path, and how many entries of each kind were left out."""
 
-    files: list[Path]
+    files: list[Place]
     left_out: Counter[str]
 
 
-def list_images(folder: Path) -> Listing:
+def list_images(folder: Place) -> Listing:
     """Images at any depth. Links are followed, but one that leads back to a folder above it, of the listed or higher.
 
     Left out, and counted by kind: names that begin with a dot and all below them, macOS's resource forks, broken links,
     what is no regular file, and files of other suffixes.
     """
     found = Listing([], Counter())
-    _walk(folder, tuple(map(_place, folder.absolute().parents)), found)
+    above = folder.absolute().parents if isinstance(folder, Path) else ()
+    _walk(folder, tuple(map(_place, above)), found)
     found.files.sort(key=lambda path: composed(str(path)))
     return found
 
 
-def subfolders(folder: Path) -> Listing:
+def list_files(folder: Path, suffixes: tuple[str, ...]) -> Listing:
+    """Files of these suffixes in a folder itself, and what else but folders is there."""
+    found = Listing([], Counter())
+    for entry in _entries(folder, found.left_out):
+        if entry.name.lower().endswith(suffixes) and _is_file(entry):
+            found.files.append(_of(entry))
+        elif not _is_folder(entry):
+            found.left_out[_kind_of_stray(entry)] += 1
+    found.files.sort(key=lambda path: composed(path.name))
+    return found
+
+
+def subfolders(folder: Place) -> Listing:
     """Folders in a folder, sorted, and what else is there, by kind."""
     found = Listing([], Counter())
     for entry in _entries(folder, found.left_out):
         if _is_folder(entry):
-            found.files.append(Path(entry.path))
+            found.files.append(_of(entry))
         else:
             loose = _is_image(entry)
             found.left_out["images outside of class folders" if loose else _kind_of_stray(entry)] += 1
@@ -59,23 +78,41 @@ def subfolders(folder: Path) -> Listing:
     return found
 
 
+def holds_images(folder: Path, depth: int) -> bool:
+    """Whether there is an image in a folder, or at most so many folders below."""
+    return any(
+        _is_image(entry) or (depth > 0 and _is_folder(entry) and holds_images(Path(entry.path), depth - 1))
+        for entry in _entries(folder, Counter())
+    )
+
+
 def left_out_text(left_out: Counter[str]) -> str:
     """``left out: 3 hidden, 2 .txt``, or no text if nothing was; photographs of other formats with the mend."""
-    kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(left_out.items()) if count)
+    kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(left_out.items()) if count > 0)
     mend = "; convert such photographs to .jpg or .png" if left_out.keys() & set(OTHER_PHOTOGRAPHS) else ""
     return f"left out: {kinds}{mend}" if kinds else ""
 
 
-def read_image(path: Path, ground: str = "white") -> tuple[Image.Image, str]:
-    """An image as RGB, over a ground of a colour, and the mode it is stored in. Raises UnreadableImageError."""
+def read_image(source: Path | bytes | BinaryIO, ground: str = "white", name: str = "") -> tuple[Image.Image, str]:
+    """An image as RGB, over a ground of a colour, and the mode it is stored in. Raises UnreadableImageError.
+
+    ``source`` is a file, its bytes or an open file; ``name`` is what messages call the latter two.
+    """
+    name = str(source) if isinstance(source, Path) else name
     try:
-        with Image.open(path) as image:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
             return to_rgb(image, ground), image.mode
     except UnreadableImageError as error:
-        raise UnreadableImageError(f"{path} {error}") from error
+        raise UnreadableImageError(f"{name} {error}") from error
     except Exception as error:  # of a damaged file, decoders raise anything
-        reason = " ".join(str(error).replace(f" {str(path)!r}", "").split()) or type(error).__name__
-        raise UnreadableImageError(f"{path} cannot be read as an image ({reason}); mend or move it") from error
+        raise damaged(name, error) from error
+
+
+def damaged(name: str, error: Exception) -> UnreadableImageError:
+    """The error of an image of a name that raised another, which may name the file once more."""
+    said = re.sub(r" <[^>]* object at \w+>", "", str(error).replace(f" {name!r}", ""))
+    reason = " ".join(said.split()) or type(error).__name__
+    return UnreadableImageError(f"{name} cannot be read as an image ({reason}); mend or move it")
 
 
 def to_rgb(image: Image.Image, ground: str = "white") -> Image.Image:
@@ -113,23 +150,23 @@ def over(image: Image.Image, colour: str) -> Image.Image:
     return Image.alpha_composite(Image.new("RGBA", image.size, colour), image)
 
 
-def _walk(folder: Path, above: tuple[tuple[int, int], ...], found: Listing) -> None:
+def _walk(folder: Place, above: tuple[tuple[int, int], ...], found: Listing) -> None:
     place = _place(folder)
     if place in above:
         found.left_out["links that lead back"] += 1
         return
     for entry in _entries(folder, found.left_out):
         if _is_folder(entry):
-            _walk(Path(entry.path), (*above, place), found)
+            _walk(_of(entry), (*above, place), found)
         elif _is_image(entry):
-            found.files.append(Path(entry.path))
+            found.files.append(_of(entry))
         else:
             found.left_out[_kind_of_stray(entry)] += 1
 
 
-def _entries(folder: Path, left_out: Counter[str]) -> Iterator[os.DirEntry[str]]:
+def _entries(folder: Place, left_out: Counter[str]) -> Iterator[Entry]:
     """What is in a folder, but for what is hidden."""
-    with os.scandir(folder) as entries:
+    with os.scandir(folder) if isinstance(folder, Path) else nullcontext(folder.entries.values()) as entries:
         for entry in entries:
             if entry.name.startswith("."):
                 left_out["hidden"] += 1
@@ -139,29 +176,35 @@ def _entries(folder: Path, left_out: Counter[str]) -> Iterator[os.DirEntry[str]]
                 yield entry
 
 
-def _place(folder: Path) -> tuple[int, int]:
+def _of(entry: Entry) -> Place:
+    return entry if isinstance(entry, ZipEntry) else Path(entry.path)
+
+
+def _place(folder: Place) -> tuple[int, int]:
     """What tells a folder from all others, by whatever path it is reached."""
+    if isinstance(folder, ZipEntry):
+        return 0, id(folder)
     status = folder.stat()
     return status.st_dev, status.st_ino
 
 
-def _is_folder(entry: os.DirEntry[str]) -> bool:
+def _is_folder(entry: Entry) -> bool:
     with suppress(OSError):  # a link to itself
         return entry.is_dir()
     return False
 
 
-def _is_image(entry: os.DirEntry[str]) -> bool:
+def _is_image(entry: Entry) -> bool:
     return entry.name.lower().endswith(IMAGE_SUFFIXES) and _is_file(entry)
 
 
-def _is_file(entry: os.DirEntry[str]) -> bool:
+def _is_file(entry: Entry) -> bool:
     with suppress(OSError):
         return entry.is_file()
     return False
 
 
-def _kind_of_stray(entry: os.DirEntry[str]) -> str:
+def _kind_of_stray(entry: Entry) -> str:
     """What an entry is that is neither a folder nor an image."""
     if _is_file(entry):
         return Path(entry.name).suffix.lower() or "without suffix"

@@ -1,7 +1,6 @@
-"""Labelled image datasets under one interface: class folders, torchvision's downloads, and the built-in digits."""
+"""Labelled image datasets: the user's own, wherever they lie, torchvision's downloads, and the built-in digits."""
 
 import sys
-import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,76 +13,17 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 from tqdm import tqdm
 
-from data.class_folders import read_class_folders
 from data.crops import crop_image, to_floats
-from data.files import UnreadableImageError, read_image
+from data.files import UnreadableImageError
+from data.labelled_images import ImageArrays, ImageFiles, LabelledImages
 from data.options import NUM_CROPS, CropRecipe, DatasetName
-from models.class_names import human_names
+from data.places import name_of, open_place
 from runtime.errors import UserError
 from runtime.files import located
 
 TORCHVISION = {"cifar10": tv.CIFAR10, "food101": tv.Food101, "celeba": tv.CelebA}
 DIGITS_HELD_OUT = 297  # the last of 1,797 scans, which no model of ours trains on
 MAX_UNREADABLE_SHARE = 0.01
-
-
-class LabelledImages(Dataset):
-    """Images with class labels; ``name`` identifies the dataset in caches and logs.
-
-    ``keys`` identify images over runs (a path below the root, or a number), ``class_keys`` classes (folders' names).
-    ``remarks`` say what of the data a user may not expect: how it was read, what was left out.
-    """
-
-    remarks: Sequence[str] = ()
-
-    def __init__(self, name: str, keys: Sequence[str], labels: Sequence[int], class_keys: Sequence[str]) -> None:
-        self.name, self.keys, self.labels, self.class_keys = name, list(keys), list(labels), list(class_keys)
-        self.class_names = human_names(self.class_keys)
-
-    def __len__(self) -> int:
-        return len(self.keys)
-
-    def read(self, index: int) -> Image.Image:
-        """An image as RGB, of its original size. Raises UnreadableImageError."""
-        raise NotImplementedError
-
-    def checksum(self, index: int) -> int:
-        """CRC-32 of what is stored, to tell a changed image by. Raises UnreadableImageError."""
-        raise NotImplementedError
-
-
-class ImageFiles(LabelledImages):
-    """Images in files, ``keys`` being their paths below ``root``."""
-
-    def __init__(
-        self, name: str, root: Path, keys: Sequence[str], labels: Sequence[int], class_keys: Sequence[str]
-    ) -> None:
-        self.root = root
-        super().__init__(name, keys, labels, class_keys)
-
-    def read(self, index: int) -> Image.Image:
-        return read_image(self.root / self.keys[index])[0]
-
-    def checksum(self, index: int) -> int:
-        path = self.root / self.keys[index]
-        try:
-            return zlib.crc32(path.read_bytes())
-        except OSError as error:
-            raise UnreadableImageError(f"{path} cannot be read ({error}); mend or move it") from error
-
-
-class ImageArrays(LabelledImages):
-    """Images held in memory, (N, H, W, 3) bytes."""
-
-    def __init__(self, name: str, pixels: np.ndarray, labels: Sequence[int], class_keys: Sequence[str]) -> None:
-        self.pixels = pixels
-        super().__init__(name, [f"{i:06d}" for i in range(len(pixels))], labels, class_keys)
-
-    def read(self, index: int) -> Image.Image:
-        return Image.fromarray(self.pixels[index])
-
-    def checksum(self, index: int) -> int:
-        return zlib.crc32(np.ascontiguousarray(self.pixels[index]))
 
 
 def open_dataset(dataset: DatasetName, data_path: str, img_size: int, split: str = "train") -> LabelledImages:
@@ -93,7 +33,7 @@ def open_dataset(dataset: DatasetName, data_path: str, img_size: int, split: str
         return _digits(img_size, held_out)
     root = located(data_path)
     if dataset == "folder":
-        return _class_folders(root, held_out)
+        return open_place(root, held_out)
     try:
         return _downloaded(dataset, root, held_out)
     except (RuntimeError, FileNotFoundError) as error:
@@ -103,14 +43,7 @@ def open_dataset(dataset: DatasetName, data_path: str, img_size: int, split: str
 
 def dataset_name(dataset: DatasetName, data_path: str) -> str:
     """What a dataset is called in caches and logs, whether it is there or not: a folder's by its own name."""
-    return Path(data_path).expanduser().absolute().name if dataset == "folder" else dataset
-
-
-def _class_folders(root: Path, held_out: bool) -> ImageFiles:
-    found = read_class_folders(root, held_out)
-    images = ImageFiles(root.absolute().name, found.folder, found.keys, found.labels, found.class_keys)
-    images.remarks = found.remarks
-    return images
+    return name_of(Path(data_path).expanduser()) if dataset == "folder" else dataset
 
 
 def _downloaded(dataset: str, root: Path, held_out: bool) -> LabelledImages:

@@ -23,7 +23,8 @@ from data.cache import (
 )
 from data.crops import all_crops, to_floats
 from data.files import UnreadableImageError
-from data.images import Attempts, LabelledImages, check_unreadable, note_unreadable
+from data.images import Attempts, check_unreadable, note_unreadable
+from data.labelled_images import LabelledImages
 from data.loading import load_batches, one_ahead
 from data.options import NUM_CROPS
 from models.autoencoder import Autoencoder

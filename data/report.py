@@ -5,7 +5,8 @@ from functools import partial
 
 from torch.utils.data import BatchSampler
 
-from data.images import Attempts, LabelledImages, check_unreadable
+from data.images import Attempts, check_unreadable
+from data.labelled_images import LabelledImages
 from data.loading import load_batches
 from models.class_names import imagenet_keys
 from runtime.progress import Progress

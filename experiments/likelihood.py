@@ -25,8 +25,8 @@ class LikelihoodArgs:
 
     checkpoint: str | None = option(None, "checkpoint file, or the folder holding checkpoint-last.pth")
     use_ema: bool = option(False, "take the averaged weights of the checkpoint")
-    dataset: DatasetName = option("folder", "folder (class folders of images), cifar10, food101, celeba or digits")
-    data_path: str = option("data/cifar10", "root of the dataset, with val/ or test/")
+    dataset: DatasetName = option("folder", "folder (images of your own), cifar10, food101, celeba or digits")
+    data_path: str = option("data/cifar10", "root of the dataset, whose held-out images are taken")
     order: Literal["own", "raster", "random"] = option(
         "own", "order of the codes: the model's own, or for randar raster or a permutation an image"
     )

@@ -24,7 +24,7 @@ from runtime.files import PROJECT, located, read_json, same_settings, write_json
 from runtime.lock import lock_folder
 
 if TYPE_CHECKING:
-    from data.images import ImageFiles
+    from data.labelled_images import StoredImages
 
 ORDER = TOKENIZER, MODEL, SAMPLES = "tokenizer", "model", "samples"  # steps, and folders within the output folder
 CODES = "codes"  # another folder
@@ -36,7 +36,9 @@ STEPS = {32: (250, 1200), 256: (2000, 4000)}  # of the tokenizer and of the mode
 class OwnArgs:
     """What to learn from, and for how long."""
 
-    data_path: str | None = option(None, "root of the photographs, CLASS/IMAGE or train/CLASS/IMAGE")
+    data_path: str | None = option(
+        None, "the photographs: CLASS/IMAGE, train/CLASS/IMAGE, or parquet, tar, .zip or .csv"
+    )
     output_dir: str = option("output/own", "folder of all that is made")
     img_size: int = option(32, "side of the images in pixels: 32, or 256 for a GPU and the released weights")
     tokenizer_steps: int | None = option(
@@ -48,7 +50,7 @@ class OwnArgs:
     def __post_init__(self) -> None:
         if self.data_path is None:
             raise UserError(
-                "name your photographs by --data_path, a folder that has one folder of images for each class"
+                "name your photographs by --data_path, as a folder that has one folder of images for each class"
             )
         if self.img_size not in STEPS:
             raise UserError(
@@ -97,12 +99,15 @@ def main(argv: Sequence[str]) -> None:
         print(write_page(folder, images, record))
 
 
-def listing_sha256(images: "ImageFiles") -> str:
-    """Of the names and sizes of all photographs: what tells these from others. UserError for a name that is no text."""
+def listing_sha256(images: "StoredImages") -> str:
+    """Of the names of all photographs and the sizes of their files, or of the archives: what tells these from others.
+
+    UserError: a name is no text.
+    """
     digest = hashlib.sha256()
-    for key in images.keys:
+    for index, key in enumerate(images.keys):
         try:
-            digest.update(f"{key}\t{(images.root / key).stat().st_size}\n".encode())
+            digest.update(f"{key}\t{images.file_of(index).stat().st_size}\n".encode())
         except UnicodeEncodeError as error:
             raise UserError(f"{key!r} is no name in UTF-8; rename the file or its folder") from error
     return digest.hexdigest()

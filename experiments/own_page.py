@@ -21,7 +21,7 @@ from torch import Tensor
 
 from data.crops import all_crops
 from data.files import UnreadableImageError
-from data.images import LabelledImages
+from data.labelled_images import LabelledImages
 from data.options import CropRecipe
 from evaluation.features.classifier import Classifier
 from evaluation.features.shipped import SIDE

@@ -12,7 +12,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from data.crops import crop_image
-from data.images import CroppedImages, LabelledImages, open_dataset
+from data.images import CroppedImages, open_dataset
+from data.labelled_images import LabelledImages
 from evaluation.features.classifier import Classifier, ClassifierNetwork, save_network
 from evaluation.features.shipped import SIDE, ClassifierConfig, ClassifierSize
 from experiments.train_classifier import ClassifierArgs

@@ -31,6 +31,20 @@ def imagenet_keys() -> list[str]:
     return ImageNetInfo("imagenet-1k").label_names()
 
 
+def class_keys_of(names: Sequence[str]) -> list[str]:
+    """Keys of classes of these names: ImageNet's identifiers if they are its 1000, the names themselves otherwise.
+
+    They are if each, in the field's order, is a name of ImageNet's class (where two have one name, the hub calls the
+    second crane2), or if they are the numbers 0 to 999.
+    """
+    keys = imagenet_keys()
+    if list(names) == [str(label) for label in range(len(keys))]:
+        return keys
+    if len(names) == len(keys) and all(_words(a) & _words(b) for a, b in zip(names, human_names(keys), strict=True)):
+        return keys
+    return list(names)
+
+
 def class_names(model: Generator) -> list[str] | None:
     """Human names of a model's classes: its own, or ImageNet's for 1000 classes without names; several by commas."""
     if model.class_names is not None:
@@ -81,6 +95,11 @@ class ClassNames:
                 "are called by numbers, give the name"
             )
         return index
+
+
+def _words(name: str) -> set[str]:
+    """The names that stand in one, separated by commas, however they are written."""
+    return {part.strip().rstrip("0123456789").casefold() for part in composed(name).replace("_", " ").split(",")}
 
 
 def _number(name: str) -> float | None:

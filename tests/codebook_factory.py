@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from data.images import CroppedImages, ImageArrays, open_dataset
+from data.images import CroppedImages, open_dataset
+from data.labelled_images import ImageArrays
 from models.config import VQVAEConfig
 from models.family import StepContext
 from models.vqvae import VQVAE

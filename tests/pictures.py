@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from data.files import UnreadableImageError
-from data.images import LabelledImages
+from data.labelled_images import LabelledImages
 
 # (width, height): landscape, portrait, square, smaller than the crop, large enough to be halved, odd sides.
 SIZES = ((60, 45), (41, 70), (48, 48), (20, 31), (181, 140), (97, 99))

@@ -24,12 +24,16 @@ from typing import Any
 from unittest.mock import patch
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
 from PIL import Image
 from torch import Tensor
 
+from benchmarks.packing import pack
+from data.images import open_dataset
 from evaluation.options import PRESETS
 from models.loading.checkpoint import export_published
 from tests.command_factory import ROOT, Outcome, call, save_run, start
@@ -82,7 +86,7 @@ def module_of(command: str) -> str | None:
 ALL = list(dict.fromkeys(command for page in PAGES for command in commands_of(page)))
 SET_UP = re.compile(
     r"python3 -m venv .*|source .*|pip install .*|python -m pytest.*|(ruff|lint-imports|tensorboard)( .*)?|"
-    r"python -c .*CIFAR10.*download=True.*"
+    r"python -c .*CIFAR10.*download=True.*|hf download .*"
 )
 COMMANDS = [command for command in ALL if not SET_UP.fullmatch(command)]
 PROGRAMS = sorted({module for command in COMMANDS if (module := module_of(command))})
@@ -212,6 +216,14 @@ def save_photos(folder: Path, classes: Sequence[str], count: int) -> None:
             Image.fromarray(pixels).save(folder / name / f"{i}.JPEG")
 
 
+def pack_photos(folder: Path) -> None:
+    """The photos in ``images`` as parquet, tar shards and a table, and a parquet file of one large row group."""
+    packed = pack({"train": open_dataset("folder", str(folder / "images"), 32)}, folder / "packed")
+    for kind, name in (("parquet", "parquet"), ("tar", "shards"), ("csv", "images.csv")):
+        shutil.move(packed[kind], folder / name)
+    pq.write_table(pa.table({"label": range(150)}), folder / "large.parquet", row_group_size=150)
+
+
 def save_codes(folder: Path, count: int = 8) -> None:
     """Codes of two maps an image as LlamaGen's tools write them: 2 x 2 of 64 codes."""
     random = np.random.default_rng(0)
@@ -253,6 +265,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     save_photos(folder / "data/cifar10/train", CIFAR_CLASSES, count=2)
     save_photos(folder / "data/cifar10/test", CIFAR_CLASSES, count=1)
     save_photos(folder / "path/to/images", classes, count=2)
+    pack_photos(folder / "path/to")
     for name in ("ten_crop", "ten_crop_105"):
         save_codes(folder / "path/to" / name)
     pixels = np.random.default_rng(1).integers(256, size=(32, 32, 3), dtype=np.uint8)
@@ -298,6 +311,13 @@ def check_three(project: Project, outcome: Outcome) -> None:
 
 def check_many(project: Project, outcome: Outcome) -> None:
     assert len(list((project.folder / "samples/many").glob("[0-9]*.png"))) == 12
+
+
+def check_small_groups(project: Project, outcome: Outcome) -> None:
+    groups = [
+        pq.read_metadata(project.folder / f"path/to/{name}.parquet").num_row_groups for name in ("large", "small")
+    ]
+    assert groups == [1, 2]
 
 
 def check_evaluator(project: Project, outcome: Outcome) -> None:
@@ -384,7 +404,17 @@ RULES = (
         added="--img_size 48",
     ),
     trains(r"llamagen_L\.yaml --code_paths .*", "output/llamagen_L"),
-    Rule(r"python main\.py --config .* --check_data", says=r": (1500 images of 10|24 images of 12) classes"),
+    Rule(
+        r"python main\.py --config .* --check_data",
+        says=r": (1500 images of 10|24 images of 12) classes(.|\n)*0 of \d+ images are unreadable",
+    ),
+    Rule(r"python -m zipfile -c path/to/images\.zip .*", files=("path/to/images.zip",), makes="images.zip --check"),
+    Rule(r"python -c .*pq\.write_table.*", check=check_small_groups),
+    Rule(
+        r"python -m benchmarks\.reading",
+        says=r"parquet, one row group( +[\d.]+){5}",
+        added="--images 20 --reads 4 --repeats 1",
+    ),
     Rule(
         r"torchrun --nproc_per_node=2 main\.py --config configs/quickstart\.yaml .* --shard .*",
         files=("output/sharded/checkpoint-last.pth", "output/sharded/checkpoint-last.sharded/place.pth"),

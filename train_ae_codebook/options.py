@@ -179,9 +179,15 @@ class EvaluateArgs:
 
     autoencoder: str | None = option(None, "folder of an autoencoder, or its file (LlamaGen's, published or ours)")
     dataset: DatasetName = option(
-        "folder", "folder (class folders), cifar10, food101, celeba (torchvision's files), digits (built in)"
+        "folder",
+        "folder (images of your own, as data_path says), cifar10, food101 or celeba (torchvision's files), digits "
+        "(built in)",
     )
-    data_path: str = option("data/imagenet", "root of the dataset; held-out images are in val/CLASS or test/CLASS")
+    data_path: str = option(
+        "data/imagenet",
+        "root of the dataset: class folders, parquet or tar files, a .zip or a .csv; held-out images are those of val "
+        "or test",
+    )
     split: Literal["val", "train"] = option("val", "val for held-out images, train for those to train on")
     img_size: int = option(256, "side of the full images, in pixels")
     scale_sizes: tuple[int, ...] = option((), "sides of the code maps to judge; by default the full one and its halves")

@@ -21,11 +21,13 @@ class LoopArgs:
     resume: str | None = option(None, "checkpoint or folder that a new run goes on from; a run's own comes first")
     dataset: DatasetName = option(
         "folder",
-        "folder (class folders of images), cifar10, food101 or celeba (torchvision's files), digits (built in)",
+        "folder (images of your own, as data_path says), cifar10, food101 or celeba (torchvision's files), digits "
+        "(built in)",
     )
     data_path: str = option(
         "data/imagenet",
-        "root of the dataset; a folder's is CLASS/IMAGE, or train/CLASS/IMAGE and val/ or test/CLASS/IMAGE",
+        "root of the dataset; of your own images CLASS/IMAGE, or train/CLASS/IMAGE and val/ or test/CLASS/IMAGE, or "
+        "parquet or tar files in a folder, a .zip or a .csv",
     )
     crop: CropRecipe = option(
         "ten",

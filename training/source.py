@@ -8,13 +8,8 @@ from torch.utils.data import Dataset
 
 from data.cache import Manifest, TokenCache, cache_name, describe, is_complete, read_manifest
 from data.code_folders import CodeFolders
-from data.images import (
-    CroppedImages,
-    LabelledImages,
-    check_num_classes,
-    dataset_name,
-    open_dataset,
-)
+from data.images import CroppedImages, check_num_classes, dataset_name, open_dataset
+from data.labelled_images import LabelledImages
 from data.make_cache import PAPER_SCALE_SIZES, CacheMaker
 from models.autoencoder import Autoencoder
 from models.class_names import human_names, imagenet_keys

@@ -40,7 +40,7 @@ def test_two_folders_of_one_split_are_refused(tmp_path: Path, names: tuple[str, 
 def test_held_out_folders_that_are_not_used_are_said(tmp_path: Path) -> None:
     for name in ("train", "val", "test"):
         write_pictures(tmp_path / name, {"a": 1})
-    assert read_class_folders(tmp_path, held_out=True).remarks == [f"{tmp_path / 'val'} is taken, test/ is not used"]
+    assert read_class_folders(tmp_path, held_out=True).remarks == [f"{tmp_path}: val/ is taken, test/ is not used"]
 
 
 def test_held_out_folders_alone_are_no_training_images(tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ import main
 from data.cache import TokenCache, describe
 from data.code_folders import CodeFolders
 from data.crops import center_crop, to_bytes, to_floats
-from data.images import LabelledImages, open_dataset
+from data.images import open_dataset
+from data.labelled_images import LabelledImages
 from data.make_cache import CacheMaker
 from models.autoencoder import Autoencoder
 from models.loading.autoencoder import autoencoder_hash, save_autoencoder

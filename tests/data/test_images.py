@@ -83,7 +83,7 @@ def test_a_missing_folder_is_one_line_with_the_mend(tmp_path: Path, prepare: lis
 
 def test_a_missing_validation_folder_is_said(tmp_path: Path) -> None:
     write_pictures(tmp_path / "train", {"a": 1})
-    with pytest.raises(UserError, match=r"has no val/ or test/ folder; add one"):
+    with pytest.raises(UserError, match=r"has no val/ or test/; add one"):
         open_dataset("folder", str(tmp_path), 32, "val")
 
 

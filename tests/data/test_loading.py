@@ -1,6 +1,7 @@
 """Batches from processes: the same as without, and what befalls the processes ends in one line, never in a wait."""
 
 import errno
+import multiprocessing
 import os
 import queue
 import signal
@@ -15,11 +16,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from data.images import UnreadableImageError
+from data.images import UnreadableImageError, open_dataset
+from data.labelled_images import StoredImages
 from data.loading import load_batches, one_ahead
 from runtime.errors import UserError
 from tests.command_factory import Outcome, call, start_python
 from tests.limits import largest_file
+from tests.places import KINDS, write_places
 
 BATCHES = [[0, 3], [1], [2, 5, 4]]
 
@@ -69,6 +72,19 @@ def test_a_mistake_of_the_user_arrives_with_its_own_words(num_workers: int) -> N
     with pytest.raises(UserError) as raised:
         load(Numbers(trouble), num_workers)
     assert str(raised.value) == "5.png is damaged; mend it"
+
+
+def checksums(images: StoredImages) -> list[int]:
+    return [images.checksum(index) for index in range(len(images))]
+
+
+@pytest.mark.processes
+def test_images_of_every_kind_of_place_reach_a_process_that_was_not_forked(tmp_path: Path) -> None:
+    places = write_places(tmp_path)
+    opened = [open_dataset("folder", str(places[kind]), 32) for kind in KINDS]
+    expected = [checksums(images) for images in opened]  # so that whatever reading opens is open
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        assert pool.map(checksums, opened) == expected
 
 
 def raises(error: Exception) -> Callable[[int], None]:

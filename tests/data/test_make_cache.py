@@ -24,7 +24,8 @@ from data.cache import (
     describe,
     partial_folder,
 )
-from data.images import CroppedImages, LabelledImages, open_dataset
+from data.images import CroppedImages, open_dataset
+from data.labelled_images import LabelledImages
 from data.make_cache import PAPER_SCALE_SIZES, CacheMaker
 from models.autoencoder import Autoencoder
 from models.loading.autoencoder import autoencoder_hash

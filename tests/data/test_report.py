@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 import main as training
-from data.images import LabelledImages, open_dataset
+from data.images import open_dataset
+from data.labelled_images import LabelledImages
 from data.report import check_data, data_report
 from models.class_names import imagenet_keys
 from runtime.command import run

@@ -12,7 +12,7 @@ from PIL import Image
 
 from data.images import open_dataset
 from experiments import own_images
-from experiments.own_images import OwnArgs, own_tasks
+from experiments.own_images import OwnArgs, listing_sha256, own_tasks
 from experiments.own_page import recognition, verdict
 from models import load_checkpoint
 from tests.command_factory import Outcome, call
@@ -120,6 +120,20 @@ def test_steps_decide_epochs() -> None:
         tasks = own_tasks(OwnArgs(data_path="photos"), count, 12)
         words = [task.arguments for task in tasks][:2]
         assert tuple(int(each[each.index("--epochs") + 1]) for each in words) == epochs
+
+
+def test_photographs_in_an_archive_are_told_from_others(tmp_path: Path) -> None:
+    root = write_photographs(tmp_path / "photos", count=2)
+    archive = shutil.make_archive(str(tmp_path / "photos"), "zip", root)
+    before = listing_sha256(open_dataset("folder", archive, 32))
+    assert (
+        before
+        == listing_sha256(open_dataset("folder", archive, 32))
+        != listing_sha256(open_dataset("folder", str(root), 32))
+    )
+    (root / "blue ball/0.png").unlink()
+    shutil.make_archive(str(tmp_path / "photos"), "zip", root)
+    assert listing_sha256(open_dataset("folder", archive, 32)) != before
 
 
 def test_recognition_is_of_the_photographs_own_classes(tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from data.images import CroppedImages, ImageArrays
+from data.images import CroppedImages
+from data.labelled_images import ImageArrays
 from models.autoencoder import Autoencoder, resize_image
 from models.loading.autoencoder import open_autoencoder
 from tests.codebook_factory import CPU, requantize_args

@@ -1,0 +1,210 @@
+"""Parquet files as the Hugging Face hub serves images: a column of {bytes, path} and one of numbers, the labels.
+
+pyarrow is imported where it is needed: it takes a third of a second.
+"""
+
+import json
+import os
+import threading
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from data.class_labels import labels_of, read_names
+from data.files import UnreadableImageError, left_out_text
+from data.labelled_images import StoredImages
+from data.splits import split_shards
+from runtime.errors import UserError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+IMAGE, LABEL = "image", "label"
+BATCH = 8  # rows decoded at once
+LARGE = 64e6  # bytes of a row group, from where on to read images in any order takes long
+
+
+@dataclass(frozen=True)
+class Table:
+    """A file: its rows by groups, and what its columns are called."""
+
+    path: Path
+    metadata: "pq.FileMetaData"
+    image: str
+    label: str
+    names: list[str] | None  # of the classes, as the hub stores them
+
+    @cached_property
+    def ends(self) -> np.ndarray:
+        """Number of the first row after each row group."""
+        groups = range(self.metadata.num_row_groups)
+        return np.cumsum([self.metadata.row_group(group).num_rows for group in groups])
+
+    @property
+    def largest(self) -> int:
+        """Bytes of the largest row group, unpacked."""
+        groups = range(self.metadata.num_row_groups)
+        return max((self.metadata.row_group(group).total_byte_size for group in groups), default=0)
+
+    def labels(self) -> np.ma.MaskedArray:
+        """(rows,) of int64; what has no label is masked."""
+        import pyarrow.compute as pc
+        import pyarrow.parquet as pq
+
+        column = pq.ParquetFile(self.path, metadata=self.metadata).read([self.label], use_threads=False)[0]
+        return np.ma.array(pc.fill_null(column, 0).to_numpy(), np.int64, mask=pc.is_null(column).to_numpy())
+
+
+class ParquetImages(StoredImages):
+    """Images in rows, ``keys`` being file and row."""
+
+    def __init__(
+        self, name: str, tables: Sequence[Table], rows: np.ndarray, labels: Sequence[int], class_keys: Sequence[str]
+    ) -> None:
+        self.tables, self.rows = list(tables), rows  # (N, 2): number of the table, row
+        self.opened: tuple[tuple[int, int], _OpenGroup] | None = None  # with the process and thread that opened it
+        super().__init__(name, [f"{tables[n].path.name}/{row}" for n, row in rows.tolist()], labels, class_keys)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"opened": None}
+
+    def file_of(self, index: int) -> Path:
+        return self.tables[self.rows[index, 0]].path
+
+    def title(self, index: int) -> str:
+        return f"row {self.rows[index, 1]} of {self.file_of(index)}"
+
+    def fetch(self, index: int) -> bytes:
+        number, row = self.rows[index].tolist()
+        table = self.tables[number]
+        group = int(np.searchsorted(table.ends, row, side="right"))
+        row -= int(table.ends[group - 1]) if group else 0
+        owner, opened = self.opened or (None, None)
+        reader = os.getpid(), threading.get_ident()
+        if owner != reader or opened.table is not table or opened.group != group or row < opened.start:
+            opened = _OpenGroup(table, group)
+        self.opened = None  # of what is damaged nothing is kept
+        content = opened.read(row)
+        self.opened = reader, opened
+        if content is None:
+            raise UnreadableImageError(f"{self.title(index)} holds no image; mend the file, or drop the row")
+        return content
+
+
+class _OpenGroup:
+    """A row group, decoded from its start on as far as rows were asked for; the page and the rows read last are kept.
+
+    The file is mapped, so that of a compressed page there is no copy. The hub's library makes a page of each 100 rows,
+    pyarrow one of up to 1024.
+    """
+
+    def __init__(self, table: Table, group: int) -> None:
+        import pyarrow.parquet as pq
+
+        self.table, self.group, self.start = table, group, 0
+        self.rows: Sequence[Any] = ()
+        file = pq.ParquetFile(table.path, metadata=table.metadata, memory_map=True)
+        self.batches = file.iter_batches(BATCH, [group], [f"{table.image}.bytes"], use_threads=False)
+
+    def read(self, row: int) -> bytes | None:
+        while row >= self.start + len(self.rows):
+            self.start += len(self.rows)
+            self.rows = next(self.batches).column(0)
+        found = self.rows[row - self.start].as_py()
+        return None if found is None else found["bytes"]
+
+
+def open_parquet(root: Path, files: Sequence[Path], name: str, held_out: bool) -> ParquetImages:
+    """The images of a split in parquet files of one data set."""
+    split = split_shards(root, files, held_out)
+    tables = [open_file(path) for path in split.taken]
+    training = tables if split.training is split.taken else [open_file(path) for path in split.training]
+    odd = next((table for table in (*tables, *training) if table.names != training[0].names), None)
+    if odd is not None:
+        raise UserError(f"{odd.path} has other names of classes than {training[0].path}; keep files of one data set")
+    found = np.ma.concatenate([table.labels() for table in tables])
+    every = [(number, row) for number, table in enumerate(tables) for row in range(table.metadata.num_rows)]
+    kept = np.flatnonzero(~np.ma.getmaskarray(found))
+    if not len(kept):
+        raise UserError(f"{root} has no image with a label in its .parquet files; fetch them again")
+    rows, words = np.array(every, np.int64)[kept], found.data[kept].tolist()
+    names = training[0].names or read_names(dict.fromkeys((root, *(file.parent for file in files))))
+    of_training = words
+    if training is not tables:
+        of_training = np.ma.concatenate([table.labels() for table in training]).compressed().tolist()
+    labels = labels_of(words, of_training, names, str(root), lambda i: f"row {rows[i, 1]} of {tables[rows[i, 0]].path}")
+    images = ParquetImages(name, tables, rows, labels.labels, labels.class_keys)
+    images.remarks = [*split.remarks, *labels.remarks, *_remarks(root, tables, len(found) - len(kept))]
+    return images
+
+
+def _remarks(root: Path, tables: Sequence[Table], unlabelled: int) -> list[str]:
+    largest = max(tables, key=lambda table: table.largest)
+    remarks = [f"{root}: {text}" for text in [left_out_text(Counter({"rows without a label": unlabelled}))] if text]
+    if largest.largest > LARGE:
+        remarks.append(
+            f"{largest.path} has row groups of {largest.largest / 1e6:.0f} MB, half of which is decoded for each image "
+            "out of order; make a cache of codes, or write the files again in groups of 100 rows"
+        )
+    return remarks
+
+
+def is_parquet_of_images(path: Path) -> bool:
+    """Whether a file has the columns."""
+    try:
+        open_file(path)
+    except UserError:
+        return False
+    return True
+
+
+def open_file(path: Path) -> Table:
+    """What a file holds. UserError: it is damaged, or has no one column of images and one of numbers."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        metadata = pq.read_metadata(path)
+        schema = metadata.schema.to_arrow_schema()
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{path} is no whole .parquet file ({error}); fetch it again") from error
+    images = [column for column in schema if _holds_images(column.type)]
+    labels = [column for column in schema if pa.types.is_integer(column.type)]
+    chosen = [_chosen(columns, usual) for columns, usual in ((images, IMAGE), (labels, LABEL))]
+    if None in chosen:
+        there = ", ".join(f"{column.name} ({column.type})" for column in schema)
+        raise UserError(
+            f"{path} must have one column of images {{bytes, path}} and one of whole numbers, called {IMAGE} and "
+            f"{LABEL} if there are more; it has {there}"
+        )
+    return Table(path, metadata, *chosen, _names(schema, chosen[1]))
+
+
+def _holds_images(kind: "pa.DataType") -> bool:
+    import pyarrow as pa
+
+    if not pa.types.is_struct(kind) or kind.get_field_index("bytes") < 0:
+        return False
+    return pa.types.is_binary(kind.field("bytes").type) or pa.types.is_large_binary(kind.field("bytes").type)
+
+
+def _chosen(columns: Sequence["pa.Field"], usual: str) -> str | None:
+    """The column of the usual name, or the only one."""
+    names = [column.name for column in columns]
+    return usual if usual in names else names[0] if len(names) == 1 else None
+
+
+def _names(schema: "pa.Schema", label: str) -> list[str] | None:
+    """The classes' names that the hub keeps beside the columns, if there are any."""
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        names = features[label]["names"]
+    except (KeyError, TypeError, ValueError):
+        return None
+    return [str(name) for name in names]
