@@ -1,0 +1,67 @@
+"""Models and wishes for tests of the page, and the page itself, served in this process."""
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from PIL import Image
+
+from demo.desk import Desk, Job
+from demo.drawing import Drawn, Wish, draw
+from demo.options import DemoArgs
+from demo.serve import address_of, listen, page_app
+from demo.shelf import Loaded, Shelf
+from sampling.options import SampleArgs
+from tests.command_factory import ROOT
+
+SHIPPED = ROOT / "pretrained_models/cifar10-checkerboard"
+
+
+def loaded(checkpoint: Path | str) -> Loaded:
+    return Shelf(DemoArgs(device="cpu"), [str(checkpoint)]).get(str(checkpoint))
+
+
+def draw_now(
+    model: Loaded,
+    root: Path,
+    settings: dict[str, Any] | None = None,
+    image: Image.Image | None = None,
+    mask: Image.Image | None = None,
+    **args: Any,
+) -> Drawn:
+    """A drawing of the page, without a page."""
+    job = Job("test", lambda job: None)
+    given = SampleArgs(**{"checkpoint": model.checkpoint, "device": "cpu", "num_samples": 2} | args)
+    return draw(model, Wish(given, settings or {}, image, mask), root, job, Desk())
+
+
+@dataclass(frozen=True)
+class Served:
+    """A page that answers."""
+
+    address: str
+    root: Path  # of what is drawn
+
+
+@contextmanager
+def serving(root: Path, checkpoint: Path = SHIPPED) -> Iterator[Served]:
+    """The page of a checkpoint, at a port that is free."""
+    root.mkdir(parents=True, exist_ok=True)
+    listener = listen("127.0.0.1", None)
+    app = page_app(DemoArgs(checkpoint=str(checkpoint), device="cpu", output_dir=str(root)))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    while not server.started:
+        assert thread.is_alive()
+        time.sleep(0.01)
+    try:
+        yield Served(address_of(listener), root)
+    finally:
+        server.should_exit = True
+        thread.join()
