@@ -30,7 +30,7 @@ from sampling.editing import Edit, make_edit
 from sampling.folder import GRID_NAME, SETTINGS_NAME, image_name, sample_settings
 from sampling.job import EDITED, choose_labels, folder_of_now, given_settings, save_overview
 from sampling.labels import class_captions
-from sampling.maps import step_images
+from sampling.maps import num_steps, step_images
 from sampling.options import SampleArgs
 from sampling.pictures import save_png
 from sampling.pipeline import StepProgress
@@ -71,6 +71,7 @@ class Drawn:
     edit: Edit | None
     folder: Path
     command: str
+    steps: int
     seconds: float
     warnings: list[str]
     first_scales: str  # as ``scales`` of image 0
@@ -78,16 +79,12 @@ class Drawn:
     def scales(self, index: int) -> str:
         """How one of the images came about."""
         model = self.loaded.model
-        return scales_html(part_of(self.samples, index).first(1, model.device), model, self.last_step)
+        return scales_html(part_of(self.samples, index).first(1, model.device), model, num_steps(self.samples) - 1)
 
     @property
     def before(self) -> dict[str, Tensor]:
         """What was edited, by what it is called."""
         return {} if self.edit is None else dict(zip(EDITED, self.edit.pictures(), strict=True))
-
-    @property
-    def last_step(self) -> int:
-        return int(self.samples.step[-1].max())
 
 
 class Film:
@@ -161,8 +158,9 @@ def draw(loaded: Loaded, wish: Wish, root: Path, job: Job, desk: Desk) -> Drawn:
         wish.mask.save(folder / MASK_NAME)
         args = replace(args, edit=str(folder / IMAGE_NAME), mask=str(folder / MASK_NAME))
     _keep(folder, images, labels, loaded, args, drawing, edit)
+    steps = model.num_steps(drawing)
     command, warnings = command_of(args, drawing, model), drawing.warnings(model.scale_sizes)
-    drawn = Drawn(loaded, images, captions, out.samples[0], edit, folder, command, seconds, warnings, "")
+    drawn = Drawn(loaded, images, captions, out.samples[0], edit, folder, command, steps, seconds, warnings, "")
     return replace(drawn, first_scales=drawn.scales(0))
 
 

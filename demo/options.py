@@ -16,7 +16,7 @@ class DemoArgs(ModelArgs):
 
     checkpoint: str | None = option(
         None,
-        "checkpoint file, its folder, or a name of the hub; default a choice of those in pretrained_models/ and output/",
+        "checkpoint file, its folder, or a name of the hub; default a choice of those in pretrained_models/, output/",
     )
     host: str = option(
         "127.0.0.1", "address to listen at; any but this one lets other machines reach the page, which has no password"

@@ -23,6 +23,7 @@ element.addEventListener('click', (event) => {
   trigger('click', { image: Number(tile.dataset.image) });
 });
 """
+TIDY = (3600, 86400)  # seconds: how often, and of what age, files on their way to and from the browser are removed
 PAINT = "#ff3d9a99"  # seen on dark, light and natural colours
 
 
@@ -98,11 +99,11 @@ def lay_out(args: DemoArgs) -> tuple[Page, Studio]:
         raise UserError("there is no model in pretrained_models/ or output/; name one as --checkpoint")
     studio = Studio(args, names)
     first = studio.shelf.get(names[0])
-    with gr.Blocks(title="Progressive checkerboards", analytics_enabled=False) as blocks:
+    with gr.Blocks(title="Progressive checkerboards", analytics_enabled=False, delete_cache=TIDY) as blocks:
         gr.HTML("<h1>Progressive checkerboards</h1>", elem_classes="title")
         with gr.Row(elem_classes="columns"):
             with gr.Column(scale=4, min_width=300, elem_classes="fields"):
-                fields = _fields(studio, first)
+                fields = make_fields(studio, first)
             with gr.Column(scale=9, min_width=320), gr.Tabs() as tabs:
                 with gr.Tab("Draw", id="draw"):
                     results = _results("Draw", "draw")
@@ -117,7 +118,8 @@ def families_of(names: list[str], first: Loaded) -> list[str]:
     return list(dict.fromkeys([first.model.config.architecture, *others]))
 
 
-def _fields(studio: Studio, first: Loaded) -> Fields:
+def make_fields(studio: Studio, first: Loaded) -> Fields:
+    """Fields with what the first model draws with in them; the studio learns which settings they are of."""
     names = list(studio.shelf.names)
     model = gr.Dropdown(names, value=names[0], label="model", visible=len(names) > 1, elem_id="model")
     about = gr.HTML(summary_html(first.model), elem_id="about")

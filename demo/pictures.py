@@ -17,7 +17,7 @@ from torch import Tensor
 
 from models.family import Generator, Samples
 from runtime.device import describe_size
-from sampling.maps import MapKind, kinds_of_maps, num_steps, pyramid_images
+from sampling.maps import MapKind, kinds_of_maps, pyramid_images
 
 CRISP_BELOW = 128  # pixels: smaller images are enlarged pixel by pixel, larger ones smoothly
 NUMBERED = 8  # S up to which a map of steps has their numbers in it
@@ -48,7 +48,8 @@ def grid_html(
         tiles.append(
             f'<div class="tile">{shown}</div>' if chosen is None else f'<button class="tile" {pressed}>{shown}</button>'
         )
-    return f'<div class="tiles{" few" if len(tiles) <= FEW else ""}" style="--tiles:{_columns(len(tiles))}">{"".join(tiles)}</div>'
+    kind = "tiles few" if len(tiles) <= FEW else "tiles"
+    return f'<div class="{kind}" style="--tiles:{_columns(len(tiles))}">{"".join(tiles)}</div>'
 
 
 def scales_html(samples: Samples, model: Generator, step: int) -> str:
@@ -57,14 +58,13 @@ def scales_html(samples: Samples, model: Generator, step: int) -> str:
     Of finished samples, which have them, the probability and entropy of each location too.
     """
     pictures = [_image(scale[0], "") for scale in pyramid_images(samples, model, step)]
-    kinds = kinds_of_maps(samples) if samples.entropy else ()
-    steps = kinds[0] if kinds else MapKind("step", "", "viridis", samples.step, num_steps(samples) - 1 or 1)
     sides = [scale.shape[-1] for scale in samples.step]
     rows = [_row("picture", "", [*pictures, *['<i class="blank"></i>'] * (len(sides) - len(pictures))])]
-    rows += [_map_row(kind, step) for kind in (steps, *kinds[1:])]
+    rows += [_map_row(kind, step) for kind in kinds_of_maps(samples)]
     heads = "".join(f"<span>{side} x {side}</span>" for side in sides)
+    kind = "scales single" if len(sides) == 1 else "scales"
     return (
-        f'<div class="scales{" single" if len(sides) == 1 else ""}" style="--scales:{len(sides)}"><div class="row heads"><span></span>{heads}</div>'
+        f'<div class="{kind}" style="--scales:{len(sides)}"><div class="row heads"><span></span>{heads}</div>'
         f"{''.join(rows)}</div>"
     )
 

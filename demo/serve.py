@@ -20,20 +20,23 @@ def serve(args: DemoArgs) -> None:
         raise UserError("the page needs gradio; run pip install -r requirements-demo.txt")
     listener = listen(args.host, args.port)
     with listener:
-        root = Path(args.output_dir)
-        root.mkdir(parents=True, exist_ok=True)
-        set_environment(root)
         import uvicorn
 
         app = page_app(args)
         config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=END_S, proxy_headers=False)
-        print(f"the page is at {address_of(listener)}; what is drawn goes to {root}; Ctrl-C ends it", flush=True)
+        print(
+            f"the page is at {address_of(listener)}; what is drawn goes to {args.output_dir}; Ctrl-C ends it",
+            flush=True,
+        )
         with suppress(KeyboardInterrupt):  # the usual end
             uvicorn.Server(config).run(sockets=[listener])
 
 
 def set_environment(root: Path) -> None:
-    """What gradio and its libraries read when they are imported: nothing is sent, and files stay below ``root``."""
+    """What gradio and its libraries read when they are imported or a page is made.
+
+    They send nothing, and their files, too, stay below ``root``.
+    """
     os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
     os.environ["GRADIO_TEMP_DIR"] = str(root.resolve() / CACHE)
 
@@ -66,6 +69,9 @@ def address_of(listener: socket.socket) -> str:
 
 def page_app(args: DemoArgs) -> Any:
     """The page as an ASGI application; a UserError of a model or its checkpoint."""
+    root = Path(args.output_dir)
+    root.mkdir(parents=True, exist_ok=True)
+    set_environment(root)
     import gradio as gr
     from fastapi import FastAPI
 
@@ -75,7 +81,6 @@ def page_app(args: DemoArgs) -> Any:
     from demo.wiring import connect
 
     fetch_nothing()
-    root = Path(args.output_dir)
     page, studio = lay_out(args)
     connect(page, studio)
     app = gr.mount_gradio_app(

@@ -1,7 +1,7 @@
 """The fields of a family's settings, made of its options; what is in them, read as a command line is."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any, Literal, get_args, get_origin
 
 import gradio as gr
@@ -44,10 +44,10 @@ def shown(value: Any, option: Option) -> Any:
     return json.dumps(value)
 
 
-def read_settings(options: Sequence[Option], values: Sequence[Any]) -> dict[str, Any]:
-    """Settings by name of what is in the fields, or a UserError; an empty field is no setting."""
+def read_settings(fields: Iterable[tuple[Option, Any]]) -> dict[str, Any]:
+    """Settings by name of options and what is in their fields, or a UserError; an empty field is no setting."""
     settings = {}
-    for option, value in zip(options, values, strict=True):
+    for option, value in fields:
         if isinstance(value, str) and value.strip():
             settings[option.name] = from_text(value.strip(), option)
         elif not isinstance(value, str | None):

@@ -71,7 +71,7 @@ class Studio:
             num_samples=typed(choice.count, int, "the number of images"),
             seed=typed(choice.seed, int, "seed"),
         )
-        return Wish(args, read_settings(*zip(*own, strict=True)))
+        return Wish(args, read_settings(own))
 
     async def loaded(self, owner: str, name: str) -> Loaded:
         """A model, once it is its turn to be loaded."""

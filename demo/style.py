@@ -90,8 +90,9 @@ CSS = """
   overflow-wrap: anywhere; font-variant-numeric: tabular-nums; }
 .say.error { color: var(--error-text-color); background: var(--error-background-fill); padding: 8px 12px;
   border-radius: 8px; border: 1px solid var(--error-border-color); }
-.say .bar { display: block; height: 4px; margin-top: 5px; border-radius: 2px; background: var(--border-color-primary); }
-.say .bar i { display: block; height: 100%; border-radius: 2px; background: var(--color-accent); transition: width .1s; }
+.say .bar, .say .bar i { display: block; height: 4px; border-radius: 2px; }
+.say .bar { margin-top: 5px; background: var(--border-color-primary); }
+.say .bar i { background: var(--color-accent); transition: width .1s; }
 
 /* Images. */
 .html-container { padding: 0 !important; }
@@ -134,6 +135,7 @@ button.tile[aria-pressed="true"] { box-shadow: inset 0 0 0 2px var(--color-accen
 #draw-command, #edit-command { border: 1px solid var(--border-color-primary) !important; border-radius: 10px;
   background: var(--background-fill-primary); }
 #draw-command .cm-gutters, #edit-command .cm-gutters { display: none !important; }
+#canvas .pixi-target { display: flex; justify-content: center; }
 #canvas { border: 1px solid var(--border-color-primary) !important; border-radius: 10px; }
 .downloads { display: flex; flex-wrap: wrap; gap: 8px; }
 .downloads a { padding: 5px 12px; border: 1px solid var(--border-color-primary); border-radius: 8px; font-size: 13px;
@@ -144,13 +146,14 @@ button.tile[aria-pressed="true"] { box-shadow: inset 0 0 0 2px var(--color-accen
 @media (max-width: 700px) {
   .gradio-container .main { padding: 14px 12px 120px !important; }
   .columns { gap: 18px !important; }
-  .buttons { position: fixed; z-index: 1000; left: 0; right: 0; bottom: 0; margin: 0; padding: 10px 12px; flex-wrap: nowrap;
-    background: var(--body-background-fill); border-top: 1px solid var(--border-color-primary); }
+  .buttons { position: fixed; z-index: 1000; left: 0; right: 0; bottom: 0; margin: 0; padding: 10px 12px;
+    flex-wrap: nowrap; background: var(--body-background-fill); border-top: 1px solid var(--border-color-primary); }
   .buttons > .block { flex: 1 1 0; }
   .title h1 { font-size: 19px; }
   #canvas { height: 372px !important; }
   .say { font-size: 12.5px; max-height: 4.4em; overflow: auto; }
   .tiles { grid-template-columns: repeat(4, minmax(0, 1fr)); gap: 4px; }
+  :is(#draw-pictures, #edit-pictures):not(:has(.tile)) { min-height: 80vh; }  /* room to scroll to */
   .tiles.few { grid-template-columns: repeat(2, minmax(0, 1fr)); }
   .scales { --name: 76px; gap: 6px; }
   .scales .row { gap: 6px; }

@@ -19,6 +19,8 @@ from sampling.pipeline import to_pil
 Updates = dict[Any, Any]  # new values of components
 SMALL_SEEDS = 10**6  # of the button: short enough to be told to others
 DOWNLOADS = {"Images (zip)": ZIP_NAME, "Grid (PNG)": GRID_NAME, "Settings (JSON)": SETTINGS_NAME}
+# On a narrow window, results lie below what was being looked at.
+SCROLL_THERE = "() => { if (innerWidth <= 700) document.getElementById('%s').scrollIntoView({ behavior: 'smooth' }); }"
 UNHURRIED = {"show_progress": "hidden", "concurrency_limit": None, "api_visibility": "private"}
 
 
@@ -78,6 +80,7 @@ def _connect_results(page: Page, studio: Studio, results: Results) -> None:
 
     results.pictures.click(choose_image, results.drawn, [results.scales, results.chosen], **UNHURRIED)
     results.cancel.click(cancel, None, None, **UNHURRIED)
+    results.start.click(None, None, None, js=SCROLL_THERE % results.pictures.elem_id)
     if results is page.results:
 
         async def draw(request: gr.Request, *values: Any) -> AsyncIterator[Updates]:
@@ -99,14 +102,12 @@ def _connect_editor(page: Page, studio: Studio) -> None:
             return {results.says: say(sentence(error), is_error=True)}
         return {editor.canvas: enlarged(picture), editor.picture: picture, results.says: ""}
 
+    def show_editor() -> Updates:
+        return {page.tabs: gr.update(selected="edit")}
+
     def take(drawn: Drawn, chosen: int) -> Updates:
         (picture,) = to_pil(drawn.images[chosen : chosen + 1])
-        return {
-            page.tabs: gr.update(selected="edit"),
-            editor.canvas: enlarged(picture),
-            editor.picture: picture,
-            results.says: "",
-        }
+        return {editor.canvas: enlarged(picture), editor.picture: picture, results.says: ""}
 
     async def edit(request: gr.Request, picture: Any, painted: Any, *values: Any) -> AsyncIterator[Updates]:
         try:
@@ -121,7 +122,9 @@ def _connect_editor(page: Page, studio: Studio) -> None:
     targets = [editor.canvas, editor.picture, results.says]
     editor.upload.upload(upload, [editor.upload, page.fields.model], targets, **UNHURRIED)
     for source in (page.results, results):
-        source.take.click(take, [source.drawn, source.chosen], [page.tabs, *targets], **UNHURRIED)
+        # The canvas is made when it is first seen, and takes an image from then on.
+        seen = source.take.click(show_editor, None, [page.tabs], **UNHURRIED)
+        seen.then(take, [source.drawn, source.chosen], targets, **UNHURRIED)
     results.start.click(edit, [editor.picture, editor.canvas, *page.fields.inputs], results.outputs, **UNHURRIED)
 
 
@@ -151,10 +154,8 @@ async def shown_on(results: Results, studio: Studio, job: Job) -> AsyncIterator[
 def finished(results: Results, drawn: Drawn) -> Updates:
     """What stays of a drawing on the page."""
     count, side = len(drawn.images), drawn.images.shape[-1]
-    told = (
-        f"{count} image{'s' if count > 1 else ''} of {side} px in {drawn.last_step + 1} steps and {drawn.seconds:.2g} s; "
-        f"kept in {drawn.folder}"
-    )
+    images = f"{count} image{'s' if count > 1 else ''} of {side} px"
+    told = f"{images} in {drawn.steps} steps and {drawn.seconds:.2g} s; kept in {drawn.folder}"
     return {
         results.says: say("\n".join([told, *(f"warning: {text}" for text in drawn.warnings)])),
         results.pictures: grid_html(drawn.images, drawn.captions, chosen=0, before=drawn.before),

@@ -76,7 +76,7 @@ def labels_text(labels: Sequence[int], model: Generator) -> str:
 
 
 def _clear_word(names: ClassNames, label: int) -> str:
-    name = names.names[label] if names.names else ""
+    name = names.names[label] if label < len(names.names) else ""
     words = (name.split(",")[0].strip(), name)
     return next((word for word in words if word and names.bearers(word) == [label]), str(label))
 

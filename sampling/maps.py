@@ -149,14 +149,14 @@ class MapKind:
     limit: float
 
 
-def kinds_of_maps(samples: Samples) -> tuple[MapKind, MapKind, MapKind]:
-    """Step, probability and entropy."""
-    max_entropy = max(float(scale.max()) for scale in samples.entropy)
-    return (
-        MapKind("step", "", "viridis", samples.step, num_steps(samples) - 1 or 1),
-        MapKind("probability", "", "viridis", samples.probability, 1),
-        MapKind("entropy", "nats", "magma", samples.entropy, max_entropy or 1),
-    )
+def kinds_of_maps(samples: Samples) -> list[MapKind]:
+    """Step, and of finished samples probability and entropy too."""
+    kinds = [MapKind("step", "", "viridis", samples.step, num_steps(samples) - 1 or 1)]
+    if samples.entropy:
+        max_entropy = max(float(scale.max()) for scale in samples.entropy)
+        kinds.append(MapKind("probability", "", "viridis", samples.probability, 1))
+        kinds.append(MapKind("entropy", "nats", "magma", samples.entropy, max_entropy or 1))
+    return kinds
 
 
 def _maps_figure(samples: Samples, images: list[Tensor], index: int) -> Figure:

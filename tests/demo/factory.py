@@ -1,5 +1,6 @@
 """Models and wishes for tests of the page, and the page itself, served in this process."""
 
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -7,7 +8,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
+import httpx
 import uvicorn
 from PIL import Image
 
@@ -40,6 +43,24 @@ def draw_now(
     return draw(model, Wish(given, settings or {}, image, mask), root, job, Desk())
 
 
+@contextmanager
+def answering_once() -> Iterator[None]:
+    """Servers print their first page, and end."""
+    run = uvicorn.Server.run
+
+    def answer(server: uvicorn.Server, sockets: list[socket.socket]) -> None:
+        thread = threading.Thread(target=run, args=(server, sockets))
+        thread.start()
+        try:
+            print(httpx.get(address_of(sockets[0]), trust_env=False, timeout=60).text)
+        finally:
+            server.should_exit = True
+            thread.join()
+
+    with patch.object(uvicorn.Server, "run", answer):
+        yield
+
+
 @dataclass(frozen=True)
 class Served:
     """A page that answers."""
@@ -49,11 +70,11 @@ class Served:
 
 
 @contextmanager
-def serving(root: Path, checkpoint: Path = SHIPPED) -> Iterator[Served]:
+def serving(root: Path, checkpoint: Path = SHIPPED, device: str = "cpu") -> Iterator[Served]:
     """The page of a checkpoint, at a port that is free."""
     root.mkdir(parents=True, exist_ok=True)
     listener = listen("127.0.0.1", None)
-    app = page_app(DemoArgs(checkpoint=str(checkpoint), device="cpu", output_dir=str(root)))
+    app = page_app(DemoArgs(checkpoint=str(checkpoint), device=device, output_dir=str(root)))
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()

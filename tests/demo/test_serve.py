@@ -1,8 +1,13 @@
 """The page is at one address, hands out one folder's files, and asks nobody else for anything."""
 
+import re
+import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -17,11 +22,26 @@ from tests.demo.factory import SHIPPED, Served, loaded, serving
 from tests.factory import tiny_model
 from tests.llamagen_factory import tiny_gpt
 
-pytestmark = pytest.mark.quick
+pytestmark = [pytest.mark.quick, pytest.mark.filterwarnings("ignore::DeprecationWarning:gradio.*")]
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def reached() -> Iterator[list[Any]]:
+    """The addresses that this process has reached out to, but for this machine's."""
+    found, connect = [], socket.socket.connect
+
+    def noted(self: socket.socket, address: Any) -> None:
+        if self.family != socket.AF_UNIX and not str(address[0]).startswith("127."):
+            found.append(address)
+        connect(self, address)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket.socket, "connect", noted)
+        yield found
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory, reached: list[Any]) -> Iterator[Served]:
     with serving(tmp_path_factory.mktemp("served") / "demo") as page:
         (page.root / "kept.txt").write_text("kept")
         (page.root / "link").symlink_to("/etc/passwd")
@@ -78,6 +98,13 @@ def test_a_file_that_a_visitor_names_is_neither_read_nor_fetched(served: Served)
         assert not list(served.root.glob(".page/**/*.css"))
 
 
+def test_the_server_reaches_out_to_nobody(served: Served, reached: list[Any]) -> None:
+    """While it starts, answers, and is asked to fetch something."""
+    assert status(served, "/") == 200
+    assert status(served, "/gradio_api/file=http://192.0.2.1/picture.png") == 403
+    assert not reached
+
+
 def test_the_guard_knows_the_page_from_the_rest(tmp_path: Path) -> None:
     guard = Guard(None, tmp_path)
     for path in ("/", "/config", "/assets/index.js", "/gradio_api/queue/join", f"/gradio_api/file={tmp_path}/a.png"):
@@ -111,7 +138,7 @@ def test_a_port_that_is_taken_is_a_sentence(tmp_path: Path) -> None:
     [
         (("--port", "70000"), "port is 70000; it must lie between 1 and 65535"),
         (("--host", "no.such.host.invalid"), "host no.such.host.invalid is no address"),
-        (("--checkpoint", "nowhere/at/all.pth"), "no checkpoint at nowhere/at/all.pth"),
+        (("--checkpoint", "./nowhere.pth"), "no checkpoint at nowhere.pth"),
         (("--device", "abacus"), "device abacus is unknown"),
         (("--checkpoint", str(SHIPPED), "--use_ema"), "holds no EMA weights"),
     ],
@@ -150,3 +177,16 @@ def test_a_checkpoint_that_is_not_offered_is_not_loaded() -> None:
     assert shelved.model.config.img_size == 32
     with pytest.raises(UserError, match="is not offered here"):
         shelf.Shelf(serve.DemoArgs(), ["output/quickstart"]).get(str(SHIPPED))
+
+
+@pytest.mark.processes
+def test_the_program_prints_its_address_and_ends_by_ctrl_c(tmp_path: Path) -> None:
+    flags = ("--checkpoint", str(SHIPPED), "--device", "cpu", "--output_dir", str(tmp_path / "page"))
+    command = (sys.executable, "-m", "demo", *flags)
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    said = process.stdout.readline()
+    address = re.match(r"the page is at (http://127\.0\.0\.1:\d+); what is drawn goes to ", said)[1]
+    assert "Progressive checkerboards" in httpx.get(address, trust_env=False).text
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err) == (0, "", "")
