@@ -7,7 +7,7 @@ import gradio as gr
 
 from demo.drawing import MAX_IMAGES
 from demo.options import DemoArgs
-from demo.pictures import summary_html
+from demo.pictures import say, summary_html
 from demo.settings import OFTEN, field_of, options_of_family
 from demo.shelf import Loaded, offered
 from demo.studio import Studio, class_choices, usual_drawing
@@ -106,7 +106,9 @@ def lay_out(args: DemoArgs) -> tuple[Page, Studio]:
                 fields = make_fields(studio, first)
             with gr.Column(scale=9, min_width=320), gr.Tabs() as tabs:
                 with gr.Tab("Draw", id="draw"):
-                    results = _results("Draw", "draw")
+                    results = _results(
+                        "Draw", "draw", "Images appear here step by step, and how they come about below."
+                    )
                 with gr.Tab("Edit", id="edit"):
                     editor = _editor()
     return Page(blocks, tabs, fields, results, editor), studio
@@ -158,11 +160,11 @@ def make_fields(studio: Studio, first: Loaded) -> Fields:
     return Fields(model, about, classes, count, seed, new_seed, groups, settings)
 
 
-def _results(verb: str, name: str) -> Results:
+def _results(verb: str, name: str, hint: str = "") -> Results:
     with gr.Row(elem_classes="buttons"):
         start = gr.Button(verb, variant="primary", elem_id=f"{name}-start")
         cancel = gr.Button("Cancel", visible=False, elem_id=f"{name}-cancel")
-        says = gr.HTML(elem_id=f"{name}-says", apply_default_css=False)
+        says = gr.HTML(say(hint), elem_id=f"{name}-says", apply_default_css=False)
     pictures = gr.HTML(elem_id=f"{name}-pictures", js_on_load=CHOOSE_IMAGE, apply_default_css=False)
     scales = gr.HTML(elem_id=f"{name}-scales", apply_default_css=False)
     with gr.Column(visible=False, elem_id=f"{name}-kept") as kept:

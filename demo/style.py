@@ -54,14 +54,14 @@ def make_theme() -> gr.themes.Base:
 
 
 CSS = """
-.gradio-container { max-width: 1240px !important; margin: 0 auto !important; padding: 0 !important; }
+.gradio-container { width: 100%; max-width: 1240px !important; margin: 0 auto !important; padding: 0 !important; }
 .gradio-container .main { padding: 24px 24px 48px !important; }
 .form { background: transparent !important; border: 0 !important; box-shadow: none !important; gap: 2px !important; }
 .title h1 { font-size: 22px; font-weight: 650; letter-spacing: -.01em; margin: 0; }
 .fields div#about { padding: 6px 14px 4px !important; }
 .fields #about * { padding: 0; }
 .about { color: var(--body-text-color-subdued); font-size: 13px; line-height: 1.5; }
-.columns { gap: 32px !important; align-items: flex-start; }
+.columns { width: 100%; gap: 32px !important; align-items: flex-start; }
 
 /* Fields: what it is called and means at the left, its value at the right. */
 .fields { background: var(--background-fill-primary); border: 1px solid var(--border-color-primary);
