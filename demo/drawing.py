@@ -17,9 +17,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from demo.desk import Desk, Job
+from demo.checkpoints import Loaded
+from demo.jobs import Job, JobQueue
 from demo.pictures import grid_html, scales_html
-from demo.shelf import Loaded
 from models.config import Drawing
 from models.family import Generator, Samples
 from models.sampling import checked_drawing
@@ -43,7 +43,7 @@ REPLAYED = 10  # steps of a fast drawing that are shown once it is done, in a se
 
 
 @dataclass(frozen=True)
-class Wish:
+class DrawingRequest:
     """What a visitor asks for."""
 
     args: SampleArgs
@@ -87,7 +87,7 @@ class Drawn:
         return {} if self.edit is None else dict(zip(EDITED, self.edit.pictures(), strict=True))
 
 
-class Film:
+class StepPictures:
     """Shows the steps of a drawing to whoever waits for it: a slow one's as they come, a fast one's once it is done.
 
     Pictures must be decoded, which takes the device from the drawing. So there are few of them until it is done.
@@ -112,11 +112,11 @@ class Film:
             end = time.perf_counter()
             self.due = end + max(NEXT_PICTURE, (end - start) / SHARE)
 
-    def replay(self, desk: Desk) -> None:
+    def replay(self, queue: JobQueue) -> None:
         """Show steps that were not seen, evenly spaced; stop once others wait for the device."""
         count = min(REPLAYED, len(self.unseen))
         for number in range(count):
-            if desk.is_awaited():
+            if queue.is_awaited():
                 return
             self.job.check()
             self._show(*self.unseen[(number + 1) * len(self.unseen) // count - 1])
@@ -134,28 +134,28 @@ def part_of(samples: Samples, index: int) -> Samples:
     return Samples(images=None, **maps)
 
 
-def draw(loaded: Loaded, wish: Wish, root: Path, job: Job, desk: Desk) -> Drawn:
-    """Draw what is wished and keep it in a new folder below ``root``; a UserError says what is wrong with the wish."""
-    model, args = loaded.model, wish.args
+def draw(loaded: Loaded, request: DrawingRequest, root: Path, job: Job, queue: JobQueue) -> Drawn:
+    """Draw what is asked for and keep it in a new folder below ``root``; a UserError says what is wrong with it."""
+    model, args = loaded.model, request.args
     if not 1 <= args.num_samples <= MAX_IMAGES:
         raise UserError(f"the number of images is {args.num_samples}; it must lie between 1 and {MAX_IMAGES}")
-    edit = None if wish.image is None else make_edit(wish.image, wish.mask, model)
-    drawing = checked_drawing(model, given_settings(model, dict(wish.settings)), keeps=edit is not None)
+    edit = None if request.image is None else make_edit(request.image, request.mask, model)
+    drawing = checked_drawing(model, given_settings(model, dict(request.settings)), keeps=edit is not None)
     labels = choose_labels(model, args)
     captions = class_captions(model, labels)
-    film = Film(job, model, captions, edit)
+    steps_shown = StepPictures(job, model, captions, edit)
     start = time.perf_counter()
     out = loaded.pipeline(
-        labels, generator=args.seed, batch_size=MAX_IMAGES, callback=film.step, change=edit, **asdict(drawing)
+        labels, generator=args.seed, batch_size=MAX_IMAGES, callback=steps_shown.step, change=edit, **asdict(drawing)
     )
     seconds = time.perf_counter() - start
-    film.replay(desk)
+    steps_shown.replay(queue)
     images = torch.stack([torch.from_numpy(np.array(image)).permute(2, 0, 1) for image in out.images])
     job.check()  # nothing is kept of what nobody waits for
     folder = folder_of_now(root)
     if edit is not None:
-        wish.image.save(folder / IMAGE_NAME)
-        wish.mask.save(folder / MASK_NAME)
+        request.image.save(folder / IMAGE_NAME)
+        request.mask.save(folder / MASK_NAME)
         args = replace(args, edit=str(folder / IMAGE_NAME), mask=str(folder / MASK_NAME))
     _keep(folder, images, labels, loaded, args, drawing, edit)
     steps = model.num_steps(drawing)

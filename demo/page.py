@@ -5,12 +5,12 @@ from typing import Any
 
 import gradio as gr
 
+from demo.backend import Backend, class_choices, usual_drawing
+from demo.checkpoints import Loaded, offered
 from demo.drawing import MAX_IMAGES
 from demo.options import DemoArgs
 from demo.pictures import say, summary_html
 from demo.settings import OFTEN, field_of, options_of_family
-from demo.shelf import Loaded, offered
-from demo.studio import Studio, class_choices, usual_drawing
 from models.loading.checkpoint import find_checkpoint, read_model_config
 from runtime.errors import UserError
 
@@ -92,18 +92,18 @@ class Page:
     editor: Editor
 
 
-def lay_out(args: DemoArgs) -> tuple[Page, Studio]:
+def lay_out(args: DemoArgs) -> tuple[Page, Backend]:
     """The page of a checkpoint, or of all that are offered; a UserError if the first one cannot be loaded."""
     names = offered() if args.checkpoint is None else [args.checkpoint]
     if not names:
         raise UserError("there is no model in pretrained_models/ or output/; name one as --checkpoint")
-    studio = Studio(args, names)
-    first = studio.shelf.get(names[0])
+    backend = Backend(args, names)
+    first = backend.models.get(names[0])
     with gr.Blocks(title="Progressive checkerboards", analytics_enabled=False, delete_cache=TIDY) as blocks:
         gr.HTML("<h1>Progressive checkerboards</h1>", elem_classes="title")
         with gr.Row(elem_classes="columns"):
             with gr.Column(scale=4, min_width=300, elem_classes="fields"):
-                fields = make_fields(studio, first)
+                fields = make_fields(backend, first)
             with gr.Column(scale=9, min_width=320), gr.Tabs() as tabs:
                 with gr.Tab("Draw", id="draw"):
                     results = _results(
@@ -111,7 +111,7 @@ def lay_out(args: DemoArgs) -> tuple[Page, Studio]:
                     )
                 with gr.Tab("Edit", id="edit"):
                     editor = _editor()
-    return Page(blocks, tabs, fields, results, editor), studio
+    return Page(blocks, tabs, fields, results, editor), backend
 
 
 def families_of(names: list[str], first: Loaded) -> list[str]:
@@ -120,9 +120,9 @@ def families_of(names: list[str], first: Loaded) -> list[str]:
     return list(dict.fromkeys([first.model.config.architecture, *others]))
 
 
-def make_fields(studio: Studio, first: Loaded) -> Fields:
-    """Fields with what the first model draws with in them; the studio learns which settings they are of."""
-    names = list(studio.shelf.names)
+def make_fields(backend: Backend, first: Loaded) -> Fields:
+    """Fields with what the first model draws with in them; the backend learns which settings they are of."""
+    names = list(backend.models.names)
     model = gr.Dropdown(names, value=names[0], label="model", visible=len(names) > 1, elem_id="model")
     about = gr.HTML(summary_html(first.model), elem_id="about")
     classes = gr.Dropdown(
@@ -156,7 +156,7 @@ def make_fields(studio: Studio, first: Loaded) -> Fields:
                 settings += [field_of(*next(made)) for _ in often]
             with gr.Accordion("More settings", open=False), gr.Row(elem_classes="settings"):
                 settings += [field_of(option, value) for option, value in made]
-        studio.options += [(family, option) for option in options]
+        backend.options += [(family, option) for option in options]
     return Fields(model, about, classes, count, seed, new_seed, groups, settings)
 
 

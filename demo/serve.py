@@ -81,8 +81,8 @@ def page_app(args: DemoArgs) -> Any:
     from demo.wiring import connect
 
     fetch_nothing()
-    page, studio = lay_out(args)
-    connect(page, studio)
+    page, backend = lay_out(args)
+    connect(page, backend)
     app = gr.mount_gradio_app(
         FastAPI(docs_url=None, redoc_url=None, openapi_url=None),
         page.blocks,

@@ -1,18 +1,19 @@
 """What happens on the page when a field changes or a button is pressed."""
 
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import gradio as gr
 
-from demo.desk import CancelledError, Job
+from demo.backend import Backend, Choice, class_choices, enlarged, mask_of, picture_to_edit, sentence, usual_drawing
+from demo.checkpoints import Loaded
 from demo.drawing import ZIP_NAME, Drawn, Frame
+from demo.jobs import CancelledError, Job
 from demo.page import Page, Results
 from demo.pictures import downloads_html, grid_html, say, summary_html
 from demo.settings import shown
-from demo.shelf import Loaded
-from demo.studio import Choice, Studio, class_choices, enlarged, mask_of, picture_to_edit, sentence, usual_drawing
 from sampling.folder import GRID_NAME, SETTINGS_NAME
 from sampling.pipeline import to_pil
 
@@ -24,29 +25,27 @@ SCROLL_THERE = "() => { if (innerWidth <= 700) document.getElementById('%s').scr
 UNHURRIED = {"show_progress": "hidden", "concurrency_limit": None, "api_visibility": "private"}
 
 
-def connect(page: Page, studio: Studio) -> None:
+def connect(page: Page, backend: Backend) -> None:
     """Say what every event does."""
     with page.blocks:
-        _connect_fields(page, studio)
-        _connect_results(page, studio, page.results)
-        _connect_results(page, studio, page.editor.results)
-        _connect_editor(page, studio)
+        _connect_fields(page, backend)
+        _connect_results(page, backend, page.results)
+        _connect_results(page, backend, page.editor.results)
+        _connect_editor(page, backend)
 
         def leave(request: gr.Request) -> None:
-            studio.desk.cancel(request.session_hash)
+            backend.queue.cancel(request.session_hash)
 
         page.blocks.unload(leave)
 
 
-def _connect_fields(page: Page, studio: Studio) -> None:
+def _connect_fields(page: Page, backend: Backend) -> None:
     fields = page.fields
 
     async def choose_model(request: gr.Request, name: str) -> list[Any]:
-        try:
-            loaded = await studio.loaded(request.session_hash, name)
-        except Exception as error:
-            raise gr.Error(sentence(error), print_exception=False) from error
-        return values_of_model(loaded, studio, list(fields.groups))
+        with told():
+            loaded = await backend.loaded(request.session_hash, name)
+        return values_of_model(loaded, backend, list(fields.groups))
 
     def another_seed() -> int:
         return secrets.randbelow(SMALL_SEEDS)
@@ -55,28 +54,39 @@ def _connect_fields(page: Page, studio: Studio) -> None:
     fields.new_seed.click(another_seed, None, fields.seed, **UNHURRIED)
 
 
-def values_of_model(loaded: Loaded, studio: Studio, families: list[str]) -> list[Any]:
+@contextmanager
+def told() -> Iterator[None]:
+    """An error becomes a sentence that appears over the page."""
+    try:
+        yield
+    except Exception as error:
+        raise gr.Error(sentence(error), print_exception=False) from error
+
+
+def values_of_model(loaded: Loaded, backend: Backend, families: list[str]) -> list[Any]:
     """What ``Fields.of_model`` has of a model: its classes, and the settings that it recommends."""
     model, family = loaded.model, loaded.model.config.architecture
     usual = usual_drawing(model)
     values = [
-        shown(getattr(usual, option.name), option) if whose == family else gr.skip() for whose, option in studio.options
+        shown(getattr(usual, option.name), option) if whose == family else gr.skip()
+        for whose, option in backend.options
     ]
     groups = [gr.update(visible=name == family) for name in families]
     classes = gr.update(choices=class_choices(model), value=[], visible=model.config.class_cond)
     return [summary_html(model), classes, *groups, *values]
 
 
-def _connect_results(page: Page, studio: Studio, results: Results) -> None:
+def _connect_results(page: Page, backend: Backend, results: Results) -> None:
     async def choose_image(request: gr.Request, drawn: Drawn | None, event: gr.EventData) -> list[Any]:
         index = event._data.get("image") if isinstance(event._data, dict) else None
         if drawn is None or index is None:
             return [gr.skip(), gr.skip()]
-        job = studio.desk.submit(request.session_hash, lambda job: drawn.scales(index))
-        return [await studio.result(job), index]
+        job = backend.queue.submit(request.session_hash, lambda job: drawn.scales(index))
+        with told():
+            return [await backend.result(job), index]
 
     def cancel(request: gr.Request) -> None:
-        studio.desk.cancel(request.session_hash)
+        backend.queue.cancel(request.session_hash)
 
     results.pictures.click(choose_image, results.drawn, [results.scales, results.chosen], **UNHURRIED)
     results.cancel.click(cancel, None, None, **UNHURRIED)
@@ -84,19 +94,19 @@ def _connect_results(page: Page, studio: Studio, results: Results) -> None:
     if results is page.results:
 
         async def draw(request: gr.Request, *values: Any) -> AsyncIterator[Updates]:
-            job = studio.drawing(request.session_hash, choice_of(values))
-            async for updates in shown_on(results, studio, job):
+            job = backend.drawing(request.session_hash, choice_of(values))
+            async for updates in shown_on(results, backend, job):
                 yield updates
 
         results.start.click(draw, page.fields.inputs, results.outputs, **UNHURRIED)
 
 
-def _connect_editor(page: Page, studio: Studio) -> None:
+def _connect_editor(page: Page, backend: Backend) -> None:
     editor, results = page.editor, page.editor.results
 
     async def upload(request: gr.Request, path: str, name: str) -> Updates:
         try:
-            loaded = await studio.loaded(request.session_hash, name)
+            loaded = await backend.loaded(request.session_hash, name)
             picture = picture_to_edit(path, loaded.model)
         except Exception as error:
             return {results.says: say(sentence(error), is_error=True)}
@@ -115,8 +125,8 @@ def _connect_editor(page: Page, studio: Studio) -> None:
         except Exception as error:
             yield {results.says: say(sentence(error), is_error=True)}
             return
-        job = studio.drawing(request.session_hash, choice_of(values), picture, mask)
-        async for updates in shown_on(results, studio, job):
+        job = backend.drawing(request.session_hash, choice_of(values), picture, mask)
+        async for updates in shown_on(results, backend, job):
             yield updates
 
     targets = [editor.canvas, editor.picture, results.says]
@@ -134,12 +144,12 @@ def choice_of(values: tuple[Any, ...]) -> Choice:
     return Choice(checkpoint, classes or [], count, seed, settings)
 
 
-async def shown_on(results: Results, studio: Studio, job: Job) -> AsyncIterator[Updates]:
+async def shown_on(results: Results, backend: Backend, job: Job) -> AsyncIterator[Updates]:
     """What becomes of a drawing on the page, from its place in line to its end."""
     begun = {results.start: gr.update(visible=False), results.cancel: gr.update(visible=True)}
     ended = {results.start: gr.update(visible=True), results.cancel: gr.update(visible=False)}
     yield begun
-    async for news in studio.follow(job):
+    async for news in backend.follow(job):
         if isinstance(news, Frame):
             yield {results.pictures: news.pictures, results.scales: news.scales, results.kept: gr.update(visible=False)}
         else:

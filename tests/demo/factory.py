@@ -1,4 +1,4 @@
-"""Models and wishes for tests of the page, and the page itself, served in this process."""
+"""Models and drawings for tests of the page, and the page itself, served in this process."""
 
 import socket
 import threading
@@ -14,11 +14,11 @@ import httpx
 import uvicorn
 from PIL import Image
 
-from demo.desk import Desk, Job
-from demo.drawing import Drawn, Wish, draw
+from demo.checkpoints import Loaded, LoadedModels
+from demo.drawing import DrawingRequest, Drawn, draw
+from demo.jobs import Job, JobQueue
 from demo.options import DemoArgs
 from demo.serve import address_of, listen, page_app
-from demo.shelf import Loaded, Shelf
 from sampling.options import SampleArgs
 from tests.command_factory import ROOT
 
@@ -26,7 +26,7 @@ SHIPPED = ROOT / "pretrained_models/cifar10-checkerboard"
 
 
 def loaded(checkpoint: Path | str) -> Loaded:
-    return Shelf(DemoArgs(device="cpu"), [str(checkpoint)]).get(str(checkpoint))
+    return LoadedModels(DemoArgs(device="cpu"), [str(checkpoint)]).get(str(checkpoint))
 
 
 def draw_now(
@@ -40,7 +40,7 @@ def draw_now(
     """A drawing of the page, without a page."""
     job = Job("test", lambda job: None)
     given = SampleArgs(**{"checkpoint": model.checkpoint, "device": "cpu", "num_samples": 2} | args)
-    return draw(model, Wish(given, settings or {}, image, mask), root, job, Desk())
+    return draw(model, DrawingRequest(given, settings or {}, image, mask), root, job, JobQueue())
 
 
 @contextmanager

@@ -65,14 +65,14 @@ def opened(served: Served, browser: Browser) -> Iterator[Open]:
 @pytest.fixture
 def held(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
     """Until it is set, no drawing goes beyond its third step; pictures of steps are shown as they come."""
-    go_on, step = threading.Event(), drawing.Film.step
+    go_on, step = threading.Event(), drawing.StepPictures.step
 
-    def held_step(film: drawing.Film, progress: Any) -> None:
-        step(film, progress)
+    def held_step(shown: drawing.StepPictures, progress: Any) -> None:
+        step(shown, progress)
         while progress.step == 2 and not go_on.wait(0.01):
-            film.job.check()
+            shown.job.check()
 
-    monkeypatch.setattr(drawing.Film, "step", held_step)
+    monkeypatch.setattr(drawing.StepPictures, "step", held_step)
     monkeypatch.setattr(drawing, "FIRST_PICTURE", 0)
     return go_on
 

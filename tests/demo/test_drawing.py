@@ -13,10 +13,10 @@ from PIL import Image
 import main_sample
 from data.crops import center_crop
 from demo import drawing
-from demo.desk import CancelledError, Desk, Job
-from demo.drawing import REPLAYED, Frame, Wish, draw
+from demo.backend import Backend, Choice, mask_of, picture_to_edit, sentence, usual_drawing
+from demo.drawing import REPLAYED, DrawingRequest, Frame, draw
+from demo.jobs import CancelledError, Job, JobQueue
 from demo.options import DemoArgs
-from demo.studio import Choice, Studio, mask_of, picture_to_edit, sentence, usual_drawing
 from models.family import Generator
 from runtime.config import read_yaml, write_yaml
 from runtime.errors import UserError
@@ -149,7 +149,7 @@ def test_a_model_without_classes_draws_without_guidance(tmp_path: Path) -> None:
         ({}, {"steps_per_scale": 0}, "steps_per_scale is 0"),
     ],
 )
-def test_a_wrong_wish_is_a_sentence_and_leaves_nothing(
+def test_a_wrong_request_is_a_sentence_and_leaves_nothing(
     args: dict[str, Any], settings: dict[str, Any], answer: str, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match=answer):
@@ -162,7 +162,7 @@ def test_a_wrong_wish_is_a_sentence_and_leaves_nothing(
 
 def draw_job(tmp_path: Path, job: Job) -> drawing.Drawn:
     args = SampleArgs(checkpoint=str(SHIPPED), device="cpu", num_samples=2)
-    return draw(loaded(SHIPPED), Wish(args, {}), tmp_path / "page", job, Desk())
+    return draw(loaded(SHIPPED), DrawingRequest(args, {}), tmp_path / "page", job, JobQueue())
 
 
 def frames_of(job: Job) -> list[Frame]:
@@ -185,19 +185,19 @@ def test_pictures_of_a_slow_drawing_take_a_tenth_of_its_time(tmp_path: Path, mon
     """By a clock on which a step takes two seconds and a picture one."""
     now, job = [0.0], Job("a", lambda job: None)
     monkeypatch.setattr(drawing, "time", SimpleNamespace(perf_counter=lambda: now[0]))
-    step, show = drawing.Film.step, drawing.Film._show
+    step, show = drawing.StepPictures.step, drawing.StepPictures._show
 
-    def slow_step(film: drawing.Film, progress: Any) -> None:
+    def slow_step(shown: drawing.StepPictures, progress: Any) -> None:
         now[0] += 2
-        step(film, progress)
+        step(shown, progress)
 
-    def slow_show(film: drawing.Film, *which: Any) -> None:
+    def slow_show(shown: drawing.StepPictures, *which: Any) -> None:
         now[0] += 1
-        show(film, *which)
+        show(shown, *which)
 
-    monkeypatch.setattr(drawing.Film, "step", slow_step)
-    monkeypatch.setattr(drawing.Film, "_show", slow_show)
-    monkeypatch.setattr(drawing.Film, "replay", lambda film, desk: None)
+    monkeypatch.setattr(drawing.StepPictures, "step", slow_step)
+    monkeypatch.setattr(drawing.StepPictures, "_show", slow_show)
+    monkeypatch.setattr(drawing.StepPictures, "replay", lambda shown, queue: None)
     drawn = draw_job(tmp_path, job)
     shown = len(frames_of(job))
     assert shown == 3  # after 2, 2 + 11 and 13 + 11 seconds, or the next step
@@ -224,24 +224,24 @@ def test_a_drawing_that_is_cancelled_ends_after_the_step_and_keeps_nothing(tmp_p
 # Several visitors
 
 
-def studio_of(tmp_path: Path) -> Studio:
-    return Studio(DemoArgs(checkpoint=str(SHIPPED), device="cpu", output_dir=str(tmp_path)), [str(SHIPPED)])
+def backend_of(tmp_path: Path) -> Backend:
+    return Backend(DemoArgs(checkpoint=str(SHIPPED), device="cpu", output_dir=str(tmp_path)), [str(SHIPPED)])
 
 
 def choice(**changed: Any) -> Choice:
     return Choice(**{"checkpoint": str(SHIPPED), "classes": [3], "count": 1, "seed": 0, "settings": []} | changed)
 
 
-async def seen(studio: Studio, job: Job) -> list[str | Frame]:
-    return [news async for news in studio.follow(job)]
+async def seen(backend: Backend, job: Job) -> list[str | Frame]:
+    return [news async for news in backend.follow(job)]
 
 
 def test_who_waits_sees_how_many_come_before(tmp_path: Path) -> None:
-    studio = studio_of(tmp_path)
-    jobs = [studio.drawing(owner, choice(seed=seed)) for seed, owner in enumerate("abc")]
+    backend = backend_of(tmp_path)
+    jobs = [backend.drawing(owner, choice(seed=seed)) for seed, owner in enumerate("abc")]
 
     async def all_seen() -> list[list[str | Frame]]:
-        return await asyncio.gather(*(seen(studio, job) for job in jobs))
+        return await asyncio.gather(*(seen(backend, job) for job in jobs))
 
     first, second, third = asyncio.run(all_seen())
     assert "2 drawings before yours" in third[0]
@@ -252,11 +252,11 @@ def test_who_waits_sees_how_many_come_before(tmp_path: Path) -> None:
 
 
 def test_who_leaves_in_the_middle_leaves_no_drawing_behind(tmp_path: Path) -> None:
-    studio = studio_of(tmp_path)
-    job = studio.drawing("a", choice())
+    backend = backend_of(tmp_path)
+    job = backend.drawing("a", choice())
 
     async def leave() -> None:
-        following = studio.follow(job)
+        following = backend.follow(job)
         await anext(following)
         await following.aclose()
 
@@ -278,8 +278,8 @@ def test_who_leaves_in_the_middle_leaves_no_drawing_behind(tmp_path: Path) -> No
     ],
 )
 def test_a_field_that_holds_something_wrong_is_a_sentence(changed: dict[str, Any], answer: str, tmp_path: Path) -> None:
-    studio = studio_of(tmp_path)
-    job = studio.drawing("a", choice(**changed))
+    backend = backend_of(tmp_path)
+    job = backend.drawing("a", choice(**changed))
     assert job.done.wait(20)
     assert answer in sentence(job.error)
 

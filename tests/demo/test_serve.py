@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from demo import __main__ as program
-from demo import serve, shelf
+from demo import checkpoints, serve
 from demo.guard import Guard
 from demo.serve import address_of, listen
 from runtime.errors import UserError
@@ -166,17 +166,17 @@ def test_models_that_ship_and_runs_are_offered(tmp_path: Path, monkeypatch: pyte
     save_run(tmp_path / "output/own/model", tiny_gpt(autoencoder=tiny_model().autoencoder, img_size=32))
     (tmp_path / "output/broken").mkdir()
     (tmp_path / "output/broken/checkpoint-last.pth").touch()
-    monkeypatch.setattr(shelf, "PROJECT", tmp_path)
-    assert shelf.offered() == ["output/mine", "output/own/model"]
-    monkeypatch.setattr(shelf, "PROJECT", ROOT)
-    assert shelf.offered()[0] == "pretrained_models/cifar10-checkerboard"
+    monkeypatch.setattr(checkpoints, "PROJECT", tmp_path)
+    assert checkpoints.offered() == ["output/mine", "output/own/model"]
+    monkeypatch.setattr(checkpoints, "PROJECT", ROOT)
+    assert checkpoints.offered()[0] == "pretrained_models/cifar10-checkerboard"
 
 
 def test_a_checkpoint_that_is_not_offered_is_not_loaded() -> None:
-    shelved = loaded(SHIPPED)
-    assert shelved.model.config.img_size == 32
+    found = loaded(SHIPPED)
+    assert found.model.config.img_size == 32
     with pytest.raises(UserError, match="is not offered here"):
-        shelf.Shelf(serve.DemoArgs(), ["output/quickstart"]).get(str(SHIPPED))
+        checkpoints.LoadedModels(serve.DemoArgs(), ["output/quickstart"]).get(str(SHIPPED))
 
 
 @pytest.mark.processes

@@ -6,10 +6,10 @@ from typing import Any
 import gradio as gr
 import pytest
 
+from demo.backend import Backend
 from demo.options import DemoArgs
 from demo.page import make_fields
 from demo.settings import field_of, options_of_family, read_settings, shown
-from demo.studio import Studio
 from demo.wiring import values_of_model
 from models.config import FAMILIES
 from runtime.config import options_of, read_yaml, write_yaml
@@ -80,20 +80,20 @@ def test_another_model_brings_its_own_fields_and_values(tmp_path: Path) -> None:
     save_run(runs[0], tiny_model())
     save_run(runs[1], tiny_gpt(autoencoder=tiny_autoencoder(), img_size=32, class_cond=False))
     write_yaml(runs[1] / "config.yaml", read_yaml(runs[1] / "config.yaml") | {"sampling": {"top_k": 7}})
-    studio = Studio(DemoArgs(device="cpu"), list(map(str, runs)))
-    first = studio.shelf.get(str(runs[0]))
+    backend = Backend(DemoArgs(device="cpu"), list(map(str, runs)))
+    first = backend.models.get(str(runs[0]))
     with gr.Blocks():
-        fields = make_fields(studio, first)
+        fields = make_fields(backend, first)
     assert [group.visible for group in fields.groups.values()] == [True, False]
     assert fields.classes.visible
     updates = dict(
-        zip(fields.of_model, values_of_model(studio.shelf.get(str(runs[1])), studio, [*fields.groups]), strict=True)
+        zip(fields.of_model, values_of_model(backend.models.get(str(runs[1])), backend, [*fields.groups]), strict=True)
     )
     assert [updates[group]["visible"] for group in fields.groups.values()] == [False, True]
     assert not updates[fields.classes]["visible"]
     values = {
         option.name: updates[field]
-        for (family, option), field in zip(studio.options, fields.settings, strict=True)
+        for (family, option), field in zip(backend.options, fields.settings, strict=True)
         if family == "llamagen"
     }
     assert values["top_k"] == 7

@@ -11,7 +11,7 @@ class CancelledError(Exception):
 
 
 class Job:
-    """Some work in the desk's thread, whose pictures are seen as they come.
+    """Some work in the queue's thread, whose pictures are seen as they come.
 
     ``owner`` is the visitor that it is for. ``work`` is called with the job: it calls ``check`` and ``show`` as often
     as it can, and what it returns, or the error that ends it, is there once ``done`` is set.
@@ -43,7 +43,7 @@ class Job:
         self._cancelled.set()
 
     def do(self) -> None:
-        """The work, in the desk's thread."""
+        """The work, in the queue's thread."""
         try:
             self.check()
             self.result = self.work(self)
@@ -53,13 +53,13 @@ class Job:
             self.done.set()
 
 
-class Desk:
+class JobQueue:
     """Does jobs in the order they come, one at a time, in a thread of its own: torch's threads stay the same."""
 
     def __init__(self) -> None:
         self._jobs: deque[Job] = deque()  # the first one is under way
         self._changed = threading.Condition()
-        threading.Thread(target=self._work, name="desk", daemon=True).start()
+        threading.Thread(target=self._work, name="queue", daemon=True).start()
 
     def submit(self, owner: str, work: Callable[[Job], Any]) -> Job:
         job = Job(owner, work)
@@ -78,11 +78,10 @@ class Desk:
         with self._changed:
             return len(self._jobs) > 1
 
-    def cancel(self, owner: str | None = None) -> None:
-        """End the jobs of a visitor, or of all: one under way after its step, one that waits at once."""
+    def cancel(self, owner: str) -> None:
+        """End the jobs of a visitor: one under way after its step, one that waits at once."""
         with self._changed:
-            chosen = [job for job in self._jobs if owner in (None, job.owner)]
-            for job in chosen:
+            for job in [job for job in self._jobs if job.owner == owner]:
                 job.cancel()
                 if job is not self._jobs[0]:
                     self._jobs.remove(job)

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from demo.desk import CancelledError, Desk, Job
+from demo.jobs import CancelledError, Job, JobQueue
 
 pytestmark = pytest.mark.quick
 PATIENCE = 20  # seconds
@@ -30,12 +30,12 @@ class Held:
 
 
 def test_jobs_are_done_in_turn_and_one_at_a_time() -> None:
-    desk, held, order = Desk(), Held(), []
-    first = desk.submit("a", held)
-    others = [desk.submit(owner, lambda job: order.append(job.owner)) for owner in ("b", "c")]
+    queue, held, order = JobQueue(), Held(), []
+    first = queue.submit("a", held)
+    others = [queue.submit(owner, lambda job: order.append(job.owner)) for owner in ("b", "c")]
     assert held.begun.wait(PATIENCE)
-    assert [desk.ahead(job) for job in (first, *others)] == [0, 1, 2]
-    assert desk.is_awaited()
+    assert [queue.ahead(job) for job in (first, *others)] == [0, 1, 2]
+    assert queue.is_awaited()
     assert order == []
     held.let_go.set()
     for job in (first, *others):
@@ -45,23 +45,23 @@ def test_jobs_are_done_in_turn_and_one_at_a_time() -> None:
 
 
 def test_one_that_is_cancelled_ends_between_steps_and_the_next_begins() -> None:
-    desk, held = Desk(), Held()
-    first, second = desk.submit("a", held), desk.submit("b", lambda job: "next")
+    queue, held = JobQueue(), Held()
+    first, second = queue.submit("a", held), queue.submit("b", lambda job: "next")
     assert held.begun.wait(PATIENCE)
-    desk.cancel("a")
+    queue.cancel("a")
     assert isinstance(wait_for(first).error, CancelledError)
     assert wait_for(second).result == "next"
     assert not held.let_go.is_set()
 
 
 def test_one_that_waits_is_cancelled_at_once_and_never_begins() -> None:
-    desk, held, begun = Desk(), Held(), []
-    first = desk.submit("a", held)
-    second, third = (desk.submit(owner, lambda job: begun.append(job.owner)) for owner in ("b", "c"))
+    queue, held, begun = JobQueue(), Held(), []
+    first = queue.submit("a", held)
+    second, third = (queue.submit(owner, lambda job: begun.append(job.owner)) for owner in ("b", "c"))
     assert held.begun.wait(PATIENCE)
-    desk.cancel("b")
+    queue.cancel("b")
     assert second.done.is_set()
-    assert desk.ahead(third) == 1
+    assert queue.ahead(third) == 1
     assert not first.done.is_set()
     held.let_go.set()
     wait_for(third)
@@ -69,7 +69,7 @@ def test_one_that_waits_is_cancelled_at_once_and_never_begins() -> None:
 
 
 def test_an_error_is_kept_and_the_next_job_is_done() -> None:
-    desk = Desk()
-    first, second = desk.submit("a", lambda job: 1 // 0), desk.submit("a", lambda job: 2)
+    queue = JobQueue()
+    first, second = queue.submit("a", lambda job: 1 // 0), queue.submit("a", lambda job: 2)
     assert isinstance(wait_for(first).error, ZeroDivisionError)
     assert wait_for(second).result == 2

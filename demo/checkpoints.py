@@ -31,7 +31,7 @@ class Loaded:
         return self.pipeline.model
 
 
-class Shelf:
+class LoadedModels:
     """Loads the models of ``names``, and keeps those that were used last. One thread at a time may ask."""
 
     def __init__(self, args: DemoArgs, names: Sequence[str]) -> None:

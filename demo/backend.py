@@ -1,13 +1,10 @@
-"""What happens behind the page's fields and buttons: from values of fields to drawings, one visitor after another.
-
-Each handler is given the values of ``Fields`` first, in the order of ``inputs``.
-"""
+"""What happens behind the page's fields and buttons: from values of fields to drawings, one after another."""
 
 import asyncio
 import sys
 import traceback
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +12,12 @@ from PIL import Image
 
 from data.crops import center_crop
 from data.files import UnreadableImageError, read_image
-from demo.desk import CancelledError, Desk, Job
-from demo.drawing import Drawn, Frame, Wish, draw
+from demo.checkpoints import Loaded, LoadedModels
+from demo.drawing import DrawingRequest, Drawn, Frame, draw
+from demo.jobs import CancelledError, Job, JobQueue
 from demo.options import DemoArgs
 from demo.pictures import say
 from demo.settings import read_settings
-from demo.shelf import Loaded, Shelf
 from models.class_names import ClassNames
 from models.config import Drawing
 from models.family import Generator
@@ -46,17 +43,17 @@ class Choice:
     classes: list[int]
     count: Any
     seed: Any
-    settings: Sequence[Any]  # of all families, as ``Studio.options``
+    settings: Sequence[Any]  # of all families, as ``Backend.options``
 
 
-class Studio:
+class Backend:
     """Draws for visitors. ``options`` are those of the settings' fields, each with its family."""
 
     def __init__(self, args: DemoArgs, names: Sequence[str]) -> None:
-        self.args, self.desk, self.shelf = args, Desk(), Shelf(args, names)
+        self.args, self.queue, self.models = args, JobQueue(), LoadedModels(args, names)
         self.options: list[tuple[str, Option]] = []
 
-    def wish(self, loaded: Loaded, choice: Choice) -> Wish:
+    def request(self, loaded: Loaded, choice: Choice) -> DrawingRequest:
         """What main_sample.py would be asked for; a UserError of a field that holds something wrong."""
         family, with_classes = loaded.model.config.architecture, loaded.model.config.class_cond
         own = [
@@ -71,11 +68,11 @@ class Studio:
             num_samples=typed(choice.count, int, "the number of images"),
             seed=typed(choice.seed, int, "seed"),
         )
-        return Wish(args, read_settings(own))
+        return DrawingRequest(args, read_settings(own))
 
     async def loaded(self, owner: str, name: str) -> Loaded:
         """A model, once it is its turn to be loaded."""
-        return await self.result(self.desk.submit(owner, lambda job: self.shelf.get(name)))
+        return await self.result(self.queue.submit(owner, lambda job: self.models.get(name)))
 
     async def result(self, job: Job) -> Any:
         """What a job returns, once it is done; or its error."""
@@ -91,13 +88,13 @@ class Studio:
         """Put a drawing, or an edit, in line."""
 
         def work(job: Job) -> Drawn:
-            loaded = self.shelf.get(choice.checkpoint)
-            wish = self.wish(loaded, choice)
+            loaded = self.models.get(choice.checkpoint)
+            request = self.request(loaded, choice)
             if image is not None:
-                wish = Wish(wish.args, wish.settings, image, mask)
-            return draw(loaded, wish, Path(self.args.output_dir), job, self.desk)
+                request = replace(request, image=image, mask=mask)
+            return draw(loaded, request, Path(self.args.output_dir), job, self.queue)
 
-        return self.desk.submit(owner, work)
+        return self.queue.submit(owner, work)
 
     async def follow(self, job: Job) -> AsyncIterator[str | Frame]:
         """What a visitor sees until a job is done: lines of text, and pictures, each for a moment at least.
@@ -120,7 +117,7 @@ class Studio:
             job.cancel()
 
     def _stands(self, job: Job) -> str:
-        ahead, (step, num_steps) = self.desk.ahead(job), job.progress
+        ahead, (step, num_steps) = self.queue.ahead(job), job.progress
         if ahead:
             return say(f"Waiting: {ahead} drawing{'s' if ahead > 1 else ''} before yours.")
         return say(f"Step {step} of {num_steps}", step / num_steps) if num_steps else say("Drawing …")
