@@ -11,6 +11,7 @@ import csv
 import io
 import math
 import re
+import shlex
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import product
@@ -23,7 +24,7 @@ import yaml
 from evaluation.options import CheckpointArgs
 from models.config import at_scale
 from runtime.command import run
-from runtime.config import option, parse_open_flags, typed
+from runtime.config import as_flags, option, parse_open_flags, typed
 from runtime.errors import UserError
 from runtime.files import move_aside, write_text
 from runtime.progress import Progress
@@ -147,7 +148,7 @@ def sweep(args: SweepArgs, values: Mapping[str, Sequence[Any]], given: Collectio
                 best = min(measured, key=lambda drawing: found[drawing][distance])
                 place, chosen = config_place(results.checkpoint), {"cfg": best.cfg, **best.changed}
                 write_recommended(place, chosen)
-                told = " ".join(f"--{name} {value}" for name, value in chosen.items())
+                told = shlex.join(as_flags(chosen))
                 print(f"recommended from now on, in {place}: {told} ({distance} {found[best][distance]:.4g})")
     distributed.tear_down()
 

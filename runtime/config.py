@@ -106,6 +106,17 @@ def parse_open_flags(
     return _make(kind, {}, given, "the command line"), others
 
 
+def as_flags(settings: Mapping[str, Any]) -> list[str]:
+    """The words of a command line that ``parse_flags`` reads these settings from: text, numbers, lists and the like."""
+    words = []
+    for name, value in settings.items():
+        text = value if isinstance(value, str) else json.dumps(value)
+        # What begins with a dash would be taken for an option; numbers are told apart.
+        joined = text.startswith("-") and isinstance(value, str)
+        words += [f"--{name}={text}"] if joined else [f"--{name}", text]
+    return words
+
+
 def config_path(argv: Words) -> str | None:
     """The YAML that a command line names, if any."""
     found = None
@@ -171,6 +182,27 @@ def typed(value: Any, hint: Any, name: str) -> Any:
     elif isinstance(origin, type) and type(value) is origin:
         return os.path.expanduser(value) if origin is str else value  # noqa: PTH111 (a shell leaves --flag=~/x alone)
     raise UserError(f"{name} is {value}; it must be {_described(hint)[1]}")
+
+
+def from_text(text: str, option: Option) -> Any:
+    """What was typed, by the option's type, or a UserError: lists and mappings are read as YAML, other text stays."""
+    kinds, value = _members(option.hint), text
+    if text == "null" and type(None) in kinds:
+        return None
+    if str in kinds:
+        return typed(text, option.hint, option.name)
+    if text[:1] in ("[", "{"):
+        from runtime import strict_yaml
+
+        with suppress(ValueError):
+            value = strict_yaml.load(text)
+    if is_dataclass(option.hint):
+        return _group(option.hint, value, option.name)
+    if bool in kinds and text.lower() in ("true", "false"):
+        value = text.lower() == "true"
+    if int in kinds and re.fullmatch(r"\s*[-+]?\d{1,100}\s*", text):
+        value = int(text)
+    return typed(value, option.hint, option.name)
 
 
 def check_keys(values: Iterable[str], known: Collection[str], where: str) -> None:
@@ -243,7 +275,7 @@ class _Parser(argparse.ArgumentParser):
                 raise UserError(f"unknown option {unknown}; " + (f"did you mean {near[0]}?" if near else "see --help"))
             setattr(found, free, word)
         given = {name: text for name in self.options if (text := getattr(found, name)) is not None}
-        return {name: _from_text(text, self.options[name]) for name, text in given.items()}, found
+        return {name: from_text(text, self.options[name]) for name, text in given.items()}, found
 
     def _completed(self, argv: Words, words: bool) -> list[str]:
         """``--use_cache`` alone means ``--use_cache=true``; where ``words`` may follow, before one of them too."""
@@ -253,27 +285,6 @@ class _Parser(argparse.ArgumentParser):
             alone = after.startswith("-") or (words and after.lower() not in ("true", "false"))
             completed.append(f"{word}=true" if word in switches and alone else word)
         return completed
-
-
-def _from_text(text: str, option: Option) -> Any:
-    """What was typed, by the option's type: lists and mappings are read as YAML, other text stays as it is."""
-    kinds, value = _members(option.hint), text
-    if text == "null" and type(None) in kinds:
-        return None
-    if str in kinds:
-        return typed(text, option.hint, option.name)
-    if text[:1] in ("[", "{"):
-        from runtime import strict_yaml
-
-        with suppress(ValueError):
-            value = strict_yaml.load(text)
-    if is_dataclass(option.hint):
-        return _group(option.hint, value, option.name)
-    if bool in kinds and text.lower() in ("true", "false"):
-        value = text.lower() == "true"
-    if int in kinds and re.fullmatch(r"\s*[-+]?\d{1,100}\s*", text):
-        value = int(text)
-    return typed(value, option.hint, option.name)
 
 
 def _make(

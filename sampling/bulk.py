@@ -15,7 +15,7 @@ from runtime.device import DTYPES, pick_dtype
 from runtime.errors import UserError
 from runtime.progress import Progress
 from sampling.folder import SampleFolder
-from sampling.options import SamplingArgs
+from sampling.options import ModelArgs
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Request:
     sampler: Sampler | None = None  # of ``sampler_of``, to be used again; else drawing makes one
 
 
-def place_model(model: Generator, args: SamplingArgs, device: torch.device) -> None:
+def place_model(model: Generator, args: ModelArgs, device: torch.device) -> None:
     """Bring a model to a device, and it and its decoder to their precisions."""
     model.to(device=device, dtype=pick_dtype(args.dtype, device))
     if model.autoencoder is not None:

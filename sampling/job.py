@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from models.config import Drawing
 from models.family import Generator, Samples
@@ -18,6 +19,7 @@ from models.loading.checkpoint import load_checkpoint, random_model
 from models.loading.identity import model_sha256
 from models.sampling import checked_drawing
 from runtime import distributed
+from runtime.config import as_flags
 from runtime.device import describe_size, pick_device
 from runtime.errors import UserError
 from runtime.files import free_name, whole
@@ -32,6 +34,7 @@ from sampling.memory import pick_batch_size
 from sampling.options import SampleArgs
 from sampling.pictures import save_labelled_grid
 
+EDITED = ("the image", "to be drawn anew")  # what ``Edit.pictures`` shows
 NUM_SHOWN = 16
 MAX_IN_GRID = 100
 
@@ -43,12 +46,11 @@ def draw_samples(args: SampleArgs, settings: dict[str, Any]) -> None:
     if args.list_classes:
         distributed.say("\n".join(f"{label}: {name}" for label, name in enumerate(listed_names(model))))
         return
-    if not model.config.class_cond:
-        settings = {"cfg": 0.0} | settings  # the default is for models that have classes
+    settings = given_settings(model, settings)
     drawing = checked_drawing(model, settings, keeps=args.edit is not None)
     _say_recommended(model, settings)
     side = stored_side(model, drawing, args.resize_to)
-    labels = _choose_labels(model, args)
+    labels = choose_labels(model, args)
     sha256 = model_sha256(model) if distributed.is_main() else ""
     warnings = drawing.warnings(model.scale_sizes)
     if drawing.uses_cfg and not model.config.class_cond:
@@ -87,9 +89,7 @@ def _say_recommended(model: Generator, given: Mapping[str, Any]) -> None:
     """Name the settings that the checkpoint decides, if any."""
     taken = {name: value for name, value in model.recommended.items() if name not in given}
     if taken:
-        plain = {name: list(value) if isinstance(value, tuple) else value for name, value in taken.items()}
-        told = shlex.join(word for name, value in plain.items() for word in (f"--{name}", str(value)))
-        distributed.say(f"as the checkpoint recommends: {told}")
+        distributed.say(f"as the checkpoint recommends: {shlex.join(as_flags(taken))}")
 
 
 @contextmanager
@@ -98,7 +98,7 @@ def _output_folder(args: SampleArgs) -> Iterator[Path]:
     new, path = True, Path()
     if distributed.is_main():
         new = args.output_dir is None or not Path(args.output_dir).exists()
-        path = _folder_of_now() if args.output_dir is None else Path(args.output_dir)
+        path = folder_of_now(Path("samples")) if args.output_dir is None else Path(args.output_dir)
     path = distributed.from_main(path)
     try:
         with lock_folder(path):
@@ -110,10 +110,10 @@ def _output_folder(args: SampleArgs) -> Iterator[Path]:
         raise
 
 
-def _folder_of_now() -> Path:
+def folder_of_now(parent: Path) -> Path:
     """A new folder named by the time; two jobs that begin in one second get two."""
-    now = path = Path("samples") / datetime.now().strftime("%Y%m%d-%H%M%S")
-    path.parent.mkdir(exist_ok=True)
+    now = path = parent / datetime.now().strftime("%Y%m%d-%H%M%S")
+    parent.mkdir(parents=True, exist_ok=True)
     while True:
         with suppress(FileExistsError):
             path.mkdir()
@@ -131,7 +131,13 @@ def _load_model(args: SampleArgs) -> Generator:
     return model
 
 
-def _choose_labels(model: Generator, args: SampleArgs) -> list[int]:
+def given_settings(model: Generator, settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings of a drawing that were given; of a model without classes, no guidance where none was."""
+    return settings if model.config.class_cond else {"cfg": 0.0} | settings  # the default is for models with classes
+
+
+def choose_labels(model: Generator, args: SampleArgs) -> list[int]:
+    """The class of each image that is asked for."""
     if not model.config.class_cond and (args.labels is not None or args.label_file is not None):
         raise UserError("this model was trained without classes; leave out --labels and --label_file")
     if args.labels is None and args.label_file is None and (args.num_samples or 0) >= model.config.num_classes:
@@ -158,6 +164,14 @@ def _prepare(folder: SampleFolder, model: Generator, request: Request, args: Sam
     return distributed.from_main(missing)
 
 
+def save_overview(images: Tensor, labels: Sequence[int], model: Generator, edit: Edit | None, folder: Path) -> None:
+    """Write the first images (n, 3, H, W) uint8 in one picture; that of an edit begins with what was edited."""
+    captions = class_captions(model, labels[: len(images)])
+    if edit is not None:
+        images, captions = torch.cat([edit.pictures(), images]), [*EDITED, *captions]
+    save_labelled_grid(images, captions, folder / sample_folder.GRID_NAME)
+
+
 def _finish(
     folder: SampleFolder,
     model: Generator,
@@ -166,12 +180,8 @@ def _finish(
     args: SampleArgs,
     edit: Edit | None,
 ) -> None:
-    """Write what is made of all images, and report doubles; the grid of an edit begins with what was edited."""
-    shown = folder.first_images(MAX_IN_GRID)
-    captions = class_captions(model, labels[: len(shown)])
-    if edit is not None:
-        shown, captions = torch.cat([edit.pictures(), shown]), ["the image", "to be drawn anew", *captions]
-    save_labelled_grid(shown, captions, folder.path / sample_folder.GRID_NAME)
+    """Write what is made of all images, and report doubles."""
+    save_overview(folder.first_images(MAX_IN_GRID), labels, model, edit, folder.path)
     maps = {name: folder.read_map(name, drawing.sampled_sizes(model.scale_sizes)) for name in folder.maps}
     if args.save_codes:
         codes = {f"codes_{scale.shape[-1]}": scale.numpy() for scale in maps["codes"]}

@@ -1,6 +1,7 @@
 """From what a user types to class indices."""
 
 import csv
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -66,6 +67,23 @@ def parse_labels(text: str, model: Generator) -> list[int]:
     out of range, a name that several classes bear, or that is no class; the nearest one is named.
     """
     return _parse([text], model, in_quotes=True)
+
+
+def labels_text(labels: Sequence[int], model: Generator) -> str:
+    """The text that ``parse_labels`` reads these class indices from, by the first name of each where that is clear."""
+    names = ClassNames(model)
+    return ",".join(_quoted(_clear_word(names, label)) for label in labels)
+
+
+def _clear_word(names: ClassNames, label: int) -> str:
+    name = names.names[label] if label < len(names.names) else ""
+    words = (name.split(",")[0].strip(), name)
+    return next((word for word in words if word and names.bearers(word) == [label]), str(label))
+
+
+def _quoted(word: str) -> str:
+    """As a list in CSV has it: what would end a word or the list stands in quotes."""
+    return '"' + word.replace('"', '""') + '"' if re.search(r'[",\[\]\n]', word) else word
 
 
 def _parse(texts: Sequence[str], model: Generator, in_quotes: bool = False) -> list[int]:

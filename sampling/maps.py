@@ -4,6 +4,7 @@ Letters: B images, S side of a scale, C code dimension, H, W image sides in pixe
 """
 
 import math
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -109,38 +110,72 @@ def known_latents(samples: Samples, model: Generator, step: int) -> tuple[Tensor
     return torch.where(drawn.unsqueeze(1), model.autoencoder.lookup(samples.codes[scale]), undrawn), drawn
 
 
-@torch.inference_mode()
 def step_images(samples: Samples, model: Generator, step: int) -> Tensor:
     """(B, 3, H, W) uint8, at full size: ``known_latents`` decoded, faded to grey where nothing is drawn yet."""
+    side = samples.codes[-1].shape[-1] * model.autoencoder.config.stride
+    return model.to_uint8(F.interpolate(_scale_so_far(samples, model, step), (side, side), mode="nearest-exact"))
+
+
+@torch.inference_mode()
+def pyramid_images(samples: Samples, model: Generator, step: int) -> list[Tensor]:
+    """(B, 3, h, w) uint8 of each scale at its own size once ``step`` is done; none of scales that are not begun."""
+    images = []
+    for codes, steps in zip(samples.codes, samples.step, strict=True):
+        if step < steps.min():
+            break
+        images.append(model.decode(codes) if step >= steps.max() else _scale_so_far(samples, model, step))
+    return [model.to_uint8(scale) for scale in images]
+
+
+@torch.inference_mode()
+def _scale_so_far(samples: Samples, model: Generator, step: int) -> Tensor:
+    """(B, 3, h, w) floats: the scale being drawn, at its own size."""
     latents, drawn = known_latents(samples, model, step)
     images = model.autoencoder.decode_latents(latents).float().clamp(-1, 1)
     # The first scale has nothing to show before it is drawn: its latents are zeros there.
     undrawn_contrast = 0.0 if step < samples.step[0].max() else UNDRAWN_CONTRAST
     contrast = torch.where(drawn, 1.0, undrawn_contrast).unsqueeze(1)
-    images = images * F.interpolate(contrast, images.shape[-2:])  # mid grey is 0
-    side = samples.codes[-1].shape[-1] * model.autoencoder.config.stride
-    return model.to_uint8(F.interpolate(images, (side, side), mode="nearest-exact"))
+    return images * F.interpolate(contrast, images.shape[-2:])  # mid grey is 0
+
+
+@dataclass(frozen=True)
+class MapKind:
+    """One of the maps of samples, and how it is coloured: from 0 to ``limit``, which is above 0."""
+
+    name: str
+    unit: str
+    colours: str  # matplotlib's name
+    maps: list[Tensor]  # (B, S, S) of each scale
+    limit: float
+
+
+def kinds_of_maps(samples: Samples) -> list[MapKind]:
+    """Step, and of finished samples probability and entropy too."""
+    kinds = [MapKind("step", "", "viridis", samples.step, num_steps(samples) - 1 or 1)]
+    if samples.entropy:
+        max_entropy = max(float(scale.max()) for scale in samples.entropy)
+        kinds.append(MapKind("probability", "", "viridis", samples.probability, 1))
+        kinds.append(MapKind("entropy", "nats", "magma", samples.entropy, max_entropy or 1))
+    return kinds
 
 
 def _maps_figure(samples: Samples, images: list[Tensor], index: int) -> Figure:
     """Figure of one image of the batch, which is ``images`` (3, H, W) uint8 at each scale; columns are scales."""
-    max_entropy = max(float(scale.max()) for scale in samples.entropy)
-    rows = (  # name, unit, colours, maps, upper limit; one at least where all values are 0
-        ("step", "", "viridis", samples.step, num_steps(samples) - 1 or 1),
-        ("probability", "", "viridis", samples.probability, 1),
-        ("entropy", "nats", "magma", samples.entropy, max_entropy or 1),
-    )
+    rows = kinds_of_maps(samples)
     figure = Figure(figsize=(1.5 * len(images) + 1, 6.4), layout="compressed")
     axes = figure.subplots(1 + len(rows), len(images), squeeze=False)
     for panel, decoded, step in zip(axes[0], images, samples.step, strict=True):
         panel.imshow(_numpy(decoded.permute(1, 2, 0)), interpolation="nearest")
         panel.set_title(f"{step.shape[-1]} x {step.shape[-1]}", fontsize=11)
     axes[0, 0].set_ylabel("image", fontsize=11)
-    for row, (name, unit, colours, maps, limit) in zip(axes[1:], rows, strict=True):
-        for panel, scale in zip(row, maps, strict=True):
-            shown = panel.imshow(_numpy(scale[index]), cmap=colours, vmin=0, vmax=limit, interpolation="nearest")
-        row[0].set_ylabel(name, fontsize=11)
-        bar = figure.colorbar(shown, ax=row, label=unit, ticks=MaxNLocator(4, integer=name == "step"), pad=0.02)
+    for row, kind in zip(axes[1:], rows, strict=True):
+        for panel, scale in zip(row, kind.maps, strict=True):
+            shown = panel.imshow(
+                _numpy(scale[index]), cmap=kind.colours, vmin=0, vmax=kind.limit, interpolation="nearest"
+            )
+        row[0].set_ylabel(kind.name, fontsize=11)
+        ticks = MaxNLocator(4, integer=kind.name == "step")
+        bar = figure.colorbar(shown, ax=row, label=kind.unit, ticks=ticks, pad=0.02)
         bar.outline.set_visible(False)
     for panel in axes.flat:
         panel.set(xticks=[], yticks=[])

@@ -11,11 +11,24 @@ Format = Literal["png", "npz"]
 
 
 @dataclass(frozen=True)
-class SamplingArgs:
-    """How to draw, but for what a family of models decides: see ``drawing_options``."""
+class ModelArgs:
+    """Which model draws, where and in which precision."""
 
     checkpoint: str | None = option(None, "checkpoint file, or the folder holding checkpoint-last.pth")
     use_ema: bool = option(False, "take the averaged weights of the checkpoint")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
+        "auto", "precision of the transformer's weights: auto (bfloat16 where the GPU has it, else float32), or a name"
+    )
+    decoder_dtype: Literal["float32", "bfloat16", "float16"] = option(
+        "float32", "precision that codes are decoded in; bfloat16 is about twice as fast where the machine has it"
+    )
+    device: str = option("auto", "auto, cuda, mps or cpu")
+
+
+@dataclass(frozen=True)
+class SamplingArgs(ModelArgs):
+    """How to draw, but for what a family of models decides: see ``drawing_options``."""
+
     seed: int = option(
         0, "start of all random numbers; the same seed and number of the image give the same image in any batch"
     )
@@ -26,13 +39,6 @@ class SamplingArgs:
     resize_to: int | None = option(
         None, "side in pixels that drawn images are resized to before they are stored (bicubic); default the model's"
     )
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
-        "auto", "precision of the transformer's weights: auto (bfloat16 where the GPU has it, else float32), or a name"
-    )
-    decoder_dtype: Literal["float32", "bfloat16", "float16"] = option(
-        "float32", "precision that codes are decoded in; bfloat16 is about twice as fast where the machine has it"
-    )
-    device: str = option("auto", "auto, cuda, mps or cpu")
 
     def __post_init__(self) -> None:
         check_at_least(1, self, "batch_size", "resize_to")

@@ -58,17 +58,22 @@ class StepProgress:
     first_image: int  # of the batch, among all
     sampler: Sampler
 
+    def so_far(self) -> Samples | None:
+        """Copies of the codes of the batch, and the step that draws each location; None where ``images`` has none."""
+        sampler = self.sampler
+        steps = sampler.step_of_location().expand(sampler.batch, -1)
+        if not (steps == self.step).any():
+            return None
+        codes, step = (split_scales(values, sampler.scale_sizes) for values in (sampler.sequence.clone(), steps))
+        return Samples(None, codes, [], step, [])
+
     def images(self) -> list[Image.Image]:
         """The batch so far: what is drawn, and the scale before, pale, where nothing is drawn yet.
 
         None while a drawing of twice the side makes the small images that it starts from.
         """
-        sampler, model = self.sampler, self.sampler.model
-        steps = sampler.step_of_location().expand(sampler.batch, -1)
-        if not (steps == self.step).any():
-            return []
-        codes, step = (split_scales(values, sampler.scale_sizes) for values in (sampler.sequence, steps))
-        return to_pil(step_images(Samples(None, codes, [], step, []), model, self.step))
+        samples = self.so_far()
+        return [] if samples is None else to_pil(step_images(samples, self.sampler.model, self.step))
 
 
 class Pipeline:

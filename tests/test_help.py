@@ -11,7 +11,7 @@ COMMANDS = (
     *("train_ae_codebook/main.py", "-m train_ae_codebook.main", "train_ae_codebook/evaluate.py"),
     *("-m experiments.sweep", "-m experiments.compare", "-m experiments.curves", "-m experiments.mixing"),
     *("-m experiments.train_classifier", "benchmarks/sampling.py", "-m benchmarks.sampling"),
-    *("-m benchmarks.training", "-m benchmarks.cache", "-m benchmarks.reading"),
+    *("-m benchmarks.training", "-m benchmarks.cache", "-m benchmarks.reading", "-m demo"),
 )
 
 
@@ -23,4 +23,5 @@ def test_help_does_not_wait_for_torch(command: str) -> None:
     assert outcome.out.startswith("usage: ")
     imported = set(re.findall(r"\| +([\w.]+)$", outcome.err, flags=re.MULTILINE))
     assert "runtime.config" in imported
-    assert not imported & {"torch", "torchvision", "tensorflow", "sklearn", "scipy", "matplotlib", "timm", "pyarrow"}
+    slow = {"torch", "torchvision", "tensorflow", "sklearn", "scipy", "matplotlib", "timm", "pyarrow", "gradio"}
+    assert not imported & slow

@@ -15,7 +15,7 @@ import shutil
 import socket
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import chdir, redirect_stdout
+from contextlib import AbstractContextManager, chdir, nullcontext, redirect_stdout
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from importlib import import_module
@@ -37,6 +37,7 @@ from data.images import open_dataset
 from evaluation.options import PRESETS
 from models.loading.checkpoint import export_published
 from tests.command_factory import ROOT, Outcome, call, save_run, start
+from tests.demo.factory import answering_once
 from tests.factory import CIFAR_CLASSES, TINY_TRANSFORMER, tiny_autoencoder, tiny_model
 from tests.llamagen_factory import tiny_gpt
 from tests.randar_factory import tiny_randar
@@ -80,7 +81,8 @@ def module_of(command: str) -> str | None:
     if command.startswith("bash ") and command.split()[1] in SCRIPTS:
         return SCRIPTS[command.split()[1]]
     name = found[1].removesuffix(".py").replace("/", ".") if found else ""
-    return name if (ROOT / f"{name.replace('.', '/')}.py").is_file() else None
+    names = (name, f"{name}.__main__")
+    return next((one for one in names if (ROOT / f"{one.replace('.', '/')}.py").is_file()), None)
 
 
 ALL = list(dict.fromkeys(command for page in PAGES for command in commands_of(page)))
@@ -104,6 +106,7 @@ class Rule:
         makes: commands that name this need this one before.
         check: asserts what else it promises.
         alone: run as it stands, in a process of its own.
+        within: what it runs in, to end what would go on for ever.
         folder: where to run it in the copy.
         code: its exit code.
     """
@@ -115,6 +118,7 @@ class Rule:
     makes: str = ""
     check: Callable[["Project", Outcome], None] = lambda project, outcome: None
     alone: bool = False
+    within: Callable[[], AbstractContextManager[Any]] = nullcontext
     folder: str = "."
     code: int = 0
 
@@ -144,7 +148,7 @@ class Project:
     def _run(self, line: str, rule: Rule) -> Outcome:
         words, module = shlex.split(line), module_of(line)
         if module is not None and not rule.alone and words[0] != "torchrun":
-            with chdir(self.folder):
+            with chdir(self.folder), rule.within():
                 return call(import_module(module).main, *words[words.index("-m") + 2 if "-m" in words[:2] else 2 :])
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -563,6 +567,11 @@ RULES = (
         files=("output/sweep/quickstart/sweep.csv", "output/sweep/quickstart/sweep.png"),
         makes="output/sweep/quickstart",
         added="--cfg 0:0.5:0.5 --steps_per_scale 1 --num_samples 5",
+    ),
+    Rule(
+        r"python -m demo( --checkpoint output/quickstart)?",
+        says=r"the page is at http://127\.0\.0\.1:\d+; (.|\n)*Progressive checkerboards",
+        within=answering_once,
     ),
     Rule(r"python -m experiments\.compare .*", files=("output/compare.png",), says="4 steps: FD-digits-5 "),
     Rule(r"python -m experiments\.mixing .*", files=("output/mixing.png",), says="^layer 0: "),

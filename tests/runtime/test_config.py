@@ -1,5 +1,6 @@
 """Configuration: the command line over the YAML over the defaults; mistakes; the configurations that come with us."""
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from models.config import AutoencoderPaths, GeneratorConfig, LlamaGenVQConfig, T
 from models.llamagen_vq import LlamaGenVQ
 from runtime.config import (
     Kinds,
+    as_flags,
     config_path,
     dataclass_from_dict,
     option,
@@ -485,3 +487,21 @@ def test_text_alone_may_stand_for_a_group(tmp_path: Path) -> None:
         config.write_text(f"model: {{autoenc: {written}}}\n")
         settings, _ = parse_config(["--config", str(config), *flags], "", "", {"model": GeneratorConfig})
         assert settings["model"].autoenc == wanted
+
+
+def test_flags_of_settings_are_read_back_as_these() -> None:
+    @dataclass(frozen=True)
+    class Settings:
+        text: str = option("", "text")
+        path: str | None = option("a", "a path")
+        number: int = option(0, "a number")
+        share: float = option(0.0, "a share")
+        switch: bool = option(False, "a switch")
+        schedule: float | tuple[float, ...] = option(0.0, "a number, or several")
+        table: dict[int, float] = option(dict, "a table")
+
+    values = {"text": "-- it's", "path": None, "number": -3, "share": -1e-7, "switch": True, "schedule": (0.0, -1.5)}
+    for settings in (Settings(**values), Settings(text="[1]", path="-", schedule=-2.0, share=1e300)):
+        given = {name: value for name, value in vars(settings).items() if name != "table"}
+        words = shlex.split(shlex.join(as_flags(given)))
+        assert parse_flags(words, "", "", Settings) == settings

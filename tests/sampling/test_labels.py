@@ -7,7 +7,7 @@ from models import sample
 from models.checkerboard.model import Checkerboard
 from models.class_names import class_names
 from runtime.errors import UserError
-from sampling.labels import SHOWN_IMAGENET_CLASSES, parse_labels, shown_labels
+from sampling.labels import SHOWN_IMAGENET_CLASSES, labels_text, parse_labels, shown_labels
 from tests.factory import tiny_model
 
 pytestmark = pytest.mark.quick
@@ -163,3 +163,19 @@ def test_names_serve_as_labels_in_python() -> None:
     assert torch.equal(sample(model, "otter", seeds=[6]).images, sample(model, [0], seeds=[6]).images)
     with pytest.raises(UserError, match="no class is called vulcano; did you mean volcano"):
         sample(model, ["vulcano"])
+
+
+ODD_NAMES = ['say "a"', "a, b", "a", "b", "[c]", "c", "2", "-d", "e, a", "e"]
+
+
+def test_the_text_of_labels_is_read_back_as_these(named: Checkerboard, imagenet: Checkerboard) -> None:
+    odd, nameless = tiny_model(), tiny_model()
+    odd.class_names = ODD_NAMES
+    for model in (named, imagenet, odd, nameless):
+        every = list(range(model.config.num_classes))
+        assert parse_labels(labels_text(every, model), model) == every
+    for model in (named, odd, nameless):
+        for label in range(10):
+            assert parse_labels(labels_text([label], model), model) == [label]
+    assert labels_text([0, 1, 4, 5, 3], named) == "tench,tabby cat,Crane,chair,crane"
+    assert labels_text([3, 1], nameless) == "3,1"

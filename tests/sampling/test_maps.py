@@ -21,6 +21,7 @@ from sampling.maps import (
     entropy_by_step,
     known_latents,
     num_steps,
+    pyramid_images,
     save_animation,
     save_entropy_by_step,
     save_maps,
@@ -94,6 +95,18 @@ def test_step_images_fade_what_is_not_drawn(drawn: tuple[Checkerboard, Samples])
         factor = 32 // decoded.shape[-1]
         expected = expected.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
         assert (step_images(samples, model, step).int() - expected.int()).abs().max() <= 1
+
+
+def test_a_pyramid_so_far_has_the_scales_that_are_begun(drawn: tuple[Checkerboard, Samples]) -> None:
+    model, samples = drawn
+    for step in range(num_steps(samples)):
+        *complete, last = pyramid_images(samples, model, step)
+        assert len(complete) == sum(bool(steps.max() < step) for steps in samples.step)
+        for codes, image in zip(samples.codes, complete, strict=False):
+            assert torch.equal(image, to_uint8(model.decode(codes)))
+        factor = 32 // last.shape[-1]
+        enlarged = last.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
+        assert (enlarged.int() - step_images(samples, model, step).int()).abs().max() <= 1
 
 
 def test_complete_scales_are_shown_at_full_brightness(drawn: tuple[Checkerboard, Samples]) -> None:

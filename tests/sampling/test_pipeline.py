@@ -179,3 +179,12 @@ def test_a_callback_of_a_drawing_of_twice_the_side() -> None:
 
 def test_what_it_returns_prints_in_a_line() -> None:
     assert len(repr(Pipeline(tiny_model())(1))) < 300
+
+
+def test_what_a_callback_keeps_stays_as_it_was() -> None:
+    pipe, seen = Pipeline(tiny_model()), []
+    out = pipe(1, generator=0, callback=lambda progress: seen.append(progress.so_far()))
+    for step, samples in enumerate(seen):
+        for scale, final, steps in zip(samples.codes, out.samples[0].codes, samples.step, strict=True):
+            assert torch.equal(scale[steps <= step], final[steps <= step])
+    assert not torch.equal(seen[0].codes[-1], seen[-1].codes[-1])
