@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -25,7 +26,9 @@ from tests.command_factory import ROOT
 SHIPPED = ROOT / "pretrained_models/cifar10-checkerboard"
 
 
-def loaded(checkpoint: Path | str) -> Loaded:
+@cache
+def loaded(checkpoint: Path) -> Loaded:
+    """A model, loaded once."""
     return LoadedModels(DemoArgs(device="cpu"), [str(checkpoint)]).get(str(checkpoint))
 
 

@@ -1,16 +1,14 @@
 """The page is at one address, hands out one folder's files, and asks nobody else for anything."""
 
 import re
-import signal
 import socket
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+import uvicorn
 
 from demo import __main__ as program
 from demo import checkpoints, serve
@@ -179,14 +177,12 @@ def test_a_checkpoint_that_is_not_offered_is_not_loaded() -> None:
         checkpoints.LoadedModels(serve.DemoArgs(), ["output/quickstart"]).get(str(SHIPPED))
 
 
-@pytest.mark.processes
-def test_the_program_prints_its_address_and_ends_by_ctrl_c(tmp_path: Path) -> None:
-    flags = ("--checkpoint", str(SHIPPED), "--device", "cpu", "--output_dir", str(tmp_path / "page"))
-    command = (sys.executable, "-m", "demo", *flags)
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    said = process.stdout.readline()
-    address = re.match(r"the page is at (http://127\.0\.0\.1:\d+); what is drawn goes to ", said)[1]
-    assert "Progressive checkerboards" in httpx.get(address, trust_env=False).text
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
-    assert (process.returncode, out, err) == (0, "", "")
+def test_ctrl_c_ends_it_without_a_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(server: uvicorn.Server, sockets: list[socket.socket]) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(uvicorn.Server, "run", interrupted)
+    outcome = call(program.main, "--checkpoint", str(SHIPPED), "--output_dir", str(tmp_path / "page"))
+    assert (outcome.code, outcome.err) == (0, "")
+    said = rf"the page is at http://127\.0\.0\.1:\d+; what is drawn goes to {tmp_path}/page; Ctrl-C ends it\n"
+    assert re.fullmatch(said, outcome.out)
