@@ -10,12 +10,13 @@ from pkgutil import resolve_name
 from typing import Any, ClassVar, Literal, Self
 
 from runtime.config import option
-from runtime.errors import UserError, check_at_least
+from runtime.errors import UserError, check_at_least, check_at_most
 
 DEFAULT_FAMILY = "checkerboard"
 FFN_MULTIPLE = 256
 MIN_TEMPERATURE = 1e-4  # below it, logits divided by it overflow
 MIN_TOP_P = 1e-6  # far below any use; far smaller ones are 0 in float32
+MAX_SIDE, MAX_LAYERS = 2**14, 1000  # pixels of an image, layers
 MAX_CFG = 1000  # far beyond any use; logits multiplied by much more overflow
 NORM_GROUPS = 32  # of the published autoencoders' group normalization
 NUM_SEEDS = 2**32  # torch's generator on the CPU tells no more apart
@@ -133,6 +134,7 @@ class TransformerConfig:
     def __post_init__(self) -> None:
         if min(self.hidden_size, self.intermediate_size, self.num_attention_heads, self.num_hidden_layers) < 1:
             raise UserError(f"every size of llama_config must be at least 1: {self}")
+        check_at_most(MAX_LAYERS, self, "num_hidden_layers")
         if self.hidden_size % (2 * self.num_attention_heads):
             raise UserError(
                 f"hidden_size {self.hidden_size} must be a multiple of 2 * num_attention_heads "
@@ -161,6 +163,7 @@ class GeneratorConfig:
     def __post_init__(self) -> None:
         check_at_least(1, self, "img_size")
         check_at_least(0, self, "num_classes")
+        check_at_most(MAX_SIDE, self, "img_size")  # of what others' files may say, and no memory holds
 
     def scale_sizes(self, stride: int | None) -> tuple[int, ...]:
         """Sides of the code maps, ascending, or a UserError if there are none.

@@ -13,6 +13,13 @@ def check_at_least(least: float, settings: object, *names: str) -> None:
             raise UserError(f"{name} is {value}; it must {f'be at least {least}' if least else 'not be negative'}")
 
 
+def check_at_most(most: float, settings: object, *names: str) -> None:
+    """Refuse named settings above ``most``."""
+    for name in names:
+        if getattr(settings, name) > most:
+            raise UserError(f"{name} is {getattr(settings, name)}; it must be at most {most}")
+
+
 def check_probabilities(settings: object, *names: str) -> None:
     """Refuse named settings outside of 0..1."""
     for name in names:

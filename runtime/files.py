@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import unicodedata
 from collections.abc import Collection, Iterator, Mapping
@@ -9,6 +10,7 @@ from contextlib import contextmanager, suppress
 from hashlib import file_digest
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from tqdm import tqdm
 
@@ -51,19 +53,22 @@ def whole(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
-    """A folder to write to, which becomes ``folder`` at the end; UserError at once if that holds anything.
+    """A folder to write to, which becomes ``folder`` at the end; UserError at once if something is there.
 
-    After an error it is removed again if nothing was written.
+    It is of this call alone, so that nothing of an earlier one gets into it, and after an error it is removed.
     """
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise UserError(f"{folder} is a file or a broken link; name a new folder to export to")
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder} is not empty; name a new folder to export to")
-    partial = folder.with_name(folder.name + ".partial")
-    partial.mkdir(parents=True, exist_ok=True)
+    folder = folder.absolute()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = folder.parent / f"{folder.name}.{uuid4().hex[:8]}.partial"
+    partial.mkdir()
     try:
         yield partial
     except BaseException:
-        with suppress(OSError):
-            partial.rmdir()
+        shutil.rmtree(partial, ignore_errors=True)
         raise
     if folder.exists():
         folder.rmdir()  # empty, as checked above
@@ -85,7 +90,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
     """The table in a JSON file; None if it is missing or damaged."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, FileNotFoundError):
+    except (ValueError, FileNotFoundError, RecursionError):
         return None
     return found if isinstance(found, dict) else None
 

@@ -1,6 +1,8 @@
 """The model card: README.md of a shared folder, for people and, in its head, for the hub."""
 
 import json
+import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,9 +56,9 @@ def card_of_model(model: Generator, name: str, about: About, has_samples: bool) 
     snippet = (_codes_snippet if model.autoencoder is None else _draw_snippet)(json.dumps(name), label)
     head = _head(name, about, metrics, [facts["family"], "image-generation", "autoregressive"], TASK)
     parts = [
-        f"# {_title(name)}",
+        f"# {plain_text(_title(name))}",
         f"![Images that the model drew]({SAMPLES_NAME})" if has_samples else None,
-        about.text or "A class-conditional autoregressive model of image codes.",
+        about.text or f"A model that draws images{' of a class' if config.class_cond else ''}, code by code.",
         _table(facts | ({"trained on": about.data} if about.data else {})),
         f"## Draw\n\nFrom the folder of the {LIBRARY} project:\n\n```python\n{snippet}```",
         _results_text(metrics),
@@ -77,7 +79,7 @@ def card_of_autoencoder(autoencoder: Autoencoder, name: str, about: About, has_s
         "parameters": _millions(autoencoder),
     }
     parts = [
-        f"# {_title(name)}",
+        f"# {plain_text(_title(name))}",
         f"![Images above, and what the codes keep of them below]({SAMPLES_NAME})" if has_samples else None,
         about.text or "An autoencoder between images and codes.",
         _table(facts | ({"trained on": about.data} if about.data else {})),
@@ -88,6 +90,12 @@ def card_of_autoencoder(autoencoder: Autoencoder, name: str, about: About, has_s
     return _head(name, about, metrics, ["image-tokenizer", "vq"], None) + "\n\n".join(filter(None, parts)) + "\n"
 
 
+def plain_text(text: str) -> str:
+    """A name in a line of Markdown, where nothing of it is taken for markup; what is no text becomes ``?``."""
+    line = " ".join(text.encode("utf-8", "replace").decode().split())
+    return re.sub(r"([\\`*_{}\[\]<>#|!~])", r"\\\1", line)
+
+
 def metrics_of(results: Results | None) -> dict[str, float]:
     """Metrics by name, given so or as the file of an evaluation; UserError if it is none, or a number is not one."""
     if isinstance(results, str | Path):
@@ -95,15 +103,23 @@ def metrics_of(results: Results | None) -> dict[str, float]:
         if found is None or not isinstance(found.get("metrics"), list):
             raise UserError(f"{results} is no result.json of an evaluation; run_evaluator.sh writes one")
         results = {name: found[name] for name in found["metrics"] if found.get(name) is not None}
-    for name, value in (results or {}).items():
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise UserError(f"the result {name} is {value!r}; give a number")
-    return {name: float(value) for name, value in (results or {}).items()}
+    return {str(name): _number(name, value) for name, value in (results or {}).items()}
+
+
+def _number(name: Any, value: Any) -> float:
+    """A finite number of any kind, as numpy's and torch's are."""
+    try:
+        number = math.nan if isinstance(value, bool | str) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise UserError(f"the result {name} is {value!r}; give a finite number, or leave it out")
+    return number
 
 
 def _head(name: str, about: About, metrics: Mapping[str, float], tags: list[str], task: str | None) -> str:
     """What the hub reads: licence, data, tags and the metrics as ``model-index``."""
-    data = about.data or "the training data"
+    data = "the training data" if about.data is None else " ".join(about.data.split())
     results = [
         EvalResult(
             task_type=task or "image-reconstruction",
@@ -135,16 +151,16 @@ def _millions(module: Generator | Autoencoder) -> str:
 
 
 def _table(facts: Mapping[str, str]) -> str:
-    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in facts.items())])
+    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {plain_text(value)} |" for name, value in facts.items())])
 
 
 def _results_text(metrics: Mapping[str, float]) -> str | None:
-    rows = "\n".join(f"| {name} | {value:.4g} |" for name, value in metrics.items())
+    rows = "\n".join(f"| {plain_text(name)} | {value:.4g} |" for name, value in metrics.items())
     return f"## Results\n\n| metric | value |\n|---|---|\n{rows}" if rows else None
 
 
 def _classes_text(names: list[str]) -> str:
-    shown = ", ".join(f"{label} {name.split(',')[0]}" for label, name in enumerate(names[:FEW_CLASSES]))
+    shown = ", ".join(f"{label} {plain_text(name.split(',')[0])}" for label, name in enumerate(names[:FEW_CLASSES]))
     return shown + (f" and {len(names) - FEW_CLASSES} more." if len(names) > FEW_CLASSES else ".")
 
 

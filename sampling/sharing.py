@@ -3,7 +3,7 @@
 import tempfile
 from dataclasses import fields
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -11,22 +11,31 @@ from torch import Tensor
 from models.autoencoder import Autoencoder, to_uint8
 from models.config import Drawing
 from models.family import Generator
-from models.loading.autoencoder import HUB_CONFIG_NAME, open_autoencoder, save_shared_autoencoder
-from models.loading.checkpoint import load_checkpoint
+from models.loading.autoencoder import (
+    AUTOENCODER_CONFIG_NAME,
+    HUB_CONFIG_NAME,
+    open_autoencoder,
+    save_shared_autoencoder,
+)
+from models.loading.checkpoint import CONFIG_NAME, load_checkpoint
 from models.loading.hub import NAME, WEIGHTS_SUFFIXES, explained
-from models.loading.save import MODEL_NAME, write_model
+from models.loading.save import MODEL_NAME, check_saved, write_model
 from models.sampling import checked_drawing
 from runtime import distributed
 from runtime.config import check_keys
 from runtime.device import DTYPES
 from runtime.errors import UserError
-from runtime.files import new_folder, write_text
+from runtime.files import new_folder, read_json, write_text
 from sampling.bulk import Request, draw_many
 from sampling.card import CARD_NAME, SAMPLES_NAME, About, card_of_autoencoder, card_of_model
 from sampling.labels import class_captions, shown_labels
 from sampling.pictures import save_grid, save_labelled_grid
+from sampling.pipeline import whole_number
 
 SHOWN_CLASSES, SHOWN_OF_EACH = 16, 4  # in the card of a model; of more classes one image each
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
 ABOUT = tuple(field.name for field in fields(About))
 OF_MODEL, OF_AUTOENCODER = ("dtype", "autoencoder", "num_samples"), ("images",)  # details beside those
 Shared = Generator | Autoencoder
@@ -57,7 +66,7 @@ def save_pretrained(module: Shared, folder: str | Path, *, name: str | None = No
     about = {key: details.pop(key) for key in ABOUT if key in details}
     if about.get("license") is None:
         distributed.say("the model card names no licence, so others may not know what they may do; give license='mit'")
-    with new_folder(Path(folder)) as partial:
+    with new_folder(Path(folder).expanduser()) as partial:
         write(module, partial, str(folder) if name is None else name, About(**about), **details)
 
 
@@ -87,9 +96,7 @@ def push_to_hub(
         save_pretrained(module, Path(folder) / "saved", name=name, **details)
         try:
             api.create_repo(name, private=private, exist_ok=True)
-            others = [file for file in api.list_repo_files(name, revision=revision) if _would_be_read(file)]
-            if others:
-                raise UserError(f"{name} holds {', '.join(others)}, other weights than these; name another repository")
+            _check_repository(api, name, revision, module)
             done = api.upload_folder(
                 repo_id=name,
                 folder_path=Path(folder) / "saved",
@@ -101,13 +108,27 @@ def push_to_hub(
         except UserError:
             raise
         except Exception as error:  # as of ``fetched``: whatever the client and the libraries below it raise
-            raise UserError(explained(name, name, error)) from error
+            raise UserError(explained(name, name, error, uploads=True)) from error
+
+
+def _check_repository(api: "HfApi", name: str, revision: str | None, module: Shared) -> None:
+    """Refuse a repository that holds something else: it would be read instead of what is uploaded, or be replaced."""
+    files = api.list_repo_files(name, revision=revision)
+    others = [file for file in files if _would_be_read(file)]
+    if HUB_CONFIG_NAME in files and not others:
+        section = (read_json(Path(api.hf_hub_download(name, HUB_CONFIG_NAME, revision=revision))) or {}).get("model")
+        of_autoencoder = isinstance(section, dict) and "params" in section
+        others = [] if of_autoencoder == isinstance(module, Autoencoder) else [HUB_CONFIG_NAME]
+    if others:
+        raise UserError(f"{name} holds {', '.join(others)} of something else; name another repository")
 
 
 def _would_be_read(file: str) -> bool:
-    """Whether a file of a repository is weights at its root that are none of ours."""
+    """Whether a file of a repository, at its root, is weights or a configuration that are none of ours."""
     path = PurePosixPath(file)
-    return len(path.parts) == 1 and path.suffix in WEIGHTS_SUFFIXES and path.name != MODEL_NAME
+    names = (CONFIG_NAME, AUTOENCODER_CONFIG_NAME)
+    ours = path.suffix not in WEIGHTS_SUFFIXES or path.name == MODEL_NAME
+    return len(path.parts) == 1 and (not ours or path.name in names)
 
 
 def _write_model(
@@ -122,6 +143,8 @@ def _write_model(
     if dtype not in DTYPES.values():
         raise UserError(f"dtype is {dtype}; it must be one of {', '.join(map(str, DTYPES.values()))}")
     classes = shown_labels(model, SHOWN_CLASSES)
+    if num_samples is not None and whole_number(num_samples, "num_samples") < 0:
+        raise UserError(f"num_samples is {num_samples}; give 0 for none")
     if num_samples is None:
         num_samples = len(classes) * (SHOWN_OF_EACH if len(classes) == model.config.num_classes else 1)
     shown = model.autoencoder is not None and num_samples > 0
@@ -138,10 +161,21 @@ def _write_model(
 def _write_autoencoder(
     autoencoder: Autoencoder, folder: Path, name: str, about: About, images: Tensor | None = None
 ) -> None:
+    if images is not None:
+        images = _checked_images(images, autoencoder)
     write_text(folder / CARD_NAME, card_of_autoencoder(autoencoder, name, about, images is not None))
+    check_saved(autoencoder.state_dict())
     save_shared_autoencoder(autoencoder, folder, MODEL_NAME)
     if images is not None:
-        images = images.to(autoencoder.device)
         side = images.shape[-1] // autoencoder.config.stride
         kept = autoencoder.decode(autoencoder.tokenize(images, (side,))[-1])
         save_grid(to_uint8(torch.cat([images, kept])), folder / SAMPLES_NAME, len(images))
+
+
+def _checked_images(images: Tensor, autoencoder: Autoencoder) -> Tensor:
+    """Images to show, where and in what the autoencoder computes."""
+    stride = autoencoder.config.stride
+    square = isinstance(images, Tensor) and images.is_floating_point() and images.ndim == 4 and images.shape[1] == 3
+    if not square or not images.numel() or images.shape[2] != images.shape[3] or images.shape[3] % stride:
+        raise UserError(f"images must be floats (B, 3, S, S) in [-1, 1], S a multiple of {stride}")
+    return images.to(autoencoder.device, next(autoencoder.parameters()).dtype)

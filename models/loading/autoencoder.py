@@ -71,6 +71,9 @@ def _files_in(folder: Path) -> AutoencoderPaths:
         names = [name for name in AUTOENCODER_NAMES if (folder / within / name).is_file()]
         if names:
             return AutoencoderPaths(*(str(Path(within) / name) for name in (AUTOENCODER_CONFIG_NAME, names[0])))
+    section = _section_in(folder)
+    if section is not None:
+        return section
     names = sorted(file.name for file in folder.iterdir() if file.suffix in WEIGHTS_SUFFIXES)
     if not names:
         wanted = " nor ".join(AUTOENCODER_NAMES)
@@ -81,6 +84,16 @@ def _files_in(folder: Path) -> AutoencoderPaths:
         raise UserError(f"{folder} holds {', '.join(names)}; name one of these files")
     shared = has_section(folder / HUB_CONFIG_NAME, "model")
     return AutoencoderPaths(HUB_CONFIG_NAME if shared else AUTOENCODER_CONFIG_NAME, names[0])
+
+
+def _section_in(folder: Path) -> AutoencoderPaths | None:
+    """The autoencoder that the configuration of a model in this folder names."""
+    for place in (folder / "config.yaml", folder / HUB_CONFIG_NAME):
+        model = read_yaml(place).get("model") if place.is_file() else None
+        section = model.get("autoenc") if isinstance(model, dict) else None
+        if isinstance(section, dict) and section.get("checkpoint_path"):
+            return dataclass_from_dict(AutoencoderPaths, section, f"{place}: autoenc")
+    return None
 
 
 def has_section(place: Path, name: str) -> bool:
@@ -100,7 +113,8 @@ def places_of(path: str, folder: Path | None) -> list[Path]:
     snapshot = snapshot_of(folder)  # of a repository of the hub: its autoencoder may be beside the model's folder
     roots = [Path(os.path.normpath(folder.absolute())), *([] if snapshot is None else [snapshot]), PROJECT]
     tried = dict.fromkeys(Path(os.path.normpath(root / path)) for root in roots)
-    inside = [place for place in tried if any(place.is_relative_to(root) for root in (*roots, Path.cwd()))]
+    allowed = roots if snapshot else [*roots, Path.cwd()]
+    inside = [place for place in tried if any(place.is_relative_to(root) for root in allowed)]
     if not inside:
         raise UserError(
             f"the configuration in {folder} names {path}, which is neither in that folder nor in the project; copy it "

@@ -37,6 +37,7 @@ from models.loading.state import (
     write_weights,
 )
 from models.sampling import checked_drawing
+from runtime import distributed
 from runtime.config import dataclass_from_dict, read_yaml, write_yaml
 from runtime.errors import UserError
 from runtime.files import PROJECT, located, new_folder
@@ -63,7 +64,7 @@ def load_checkpoint(path: str | Path, use_ema: bool = False) -> Generator:
     if use_ema and states["model_ema"] is None:
         raise UserError(f"{path} holds no EMA weights; leave out use_ema")
     model = build_model(states["model_ema" if use_ema else "model"], config, path)
-    model.class_names = checkpoint.get(CLASS_NAMES)
+    model.class_names = _class_names(checkpoint, config, path)
     place = config_place(path)
     model.recommended = recommended_settings(place, model.Drawing)
     try:
@@ -72,6 +73,17 @@ def load_checkpoint(path: str | Path, use_ema: bool = False) -> Generator:
     except UserError as error:
         raise UserError(f"{place}: sampling: {error}") from error
     return model
+
+
+def _class_names(checkpoint: Mapping[str, Any], config: GeneratorConfig, path: Path) -> list[str] | None:
+    """Names of the classes, one each."""
+    names = checkpoint.get(CLASS_NAMES)
+    if names is not None and config.class_cond and len(names) != config.num_classes:
+        distributed.say(
+            f"warning: {path} names {len(names)} classes, but its model has {config.num_classes}; they are left out"
+        )
+        return None
+    return names
 
 
 def initialize_from(model: Generator, path: str | Path) -> list[str]:
@@ -102,11 +114,14 @@ def _only_weights(folder: Path) -> Path:
     """
     for suffixes in ((".safetensors",), (".pt", ".pth")):
         files = sorted(file for file in folder.iterdir() if file.suffix in suffixes and file.is_file())
-        files = [file for file in files if not holds_autoencoder(file)]
+        autoencoders = [file for file in files if holds_autoencoder(file)]
+        files = [file for file in files if file not in autoencoders]
         if len(files) > 1:
             raise UserError(f"{folder} holds {', '.join(file.name for file in files)}; name one of these files")
         if files:
             return files[0]
+        if autoencoders:
+            raise UserError(f"{folder} holds an autoencoder and no model; load it by open_autoencoder, or as --autoenc")
     return folder / CHECKPOINT_NAME
 
 

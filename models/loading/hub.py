@@ -161,11 +161,16 @@ def _verify(path: Path, name: str) -> None:
         raise UserError(f"{path.name} of {name} arrived damaged; delete {blob}, and run the same command again")
 
 
-def explained(name: str, repo: str, error: Exception) -> str:
-    """What is wrong when a name of a repository cannot be fetched or uploaded to, and the mend."""
+def explained(name: str, repo: str, error: Exception, uploads: bool = False) -> str:
+    """What is wrong when a name of a repository cannot be fetched, or uploaded to, and the mend."""
     from huggingface_hub import constants, errors
 
     response: Any = getattr(error, "response", None)
+    reason = " ".join(str(error).split())[:150] or type(error).__name__
+    if uploads:
+        may_not = getattr(response, "status_code", None) in (401, 403, 404)
+        mend = "log in by hf auth login with a token that may write there" if may_not else "mend it, or try again later"
+        return f"nothing was uploaded to {name} ({reason}); {mend}"
     if isinstance(error, errors.GatedRepoError):
         return f"{repo} is gated; accept its terms at {constants.ENDPOINT}/{repo}, then log in by hf auth login"
     if isinstance(error, errors.RevisionNotFoundError):
@@ -177,7 +182,6 @@ def explained(name: str, repo: str, error: Exception) -> str:
         )
     if _answered(error) and isinstance(error, OSError) and error.errno is not None:
         return f"{error.filename or constants.HF_HUB_CACHE}: {error.strerror}; free some space, or set HF_HOME"
-    reason = " ".join(str(error).split())[:150] or type(error).__name__
     return (
         f"{name} is no folder here, and it cannot be fetched from the hub ({reason}); connect to the network, set "
         "HF_ENDPOINT to a mirror, or name a local folder"

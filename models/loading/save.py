@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from models.config import AutoencoderPaths
 from models.family import Generator
@@ -52,8 +52,10 @@ def write_model(
     """As ``save_model``, into a folder that is there. ``config_name`` is config.yaml, or config.json as on the hub."""
     paths = _autoencoder_paths(model, autoencoder)
     own = {name: weight.to(dtype) for name, weight in model.state_dict().items()}
+    check_saved(own)
     write_weights(own, folder / MODEL_NAME, model.class_names)
     if model.autoencoder is not None and autoencoder is None:
+        check_saved(model.autoencoder.state_dict())
         save_autoencoder(model.autoencoder, folder / AUTOENCODER_FOLDER, _stored_dtype(model.autoencoder))
     settings = {"model": plain(replace(model.config, autoenc=paths)), "sampling": plain_settings(model.recommended)}
     write_yaml(folder / config_name, {name: section for name, section in settings.items() if section})
@@ -97,6 +99,15 @@ def _autoencoder_paths(model: Generator, autoencoder: str | None) -> Autoencoder
 
 def _paths_in(folder: str) -> AutoencoderPaths:
     return AutoencoderPaths(f"{folder}/{AUTOENCODER_CONFIG_NAME}", f"{folder}/{AUTOENCODER_NAMES[1]}")
+
+
+def check_saved(weights: Mapping[str, Tensor]) -> None:
+    """Refuse weights that nobody could load again."""
+    for name, weight in weights.items():
+        if not weight.isfinite().all():
+            raise UserError(
+                f"{name} holds numbers that are not finite in {weight.dtype}; save float32, or an earlier checkpoint"
+            )
 
 
 def _stored_dtype(autoencoder: nn.Module) -> torch.dtype:

@@ -88,7 +88,7 @@ def read_weights(path: Path) -> dict[str, Any]:
     if path.suffix != ".safetensors":
         return read_torch_file(path)
     content: dict[str, Any] = {"model": read_safetensors(path)}
-    with safe_open(path, "pt") as file, suppress(ValueError):
+    with safe_open(path, "pt") as file, suppress(ValueError, RecursionError):
         names = json.loads((file.metadata() or {}).get(CLASS_NAMES, ""))
         content[CLASS_NAMES] = [str(name) for name in names] if isinstance(names, list) else None
     return content

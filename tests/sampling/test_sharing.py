@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from huggingface_hub import ModelCard, constants
@@ -16,9 +17,10 @@ from models.autoencoder import Autoencoder
 from models.family import Generator
 from models.llamagen.model import LlamaGen
 from models.loading.save import write_recommended
+from models.loading.state import write_weights
 from runtime.config import read_yaml
 from runtime.errors import UserError
-from runtime.files import write_json
+from runtime.files import new_folder, write_json
 from sampling import Pipeline
 from tests.command_factory import call, save_run, start_python
 from tests.factory import tiny_autoencoder, tiny_model
@@ -146,7 +148,7 @@ def test_kinds_are_not_mixed_up(tmp_path: Path) -> None:
 @pytest.mark.quick
 def test_what_would_be_read_instead_is_not_uploaded_beside(hub: Hub) -> None:
     hub.repo, hub.contents = REPO, {"checkpoint-last.pth": b"another model"}
-    with pytest.raises(UserError, match=r"holds checkpoint-last\.pth, other weights than these"):
+    with pytest.raises(UserError, match=r"holds checkpoint-last\.pth of something else"):
         tiny_model().push_to_hub(REPO, num_samples=0)
     assert set(hub.contents) == {"checkpoint-last.pth"}
 
@@ -154,7 +156,7 @@ def test_what_would_be_read_instead_is_not_uploaded_beside(hub: Hub) -> None:
 @pytest.mark.quick
 def test_who_may_not_upload_is_told(hub: Hub) -> None:
     hub.token = "secret"
-    with pytest.raises(UserError, match=r"no repository someone/tiny that you may .* log in by hf auth login"):
+    with pytest.raises(UserError, match=r"nothing was uploaded to someone/tiny .*; log in by hf auth login"):
         tiny_model().push_to_hub(REPO, num_samples=0)
     tiny_model().push_to_hub(REPO, num_samples=0, token="secret")
     assert_same(load_checkpoint(REPO), tiny_model())
@@ -179,7 +181,7 @@ def test_mistakes_leave_nothing_behind(tmp_path: Path) -> None:
     model = tiny_model()
     for details, answer in (
         ({"results": tmp_path / "none.json"}, "is no result.json of an evaluation"),
-        ({"results": {"FID": "good"}}, "the result FID is 'good'; give a number"),
+        ({"results": {"FID": "good"}}, "the result FID is 'good'; give a finite number"),
         ({"dtype": torch.int8}, "dtype is torch.int8; it must be one of"),
         ({"licence": "mit"}, "unknown key licence in what to save; did you mean license"),
     ):
@@ -229,3 +231,120 @@ def test_torch_hub_finds_the_project(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert_same(torch.hub.load(project, "model", str(tmp_path / "saved"), source="local"), tiny_model())
     found = torch.hub.load(project, "autoencoder", str(tmp_path / "saved"), source="local")
     assert_same(found, tiny_model().autoencoder)
+
+
+@pytest.mark.quick
+def test_names_are_text_and_no_markup(tmp_path: Path) -> None:
+    model = tiny_model()
+    odd = ["a|b", "c\nd", "---", "![i](http://x.y)", "<b>", "caf\udce9", "*x*", "#", "[", "\\"]
+    model.class_names = odd
+    model.save_pretrained(tmp_path / "saved", data="one | two", results={"a|b": 1.0}, num_samples=0)
+    text = (tmp_path / "saved/README.md").read_text(encoding="utf-8")
+    assert ModelCard.load(tmp_path / "saved/README.md").data.eval_results[0].metric_name == "a|b"
+    (classes,) = re.findall(r"## Classes\n\n(.*)\n", text)
+    assert all(shown in classes for shown in (r"a\|b", "c d", r"\!\[i\](http://x.y)", r"\<b\>", "caf?", r"\*x\*"))
+    assert r"| trained on | one \| two |" in text
+    assert load_checkpoint(tmp_path / "saved").class_names == odd
+
+
+@pytest.mark.quick
+def test_numbers_of_any_kind_are_results(tmp_path: Path) -> None:
+    results = {"a": np.float32(1.5), "b": np.int64(3), "c": torch.tensor(2.0), "d": 4}
+    tiny_model().save_pretrained(tmp_path / "saved", results=results, num_samples=0)
+    card = ModelCard.load(tmp_path / "saved/README.md")
+    assert [result.metric_value for result in card.data.eval_results] == [1.5, 3, 2, 4]
+
+
+@pytest.mark.quick
+def test_weights_that_nobody_could_load_are_not_saved(tmp_path: Path) -> None:
+    model = tiny_model()
+    with torch.no_grad():
+        next(model.parameters()).view(-1)[0] = 1e6
+    model.save_pretrained(tmp_path / "float32", num_samples=0)
+    with pytest.raises(UserError, match=r"not finite in torch\.float16; save float32"):
+        model.save_pretrained(tmp_path / "float16", dtype=torch.float16, num_samples=0)
+    assert [path.name for path in tmp_path.iterdir()] == ["float32"]
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(
+    "images",
+    [torch.zeros(2, 3, 32, 64), torch.zeros(1, 3, 30, 30), torch.zeros(3, 32, 32), torch.zeros(0, 3, 8, 8), "a.png"],
+)
+def test_an_autoencoder_shows_squares_alone(images: torch.Tensor, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"images must be floats \(B, 3, S, S\)"):
+        tiny_autoencoder().save_pretrained(tmp_path / "saved", images=images)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.quick
+def test_nothing_of_a_save_that_was_killed_gets_into_the_next(tmp_path: Path) -> None:
+    (tmp_path / "saved.partial").mkdir()
+    (tmp_path / "saved.partial/checkpoint-last.pth").write_bytes(b"of another")
+    with pytest.raises(KeyboardInterrupt), new_folder(tmp_path / "saved") as partial:
+        (partial / "begun").touch()
+        raise KeyboardInterrupt
+    tiny_model().save_pretrained(tmp_path / "saved", num_samples=0)
+    assert {path.name for path in (tmp_path / "saved").iterdir()} == {
+        *("README.md", "config.json", "model.safetensors", "autoenc")
+    }
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["saved", "saved.partial"]
+    for name in ("file", "link"):
+        path = tmp_path / name
+        path.touch() if name == "file" else path.symlink_to(tmp_path / "nowhere")
+        with pytest.raises(UserError, match="is a file or a broken link"):
+            tiny_model().save_pretrained(path)
+
+
+@pytest.mark.quick
+def test_a_repository_is_of_one_kind(hub: Hub) -> None:
+    tiny_model().push_to_hub(REPO, num_samples=0)
+    before = dict(hub.contents)
+    with pytest.raises(UserError, match=r"holds config\.json of something else"):
+        tiny_autoencoder().push_to_hub(REPO)
+    hub.contents["config.yaml"] = b"model: {}"
+    with pytest.raises(UserError, match=r"holds config\.yaml of something else"):
+        tiny_model().push_to_hub(REPO, num_samples=0)
+    assert hub.contents == before | {"config.yaml": b"model: {}"}
+
+
+@pytest.mark.quick
+def test_the_autoencoder_of_a_model_is_found_where_the_model_names_it() -> None:
+    for name in ("cifar10-checkerboard", "digits-checkerboard"):
+        found = open_autoencoder(f"pretrained_models/{name}")
+        assert_same(found, load_checkpoint(f"pretrained_models/{name}").autoencoder)
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(
+    ("change", "answer"),
+    [
+        ({"llama_config": {"num_hidden_layers": 10**9}}, "num_hidden_layers is 1000000000; it must be at most"),
+        ({"img_size": 2**40}, "img_size is 1099511627776; it must be at most"),
+        ("[" * 100_000, "no such file: .*config.yaml"),
+    ],
+)
+def test_hostile_configurations_are_refused_at_once(change: dict | str, answer: str, tmp_path: Path) -> None:
+    tiny_model().save_pretrained(tmp_path / "saved", num_samples=0)
+    place = tmp_path / "saved/config.json"
+    section = json.loads(place.read_text())["model"]
+    place.write_text(change if isinstance(change, str) else json.dumps({"model": section | change}))
+    with pytest.raises(UserError, match=answer):
+        load_checkpoint(tmp_path / "saved")
+
+
+@pytest.mark.quick
+def test_names_of_another_number_of_classes_are_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = tiny_model()
+    write_weights(model.state_dict(), tmp_path / "model.safetensors", ["a", "b"])
+    tiny_model().save_pretrained(tmp_path / "saved", num_samples=0)
+    (tmp_path / "model.safetensors").rename(tmp_path / "saved/model.safetensors")
+    assert load_checkpoint(tmp_path / "saved").class_names is None
+    assert "names 2 classes, but its model has 10; they are left out" in capsys.readouterr().out
+
+
+@pytest.mark.quick
+def test_an_autoencoder_is_no_model(tmp_path: Path) -> None:
+    tiny_autoencoder().save_pretrained(tmp_path / "saved")
+    with pytest.raises(UserError, match="holds an autoencoder and no model; load it by open_autoencoder"):
+        load_checkpoint(tmp_path / "saved")
