@@ -114,14 +114,13 @@ def _only_weights(folder: Path) -> Path:
     """
     for suffixes in ((".safetensors",), (".pt", ".pth")):
         files = sorted(file for file in folder.iterdir() if file.suffix in suffixes and file.is_file())
-        autoencoders = [file for file in files if holds_autoencoder(file)]
-        files = [file for file in files if file not in autoencoders]
+        files = [file for file in files if not holds_autoencoder(file)]
         if len(files) > 1:
             raise UserError(f"{folder} holds {', '.join(file.name for file in files)}; name one of these files")
         if files:
             return files[0]
-        if autoencoders:
-            raise UserError(f"{folder} holds an autoencoder and no model; load it by open_autoencoder, or as --autoenc")
+    if any(holds_autoencoder(file) for file in folder.iterdir()):
+        raise UserError(f"{folder} holds an autoencoder and no model; load it by open_autoencoder, or as --autoenc")
     return folder / CHECKPOINT_NAME
 
 
