@@ -94,7 +94,7 @@ def _images(name: str, found: ClassFolders, read: Archive, inner: ZipEntry) -> Z
     unwrapped = inner is not read.root and inner is found.folder  # without splits, which no class holds
     if unwrapped and inner.name.lower() not in NAMES:
         images.remarks.append(
-            f"{images.archive}: {inner.name}/ is taken for a wrapper of the class folders in it; if it is the one class "
-            "itself, pack it within a folder train"
+            f"{images.archive}: {inner.name}/ is taken for a wrapper of the class folders in it; if it is the one "
+            "class itself, pack it within a folder train"
         )
     return images

@@ -268,6 +268,7 @@ def test_held_out_shards_have_the_classes_of_training(tmp_path: Path) -> None:
         ({"a.jpg": b"", "a.cls": b"-1"}, "x.tar/a.jpg is of class -1"),
         ({"a.jpg": b"", "a.cls": b"9" * 40}, "but there may be 100000 classes"),
         ({"a.jpg": b"", "a.cls": b"\xff"}, "x.tar/a.cls is no text in UTF-8"),
+        ({"a.jpg": b"", "a.cls": b"ant\nbee"}, "x.tar/a.jpg is of class 'ant\\nbee', which is no name on one line"),
     ],
 )
 def test_wrong_shards(tmp_path: Path, members: dict[str, bytes], said: str) -> None:
@@ -289,8 +290,33 @@ def test_damage_of_a_shard(tmp_path: Path) -> None:
     with pytest.raises(UnreadableImageError, match=r"a\.jpg is cut off"):
         images.read(0)
     path.unlink()
-    with pytest.raises(UnreadableImageError, match=r"a\.jpg cannot be read as an image"):
+    with pytest.raises(UnreadableImageError, match=r"a\.jpg is missing"):
         images.read(0)
+
+
+def test_joined_shards_are_refused(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "x.tar", {"a.jpg": jpeg(0), "a.cls": b"0"})
+    path.write_bytes(path.read_bytes() + bytes(10**6))
+    assert opened(path).remarks == []
+    path.write_bytes(path.read_bytes() + write_tar(tmp_path / "y.tar", {"b.jpg": jpeg(1), "b.cls": b"0"}).read_bytes())
+    assert f"{path} goes on after its end at byte" in refusal(path)
+
+
+def test_members_that_are_not_stored_whole(tmp_path: Path) -> None:
+    """Links are counted. Of a file with gaps the bytes are not those of the image."""
+    path = write_tar(tmp_path / "x.tar", {"a.jpg": jpeg(0), "a.cls": b"\xef\xbb\xbf0"})
+    with tarfile.open(path, "a") as tar:
+        for name, kind in (("b.jpg", tarfile.LNKTYPE), ("c.jpg", tarfile.SYMTYPE), ("d.jpg", tarfile.FIFOTYPE)):
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = kind, "a.jpg"
+            tar.addfile(member)
+    assert (opened(path).class_keys, opened(path).labels) == (["0"], [0])
+    assert opened_remark(path) == f"{path}: left out: 2 links, 1 no files"
+    with tarfile.open(path, "a") as tar:
+        member = tarfile.TarInfo("e.jpg")
+        member.type = tarfile.GNUTYPE_SPARSE
+        tar.addfile(member)
+    assert f"{path}/e.jpg is stored with gaps" in refusal(path)
 
 
 def opened_remark(path: Path) -> str:
@@ -458,7 +484,7 @@ def test_rows_that_are_left_out_are_counted(files: Path) -> None:
     assert images.keys == ["photos/000.jpg", "photos/gone.jpg"]
     told = "left out: 1 rows that repeat another, 1 rows without a class, 1 rows without a path"
     assert images.remarks == [f"{path}: {told}"]
-    with pytest.raises(UnreadableImageError, match=f"{files}/photos/gone.jpg cannot be read as an image"):
+    with pytest.raises(UnreadableImageError, match=f"{files}/photos/gone.jpg is missing"):
         images.read(1)
 
 
@@ -467,7 +493,10 @@ def test_rows_that_are_left_out_are_counted(files: Path) -> None:
     [
         ("", "must have a header with one of path, file, filename; it begins with"),
         ("path,width\na,1\n", "must have a header with one of class, label; it begins with path, width"),
-        ("path;class\na;1\n", "must have a header with one of path, file, filename; it begins with path;class"),
+        ("path;class\na;1\n", "{} begins with path;class; separate the columns by commas"),
+        ("path,class\nphotos/000.jpg,2.0\nphotos/001.png,10.0\n", "line 2 of {} is of class 2.0; write whole numbers"),
+        ('path,class\nphotos/000.jpg,"a\nb"\n', "line 3 of {} is of class 'a\\nb', which is no name on one line"),
+        ("path,class\nphotos/000.jpg,a\0b\n", "line 2 of {} is of class 'a\\x00b', which is no name on one line"),
         ("path,file,class\na,b,c\n", "must have a header with one of path, file, filename"),
         ("path,class\n", "has no row with a path and a class (it is empty)"),
         ("path,class\na.jpg,b,c\n", "line 2 of {} has 3 fields, but the header 2"),
