@@ -108,10 +108,11 @@ def _of_splits(folder: Path) -> list[Path]:
 
 def _parquet_folders(root: Path) -> list[Path]:
     """The one folder of parquet files, by whatever name, as the hub's of CIFAR-10, and those of splits in it."""
-    folders = [[folder, *_of_splits(folder)] for folder in subfolders(root).files]
+    others = [folder for folder in subfolders(root).files if not holds_images(folder, 2)]  # than class folders
+    folders = [[folder, *_of_splits(folder)] for folder in others]
     held = [parts for parts in folders if any(list_files(part, (PARQUET,)).files for part in parts)]
     if len(held) > 1:
-        names = " and ".join(str(parts[0].name) for parts in held)
+        names = " and ".join(parts[0].name for parts in held)
         raise UserError(f"{root} holds {names}, folders of .parquet files; name one as data_path")
     return held[0] if held else []
 

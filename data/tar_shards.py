@@ -138,7 +138,7 @@ def _add_shard(index: Index, number: int, shard: Path) -> None:
 
 
 def _check_end(shard: Path, end: int) -> list[str]:
-    """Refuse what follows the last member if it is not zeros, as ``tarfile`` does not; a warning of no end."""
+    """Refuse what follows the last member if it is not zeros, as ``tarfile`` does not; a warning if it is nothing."""
     with shard.open("rb") as file:
         file.seek(end)
         mark = file.read(tarfile.BLOCKSIZE)
@@ -147,8 +147,8 @@ def _check_end(shard: Path, end: int) -> list[str]:
         while padding := file.read(tarfile.RECORDSIZE):
             if padding.strip(b"\0"):
                 raise UserError(
-                    f"{shard} goes on after its end at byte {end}, as tars that were joined; keep each in a file of its "
-                    "own, or pack them again"
+                    f"{shard} goes on after its end at byte {end}, as tars that were joined; keep each in a file of "
+                    "its own, or pack them again"
                 )
     return [] if mark else [f"warning: {shard} has no end mark, and may be cut off"]
 

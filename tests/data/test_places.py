@@ -235,6 +235,14 @@ def test_parquet_in_a_folder_of_another_name(places: dict[str, Path], tmp_path: 
     assert len(open_dataset("folder", str(tmp_path), SIZE)) == 6
 
 
+def test_parquet_beside_images_makes_no_other_data_set(tmp_path: Path) -> None:
+    write_pictures(tmp_path, {"ant": 1, "bee": 1})
+    for name in ("ant", "bee"):
+        (tmp_path / name / "boxes.parquet").touch()
+    images = open_dataset("folder", str(tmp_path), SIZE)
+    assert (images.class_keys, images.remarks) == (["ant", "bee"], [f"{tmp_path}: left out: 2 .parquet"])
+
+
 @pytest.mark.parametrize(
     ("name", "said"),
     [
