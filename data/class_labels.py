@@ -11,6 +11,7 @@ from runtime.files import composed
 
 NAMES_FILES = ("classes.txt", "classnames.txt")
 NUMBER = re.compile(r"0|-?[1-9]\d{0,99}")
+WHOLE = re.compile(r"-?\d+(\.0*)?")  # with a point, as a table has whole numbers if one of them is missing
 MAX_CLASSES = 100_000  # without names; a larger number is no class but, say, the number of an image
 
 
@@ -56,7 +57,8 @@ def labels_of(
         title: what messages call the place of an image's label.
 
     Raises:
-        UserError: a number is negative or beyond the classes, or a held-out class is none of training.
+        UserError: a number is negative or beyond the classes, a name has lines or is a number like 10.0, or a held-out
+            class is none of training.
     """
     words = set(found) | set(training)
     numbers = {word for word in words if isinstance(word, int) or NUMBER.fullmatch(word)}
@@ -81,6 +83,12 @@ def _named(
     place: str,
     title: Callable[[int], str],
 ) -> Labels:
+    numbers = all(WHOLE.fullmatch(word) for word in {*found, *training})
+    for i, word in enumerate(found):
+        if numbers and "." in word:
+            raise UserError(f"{title(i)} is of class {word}; write whole numbers without a point")
+        if len(word.splitlines()) > 1 or "\0" in word:
+            raise UserError(f"{title(i)} is of class {word!r}, which is no name on one line; mend it")
     keys = sorted({composed(word) for word in training})
     index = {key: label for label, key in enumerate(keys)}
     labels = [index.get(composed(word), -1) for word in found]

@@ -2,6 +2,7 @@
 
 import csv
 import os
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -126,6 +127,8 @@ def _columns(table: Path, header: list[str]) -> tuple[int, int, int | None]:
     found = [name.strip().lower() for name in header]
     places = [[i for i, name in enumerate(found) if name in names] for names in (PATHS, CLASSES, SPLIT)]
     for names, at in zip((PATHS, CLASSES), places, strict=False):
+        if len(header) == 1 and re.search("[;\t]", header[0]):
+            raise UserError(f"{table} begins with {header[0]}; separate the columns by commas")
         if len(at) != 1:
             raise UserError(
                 f"{table} must have a header with one of {', '.join(names)}; it begins with {', '.join(header[:10])}"

@@ -110,6 +110,8 @@ def read_image(source: Path | bytes | BinaryIO, ground: str = "white", name: str
 
 def damaged(name: str, error: Exception) -> UnreadableImageError:
     """The error of an image of a name that raised another, which may name the file once more."""
+    if isinstance(error, FileNotFoundError):
+        return UnreadableImageError(f"{name} is missing; put it there, or drop what names it")
     said = re.sub(r" <[^>]* object at \w+>", "", str(error).replace(f" {name!r}", ""))
     reason = " ".join(said.split()) or type(error).__name__
     return UnreadableImageError(f"{name} cannot be read as an image ({reason}); mend or move it")
@@ -118,8 +120,8 @@ def damaged(name: str, error: Exception) -> UnreadableImageError:
 def to_rgb(image: Image.Image, ground: str = "white") -> Image.Image:
     """Any image as 8-bit RGB, upright: turned as its EXIF data say, and laid over the ground where it is transparent.
 
-    Of 16 bits it keeps the upper 8. Floats and 32-bit integers have no agreed white, so they are an
-    UnreadableImageError, as are proportions beyond 100 to 1.
+    16 bits are scaled to 8 by 255 / 65535, rounded down. Floats and 32-bit integers have no agreed white, so they are
+    an UnreadableImageError, as are proportions beyond 100 to 1.
     """
     width, height = image.size
     if max(width, height) > MAX_PROPORTION * min(width, height):
@@ -129,14 +131,14 @@ def to_rgb(image: Image.Image, ground: str = "white") -> Image.Image:
         raise UnreadableImageError(f"holds {kind}, whose black and white are not known; convert it to 8 bits")
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):
-        image = _upper_half(image)
+        image = _eight_bits(image)
     if image.has_transparency_data:
         image = over(image, ground)
     return image.convert("RGB")
 
 
-def _upper_half(image: Image.Image) -> Image.Image:
-    """The upper 8 of 16 bits of grey, with the transparency of the one value that a file may name."""
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """16 bits of grey as 8, with the transparency of the one value that a file may name."""
     values, clear = np.asarray(image), image.info.get("transparency")
     grey = Image.fromarray((values.clip(0, 65535) // 257).astype(np.uint8))
     if clear is not None:

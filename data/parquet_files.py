@@ -1,4 +1,4 @@
-"""Parquet files as the Hugging Face hub serves images: a column of {bytes, path} and one of numbers, the labels.
+"""Parquet files as the Hugging Face hub serves images: a column of {bytes, path} and one of labels, numbers or names.
 
 pyarrow is imported where it is needed: it takes a third of a second.
 """
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     import pyarrow.parquet as pq
 
 IMAGE, LABEL = "image", "label"
+OTHER_LABELS = ("labels", "class", "cls", "target", "fine_label", "coarse_label")
+SECRET = -1  # what the hub puts for labels that are not published
 BATCH = 8  # rows decoded at once
 LARGE = 64e6  # bytes of a row group, from where on to read images in any order takes long
 
@@ -38,6 +40,7 @@ class Table:
     metadata: "pq.FileMetaData"
     image: str
     label: str
+    text: bool  # whether labels are the classes' names, and not numbers
     names: list[str] | None  # of the classes, as the hub stores them
 
     @cached_property
@@ -52,13 +55,14 @@ class Table:
         groups = range(self.metadata.num_row_groups)
         return max((self.metadata.row_group(group).total_byte_size for group in groups), default=0)
 
-    def labels(self) -> np.ma.MaskedArray:
-        """(rows,) of int64; what has no label is masked."""
-        import pyarrow.compute as pc
+    def labels(self) -> list[int | str | None]:
+        """The label of each row; None is of a row that has none."""
         import pyarrow.parquet as pq
 
         column = pq.ParquetFile(self.path, metadata=self.metadata).read([self.label], use_threads=False)[0]
-        return np.ma.array(pc.fill_null(column, 0).to_numpy(), np.int64, mask=pc.is_null(column).to_numpy())
+        if self.text:
+            return [(word or "").strip() or None for word in column.to_pylist()]
+        return column.to_pylist() if column.null_count else column.to_numpy().tolist()  # the latter is faster
 
 
 class ParquetImages(StoredImages):
@@ -125,23 +129,32 @@ def open_parquet(root: Path, files: Sequence[Path], name: str, held_out: bool) -
     split = split_shards(root, files, held_out)
     tables = [open_file(path) for path in split.taken]
     training = tables if split.training is split.taken else [open_file(path) for path in split.training]
-    odd = next((table for table in (*tables, *training) if table.names != training[0].names), None)
-    if odd is not None:
-        raise UserError(f"{odd.path} has other names of classes than {training[0].path}; keep files of one data set")
-    found = np.ma.concatenate([table.labels() for table in tables])
+    _check_alike([*tables, *training], training[0])
+    found = [label for table in tables for label in table.labels()]
     every = [(number, row) for number, table in enumerate(tables) for row in range(table.metadata.num_rows)]
-    kept = np.flatnonzero(~np.ma.getmaskarray(found))
-    if not len(kept):
+    kept = [index for index, label in enumerate(found) if label is not None]
+    if not kept:
         raise UserError(f"{root} has no image with a label in its .parquet files; fetch them again")
-    rows, words = np.array(every, np.int64)[kept], found.data[kept].tolist()
+    rows, words = np.array(every, np.int64)[kept], [found[index] for index in kept]
+    if set(words) == {SECRET}:
+        mend = "move it away, so that the next held-out split counts" if held_out else "take files that have some"
+        raise UserError(f"{tables[0].path} has no labels, only {SECRET} for those that are not published; {mend}")
     names = training[0].names or read_names(dict.fromkeys((root, *(file.parent for file in files))))
     of_training = words
     if training is not tables:
-        of_training = np.ma.concatenate([table.labels() for table in training]).compressed().tolist()
+        of_training = [label for table in training for label in table.labels() if label is not None]
     labels = labels_of(words, of_training, names, str(root), lambda i: f"row {rows[i, 1]} of {tables[rows[i, 0]].path}")
     images = ParquetImages(name, tables, rows, labels.labels, labels.class_keys)
     images.remarks = [*split.remarks, *labels.remarks, *_remarks(root, tables, len(found) - len(kept))]
     return images
+
+
+def _check_alike(tables: Sequence[Table], first: Table) -> None:
+    for table in tables:
+        if table.names != first.names:
+            raise UserError(f"{table.path} has other names of classes than {first.path}; keep files of one data set")
+        if (table.label, table.text) != (first.label, first.text):
+            raise UserError(f"{table.path} has other labels than {first.path}; keep files of one data set")
 
 
 def _remarks(root: Path, tables: Sequence[Table], unlabelled: int) -> list[str]:
@@ -165,7 +178,7 @@ def is_parquet_of_images(path: Path) -> bool:
 
 
 def open_file(path: Path) -> Table:
-    """What a file holds. UserError: it is damaged, or has no one column of images and one of numbers."""
+    """What a file holds. UserError: it is damaged, or has no one column of images and one of labels."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -174,16 +187,23 @@ def open_file(path: Path) -> Table:
         schema = metadata.schema.to_arrow_schema()
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path} is no whole .parquet file ({error}); fetch it again") from error
-    images = [column for column in schema if _holds_images(column.type)]
-    labels = [column for column in schema if pa.types.is_integer(column.type)]
-    chosen = [_chosen(columns, usual) for columns, usual in ((images, IMAGE), (labels, LABEL))]
-    if None in chosen:
+    image = _chosen([column.name for column in schema if _holds_images(column.type)], IMAGE)
+    label = _chosen([column.name for column in schema if column.name in (LABEL, *OTHER_LABELS)], LABEL)
+    text = label is not None and _is_text(schema.field(label).type)
+    if None in (image, label) or not (text or pa.types.is_integer(schema.field(label).type)):
         there = ", ".join(f"{column.name} ({column.type})" for column in schema)
         raise UserError(
-            f"{path} must have one column of images {{bytes, path}} and one of whole numbers, called {IMAGE} and "
-            f"{LABEL} if there are more; it has {there}"
+            f"{path} must have one column of images {{bytes, path}}, called {IMAGE} if there are more, and of labels, "
+            f"whole numbers or names, {LABEL} or one of {', '.join(OTHER_LABELS)}; it has {there}"
         )
-    return Table(path, metadata, *chosen, _names(schema, chosen[1]))
+    return Table(path, metadata, image, label, text, _names(schema, label))
+
+
+def _is_text(kind: "pa.DataType") -> bool:
+    import pyarrow as pa
+
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 
 def _holds_images(kind: "pa.DataType") -> bool:
@@ -194,9 +214,8 @@ def _holds_images(kind: "pa.DataType") -> bool:
     return pa.types.is_binary(kind.field("bytes").type) or pa.types.is_large_binary(kind.field("bytes").type)
 
 
-def _chosen(columns: Sequence["pa.Field"], usual: str) -> str | None:
+def _chosen(names: Sequence[str], usual: str) -> str | None:
     """The column of the usual name, or the only one."""
-    names = [column.name for column in columns]
     return usual if usual in names else names[0] if len(names) == 1 else None
 
 

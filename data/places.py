@@ -15,6 +15,7 @@ from data.zip_images import open_zip, open_zips
 from runtime.errors import UserError
 
 PARQUET, TAR, ZIP, CSV = KINDS = (".parquet", ".tar", ".zip", ".csv")
+COMPRESSED = (".gz", ".tgz")
 HOLDERS = ("data", "default")  # folders that hold the files in repositories of the hub
 
 
@@ -34,6 +35,8 @@ def open_place(root: Path, held_out: bool) -> StoredImages:
             f"no image folder at {root}; link or unpack one there, or set data_path (or dataset, see --help)"
         )
     kind = root.suffix.lower()
+    if kind in COMPRESSED:
+        raise UserError(f"{root} is compressed; unpack it with gunzip, and name what comes out")
     if kind not in KINDS:
         raise UserError(f"{root} is no data set; name a folder, or a file that ends in {', '.join(KINDS)}")
     if kind in (PARQUET, TAR):
@@ -79,10 +82,12 @@ def _files_in(root: Path) -> tuple[dict[str, list[Path]], Counter[str]]:
     """Files by kind that may be a data set, and what else there is beside them: of .zip and .csv those of a split."""
     folders, left_out = [root], Counter[str]()
     for folder in subfolders(root).files:
-        if folder.name.lower() in (*HOLDERS, *NAMES):
+        if folder.name.lower() in NAMES:
             folders.append(folder)
-        if folder.name.lower() in HOLDERS:
-            folders += [inner for inner in subfolders(folder).files if inner.name.lower() in NAMES]
+        elif folder.name.lower() in HOLDERS:
+            folders += [folder, *_of_splits(folder)]
+    if not any(list_files(folder, KINDS).files for folder in folders):
+        folders += _parquet_folders(root)
     files: dict[str, list[Path]] = {}
     for folder in folders:
         found = list_files(folder, KINDS)
@@ -95,6 +100,21 @@ def _files_in(root: Path) -> tuple[dict[str, list[Path]], Counter[str]]:
                 left_out[kind] += 1
     left_out[".txt"] -= sum((folder / name).is_file() for folder in folders for name in NAMES_FILES)
     return files, left_out
+
+
+def _of_splits(folder: Path) -> list[Path]:
+    return [inner for inner in subfolders(folder).files if inner.name.lower() in NAMES]
+
+
+def _parquet_folders(root: Path) -> list[Path]:
+    """The one folder of parquet files, by whatever name, as the hub's of CIFAR-10, and those of splits in it."""
+    others = [folder for folder in subfolders(root).files if not holds_images(folder, 2)]  # than class folders
+    folders = [[folder, *_of_splits(folder)] for folder in others]
+    held = [parts for parts in folders if any(list_files(part, (PARQUET,)).files for part in parts)]
+    if len(held) > 1:
+        names = " and ".join(parts[0].name for parts in held)
+        raise UserError(f"{root} holds {names}, folders of .parquet files; name one as data_path")
+    return held[0] if held else []
 
 
 def _kinds_beside_folders(root: Path, files: dict[str, list[Path]]) -> dict[str, list[Path]]:

@@ -1,6 +1,7 @@
 """What training and held-out parts of a data set are called, and which of them is read."""
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,7 +54,7 @@ def choose_split(root: Place, parts: Mapping[str, Part], held_out: bool, shape: 
 def split_shards(root: Path, files: Sequence[Path], held_out: bool) -> Split[list[Path]]:
     """Files of a split, whose names say it, or the names of their folders; if none does, all are training images.
 
-    UserError: some files say it and others do not, or one says two.
+    UserError: some files say it and others do not, one says two, or two of a split have one name.
     """
     parts: dict[str, list[Path]] = {}
     unnamed = []
@@ -68,6 +69,10 @@ def split_shards(root: Path, files: Sequence[Path], held_out: bool) -> Split[lis
             "away"
         )
     split = choose_split(root, parts or {"train": list(files)}, held_out, f"{{}}-*{files[0].suffix.lower()}")
+    names = Counter(file.name for file in split.taken)
+    twice = next((name for name, count in names.items() if count > 1), None)
+    if twice is not None:
+        raise UserError(f"two files of a split are called {twice}; rename one, because images are known by their file")
     split.remarks.extend(_missing(split.taken))
     return split
 

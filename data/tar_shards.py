@@ -93,12 +93,11 @@ def is_shard(path: Path) -> bool:
 
 
 def index_shards(shards: Sequence[Path]) -> Index:
-    """Read all headers and classes. UserError: a shard is cut off, a key has two images, a class is no text."""
+    """Read all headers and classes.
+
+    UserError: a shard is cut off or joined of two, a key has two images, a class is no text.
+    """
     index = Index()
-    names = Counter(shard.name for shard in shards)
-    twice = next((name for name, count in names.items() if count > 1), None)
-    if twice is not None:
-        raise UserError(f"two shards are called {twice}; rename one, because images are known by their shard")
     hidden = not distributed.is_main()
     for number, shard in enumerate(Progress(shards, unit="shard", desc="reading headers", leave=False, disable=hidden)):
         try:
@@ -116,7 +115,9 @@ def _add_shard(index: Index, number: int, shard: Path) -> None:
             tar.members = []  # else it keeps all
             key, suffix = _key_of(member.name)
             if not member.isreg():
-                index.left_out["no files"] += not member.isdir()
+                index.left_out["links" if member.issym() or member.islnk() else "no files"] += not member.isdir()
+            elif member.issparse():
+                raise UserError(f"{shard}/{member.name} is stored with gaps; pack it again without --sparse")
             elif suffix not in (CLASS, *IMAGE_SUFFIXES):
                 index.left_out[_kind_of_stray(member.name)] += 1
             elif key in (words if suffix == CLASS else images):
@@ -137,12 +138,18 @@ def _add_shard(index: Index, number: int, shard: Path) -> None:
 
 
 def _check_end(shard: Path, end: int) -> list[str]:
-    """Refuse what follows the last member if it is no end mark, which ``tarfile`` does not; a warning of none."""
+    """Refuse what follows the last member if it is not zeros, as ``tarfile`` does not; a warning if it is nothing."""
     with shard.open("rb") as file:
         file.seek(end)
         mark = file.read(tarfile.BLOCKSIZE)
-    if mark and mark != bytes(tarfile.BLOCKSIZE):
-        raise UserError(f"{shard} is damaged or cut off at byte {end}; fetch or pack it again")
+        if mark and mark != bytes(tarfile.BLOCKSIZE):
+            raise UserError(f"{shard} is damaged or cut off at byte {end}; fetch or pack it again")
+        while padding := file.read(tarfile.RECORDSIZE):
+            if padding.strip(b"\0"):
+                raise UserError(
+                    f"{shard} goes on after its end at byte {end}, as tars that were joined; keep each in a file of "
+                    "its own, or pack them again"
+                )
     return [] if mark else [f"warning: {shard} has no end mark, and may be cut off"]
 
 
@@ -164,6 +171,6 @@ def _kind_of_stray(name: str) -> str:
 
 def _class_in(tar: tarfile.TarFile, member: tarfile.TarInfo, shard: Path) -> str:
     try:
-        return tar.extractfile(member).read(MAX_CLASS_BYTES).decode("utf-8").strip()
+        return tar.extractfile(member).read(MAX_CLASS_BYTES).decode("utf-8-sig").strip()
     except ValueError as error:
         raise UserError(f"{shard}/{member.name} is no text in UTF-8 ({error}); mend it") from error

@@ -16,7 +16,7 @@ from data.class_folders import ClassFolders, read_class_folders, read_split
 from data.files import UnreadableImageError, left_out_text, subfolders
 from data.labelled_images import StoredImages
 from data.splits import NAMES, Split, choose_split
-from data.zip_entries import Member, ZipEntry, read_zip
+from data.zip_entries import Archive, Member, ZipEntry, read_zip
 from runtime.errors import UserError
 
 HEADER = 30  # bytes before the name of a member, as it stands before its bytes; its length and that of more end it
@@ -60,19 +60,19 @@ class ZipImages(StoredImages):
 
 def open_zip(archive: Path, name: str, held_out: bool) -> ZipImages:
     """A split of class folders in an archive, which a single folder may wrap."""
-    root, left_out = read_zip(archive)
-    inner = _unwrapped(root)
-    return _images(name, read_class_folders(inner, held_out), (root, inner), left_out)
+    read = read_zip(archive)
+    inner = _unwrapped(read.root)
+    return _images(name, read_class_folders(inner, held_out), read, inner)
 
 
 def open_zips(folder: Path, archives: Mapping[str, Path], name: str, held_out: bool) -> ZipImages:
     """A split of class folders in an archive of its own, by the archives of splits in a folder."""
     chosen = choose_split(folder, archives, held_out, "{}.zip")
-    root, left_out = read_zip(chosen.taken)
-    inner = _unwrapped(root, of_one_split=True)
+    read = read_zip(chosen.taken)
+    inner = _unwrapped(read.root, of_one_split=True)
     other = chosen.training is not chosen.taken
-    training = _unwrapped(read_zip(chosen.training)[0], of_one_split=True) if other else inner
-    return _images(name, read_split(Split(inner, training, chosen.remarks)), (root, inner), left_out)
+    training = _unwrapped(read_zip(chosen.training).root, of_one_split=True) if other else inner
+    return _images(name, read_split(Split(inner, training, chosen.remarks)), read, inner)
 
 
 def _unwrapped(root: ZipEntry, of_one_split: bool = False) -> ZipEntry:
@@ -84,11 +84,17 @@ def _unwrapped(root: ZipEntry, of_one_split: bool = False) -> ZipEntry:
     return folders[0] if inner.files and not inner.left_out["images outside of class folders"] else root
 
 
-def _images(name: str, found: ClassFolders, above: tuple[ZipEntry, ...], left_out: Counter[str]) -> ZipImages:
-    """The images, and a remark on what was left out in the archive and in the folders above the classes."""
-    images = ZipImages(name, found)
-    for folder in dict.fromkeys(above):
+def _images(name: str, found: ClassFolders, read: Archive, inner: ZipEntry) -> ZipImages:
+    """The images; remarks on what was left out in the archive and above the classes, and on what wraps them."""
+    images, left_out = ZipImages(name, found), read.left_out
+    for folder in dict.fromkeys((read.root, inner)):
         left_out += Counter() if folder is found.folder else subfolders(folder).left_out
     text = left_out_text(left_out)
-    images.remarks = [*found.remarks, *([f"{images.archive}: {text}"] if text else [])]
+    images.remarks = [*found.remarks, *read.remarks, *([f"{images.archive}: {text}"] if text else [])]
+    unwrapped = inner is not read.root and inner is found.folder  # without splits, which no class holds
+    if unwrapped and inner.name.lower() not in NAMES:
+        images.remarks.append(
+            f"{images.archive}: {inner.name}/ is taken for a wrapper of the class folders in it; if it is the one "
+            "class itself, pack it within a folder train"
+        )
     return images

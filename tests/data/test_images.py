@@ -244,7 +244,7 @@ def test_an_unreadable_file_is_named_and_the_next_one_takes_its_place(
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1  # once, however often it is met
     assert str(paths[2]) in lines[0]
-    assert "cannot be read as an image" in lines[0]
+    assert ("is missing" if how == "gone" else "cannot be read as an image") in lines[0]
 
 
 def test_the_place_after_the_last_is_the_first(capsys: pytest.CaptureFixture[str]) -> None:

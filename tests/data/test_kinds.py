@@ -91,15 +91,47 @@ def test_names_of_the_hub_are_the_classes(tmp_path: Path) -> None:
 
 
 def test_other_columns_are_taken_if_they_are_the_only_ones(tmp_path: Path) -> None:
-    path = write_parquet(tmp_path / "x.parquet", [1, 0], ["ant", "bee"], image="img", label="coarse")
+    path = write_parquet(tmp_path / "x.parquet", [1, 0], ["ant", "bee"], image="img", label="coarse_label")
     assert opened(path).class_keys == ["ant", "bee"]
     table = pq.read_table(path)
-    pq.write_table(table.append_column("fine", pa.array([5, 6])), path)
+    pq.write_table(table.append_column("fine_label", pa.array([5, 6])), path)
     said = refusal(path)
     assert str(path) in said
-    assert all(name in said for name in ("img (struct", "coarse (int64)", "fine (int64)"))
+    assert all(name in said for name in ("img (struct", "coarse_label (int64)", "fine_label (int64)"))
     pq.write_table(pa.table({"text": ["a"], "label": [1]}), path)
     assert "text (string), label (int64)" in refusal(path)
+
+
+@pytest.mark.parametrize("name", ["width", "image_id", "id", "index", "__index_level_0__"])
+def test_numbers_that_are_no_labels_are_not_taken(tmp_path: Path, name: str) -> None:
+    path = write_parquet(tmp_path / "x.parquet", [3, 4], label=name)
+    assert f"{name} (int64)" in refusal(path)
+    table = pq.read_table(path)
+    pq.write_table(table.append_column("label", pa.array([0.0, 1.0])), path)
+    assert "label (double)" in refusal(path)
+    for words in (pa.array([" wasp", "bee"]), pa.array(["wasp", "bee"], pa.large_string()).dictionary_encode()):
+        pq.write_table(table.append_column("label", words), path)
+        assert (opened(path).class_keys, opened(path).labels) == (["bee", "wasp"], [1, 0])
+
+
+def test_files_of_one_data_set_have_one_kind_of_labels(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "train-0.parquet", [0])
+    write_parquet(tmp_path / "train-1.parquet", ["bee"])
+    assert "train-1.parquet has other labels than" in refusal(tmp_path)
+
+
+def test_labels_that_are_not_published(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "train-0.parquet", [0, 1], ["ant", "bee"])
+    write_parquet(tmp_path / "test-0.parquet", [-1, -1], ["ant", "bee"])
+    assert f"{tmp_path}/test-0.parquet has no labels, only -1" in refusal(tmp_path, "val")
+    assert opened(tmp_path).labels == [0, 1]
+    assert "has no labels, only -1" in refusal(tmp_path / "test-0.parquet")
+
+
+def test_large_labels_do_not_become_others(tmp_path: Path) -> None:
+    table = pq.read_table(write_parquet(tmp_path / "x.parquet", [0, 1]))
+    pq.write_table(table.set_column(1, "label", pa.array([0, 2**64 - 1], pa.uint64())), tmp_path / "x.parquet")
+    assert f"is of class {2**64 - 1}, but" in refusal(tmp_path / "x.parquet")
 
 
 def test_the_hubs_imagenet_has_imagenets_classes(tmp_path: Path) -> None:
@@ -236,6 +268,7 @@ def test_held_out_shards_have_the_classes_of_training(tmp_path: Path) -> None:
         ({"a.jpg": b"", "a.cls": b"-1"}, "x.tar/a.jpg is of class -1"),
         ({"a.jpg": b"", "a.cls": b"9" * 40}, "but there may be 100000 classes"),
         ({"a.jpg": b"", "a.cls": b"\xff"}, "x.tar/a.cls is no text in UTF-8"),
+        ({"a.jpg": b"", "a.cls": b"ant\nbee"}, "x.tar/a.jpg is of class 'ant\\nbee', which is no name on one line"),
     ],
 )
 def test_wrong_shards(tmp_path: Path, members: dict[str, bytes], said: str) -> None:
@@ -257,8 +290,33 @@ def test_damage_of_a_shard(tmp_path: Path) -> None:
     with pytest.raises(UnreadableImageError, match=r"a\.jpg is cut off"):
         images.read(0)
     path.unlink()
-    with pytest.raises(UnreadableImageError, match=r"a\.jpg cannot be read as an image"):
+    with pytest.raises(UnreadableImageError, match=r"a\.jpg is missing"):
         images.read(0)
+
+
+def test_joined_shards_are_refused(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "x.tar", {"a.jpg": jpeg(0), "a.cls": b"0"})
+    path.write_bytes(path.read_bytes() + bytes(10**6))
+    assert opened(path).remarks == []
+    path.write_bytes(path.read_bytes() + write_tar(tmp_path / "y.tar", {"b.jpg": jpeg(1), "b.cls": b"0"}).read_bytes())
+    assert f"{path} goes on after its end at byte" in refusal(path)
+
+
+def test_members_that_are_not_stored_whole(tmp_path: Path) -> None:
+    """Links are counted. Of a file with gaps the bytes are not those of the image."""
+    path = write_tar(tmp_path / "x.tar", {"a.jpg": jpeg(0), "a.cls": b"\xef\xbb\xbf0"})
+    with tarfile.open(path, "a") as tar:
+        for name, kind in (("b.jpg", tarfile.LNKTYPE), ("c.jpg", tarfile.SYMTYPE), ("d.jpg", tarfile.FIFOTYPE)):
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = kind, "a.jpg"
+            tar.addfile(member)
+    assert (opened(path).class_keys, opened(path).labels) == (["0"], [0])
+    assert opened_remark(path) == f"{path}: left out: 2 links, 1 no files"
+    with tarfile.open(path, "a") as tar:
+        member = tarfile.TarInfo("e.jpg")
+        member.type = tarfile.GNUTYPE_SPARSE
+        tar.addfile(member)
+    assert f"{path}/e.jpg is stored with gaps" in refusal(path)
 
 
 def opened_remark(path: Path) -> str:
@@ -291,6 +349,42 @@ def test_class_folders_in_an_archive(tmp_path: Path, above: str, method: int) ->
 
 def test_an_archive_of_one_class_is_not_unwrapped(tmp_path: Path) -> None:
     assert opened(write_zip(tmp_path / "x.zip", {"ant/1.jpg": b"", "ant/2.jpg": b""})).class_keys == ["ant"]
+
+
+def test_a_folder_that_is_taken_for_a_wrapper_is_named(tmp_path: Path) -> None:
+    """And in a folder train it is the class."""
+    members = {"face/0/1.jpg": b"", "face/1/2.jpg": b""}
+    images = opened(write_zip(tmp_path / "x.zip", members))
+    assert images.class_keys == ["0", "1"]
+    assert images.remarks[0].startswith(f"{tmp_path}/x.zip: face/ is taken for a wrapper")
+    for name in ("x.zip", "train.zip"):
+        path = write_zip(tmp_path / name, {f"train/{member}": content for member, content in members.items()})
+        images = opened(path if name == "x.zip" else tmp_path)
+        assert (images.class_keys, images.keys, images.remarks) == (["face"], ["face/0/1.jpg", "face/1/2.jpg"], [])
+
+
+@pytest.mark.parametrize("how", ["extra", "utf-8", "cp437", "another's extra"])
+def test_names_of_an_archive_without_the_flag_of_utf_8(tmp_path: Path, how: str) -> None:
+    """As Info-ZIP, macOS and DOS write them; a field that is of another name does not count."""
+    name = "caf\u00e9/1.jpg"
+    raw = name.encode("utf-8" if how == "utf-8" else "cp437")
+    crc = zlib.crc32(raw) if how == "extra" else 0
+    field = struct.pack("<BI", 1, crc) + (name if how == "extra" else "other/1.jpg").encode()
+    extra = struct.pack("<HHBHH", 0x5455, 1, 0, 0x7075, len(field)) + field
+    path = tmp_path / "x.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        info = zipfile.ZipInfo("?" * len(raw))
+        info.extra = extra if "extra" in how else b""
+        archive.writestr(info, jpeg(0))
+    path.write_bytes(path.read_bytes().replace(b"?" * len(raw), raw))
+    images = opened(path)
+    assert (images.keys, images.class_keys, images.content(0)) == ([name], ["caf\u00e9"], jpeg(0))
+    assert len(images.remarks) == ("cp437" in how or "another" in how)
+
+
+def test_an_archive_of_windows_has_folders(tmp_path: Path) -> None:
+    path = write_zip(tmp_path / "x.zip", {"train\\ant\\1.jpg": b"", "train\\bee\\": b"", "./train\\bee\\2.jpg": b""})
+    assert opened(path).keys == ["ant/1.jpg", "bee/2.jpg"]
 
 
 def test_wrong_archives(tmp_path: Path) -> None:
@@ -390,7 +484,7 @@ def test_rows_that_are_left_out_are_counted(files: Path) -> None:
     assert images.keys == ["photos/000.jpg", "photos/gone.jpg"]
     told = "left out: 1 rows that repeat another, 1 rows without a class, 1 rows without a path"
     assert images.remarks == [f"{path}: {told}"]
-    with pytest.raises(UnreadableImageError, match=f"{files}/photos/gone.jpg cannot be read as an image"):
+    with pytest.raises(UnreadableImageError, match=f"{files}/photos/gone.jpg is missing"):
         images.read(1)
 
 
@@ -399,7 +493,10 @@ def test_rows_that_are_left_out_are_counted(files: Path) -> None:
     [
         ("", "must have a header with one of path, file, filename; it begins with"),
         ("path,width\na,1\n", "must have a header with one of class, label; it begins with path, width"),
-        ("path;class\na;1\n", "must have a header with one of path, file, filename; it begins with path;class"),
+        ("path;class\na;1\n", "{} begins with path;class; separate the columns by commas"),
+        ("path,class\nphotos/000.jpg,2.0\nphotos/001.png,10.0\n", "line 2 of {} is of class 2.0; write whole numbers"),
+        ('path,class\nphotos/000.jpg,"a\nb"\n', "line 3 of {} is of class 'a\\nb', which is no name on one line"),
+        ("path,class\nphotos/000.jpg,a\0b\n", "line 2 of {} is of class 'a\\x00b', which is no name on one line"),
         ("path,file,class\na,b,c\n", "must have a header with one of path, file, filename"),
         ("path,class\n", "has no row with a path and a class (it is empty)"),
         ("path,class\na.jpg,b,c\n", "line 2 of {} has 3 fields, but the header 2"),

@@ -186,13 +186,15 @@ def test_a_table_beside_the_folders_of_its_images_says_what_they_are(tmp_path: P
         (["train-val-0.tar"], "names two splits, train and val"),
         (["val-0.tar"], r"has val-\*.tar, but no train-\*.tar"),
         (["train-0.tar", "training-0.tar"], "join them, or move one away"),
-        (["train-0.tar", "data/train-0.tar"], "two shards are called train-0.tar"),
+        (["train-0.tar", "data/train-0.tar"], "two files of a split are called train-0.tar"),
+        (["train/0.parquet", "data/train/0.parquet"], r"two files of a split are called 0\.parquet"),
     ],
 )
 def test_names_of_splits(places: dict[str, Path], names: list[str], said: str, tmp_path: Path) -> None:
     for name in names:
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        shutil.copyfile(places["tar"] / "data/train-00000-of-00002.tar", tmp_path / name)
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+        kind = Path(name).suffix
+        shutil.copyfile(places[kind[1:]] / f"data/train-00000-of-00002{kind}", tmp_path / name)
     with pytest.raises(UserError, match=said):
         open_dataset("folder", str(tmp_path), SIZE)
 
@@ -221,10 +223,36 @@ def test_a_folder_of_one_archive_is_told_from_it(tmp_path: Path) -> None:
         open_dataset("folder", str(tmp_path), SIZE)
 
 
-@pytest.mark.parametrize("name", ["pets.7z", "pets.tar.gz"])
-def test_other_files_are_refused(tmp_path: Path, name: str) -> None:
+def test_parquet_in_a_folder_of_another_name(places: dict[str, Path], tmp_path: Path) -> None:
+    """As the hub's CIFAR-10 has it, in plain_text; not where there are two, as of two variants of a data set."""
+    shutil.copytree(places["parquet"] / "data", tmp_path / "plain_text")
+    assert len(open_dataset("folder", str(tmp_path), SIZE, "val")) == 3
+    (tmp_path / "other/train").mkdir(parents=True)
+    shutil.copy(tmp_path / "plain_text/train-00000-of-00002.parquet", tmp_path / "other/train")
+    with pytest.raises(UserError, match=r"holds other and plain_text, folders of \.parquet files; name one"):
+        open_dataset("folder", str(tmp_path), SIZE)
+    shutil.rmtree(tmp_path / "plain_text")
+    assert len(open_dataset("folder", str(tmp_path), SIZE)) == 6
+
+
+def test_parquet_beside_images_makes_no_other_data_set(tmp_path: Path) -> None:
+    write_pictures(tmp_path, {"ant": 1, "bee": 1})
+    for name in ("ant", "bee"):
+        (tmp_path / name / "boxes.parquet").touch()
+    images = open_dataset("folder", str(tmp_path), SIZE)
+    assert (images.class_keys, images.remarks) == (["ant", "bee"], [f"{tmp_path}: left out: 2 .parquet"])
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("pets.7z", r"is no data set; name a folder, or a file that ends in \.parquet, \.tar"),
+        ("pets.tar.gz", r"pets\.tar\.gz is compressed; unpack it with gunzip"),
+    ],
+)
+def test_other_files_are_refused(tmp_path: Path, name: str, said: str) -> None:
     (tmp_path / name).touch()
-    with pytest.raises(UserError, match=r"is no data set; name a folder, or a file that ends in \.parquet, \.tar"):
+    with pytest.raises(UserError, match=said):
         open_dataset("folder", str(tmp_path / name), SIZE)
 
 

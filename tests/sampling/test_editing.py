@@ -173,7 +173,7 @@ def test_files_that_make_no_edit(
 
 
 def test_sixteen_bits_and_transparent_masks_mean_what_they_show(tmp_path: Path) -> None:
-    """The upper 8 of 16 bits; white strokes on transparent white are strokes."""
+    """16 bits as 8; white strokes on transparent white are strokes."""
     levels = np.linspace(0, 65535, 32 * 32).reshape(32, 32).astype(np.uint16)
     Image.fromarray(levels).save(tmp_path / "image.png")
     strokes = np.full((32, 32, 4), 255, np.uint8)
