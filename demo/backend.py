@@ -66,7 +66,7 @@ class Backend:
             **model_args | {"checkpoint": loaded.checkpoint},
             labels=labels_text(choice.classes, loaded.model) if choice.classes and with_classes else None,
             num_samples=typed(choice.count, int, "the number of images"),
-            seed=typed(choice.seed, int, "seed"),
+            seed=0 if choice.seed is None else typed(choice.seed, int, "seed"),
         )
         return DrawingRequest(args, read_settings(own))
 

@@ -80,6 +80,7 @@ CSS = """
 .seed #seed { padding-right: 6px !important; }
 .seed #new-seed { margin-right: 14px; align-self: center; }
 .seed #seed .container { grid-template-columns: minmax(0, 1fr) 96px; column-gap: 8px; }
+.fields .secondary-wrap input { padding-right: 28px !important; text-overflow: ellipsis; }
 #classes ul.options { max-height: 300px; }
 
 /* Buttons and what is said beside them. */

@@ -21,6 +21,7 @@ from runtime.files import read_json
 
 TASK = "unconditional-image-generation"  # the nearest that the hub knows
 LIBRARY = "progressive-checkerboard"
+FROM_PROJECT = "From the folder of the project of [progressive checkerboards](https://arxiv.org/abs/2602.03811):"
 CARD_NAME, SAMPLES_NAME = "README.md", "samples.png"
 Results = Mapping[str, float] | str | Path
 
@@ -60,7 +61,7 @@ def card_of_model(model: Generator, name: str, about: About, has_samples: bool) 
         f"![Images that the model drew]({SAMPLES_NAME})" if has_samples else None,
         about.text or f"A model that draws images{' of a class' if config.class_cond else ''}, code by code.",
         _table(facts | ({"trained on": about.data} if about.data else {})),
-        f"## Draw\n\nFrom the folder of the {LIBRARY} project:\n\n```python\n{snippet}```",
+        f"## Draw\n\n{FROM_PROJECT}\n\n```python\n{snippet}```",
         _results_text(metrics),
         f"## Classes\n\n{_classes_text(names)}" if names else None,
         f"## Settings\n\n```yaml\n{strict_yaml.dump({k: v for k, v in settings.items() if v})}```",
@@ -83,7 +84,7 @@ def card_of_autoencoder(autoencoder: Autoencoder, name: str, about: About, has_s
         f"![Images above, and what the codes keep of them below]({SAMPLES_NAME})" if has_samples else None,
         about.text or "An autoencoder between images and codes.",
         _table(facts | ({"trained on": about.data} if about.data else {})),
-        f"## Use\n\nFrom the folder of the {LIBRARY} project:\n\n```python\n{snippet}```",
+        f"## Use\n\n{FROM_PROJECT}\n\n```python\n{snippet}```",
         _results_text(metrics),
         f"## Settings\n\n```yaml\n{strict_yaml.dump(plain(config))}```",
     ]

@@ -154,7 +154,9 @@ def kinds_of_maps(samples: Samples) -> list[MapKind]:
     kinds = [MapKind("step", "", "viridis", samples.step, num_steps(samples) - 1 or 1)]
     if samples.entropy:
         max_entropy = max(float(scale.max()) for scale in samples.entropy)
-        kinds.append(MapKind("probability", "", "viridis", samples.probability, 1))
+        # Of thousands of codes none is likely; kept ones have none.
+        likeliest = max(float(scale.nan_to_num(0).max()) for scale in samples.probability)
+        kinds.append(MapKind("probability", "", "viridis", samples.probability, likeliest or 1))
         kinds.append(MapKind("entropy", "nats", "magma", samples.entropy, max_entropy or 1))
     return kinds
 

@@ -569,7 +569,7 @@ RULES = (
         added="--cfg 0:0.5:0.5 --steps_per_scale 1 --num_samples 5",
     ),
     Rule(
-        r"python -m demo( --checkpoint output/quickstart)?",
+        r"python -m demo( --checkpoint pretrained_models/digits-checkerboard)?",
         says=r"the page is at http://127\.0\.0\.1:\d+; (.|\n)*Progressive checkerboards",
         within=answering_once,
     ),
@@ -658,7 +658,7 @@ RULES = (
     Rule(
         r"python -m training\.export .* --format hub .*",
         files=tuple(
-            f"output/quickstart-hub/{name}" for name in ("model.safetensors", "config.json", "README.md", "autoenc/*")
+            f"output/digits-hub/{name}" for name in ("model.safetensors", "config.json", "README.md", "autoenc/*")
         ),
     ),
     Rule(
