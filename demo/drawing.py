@@ -39,7 +39,7 @@ MAX_IMAGES = 16
 IMAGE_NAME, MASK_NAME, ZIP_NAME = "image.png", "mask.png", "images.zip"
 FIRST_PICTURE, NEXT_PICTURE = 1.0, 0.25  # seconds, at least, until the steps of a slow drawing are shown
 SHARE = 0.1  # of the time of a drawing that pictures of its steps may take
-REPLAYED = 10  # steps of a fast drawing that are shown once it is done, in a second
+REPLAYED, REPLAY = 10, 1.0  # steps that are shown once a drawing is done, at most, and seconds that this may take
 
 
 @dataclass(frozen=True)
@@ -97,6 +97,7 @@ class StepPictures:
         self.job, self.model, self.captions, self.edit = job, model, captions, edit
         self.unseen: list[tuple[int, Samples]] = []
         self.due = time.perf_counter() + FIRST_PICTURE
+        self.cost = 0.0  # seconds of the last picture
 
     def step(self, progress: StepProgress) -> None:
         """The callback of a drawing."""
@@ -106,26 +107,26 @@ class StepPictures:
         if samples is not None:
             self.unseen.append((progress.step, samples))
         if self.unseen and time.perf_counter() >= self.due:
-            start = time.perf_counter()
             self._show(*self.unseen[-1])
             self.unseen.clear()
-            end = time.perf_counter()
-            self.due = end + max(NEXT_PICTURE, (end - start) / SHARE)
+            self.due = time.perf_counter() + max(NEXT_PICTURE, self.cost / SHARE)
 
     def replay(self, queue: JobQueue) -> None:
-        """Show steps that were not seen, evenly spaced; stop once others wait for the device."""
-        count = min(REPLAYED, len(self.unseen))
+        """Show steps that were not seen, evenly spaced; stop once others wait for the device, or it takes long."""
+        count, end = min(REPLAYED, len(self.unseen)), time.perf_counter() + REPLAY
         for number in range(count):
-            if queue.is_awaited():
+            if queue.is_awaited() or time.perf_counter() + self.cost > end:
                 return
             self.job.check()
             self._show(*self.unseen[(number + 1) * len(self.unseen) // count - 1])
 
     def _show(self, step: int, samples: Samples) -> None:
+        start = time.perf_counter()
         images = step_images(samples, self.model, step)
         images = images if self.edit is None else self.edit.paste_back(images)
         pictures = grid_html(images, self.captions, passing=True)
         self.job.show(Frame(pictures, scales_html(part_of(samples, 0), self.model, step)))
+        self.cost = time.perf_counter() - start
 
 
 def part_of(samples: Samples, index: int) -> Samples:

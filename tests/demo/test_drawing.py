@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from torch import Tensor
 
 import main_sample
 from data.crops import center_crop
@@ -23,6 +24,7 @@ from runtime.errors import UserError
 from runtime.files import read_json, same_settings
 from sampling.folder import UNIMPORTANT
 from sampling.options import SampleArgs
+from sampling.pipeline import StepProgress
 from tests.command_factory import call, read_pixels, save_run
 from tests.demo.factory import SHIPPED, draw_now, loaded
 from tests.factory import tiny_autoencoder, tiny_model
@@ -182,26 +184,24 @@ def test_a_fast_drawing_shows_its_steps_once_it_is_done(tmp_path: Path, monkeypa
 
 
 def test_pictures_of_a_slow_drawing_take_a_tenth_of_its_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By a clock on which a step takes two seconds and a picture one."""
+    """By a clock on which a step takes two seconds and a picture one. At the end there is time for one more."""
     now, job = [0.0], Job("a", lambda job: None)
     monkeypatch.setattr(drawing, "time", SimpleNamespace(perf_counter=lambda: now[0]))
-    step, show = drawing.StepPictures.step, drawing.StepPictures._show
+    step, images = drawing.StepPictures.step, drawing.step_images
 
-    def slow_step(shown: drawing.StepPictures, progress: Any) -> None:
+    def slow_step(shown: drawing.StepPictures, progress: StepProgress) -> None:
         now[0] += 2
         step(shown, progress)
 
-    def slow_show(shown: drawing.StepPictures, *which: Any) -> None:
+    def slow_images(*which: Any) -> Tensor:
         now[0] += 1
-        show(shown, *which)
+        return images(*which)
 
     monkeypatch.setattr(drawing.StepPictures, "step", slow_step)
-    monkeypatch.setattr(drawing.StepPictures, "_show", slow_show)
-    monkeypatch.setattr(drawing.StepPictures, "replay", lambda shown, queue: None)
+    monkeypatch.setattr(drawing, "step_images", slow_images)
     drawn = draw_job(tmp_path, job)
-    shown = len(frames_of(job))
-    assert shown == 3  # after 2, 2 + 11 and 13 + 11 seconds, or the next step
-    assert drawn.seconds == 26 + shown
+    assert drawn.seconds == 26 + 3  # a picture after 2 seconds, and ten seconds after each, or at the next step
+    assert len(frames_of(job)) == 3 + 1
 
 
 def test_a_drawing_that_is_cancelled_ends_after_the_step_and_keeps_nothing(tmp_path: Path) -> None:
