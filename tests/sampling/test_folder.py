@@ -5,6 +5,7 @@ import json
 import os
 import random
 import shutil
+import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import wait
@@ -404,11 +405,12 @@ def test_a_full_disk_stops_the_run_and_the_rest_can_go_on(
     folder: Path, images: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prepare(folder)
-    save_png, found = sample_folder.save_png, opened(folder)
+    save_png, found, all_added = sample_folder.save_png, opened(folder), threading.Event()
 
     def nearly_full(image: Tensor, path: Path) -> None:
         if torch.equal(image, images[3]):
             path.write_bytes(b"half a picture")
+            all_added.wait(10)  # the error would end the loop below
             full_disk()
         save_png(image, path)
 
@@ -417,6 +419,7 @@ def test_a_full_disk_stops_the_run_and_the_rest_can_go_on(
         with pytest.raises(OSError, match="No space"), found.writing():
             for indices in ([0, 1], [2, 3], [4, 5]):
                 add(found, images, indices)
+            all_added.set()
             wait(found.pending)
             for _ in range(sample_folder.WRITERS):
                 add(found, images, [6])
