@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from models.autoencoder import Autoencoder, to_uint8
-from models.config import Drawing
 from models.family import Generator
 from models.loading.autoencoder import (
     AUTOENCODER_CONFIG_NAME,
@@ -28,14 +27,15 @@ from runtime.errors import UserError
 from runtime.files import new_folder, read_json, write_text
 from sampling.bulk import Request, draw_many
 from sampling.card import CARD_NAME, SAMPLES_NAME, About, card_of_autoencoder, card_of_model
+from sampling.job import given_settings
 from sampling.labels import class_captions, shown_labels
 from sampling.pictures import save_grid, save_labelled_grid
 from sampling.pipeline import whole_number
 
-SHOWN_CLASSES, SHOWN_OF_EACH = 16, 4  # in the card of a model; of more classes one image each
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
+SHOWN_CLASSES, SHOWN_OF_EACH = 16, 4  # in the card of a model; of more classes one image each
 ABOUT = tuple(field.name for field in fields(About))
 OF_MODEL, OF_AUTOENCODER = ("dtype", "autoencoder", "num_samples"), ("images",)  # details beside those
 Shared = Generator | Autoencoder
@@ -152,7 +152,7 @@ def _write_model(
     write_model(model, folder, dtype, autoencoder, HUB_CONFIG_NAME)
     if shown:
         labels = [classes[i % len(classes)] for i in range(num_samples)]
-        drawing: Drawing = checked_drawing(model, {} if model.config.class_cond else {"cfg": 0.0})
+        drawing = checked_drawing(model, given_settings(model, {}))
         parts = [out.images for _, out in draw_many(model, Request(labels, drawing, 0, min(num_samples, 16)))]
         images = model.to_uint8(torch.cat(parts)[:num_samples])
         save_labelled_grid(images, class_captions(model, labels), folder / SAMPLES_NAME)

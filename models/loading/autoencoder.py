@@ -30,6 +30,7 @@ AUTOENCODER_CONFIG_NAME = "autoencoder_config.yaml"
 AUTOENCODER_NAMES = ("checkpoint.pth", "autoencoder.safetensors")  # the published one's, ours
 IN_RUN = ("autoencoder", "autoenc")  # where a run has the one that it trained, or a copy of the one that it uses
 PUBLISHED_PATHS = AutoencoderPaths(f"autoenc/{AUTOENCODER_CONFIG_NAME}", f"autoenc/{AUTOENCODER_NAMES[0]}")
+CONFIG_NAME = "config.yaml"  # a model's configuration
 HUB_CONFIG_NAME = "config.json"  # the configuration of what was saved for the hub, which counts downloads by it
 
 
@@ -88,7 +89,7 @@ def _files_in(folder: Path) -> AutoencoderPaths:
 
 def _section_in(folder: Path) -> AutoencoderPaths | None:
     """The autoencoder that the configuration of a model in this folder names."""
-    for place in (folder / "config.yaml", folder / HUB_CONFIG_NAME):
+    for place in (folder / CONFIG_NAME, folder / HUB_CONFIG_NAME):
         model = read_yaml(place).get("model") if place.is_file() else None
         section = model.get("autoenc") if isinstance(model, dict) else None
         if isinstance(section, dict) and section.get("checkpoint_path"):

@@ -15,6 +15,7 @@ from torch import Tensor
 from models.config import FAMILIES, AutoencoderPaths, Drawing, GeneratorConfig, family_of
 from models.family import Generator
 from models.loading.autoencoder import (
+    CONFIG_NAME,
     HUB_CONFIG_NAME,
     PUBLISHED_PATHS,
     build_autoencoder,
@@ -44,7 +45,6 @@ from runtime.files import PROJECT, located, new_folder
 
 CHECKPOINT_NAME = "checkpoint-last.pth"
 NAMES_IN_FOLDER = (CHECKPOINT_NAME, "train_state.pt")  # ours, and that of RandAR's CIFAR-10 baseline
-CONFIG_NAME = "config.yaml"
 FOLDERS_ABOVE = 2  # how far from the weights a configuration may lie: training by accelerate has it so
 SOME_CLASSES = 10  # of a model of random weights whose configuration leaves them to the data
 SHARED_SUFFIX = ".sharded"  # of the folder beside a checkpoint that holds the shares of several ranks
