@@ -7,10 +7,13 @@ experiments.study_figures draws.
 """
 
 import json
+import shutil
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from experiments.compare import read_table
 from experiments.study_plan import (
@@ -21,6 +24,7 @@ from experiments.study_plan import (
     epochs_of,
     grid_name,
     measuring_tasks,
+    patch_sides,
     picture_task,
     samples_name,
     sweep_task,
@@ -29,10 +33,13 @@ from experiments.study_plan import (
 from experiments.sweep import TABLE_NAME, metric_names
 from experiments.tasks import Task, carry_out
 from experiments.tokens import PANELS, course
+from models.loading.checkpoint import CHECKPOINT_NAME, CONFIG_NAME
 from runtime.command import run
 from runtime.config import parse_flags
-from runtime.files import read_json, write_json, write_text
+from runtime.errors import UserError
+from runtime.files import new_folder, read_json, write_json, write_text
 from runtime.lock import lock_folder
+from training.run_folder import holds_run
 
 Line = dict[str, Any]
 
@@ -55,10 +62,25 @@ def main(argv: Sequence[str]) -> None:
 def _train(model: StudyModel, args: StudyArgs, title: str) -> None:
     task, epochs = training_task(model, args), epochs_of(model, args)
     if (read_json(task.product) or {}).get("epochs") != epochs:
+        if model.shorter is not None:
+            _begin_where_ended(model.shorter, task.product.parent)
         carry_out(task, title)
         found = course(task.product.parent)
         costs = {name.replace(" ", "_"): float(found[name][-1]) for name in PANELS}
         write_json(task.product, {"epochs": epochs} | costs | {"loss": float(found["loss"][-20:].mean())})
+
+
+def _begin_where_ended(shorter: StudyModel, folder: Path) -> None:
+    """Give a longer training the state that the shorter one ended in, unless it has begun."""
+    ended = folder.parent / shorter.name
+    if holds_run(folder):
+        return
+    if not (ended / TRAINED).exists():
+        raise UserError(f"{folder.name} goes on from {shorter.name}, which is not trained yet; train that first")
+    with new_folder(folder) as partial:
+        for name in (CHECKPOINT_NAME, CONFIG_NAME, "log.jsonl"):
+            shutil.copy2(ended / name, partial)
+        shutil.copytree(ended / "autoenc", partial / "autoenc")
 
 
 def _carry_out(task: Task, place: str) -> None:
@@ -75,7 +97,7 @@ def _time_left(models: Sequence[StudyModel], args: StudyArgs) -> str:
     for model in models:
         found = read_json(training_task(model, args).product)
         if found is None or found.get("epochs") != epochs_of(model, args):
-            left += epochs_of(model, args)
+            left += epochs_of(model, args) - (epochs_of(model.shorter, args) if model.shorter else 0)
         else:
             trained.append(found["minutes"] / found["epochs"])
     return f"; about {left * sum(trained) / len(trained) / 60:.1f} hours of training left" if trained else ""
@@ -111,6 +133,10 @@ def _gather(models: Sequence[StudyModel], args: StudyArgs) -> Iterator[Line]:
         trained = read_json(folder / TRAINED)
         if trained is not None and trained["epochs"] == of["epochs"]:
             yield {"kind": "training"} | of | trained
+            yield {"kind": "course"} | of | _thinned(course(folder))
+        for side in patch_sides(model):
+            if (step := read_json(folder / f"step-{side}.json")) is not None:
+                yield {"kind": "step"} | of | step
         wanted = ("steps_per_scale", "nats_per_token", "finest_scale", "num_images")
         scored = [read_json(file) or {} for file in folder.glob("likelihood*.json")]
         for found in sorted(scored, key=lambda found: found["steps_per_scale"] or 0):
@@ -123,6 +149,17 @@ def _gather(models: Sequence[StudyModel], args: StudyArgs) -> Iterator[Line]:
             for table in (folder / name / TABLE_NAME for name in names):
                 if table.exists():
                     yield from ({"kind": kind} | of | _numbers(row) for row in read_table(table.parent))
+
+
+def _thinned(found: dict[str, np.ndarray], entries: int = 5) -> Line:
+    """What a training had cost and its mean loss, a point for so many entries of its log that have one patch side."""
+    points = []
+    for side in dict.fromkeys(found["side"].tolist()):
+        (at,) = np.nonzero(found["side"] == side)
+        points += [(part[-1], found["loss"][part].mean()) for part in np.split(at, range(entries, len(at), entries))]
+    last, losses = zip(*points, strict=True)
+    costs = {name.replace(" ", "_"): found[name][list(last)] for name in (*PANELS[:2], "side")}
+    return {name: [float(f"{x:.6g}") for x in values] for name, values in (costs | {"loss": losses}).items()}
 
 
 def _numbers(row: dict[str, str]) -> Line:

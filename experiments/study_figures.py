@@ -3,7 +3,8 @@
     python -m experiments.study_figures --results docs/study.jsonl --output_dir docs
 
 writes study_nll.png, the likelihood by order and steps per scale; study_steps.png, the distance by steps;
-study_seconds.png, the distance by seconds an image; with --runs output/study also study_samples.png, images of each.
+study_seconds.png, the distance by seconds an image; study_loss.png, the losses of the trainings by what they cost; with
+--runs output/study also study_samples.png, images of each.
 """
 
 import json
@@ -18,6 +19,7 @@ import numpy as np
 from PIL import Image
 
 from experiments.study_plan import MODELS, PICTURES
+from experiments.tokens import draw as draw_courses
 from runtime.command import run
 from runtime.config import option, parse_flags
 from runtime.errors import UserError
@@ -59,6 +61,7 @@ def main(argv: Sequence[str]) -> None:
     lines, folder = read_lines(Path(args.results)), Path(args.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     figures = {"nll": draw_likelihood(lines), "steps": draw_steps(lines), "seconds": draw_seconds(lines)}
+    figures["loss"] = draw_losses(lines)
     if args.runs is not None:
         figures["samples"] = draw_pictures(Path(args.runs))
     for name, figure in figures.items():
@@ -118,6 +121,22 @@ def draw_seconds(lines: Sequence[Line]) -> "Figure | None":
     return _distances(lines, label, lambda line, key: 1000 * seconds.get((key[0], line["steps"]), math.nan))
 
 
+def draw_losses(lines: Sequence[Line]) -> "Figure | None":
+    """Training losses by images, tokens, and minutes at the pace that was measured of a training step."""
+    paces = {(line["model"], line["patch_side"]): line for line in lines if line["kind"] == "step"}
+    courses, looks = {}, {}
+    for key, (line,) in by_model(lines, "course").items():
+        found = {
+            name.replace("_", " "): np.array(line[name]) for name in ("images_seen", "tokens_computed", "loss", "side")
+        }
+        pace = [paces.get((key[0], side), {"seconds": math.nan, "batch_size": 1}) for side in found["side"]]
+        minutes = [step["seconds"] / step["batch_size"] / 60 for step in pace] * np.diff(
+            found["images seen"], prepend=0
+        )
+        courses[_name(*key)], looks[_name(*key)] = found | {"minutes": minutes.cumsum()}, _look(*key)
+    return draw_courses(courses, smoothing=1, looks=looks) if courses else None
+
+
 def draw_pictures(runs: Path) -> "Figure":
     """A row of images for each model of the first seed, the same labels in each."""
     from matplotlib.figure import Figure  # takes a second to import
@@ -157,11 +176,12 @@ def _figure(x: str, y: str) -> tuple["Figure", "Axes"]:
 
 def _line(axes: "Axes", key: Key, xs: Sequence[float], ys: Sequence[float]) -> None:
     """One of a model: a colour and a mark for its configuration, dashed for another seed."""
-    config, seed, epochs = key
-    look = {"color": COLOURS[config], "marker": MARKERS[config], "markersize": 5}
-    axes.plot(
-        xs, ys, label=_name(*key), linestyle="--" if seed else "-", linewidth=2.5 if epochs > LONG else 1.3, **look
-    )
+    axes.plot(xs, ys, label=_name(*key), marker=MARKERS[key[0]], markersize=5, **_look(*key))
+
+
+def _look(config: str, seed: int, epochs: int) -> dict[str, Any]:
+    linewidth = 2.5 if epochs > LONG else 1.3
+    return {"color": COLOURS[config], "linestyle": "--" if seed else "-", "linewidth": linewidth}
 
 
 def _name(config: str, seed: int, epochs: int) -> str:

@@ -4,7 +4,7 @@ Tasks of a model come in the order to run them.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from experiments.tasks import Task
@@ -51,6 +51,11 @@ class StudyModel:
     def name(self) -> str:
         seed = f"_seed{self.seed}" if self.seed else ""
         return f"{self.config}{seed}" + (f"_{self.epochs}epochs" if self.epochs else "")
+
+    @property
+    def shorter(self) -> "StudyModel | None":
+        """The one that a longer training goes on from."""
+        return None if self.epochs is None else replace(self, epochs=None)
 
     @property
     def config_path(self) -> Path:
@@ -101,7 +106,7 @@ def epochs_of(model: StudyModel, args: StudyArgs) -> int:
 
 
 def measuring_tasks(model: StudyModel, args: StudyArgs) -> Iterator[Task]:
-    """Likelihood, the time of drawing, and the distance at a grid of guidances."""
+    """Likelihood, the times of a training step and of drawing, and the distance at a grid of guidances."""
     folder = Path(args.output_dir) / model.name
     of_run = ("--checkpoint", str(folder))
     for steps in LIKELIHOOD_STEPS if model.in_blocks else (None,):
@@ -109,10 +114,20 @@ def measuring_tasks(model: StudyModel, args: StudyArgs) -> Iterator[Task]:
         score = ("-m", "experiments.likelihood", *of_run, "--data_path", args.data_path, "--output_file", str(file))
         in_steps = () if steps is None else ("--steps_per_scale", str(steps))
         yield Task(" ".join(["likelihood", *in_steps]), score + in_steps, file)
+    for side in patch_sides(model):
+        file = folder / f"step-{side}.json"
+        step = ("-m", "benchmarks.training", "--config", str(model.config_path), "--patch_side", str(side))
+        label = "time of a training step" + (f" on patches of {side} x {side}" if side > 1 else "")
+        yield Task(label, (*step, *BATCH, "--output_file", str(file)), file)
     file, drawing = folder / "timing.json", (*BATCH, *_drawing(model, [CFG_GRID[1]], model.steps))
     timing = ("-m", "experiments.timing", *of_run, "--output_file", str(file))
     yield Task("time of drawing", timing + drawing, file)
     yield sweep_task("grid of guidances", model, args, grid_name(args), args.grid_samples, CFG_GRID, model.steps)
+
+
+def patch_sides(model: StudyModel) -> tuple[int, ...]:
+    """Codes along a side of the patches that the stages of its training predict."""
+    return tuple(2**level for level in range(read_yaml(model.config_path)["args"].get("patch_level", 1)))
 
 
 def grid_name(args: StudyArgs) -> str:

@@ -6,7 +6,7 @@ A stage of Next Patch Prediction is a dashed line: it predicts the codes of a wh
 losses compare with no others.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,8 +80,10 @@ def _tokens_an_image(folder: Path) -> int:
     return sum(side * side for side in config.scale_sizes(stride))
 
 
-def draw(courses: dict[str, dict[str, np.ndarray]], smoothing: int) -> Any:
-    """A panel for each cost, a colour for each run."""
+def draw(
+    courses: dict[str, dict[str, np.ndarray]], smoothing: int, looks: Mapping[str, dict[str, Any]] | None = None
+) -> Any:
+    """A panel for each cost, a colour for each run; or ``looks``, what matplotlib takes for its lines."""
     from matplotlib.figure import Figure  # takes a second to import
 
     figure = Figure(figsize=(4.2 * len(PANELS), 4), layout="constrained")
@@ -91,8 +93,9 @@ def draw(courses: dict[str, dict[str, np.ndarray]], smoothing: int) -> Any:
                 chosen = found["side"] == side
                 xs, ys = found[cost][chosen], smooth(found["loss"][chosen].tolist(), smoothing)
                 label = name if side == 1 else f"{name}, patches of {side:g} x {side:g}"
-                look = {"linestyle": "-" if side == 1 else "--", "marker": "o" if len(xs) < 5 else ""}
-                axes.plot(xs, ys, color=f"C{number}", label=label, **look)
+                look = {"color": f"C{number}", "linestyle": "-"} | (looks or {}).get(name, {})
+                look |= ({} if side == 1 else {"linestyle": "--"}) | {"marker": "o" if len(xs) < 5 else ""}
+                axes.plot(xs, ys, label=label, **look)
         axes.set_xlabel(cost)
         axes.locator_params(axis="x", nbins=5)
         axes.grid(alpha=0.3)

@@ -35,6 +35,14 @@ def test_a_row_of_sampling(config: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert int(slower[COLUMNS.index("operations")]) > 1.5 * int(row["operations"])  # 13 steps instead of 4
 
 
+@pytest.mark.quick
+@pytest.mark.parametrize(("name", "side"), [("checkerboard_2x", 2), ("npp", 3)])
+def test_patches_that_a_model_does_not_learn_from_are_refused(name: str, side: int) -> None:
+    """A checkerboard has none, and a grid of 8 x 8 codes has none of side 3."""
+    flags = ["--config", str(ROOT / f"configs/study/{name}.yaml"), "--patch_side", str(side), "--device", "cpu"]
+    assert f"does not learn from patches of side {side}" in call(training.main, *flags).error()
+
+
 def test_the_parts_of_a_training_step(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     outcome = call(training.main, "--config", str(config), "--steps", "1", "--batch_size", "2", "--device", "cpu")

@@ -13,10 +13,14 @@ from PIL import Image
 
 from experiments import study, study_figures, study_plan
 from experiments.study_plan import MODELS, StudyArgs, StudyModel, measuring_tasks, training_task
+from experiments.tokens import course
 from runtime.config import read_yaml
+from runtime.errors import UserError
 from runtime.files import PROJECT
 from tests.command_factory import call
+from tests.experiments.test_tokens import write_run
 from tests.factory import CIFAR_CLASSES
+from training.run_folder import holds_run
 
 SMALL = StudyModel("raster_2x", (2,))
 
@@ -55,8 +59,9 @@ def test_the_main_claim_rests_on_two_seeds_and_the_best_goes_on() -> None:
 @pytest.mark.quick
 def test_models_that_draw_code_by_code_are_scored_once() -> None:
     labels = {model.name: [task.label for task in measuring_tasks(model, StudyArgs())] for model in MODELS}
-    assert labels["llamagen"] == ["likelihood", "time of drawing", "grid of guidances"]
-    assert len(labels["checkerboard_2x"]) == len(study_plan.LIKELIHOOD_STEPS) + 2
+    assert labels["llamagen"] == ["likelihood", "time of a training step", "time of drawing", "grid of guidances"]
+    assert len(labels["npp"]) == len(labels["llamagen"]) + 1  # a step on patches of codes, too
+    assert len(labels["checkerboard_2x"]) == len(study_plan.LIKELIHOOD_STEPS) + 3
 
 
 @pytest.mark.quick
@@ -94,11 +99,16 @@ def test_a_study_is_done_once_and_goes_on_from_where_it_is(tmp_path: Path, monke
     flags = ["--data_path", str(data), "--output_dir", str(root), "--grid_samples", "4", "--num_samples", "5"]
     outcome = call(study.main, *flags, "--epochs", "1")
     assert outcome.code == 0, outcome.err
-    assert len(commands) == 6
+    assert len(commands) == 7
     lines = [json.loads(line) for line in (root / "results.jsonl").read_text().splitlines()]
-    assert [line["kind"] for line in lines] == ["training", "likelihood", "time", "grid", "grid", "samples"]
-    training, likelihood, timing, *grid, samples = lines
+    kinds = ["training", "course", "step", "likelihood", "time", "grid", "grid", "samples"]
+    assert [line["kind"] for line in lines] == kinds
+    training, course, step, likelihood, timing, *grid, samples = lines
     assert (training["images_seen"], training["tokens_computed"]) == (64, 64 * 85)
+    assert (course["images_seen"], course["tokens_computed"], course["side"]) == ([64], [64 * 85], [1])
+    assert course["loss"] == [pytest.approx(training["loss"], rel=1e-5)]
+    assert (step["patch_side"], step["batch_size"]) == (1, 64)
+    assert 0 < step["seconds"] < 60
     assert likelihood["finest_scale"]["nats_per_token"] == pytest.approx(math.log(4096), abs=0.5)
     assert timing["steps"] == samples["steps"] == 7
     distances = {line["cfg"]: line["distance"] for line in grid}
@@ -118,7 +128,7 @@ def test_a_study_is_done_once_and_goes_on_from_where_it_is(tmp_path: Path, monke
     names = ["--results", str(root / "results.jsonl"), "--output_dir", str(drawn), "--runs", str(root)]
     assert call(study_figures.main, *names).code == 0
     assert {path.name for path in drawn.iterdir()} == {
-        f"study_{name}.png" for name in ("nll", "samples", "seconds", "steps")
+        f"study_{name}.png" for name in ("loss", "nll", "samples", "seconds", "steps")
     }
 
 
@@ -146,6 +156,35 @@ def test_measures_of_another_training_are_measured_anew(tmp_path: Path, monkeypa
     assert called == ["here: likelihood --steps_per_scale 1"]
 
 
+@pytest.mark.quick
+def test_a_longer_training_goes_on_from_the_shorter_one(tmp_path: Path) -> None:
+    longer = StudyModel("raster_2x", epochs=3)
+    ended = write_run(tmp_path / "raster_2x", 1)
+    with pytest.raises(UserError, match="raster_2x_3epochs goes on from raster_2x, which is not trained yet"):
+        study._begin_where_ended(longer.shorter, tmp_path / longer.name)
+    (ended / "trained.json").write_text("{}")
+    study._begin_where_ended(longer.shorter, tmp_path / longer.name)
+    begun = tmp_path / longer.name
+    assert holds_run(begun)
+    assert not (begun / "trained.json").exists()
+    assert {key: value.tolist() for key, value in course(begun).items()} == {
+        key: value.tolist() for key, value in course(ended).items()
+    }
+    (begun / "checkpoint-last.pth").write_bytes(b"further")
+    study._begin_where_ended(longer.shorter, begun)
+    assert (begun / "checkpoint-last.pth").read_bytes() == b"further"
+
+
+@pytest.mark.quick
+def test_a_course_keeps_a_point_for_some_entries_of_one_stage(tmp_path: Path) -> None:
+    found = study._thinned(course(write_run(tmp_path / "npp", 2)), entries=6)
+    assert found["side"] == [2, 2, 1, 1]
+    assert found["images_seen"] == [60, 100, 160, 200]
+    assert found["tokens_computed"] == pytest.approx([60 * 4, 100 * 4, 100 * 4 + 60 * 16, 100 * 4 + 100 * 16])
+    losses = [np.mean([5 - step / 10 for step in steps]) for steps in (range(1, 7), range(7, 11), range(11, 17))]
+    assert found["loss"][:3] == pytest.approx(losses)
+
+
 # The figures
 
 
@@ -161,20 +200,27 @@ FACTS = [
     fact("samples", "random_2x", steps=7, distance=20.0, num_samples=10_000),
     fact("samples", "random_2x", steps=4, distance=30.0, num_samples=10_000),
     fact("samples", "llamagen", steps=64, distance=10.0, num_samples=10_000),
+    fact("step", "npp", patch_side=2, batch_size=10, seconds=30.0),
+    fact("step", "npp", patch_side=1, batch_size=10, seconds=60.0),
+    fact("course", "npp", images_seen=[20, 30], tokens_computed=[80, 240], side=[2, 1], loss=[6.0, 5.0]),
 ]
 
 
 @pytest.mark.quick
 def test_figures_show_the_facts() -> None:
     likelihood, steps, seconds = (
-        draw(FACTS).axes[0]
-        for draw in (study_figures.draw_likelihood, study_figures.draw_steps, study_figures.draw_seconds)
+        drawn(FACTS).axes[0]
+        for drawn in (study_figures.draw_likelihood, study_figures.draw_steps, study_figures.draw_seconds)
     )
     (orders,) = likelihood.lines  # LlamaGen has no blocks
     assert orders.get_xydata().tolist() == [[1, 6], [2, 5], [4, 3]]
     assert [line.get_xydata().tolist() for line in steps.lines] == [[[4, 30], [7, 20]], [[64, 10]]]
     assert seconds.lines[0].get_xydata().tolist() == [[5, 30], [10, 20]]
     assert "FD-cifar10-10000" in steps.get_ylabel()
+    images, tokens, minutes = study_figures.draw_losses(FACTS).axes
+    assert [line.get_xydata().tolist() for line in images.lines] == [[[20, 6]], [[30, 5]]]
+    assert [line.get_xydata().tolist() for line in tokens.lines] == [[[80, 6]], [[240, 5]]]
+    assert [line.get_xydata().tolist() for line in minutes.lines] == [[[1, 6]], [[2, 5]]]  # at each stage's pace
 
 
 @pytest.mark.quick
@@ -193,4 +239,5 @@ def test_what_was_not_measured_yet_is_left_out(tmp_path: Path) -> None:
     outcome = call(study_figures.main, "--results", str(path), "--output_dir", str(tmp_path))
     assert outcome.code == 0, outcome.err
     assert "nothing was measured yet that study_nll.png shows" in outcome.out
-    assert {file.name for file in tmp_path.glob("*.png")} == {"study_steps.png", "study_seconds.png"}
+    names = {"study_steps.png", "study_seconds.png", "study_loss.png"}
+    assert {file.name for file in tmp_path.glob("*.png")} == names
