@@ -33,19 +33,18 @@ from experiments.study_plan import (
 from experiments.sweep import TABLE_NAME, metric_names
 from experiments.tasks import Task, carry_out
 from experiments.tokens import PANELS, course
-from models.loading.checkpoint import CHECKPOINT_NAME, CONFIG_NAME
 from runtime.command import run
 from runtime.config import parse_flags
 from runtime.errors import UserError
 from runtime.files import new_folder, read_json, write_json, write_text
-from runtime.lock import lock_folder
-from training.run_folder import holds_run
 
 Line = dict[str, Any]
 
 
 def main(argv: Sequence[str]) -> None:
     args = parse_flags(argv, "experiments.study", __doc__, StudyArgs)
+    from runtime.lock import lock_folder  # takes seconds
+
     models, root = chosen_models(args.models), Path(args.output_dir)
     root.mkdir(parents=True, exist_ok=True)
     results = Path(args.results or root / "results.jsonl")
@@ -72,6 +71,9 @@ def _train(model: StudyModel, args: StudyArgs, title: str) -> None:
 
 def _begin_where_ended(shorter: StudyModel, folder: Path) -> None:
     """Give a longer training the state that the shorter one ended in, unless it has begun."""
+    from models.loading.checkpoint import CHECKPOINT_NAME, CONFIG_NAME  # takes seconds
+    from training.run_folder import holds_run
+
     ended = folder.parent / shorter.name
     if holds_run(folder):
         return

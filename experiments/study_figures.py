@@ -7,10 +7,8 @@ study_seconds.png, the distance by seconds an image; study_loss.png, the losses 
 --runs output/study also study_samples.png, images of each.
 """
 
-import json
 import math
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +16,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from experiments.study_facts import LONG, NAMES, Key, Line, by_model, name_of, quiet_minutes, read_lines
 from experiments.study_plan import MODELS, PICTURES
+from experiments.tokens import PANELS
 from experiments.tokens import draw as draw_courses
 from runtime.command import run
 from runtime.config import option, parse_flags
@@ -28,23 +28,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Line = dict[str, Any]
-Key = tuple[str, int, int]  # configuration, seed, epochs
 ORDERS = ("checkerboard_2x", "random_2x", "raster_2x")
-NAMES = {
-    "checkerboard_2x": "checkerboard 2x",
-    "checkerboard_4x": "checkerboard 4x",
-    "checkerboard_single": "checkerboard, single scale",
-    "random_2x": "random order 2x",
-    "raster_2x": "raster order 2x",
-    "llamagen": "LlamaGen",
-    "npp": "NPP",
-    "randar_random": "RandAR",
-    "randar_raster": "RandAR, raster",
-}
 COLOURS = {name: f"C{number}" for number, name in enumerate(NAMES)}
 MARKERS = dict(zip(NAMES, "os^Dv<>Pp", strict=True))
-LONG = 20  # epochs; a longer training is drawn thick
 
 
 @dataclass(frozen=True)
@@ -70,29 +56,6 @@ def main(argv: Sequence[str]) -> None:
         else:
             figure.savefig(folder / f"study_{name}.png", dpi=110)
             print(folder / f"study_{name}.png")
-
-
-def read_lines(path: Path) -> list[Line]:
-    """The facts of a file of the study."""
-    if not path.is_file():
-        raise UserError(f"no such file: {path}; name the results of experiments.study")
-    try:
-        lines = [json.loads(text) for text in path.read_text(encoding="utf-8").splitlines()]
-        if all(line["kind"] and line["model"] in NAMES for line in lines):
-            return lines
-    except (ValueError, KeyError, TypeError):
-        pass
-    raise UserError(f"{path} holds other lines than those of experiments.study; run it again")
-
-
-def by_model(lines: Iterable[Line], kind: str) -> dict[Key, list[Line]]:
-    """The lines of a kind, by model, in the order of ``NAMES``."""
-    found: dict[Key, list[Line]] = defaultdict(list)
-    for line in lines:
-        if line["kind"] == kind:
-            found[line["model"], line["seed"], line["epochs"]].append(line)
-    order = list(NAMES)
-    return dict(sorted(found.items(), key=lambda item: (order.index(item[0][0]), *item[0][1:])))
 
 
 def draw_likelihood(lines: Sequence[Line]) -> "Figure | None":
@@ -123,17 +86,11 @@ def draw_seconds(lines: Sequence[Line]) -> "Figure | None":
 
 def draw_losses(lines: Sequence[Line]) -> "Figure | None":
     """Training losses by images, tokens, and minutes at the pace that was measured of a training step."""
-    paces = {(line["model"], line["patch_side"]): line for line in lines if line["kind"] == "step"}
     courses, looks = {}, {}
     for key, (line,) in by_model(lines, "course").items():
-        found = {
-            name.replace("_", " "): np.array(line[name]) for name in ("images_seen", "tokens_computed", "loss", "side")
-        }
-        pace = [paces.get((key[0], side), {"seconds": math.nan, "batch_size": 1}) for side in found["side"]]
-        minutes = [step["seconds"] / step["batch_size"] / 60 for step in pace] * np.diff(
-            found["images seen"], prepend=0
-        )
-        courses[_name(*key)], looks[_name(*key)] = found | {"minutes": minutes.cumsum()}, _look(*key)
+        arrays = {name: np.array(line[name.replace(" ", "_")]) for name in (*PANELS[:2], "loss", "side")}
+        courses[name_of(*key)] = arrays | {PANELS[2]: quiet_minutes(lines, line)}
+        looks[name_of(*key)] = _look(*key)
     return draw_courses(courses, smoothing=1, looks=looks) if courses else None
 
 
@@ -149,7 +106,7 @@ def draw_pictures(runs: Path) -> "Figure":
         files = sorted((runs / model.name / PICTURES).glob("[0-9]*.png"))
         axes.imshow(np.concatenate([np.asarray(Image.open(file).convert("RGB")) for file in files], axis=1))
         axes.set(xticks=[], yticks=[])
-        axes.set_ylabel(_name(model.config, 0, model.epochs or 0), rotation=0, ha="right", va="center", fontsize=8)
+        axes.set_ylabel(name_of(model.config, 0, model.epochs or 0), rotation=0, ha="right", va="center", fontsize=8)
     return figure
 
 
@@ -176,16 +133,12 @@ def _figure(x: str, y: str) -> tuple["Figure", "Axes"]:
 
 def _line(axes: "Axes", key: Key, xs: Sequence[float], ys: Sequence[float]) -> None:
     """One of a model: a colour and a mark for its configuration, dashed for another seed."""
-    axes.plot(xs, ys, label=_name(*key), marker=MARKERS[key[0]], markersize=5, **_look(*key))
+    axes.plot(xs, ys, label=name_of(*key), marker=MARKERS[key[0]], markersize=5, **_look(*key))
 
 
 def _look(config: str, seed: int, epochs: int) -> dict[str, Any]:
     linewidth = 2.5 if epochs > LONG else 1.3
     return {"color": COLOURS[config], "linestyle": "--" if seed else "-", "linewidth": linewidth}
-
-
-def _name(config: str, seed: int, epochs: int) -> str:
-    return NAMES[config] + (f", seed {seed}" if seed else "") + (f", {epochs} epochs" if epochs > LONG else "")
 
 
 def _finished(figure: "Figure", axes: "Axes") -> "Figure | None":

@@ -592,6 +592,7 @@ RULES = (
         makes="output/study",
         added="--models llamagen --epochs 1 --batch_size 5 --grid_samples 4 --num_samples 5",
     ),
+    Rule(r"python -m experiments\.study_tables .*", says="| LlamaGen | ", makes="output/study"),
     Rule(
         r"python -m experiments\.study_figures .*",
         files=("output/study/figures/study_steps.png", "output/study/figures/study_samples.png"),
@@ -771,7 +772,7 @@ def options(program: str, *flags: str) -> dict[str, str]:
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_help_says_what_every_option_means(program: str) -> None:
     explained = options(program)
-    assert len(re.findall(r"^  (?:-h, )?--", help_text(program), flags=re.MULTILINE)) == len(explained) > 2
+    assert len(re.findall(r"^  (?:-h, )?--", help_text(program), flags=re.MULTILINE)) == len(explained) > 1
     assert not [name for name, text in explained.items() if len(text.split()) < 2]
 
 

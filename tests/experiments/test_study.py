@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import study, study_figures, study_plan
+from experiments import study, study_figures, study_plan, study_tables
 from experiments.study_plan import MODELS, StudyArgs, StudyModel, measuring_tasks, training_task
 from experiments.tokens import course
 from runtime.config import read_yaml
@@ -197,12 +197,13 @@ FACTS = [
     fact("likelihood", "llamagen", steps_per_scale=None, finest_scale={"nats_per_token": 4.0}),
     fact("time", "random_2x", steps=7, seconds=0.01, machine="M"),
     fact("time", "random_2x", steps=4, seconds=0.005, machine="M"),
-    fact("samples", "random_2x", steps=7, distance=20.0, num_samples=10_000),
-    fact("samples", "random_2x", steps=4, distance=30.0, num_samples=10_000),
-    fact("samples", "llamagen", steps=64, distance=10.0, num_samples=10_000),
+    fact("samples", "random_2x", steps=7, distance=20.0, num_samples=10_000, cfg=1.5, accuracy=0.75),
+    fact("samples", "random_2x", steps=4, distance=30.0, num_samples=10_000, cfg=2.0, accuracy=0.5),
+    fact("samples", "llamagen", steps=64, distance=10.0, num_samples=10_000, cfg=3.0, accuracy=None),
     fact("step", "npp", patch_side=2, batch_size=10, seconds=30.0),
     fact("step", "npp", patch_side=1, batch_size=10, seconds=60.0),
     fact("course", "npp", images_seen=[20, 30], tokens_computed=[80, 240], side=[2, 1], loss=[6.0, 5.0]),
+    fact("samples", "npp", steps=64, distance=9.0, num_samples=10_000, cfg=1.0, accuracy=1.0),
 ]
 
 
@@ -214,13 +215,27 @@ def test_figures_show_the_facts() -> None:
     )
     (orders,) = likelihood.lines  # LlamaGen has no blocks
     assert orders.get_xydata().tolist() == [[1, 6], [2, 5], [4, 3]]
-    assert [line.get_xydata().tolist() for line in steps.lines] == [[[4, 30], [7, 20]], [[64, 10]]]
+    assert [line.get_xydata().tolist() for line in steps.lines] == [[[4, 30], [7, 20]], [[64, 10]], [[64, 9]]]
     assert seconds.lines[0].get_xydata().tolist() == [[5, 30], [10, 20]]
     assert "FD-cifar10-10000" in steps.get_ylabel()
     images, tokens, minutes = study_figures.draw_losses(FACTS).axes
     assert [line.get_xydata().tolist() for line in images.lines] == [[[20, 6]], [[30, 5]]]
     assert [line.get_xydata().tolist() for line in tokens.lines] == [[[80, 6]], [[240, 5]]]
     assert [line.get_xydata().tolist() for line in minutes.lines] == [[[1, 6]], [[2, 5]]]  # at each stage's pace
+
+
+@pytest.mark.quick
+def test_tables_have_the_facts(tmp_path: Path) -> None:
+    path = tmp_path / "study.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in FACTS))
+    outcome = call(study_tables.main, "--results", str(path))
+    rows = [tuple(cell.strip() for cell in line.strip("|").split("|")) for line in outcome.out.splitlines() if line]
+    assert ("random order 2x", "-", "-", "-", "7", "1.5", "20.00", "0.750", "10.0") in rows  # the lowest distance
+    assert ("LlamaGen", "-", "-", "-", "64", "3", "10.00", "-", "-") in rows
+    assert ("NPP", "8", "0.0", "2", "64", "1", "9.00", "1.000", "-") in rows
+    assert ("random order 2x", "4: 30.00, 7: 20.00") in rows
+    assert ("random order 2x", "-", "6.000", "5.000", "3.000") in rows  # code by code, 1, 2 and 4 steps
+    assert ("LlamaGen", "4.000", "-", "-", "-") in rows
 
 
 @pytest.mark.quick

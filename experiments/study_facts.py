@@ -1,0 +1,66 @@
+"""What the study has measured, as its JSON lines say it: one fact a line (docs/study.md)."""
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from runtime.errors import UserError
+
+Line = dict[str, Any]
+Key = tuple[str, int, int]  # configuration, seed, epochs
+NAMES = {
+    "checkerboard_2x": "checkerboard 2x",
+    "checkerboard_4x": "checkerboard 4x",
+    "checkerboard_single": "checkerboard, single scale",
+    "random_2x": "random order 2x",
+    "raster_2x": "raster order 2x",
+    "llamagen": "LlamaGen",
+    "npp": "NPP",
+    "randar_random": "RandAR",
+    "randar_raster": "RandAR, raster",
+}
+LONG = 20  # epochs; a longer training is named with them
+
+
+def read_lines(path: Path) -> list[Line]:
+    """The facts of a file of the study."""
+    if not path.is_file():
+        raise UserError(f"no such file: {path}; name the results of experiments.study")
+    try:
+        lines = [json.loads(text) for text in path.read_text(encoding="utf-8").splitlines()]
+        if all(line["kind"] and line["model"] in NAMES for line in lines):
+            return lines
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise UserError(f"{path} holds other lines than those of experiments.study; run it again")
+
+
+def by_model(lines: Iterable[Line], kind: str) -> dict[Key, list[Line]]:
+    """The lines of a kind, by model, in the order of ``NAMES``."""
+    found: dict[Key, list[Line]] = defaultdict(list)
+    for line in lines:
+        if line["kind"] == kind:
+            found[line["model"], line["seed"], line["epochs"]].append(line)
+    order = list(NAMES)
+    return dict(sorted(found.items(), key=lambda item: (order.index(item[0][0]), *item[0][1:])))
+
+
+def name_of(config: str, seed: int, epochs: int) -> str:
+    """What figures and tables call a model."""
+    return NAMES[config] + (f", seed {seed}" if seed else "") + (f", {epochs} epochs" if epochs > LONG else "")
+
+
+def quiet_minutes(lines: Sequence[Line], course: Line) -> np.ndarray:
+    """Minutes of a training at each point of its course, at the measured pace of a step; NaN where none was measured.
+
+    They compare models; the minutes that the trainings took beside other work do not.
+    """
+    steps = {(line["model"], line["patch_side"]): line for line in lines if line["kind"] == "step"}
+    known = [steps.get((course["model"], side)) for side in course["side"]]
+    an_image = [math.nan if step is None else step["seconds"] / step["batch_size"] for step in known]
+    return (an_image * np.diff(course["images_seen"], prepend=0)).cumsum() / 60

@@ -1,0 +1,93 @@
+"""Print the tables of the study from what it measured, in Markdown (docs/study.md).
+
+    python -m experiments.study_tables --results docs/study.jsonl
+
+They are: each model at its best number of steps, beside what it costs; the distances of all numbers of steps; the
+likelihood by order and steps per scale.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from experiments.study_facts import Key, Line, by_model, name_of, quiet_minutes, read_lines
+from runtime.command import run
+from runtime.config import option, parse_flags
+
+Row = Sequence[str]
+COSTS = ("model", "tokens of an image", "tokens seen, millions", "minutes of training")
+BEST = ("steps", "guidance", "FD-cifar10", "class accuracy", "ms an image")
+
+
+@dataclass(frozen=True)
+class TablesArgs:
+    """What to print."""
+
+    results: str = option("docs/study.jsonl", "JSON lines of experiments.study to print")
+
+
+def main(argv: Sequence[str]) -> None:
+    args = parse_flags(argv, "experiments.study_tables", __doc__, TablesArgs)
+    lines = read_lines(Path(args.results))
+    print(markdown([(*COSTS, *BEST), *_best_rows(lines)]))
+    print()
+    print(markdown([("model", "FD-cifar10, by steps of an image"), *_distance_rows(lines)]))
+    print()
+    print(markdown(_likelihood_rows(lines)))
+
+
+def markdown(rows: Iterable[Row]) -> str:
+    """A table, whose first row is its head."""
+    head, *rest = ("| " + " | ".join(row) + " |" for row in rows)
+    return "\n".join([head, "|" + "---|" * (head.count("|") - 1), *rest])
+
+
+def _best_rows(lines: Sequence[Line]) -> Iterator[Row]:
+    """A model at its lowest distance; before it what its training cost, at the pace of a quiet machine."""
+    courses, times = by_model(lines, "course"), by_model(lines, "time")
+    for key, found in by_model(lines, "samples").items():
+        best = min(found, key=lambda line: line["distance"])
+        yield (name_of(*key), *_costs(lines, courses.get(key)), *_drawing(best), _milliseconds(times, key, best))
+
+
+def _costs(lines: Sequence[Line], course: Sequence[Line] | None) -> Row:
+    if course is None:
+        return ("-",) * 3
+    images, tokens = (course[0][name][-1] for name in ("images_seen", "tokens_computed"))
+    return f"{tokens / images:.0f}", f"{tokens / 1e6:.1f}", _number(quiet_minutes(lines, course[0])[-1], 0)
+
+
+def _drawing(line: Line) -> Row:
+    accuracy = math.nan if line["accuracy"] is None else line["accuracy"]
+    return str(line["steps"]), f"{line['cfg']:g}", f"{line['distance']:.2f}", _number(accuracy, 3)
+
+
+def _milliseconds(times: dict[Key, list[Line]], key: Key, best: Line) -> str:
+    """Drawing of another seed or training takes as long, but each was timed."""
+    seconds = {line["steps"]: line["seconds"] for line in times.get(key, [])}
+    return _number(1000 * seconds.get(best["steps"], math.nan), 1)
+
+
+def _distance_rows(lines: Sequence[Line]) -> Iterator[Row]:
+    for key, found in by_model(lines, "samples").items():
+        rows = sorted(found, key=lambda line: line["steps"])
+        yield name_of(*key), ", ".join(f"{line['steps']}: {line['distance']:.2f}" for line in rows)
+
+
+def _likelihood_rows(lines: Sequence[Line]) -> Iterator[Row]:
+    """Of the finest scale of test images; a model that is scored code by code has one value."""
+    found = by_model(lines, "likelihood")
+    columns = sorted({line["steps_per_scale"] or 0 for rows in found.values() for line in rows})
+    yield "nats a token", *(f"{steps} steps per scale" if steps else "code by code" for steps in columns)
+    for key, rows in found.items():
+        nats = {line["steps_per_scale"] or 0: line["finest_scale"]["nats_per_token"] for line in rows}
+        yield name_of(*key), *(_number(nats.get(steps, math.nan), 3) for steps in columns)
+
+
+def _number(value: float, digits: int) -> str:
+    return "-" if math.isnan(value) else f"{value:.{digits}f}"
+
+
+if __name__ == "__main__":
+    run(main)
