@@ -24,7 +24,7 @@ def main(argv: Sequence[str]) -> None:
     settings, name = parse_config(argv, "main.py", __doc__, sections, others=["sampling"])
     from training.job import prepare_and_train  # takes seconds to import
 
-    prepare_and_train(settings["model"], *settings["args"], name)
+    prepare_and_train(settings["model"], *settings["args"], name, None if path is None else located(path))
 
 
 def command() -> None:

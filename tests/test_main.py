@@ -166,6 +166,9 @@ def test_what_previews_are_drawn_by_is_recommended(finished: tuple[Path, Path, O
     command += ["--autoenc", str(tmp_path / "run")]
     assert call(main.main, *command).code == 0
     assert yaml.safe_load(place.read_text())["sampling"] == {"cfg": 0.5}
+    command[3] = str(tmp_path / "new")  # another run, of the same configuration
+    assert call(main.main, *command[:-4], "--epochs", "1", *command[-2:]).code == 0
+    assert yaml.safe_load((tmp_path / "new/config.yaml").read_text())["sampling"] == {"cfg": 0.5}
 
     shutil.copytree(finished[0], tmp_path / "other")  # which no sweep has changed
     command = ["--config", str(finished[1]), "--output_dir", str(tmp_path / "other"), "--epochs", "3"]

@@ -9,7 +9,7 @@ import torch
 from data.report import check_data
 from models.config import Drawing, GeneratorConfig
 from models.loading.autoencoder import autoencoder_hash, load_autoencoder
-from models.loading.checkpoint import CHECKPOINT_NAME, initialize_from, model_class
+from models.loading.checkpoint import CHECKPOINT_NAME, initialize_from, model_class, recommended_settings
 from runtime import distributed
 from runtime.device import describe_size, pick_device
 from runtime.files import write_text
@@ -27,8 +27,15 @@ NUM_SCORED_DIGITS = 500
 NEAR_CHANCE = 0.25  # nats: a model that has learned little more than how frequent each code is
 
 
-def prepare_and_train(config: GeneratorConfig, args: TrainArgs, drawing: Drawing, name: str) -> None:
-    """Look at the data, make or open a cache, and train, as ``args`` of the configuration ``name`` say."""
+def prepare_and_train(
+    config: GeneratorConfig, args: TrainArgs, drawing: Drawing, name: str, configuration: Path | None
+) -> None:
+    """Look at the data, make or open a cache, and train, as ``args`` of the configuration ``name`` say.
+
+    ``drawing`` is that of the previews; the file of the ``configuration`` may recommend another.
+    """
+    if configuration is not None:
+        recommended_settings(configuration, type(drawing))  # a mistake there is an error now, not after the cache
     source = open_source(config, args)
     if args.check_data:
         check_data(source.images, args.num_workers, config.num_classes if config.class_cond else 0)
@@ -65,7 +72,8 @@ def prepare_and_train(config: GeneratorConfig, args: TrainArgs, drawing: Drawing
                 for remark in initialize_from(model, args.weights_init):
                     distributed.say(remark)
             task = GeneratorTask(model, args, drawing, list(source.class_keys))
-            settings = run_settings(config, task.settings) | {"sampling": sampling_settings(folder, task.drawing)}
+            settings = run_settings(config, task.settings)
+            settings["sampling"] = sampling_settings(folder, task.drawing, configuration)
             train(Trainer(task, dataset, args, folder, device, settings))
     distributed.tear_down()
 

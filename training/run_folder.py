@@ -26,10 +26,14 @@ def run_settings(config: GeneratorConfig, args: Any) -> dict[str, Any]:
     return {"model": plain(replace(config, autoenc=AUTOENCODER_PATHS)), "args": plain(args)}
 
 
-def sampling_settings(folder: Path, drawing: Drawing) -> dict[str, Any]:
-    """The ``sampling:`` section for a run: that of its previews, unless something else was written there since."""
-    place, own = folder / CONFIG_NAME, plain_settings(drawing.changed)
-    if not place.exists():
+def sampling_settings(folder: Path, drawing: Drawing, configuration: Path | None) -> dict[str, Any]:
+    """The ``sampling:`` section for a run: that of its previews, unless something else was written there since.
+
+    For a new run, unless something else was written into the ``configuration`` that it begins from.
+    """
+    own, places = plain_settings(drawing.changed), (folder / CONFIG_NAME, configuration)
+    place = next((place for place in places if place is not None and place.exists()), None)
+    if place is None:
         return own
     found, before = plain_settings(recommended_settings(place, type(drawing))), read_yaml(place).get("args") or {}
     of_previews = {name: before[name] for name in own | found if name in before}
