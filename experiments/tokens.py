@@ -85,6 +85,7 @@ def draw(
 ) -> Any:
     """A panel for each cost, a colour for each run; or ``looks``, what matplotlib takes for its lines."""
     from matplotlib.figure import Figure  # takes a second to import
+    from matplotlib.ticker import EngFormatter
 
     figure = Figure(figsize=(4.2 * len(PANELS), 4), layout="constrained")
     for axes, cost in zip(figure.subplots(1, len(PANELS), sharey=True), PANELS, strict=True):
@@ -98,6 +99,7 @@ def draw(
                 axes.plot(xs, ys, label=label, **look)
         axes.set_xlabel(cost)
         axes.locator_params(axis="x", nbins=5)
+        axes.xaxis.set_major_formatter(EngFormatter())
         axes.grid(alpha=0.3)
     figure.axes[0].set_ylabel("training loss (nats a token)")
     figure.axes[-1].legend(fontsize=8)
