@@ -6,6 +6,7 @@ Tasks of a model come in the order to run them.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from experiments.tasks import Task
 from runtime.config import option, read_yaml
@@ -24,7 +25,10 @@ class StudyArgs:
     """What to train and to measure."""
 
     models: str | None = option(None, "names of models to train and to measure, separated by commas; default all")
-    data_path: str = option("data/cifar10", "root of CIFAR-10 as class folders, train/CLASS/IMAGE and test/CLASS/IMAGE")
+    dataset: Literal["folder", "cifar10"] = option(
+        "folder", "folder (class folders or parquet files), or cifar10 (torchvision's files)"
+    )
+    data_path: str = option("data/cifar10", "where CIFAR-10 is, its 50,000 training and 10,000 test images")
     output_dir: str = option("output/study", "folder of the runs and of what was measured")
     epochs: int | None = option(None, "passes over the data of every model; default those of its configuration")
     batch_size: int | None = option(None, "images a step of every model; default those of its configuration")
@@ -96,7 +100,7 @@ def chosen_models(names: str | None) -> list[StudyModel]:
 def training_task(model: StudyModel, args: StudyArgs) -> Task:
     folder, root = Path(args.output_dir) / model.name, Path(args.output_dir)
     train = [str(PROJECT / "main.py"), "--config", str(model.config_path), "--output_dir", str(folder)]
-    train += ["--data_path", args.data_path, "--cached_path", str(root / "codes"), "--seed", str(model.seed)]
+    train += [*_data(args), "--cached_path", str(root / "codes"), "--seed", str(model.seed)]
     train += [] if args.batch_size is None else ["--batch_size", str(args.batch_size)]
     return Task("training", (*train, "--epochs", str(epochs_of(model, args))), folder / TRAINED)
 
@@ -111,7 +115,7 @@ def measuring_tasks(model: StudyModel, args: StudyArgs) -> Iterator[Task]:
     of_run = ("--checkpoint", str(folder))
     for steps in LIKELIHOOD_STEPS if model.in_blocks else (None,):
         file = folder / f"likelihood{'' if steps is None else f'-{steps}'}.json"
-        score = ("-m", "experiments.likelihood", *of_run, "--data_path", args.data_path, "--output_file", str(file))
+        score = ("-m", "experiments.likelihood", *of_run, *_data(args), "--output_file", str(file))
         in_steps = () if steps is None else ("--steps_per_scale", str(steps))
         yield Task(" ".join(["likelihood", *in_steps]), score + in_steps, file)
     for side in patch_sides(model):
@@ -162,6 +166,10 @@ def picture_task(model: StudyModel, args: StudyArgs, cfg: float, steps: int | No
     draw = [str(PROJECT / "main_sample.py"), "--checkpoint", str(run), "--output_dir", str(run / PICTURES), *BATCH]
     draw += ["--num_samples", str(PICTURED), *_drawing(model, [cfg], [] if steps is None else [steps])]
     return Task("pictures", tuple(draw), run / PICTURES / "grid.png")
+
+
+def _data(args: StudyArgs) -> tuple[str, ...]:
+    return "--dataset", args.dataset, "--data_path", args.data_path
 
 
 def _drawing(model: StudyModel, cfgs: Sequence[float], steps: Sequence[int]) -> list[str]:

@@ -340,8 +340,10 @@ def trains(form: str, folder: str, **rest: Any) -> Rule:
     return Rule(rf"python main\.py --config configs/{form}", files=run_files(folder), makes=folder, **rest)
 
 
-def makes_autoencoder(config: str, folder: str, added: str, weights: str = "autoencoder.safetensors") -> Rule:
-    form = rf"python train_ae_codebook/main\.py --config train_ae_codebook/{config}\.yaml.*"
+def makes_autoencoder(
+    config: str, folder: str, added: str, weights: str = "autoencoder.safetensors", flags: str = ".*"
+) -> Rule:
+    form = rf"python train_ae_codebook/main\.py --config train_ae_codebook/{config}\.yaml{flags}"
     files = (f"{folder}/autoencoder_config.yaml", f"{folder}/{weights}")
     return Rule(form, files=files, makes=folder, added=f"--epochs 1 --num_workers 0 {added}")
 
@@ -608,9 +610,17 @@ RULES = (
         "config_digits", "output/digits", "--batch_size 300 --full_size_share 0 --export_dir output/digits"
     ),
     makes_autoencoder("config_own_32", "output/mine/tokenizer/autoencoder", "--batch_size 12"),
-    makes_autoencoder("config_cifar10", "output/autoencoders/own/autoencoder", "--batch_size 12"),
     makes_autoencoder(
-        "config_cifar10_4096", "output/autoencoders/config_cifar10_4096/autoencoder", "--batch_size 5 --dtype float32"
+        "config_cifar10_4096",
+        "output/autoencoders/own/autoencoder",
+        "--batch_size 12 --dtype float32",
+        flags=" --data_path path/to/images .*",
+    ),
+    makes_autoencoder(
+        "config_cifar10_4096",
+        "output/autoencoders/config_cifar10_4096/autoencoder",
+        "--batch_size 5 --dtype float32",
+        flags="",
     ),
     Rule(
         r"python train_ae_codebook/evaluate\.py .* --features cifar10",
