@@ -25,7 +25,6 @@ from models.sampling import checked_drawing
 from runtime.command import explain
 from runtime.config import Option, typed
 from runtime.errors import UserError
-from sampling.job import given_settings
 from sampling.labels import labels_text
 from sampling.options import ModelArgs, SampleArgs
 
@@ -131,7 +130,7 @@ def class_choices(model: Generator) -> list[tuple[str, int]]:
 
 def usual_drawing(model: Generator) -> Drawing:
     """What a model draws with if nothing else is said."""
-    return checked_drawing(model, given_settings(model, {}))
+    return checked_drawing(model, {})
 
 
 def picture_to_edit(path: str, model: Generator) -> Image.Image:

@@ -28,7 +28,7 @@ from runtime.errors import UserError
 from runtime.files import whole, write_json
 from sampling.editing import Edit, make_edit
 from sampling.folder import GRID_NAME, SETTINGS_NAME, image_name, sample_settings
-from sampling.job import EDITED, choose_labels, folder_of_now, given_settings, save_overview
+from sampling.job import EDITED, choose_labels, folder_of_now, save_overview
 from sampling.labels import class_captions
 from sampling.maps import num_steps, step_images
 from sampling.options import SampleArgs
@@ -141,7 +141,7 @@ def draw(loaded: Loaded, request: DrawingRequest, root: Path, job: Job, queue: J
     if not 1 <= args.num_samples <= MAX_IMAGES:
         raise UserError(f"the number of images is {args.num_samples}; it must lie between 1 and {MAX_IMAGES}")
     edit = None if request.image is None else make_edit(request.image, request.mask, model)
-    drawing = checked_drawing(model, given_settings(model, dict(request.settings)), keeps=edit is not None)
+    drawing = checked_drawing(model, dict(request.settings), keeps=edit is not None)
     labels = choose_labels(model, args)
     captions = class_captions(model, labels)
     steps_shown = StepPictures(job, model, captions, edit)

@@ -20,6 +20,7 @@ from models.draw import DRAWING_VERSION
 from models.family import Generator
 from models.loading.checkpoint import find_checkpoint, load_checkpoint
 from models.loading.identity import model_sha256
+from models.sampling import warnings_of
 from runtime import distributed
 from runtime.config import plain
 from runtime.device import pick_device
@@ -132,7 +133,7 @@ class CheckpointResults:
         An earlier result of other settings keeps its metrics under another name.
         """
         args, samples, file = self.args, folder / SAMPLES_NAME, folder / RESULT_NAME
-        self._warn(drawing.warnings(self.model.scale_sizes))
+        self._warn(warnings_of(self.model, drawing))
         labels = balanced_labels(self.model, args.num_samples)
         batch_size = args.batch_size or distributed.from_main(pick_batch_size(self.model, drawing))
         request = Request(labels, drawing, args.seed, batch_size, args.compile, resize_to=args.resize_to)

@@ -81,8 +81,7 @@ def sample_and_evaluate(args: RunArgs, given: dict[str, Any]) -> None:
 
     results = CheckpointResults(args)
     preset = PRESETS[args.preset] if args.preset else None
-    defaults = {} if results.model.config.class_cond else {"cfg": 0.0}
-    drawing = checked_drawing(results.model, defaults | (preset.drawing if preset else {}) | given)
+    drawing = checked_drawing(results.model, (preset.drawing if preset else {}) | given)
     folder = Path(args.output_dir or default_folder(args, drawing))
     with lock_folder(folder):
         known = results.find(folder, drawing)

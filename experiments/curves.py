@@ -62,7 +62,10 @@ def read_steps(folder: Path) -> list[dict[str, float]]:
 
 
 def save_curves(entries: Sequence[dict[str, float]], grid: Path | None, smoothing: int, path: str) -> None:
-    """A picture: a panel each for loss and accuracy, with a line a scale; beside them the grid, if there is one."""
+    """A picture: a panel each for loss and accuracy, with a line a scale; beside them the grid, if there is one.
+
+    Of a model of one scale there is one line.
+    """
     from matplotlib.figure import Figure
     from matplotlib.image import imread
 
@@ -70,10 +73,11 @@ def save_curves(entries: Sequence[dict[str, float]], grid: Path | None, smoothin
     panels = figure.subplots(1, 3 if grid else 2)
     epochs = [entry["epoch"] for entry in entries]
     for axes, (prefix, label) in zip(panels, PANELS, strict=False):
-        for name in (key for key in entries[0] if key.startswith(prefix)):
-            side = name.removeprefix(prefix)
+        sides = [key.removeprefix(prefix) for key in entries[0] if key.startswith(prefix)]
+        lines = {f"{prefix}{side}": f"{side} x {side}" for side in sides}
+        for name, scale in (lines or {prefix.removesuffix("_scale_"): "all codes"}).items():
             means = smooth([entry.get(name, math.nan) for entry in entries], smoothing)
-            axes.plot(epochs, means, marker="o" if len(means) < FEW else None, label=f"{side} x {side}")
+            axes.plot(epochs, means, marker="o" if len(means) < FEW else None, label=scale)
         axes.set(xlabel="epoch", ylabel=label)
         axes.grid(alpha=0.3)
     panels[0].legend(title="scale", fontsize=8)

@@ -109,11 +109,12 @@ def sweep(args: SweepArgs, values: Mapping[str, Sequence[Any]], given: Collectio
     results = CheckpointResults(args)
     known = {f.name for f in fields(results.model.Drawing)}
     swept = {name: found for name, found in values.items() if name in given or name in known}
-    swept["cfg"] = swept.pop("cfg")
+    cfgs = swept.pop("cfg")
+    swept["cfg"] = cfgs if "cfg" in given or results.model.config.class_cond else [0.0]
     choices = [dict(zip(swept, chosen, strict=True)) for chosen in product(*swept.values())]
     drawings = [checked_drawing(results.model, choice) for choice in choices]
     columns = ["cfg", *(name for name in swept if name != "cfg" and (name in DEFAULTS or len(swept[name]) > 1))]
-    folder = Path(args.output_dir or f"output/sweep/{results.checkpoint.resolve().parent.name}")
+    folder = Path(args.output_dir or f"output/sweep/{results.checkpoint.absolute().parent.name}")
     num_steps, is_main = results.model.num_steps, distributed.is_main()
     with lock_folder(folder):
         found = {drawing: results.find(folder / drawing.label, drawing) for drawing in drawings}

@@ -32,6 +32,8 @@ class TimingArgs(SamplingArgs):
         super().__post_init__()
         if self.checkpoint is None:
             raise UserError("name the --checkpoint to time")
+        if self.resize_to is not None:
+            raise UserError("timing stores no images; leave out resize_to")
         check_at_least(1, self, "repeats")
 
 

@@ -108,8 +108,8 @@ class VQVAEConfig(AutoencoderConfig):
 class AutoencoderPaths:
     """Files of the frozen autoencoder, or their folder as ``checkpoint_path``.
 
-    Relative paths are tried from here, then from the project's folder; beside a checkpoint from its folder, then from
-    the project's, and they lie in one of the two.
+    Relative paths are tried from here, then from the folders of the project and of the configuration; beside a
+    checkpoint from its folder, then from the project's and from here, and they lie in one of these.
     """
 
     config_path: str | None = option(None, "YAML of the architecture; without one it is read off the weights")

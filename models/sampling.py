@@ -50,8 +50,8 @@ def sample(
     labels = as_labels(_indices(model, labels))
     settings = checked_drawing(model, drawing, keeps=keep is not None)
     model.check_labels(labels)
-    if settings.uses_cfg and not model.config.class_cond:
-        warnings.warn("cfg has no effect on an unconditional model", stacklevel=2)
+    for warning in warnings_of(model, settings):
+        warnings.warn(warning, stacklevel=2)
     seeds = torch.randint(NUM_SEEDS, (len(labels),)).tolist() if seeds is None else seeds
     return model.sampler(len(labels), settings, compiled)(labels, seeds, keep, keep_codes, order)
 
@@ -81,14 +81,21 @@ def make_sampler(model: Generator, batch: int, compiled: bool = False, **drawing
 def checked_drawing(model: Generator, settings: dict[str, Any], keeps: bool = False) -> Drawing:
     """A family's settings of a drawing, checked: those that are given, the recommended ones, or defaults.
 
-    ``keeps`` says that some codes will stay: editing.
+    The default of a model without classes is no guidance. ``keeps`` says that some codes will stay: editing.
     """
     known = [f.name for f in fields(model.Drawing)]
     for name in settings:
         if name not in known:
             raise UserError(f"{name} means nothing to {model.config.architecture}, which has {', '.join(known)}")
-    hints, settings = get_type_hints(model.Drawing), model.recommended | settings
+    defaults = {} if model.config.class_cond else {"cfg": 0.0}
+    hints, settings = get_type_hints(model.Drawing), defaults | model.recommended | settings
     values = {name: value.item() if isinstance(value, np.generic) else value for name, value in settings.items()}
     drawing = model.Drawing(**{name: typed(value, hints[name], name) for name, value in values.items()})
     model.check_drawing(drawing, keeps)
     return drawing
+
+
+def warnings_of(model: Generator, drawing: Drawing) -> list[str]:
+    """What of a drawing's settings has no effect, or another than one may think."""
+    unguided = drawing.uses_cfg and not model.config.class_cond
+    return drawing.warnings(model.scale_sizes) + (["cfg has no effect on a model without classes"] if unguided else [])

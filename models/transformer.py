@@ -15,7 +15,7 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex
 from torch.utils.checkpoint import checkpoint
 
 from models.config import TransformerConfig
-from models.linear import Linear, linear, linear_cross_entropy
+from models.linear import MANY_LOGITS, Linear, linear, linear_cross_entropy
 
 PART = 96  # tokens at least that attend by one call
 
@@ -161,6 +161,22 @@ def head_loss(x: Tensor, targets: Tensor, weight: Tensor, bias: Tensor | None = 
     with torch.autocast(x.device.type, enabled=False):
         rows = as_dtype(x, torch.float32).flatten(0, 1)
         return linear_cross_entropy(rows, weight, targets.flatten(), bias)
+
+
+@torch.no_grad()
+def head_metrics(x: Tensor, targets: Tensor, weight: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Cross-entropy in nats of each target (B, T), and 1 where it has the largest logit, else 0; as ``head_loss``.
+
+    A part of the logits at a time: a step that logs needs no more memory than others.
+    """
+    rows, flat = x.flatten(0, 1), targets.flatten()
+    found = []
+    for part, wanted in zip(rows.split(parts := max(1, MANY_LOGITS // len(weight))), flat.split(parts), strict=True):
+        logits = float32_logits(part, weight, bias)
+        hits = logits.argmax(-1) == wanted
+        found.append(torch.stack([F.cross_entropy(logits, wanted, reduction="none"), hits.float()]))
+    nats, hits = torch.cat(found, dim=1).view(2, *targets.shape)
+    return nats, hits
 
 
 def modulate(x: Tensor, shift_scale: ShiftScale) -> Tensor:

@@ -14,6 +14,7 @@ images that are done are those of any npz. Two may hold the same image: its seed
 Letters: N images, n of a batch, L locations of all scales, S side of a scale, H, W image sides in pixels.
 """
 
+import json
 import os
 import re
 import shutil
@@ -46,6 +47,7 @@ from sampling.pictures import png_has_its_end, read_png, save_png, write_npz
 
 SETTINGS_NAME, PROGRESS_NAME, NPZ_NAME, CODES_NAME = "samples.json", ".progress", "samples.npz", "codes.npz"
 GRID_NAME, MAPS_NAME = "grid.png", "maps.npz"
+PNG_TEXT = "parameters"  # of a PNG: how it was drawn, as JSON
 ENTROPY_NAME, ANIMATION_NAME = "entropy_by_step.png", "animation.gif"
 NUMBER, MAX_PNGS = 6 * "[0-9]", 10**6
 UNUSED_NAME = ".progress.unused"  # progress that is being prepared, or removed
@@ -57,6 +59,7 @@ UNIMPORTANT = (
     *("batch_size", "compile", "output_dir", "duplicates"),
     *("checkpoint", "config", "edit", "mask", "label_file"),
 )
+OF_ALL = ("images", "num_samples", "format", "save_codes", "maps", "animation", "list_classes")  # say nothing of one
 MAPS = ("codes", "entropy", "step", "probability")
 # Threads that write, one a core: of 256 px, on 2 cores, one writes 125 PNGs a second, two 245, and four no more.
 WRITERS = min(8, os.cpu_count() or 1)
@@ -197,6 +200,7 @@ class SampleFolder:
         """Images may be added while this lasts; when it ends, those that were added are in their files."""
         self.mine, self.pending = self.progress / f"rank{distributed.rank()}-{uuid4().hex}", deque[Future[None]]()
         self.mine.mkdir()
+        self.settings = read_json(self.path / SETTINGS_NAME) or {}
         with ThreadPoolExecutor(WRITERS) as self.writers:  # waits for them, whatever stopped the drawing
             yield
             for written in self.pending:
@@ -220,11 +224,18 @@ class SampleFolder:
         else:
             for index, image in zip(indices, images, strict=True):
                 temporary = self.mine / image_name(index)
-                save_png(image, temporary)
+                save_png(image, temporary, {PNG_TEXT: self._about(index)})
                 flush(temporary)
                 temporary.replace(self.path / image_name(index))
             flush(self.path)
         _write_batch(self.mine, indices, [_hash(image) for image in images], kept)
+
+    def _about(self, index: int) -> str:
+        """What ``samples.json`` says of one image, as JSON."""
+        shared = {name: value for name, value in self.settings.items() if name not in (*OF_ALL, *UNIMPORTANT)}
+        own = self.settings["images"][index] if "images" in self.settings else {}
+        found = shared | own
+        return json.dumps({name: found[name] for name in found if name != "file" and found[name] is not None})
 
     def num_stored(self) -> int:
         """How many images all ranks have stored by now, as far as this machine can see."""

@@ -17,7 +17,7 @@ from models.config import Drawing
 from models.family import Generator, Samples
 from models.loading.checkpoint import load_checkpoint, random_model
 from models.loading.identity import model_sha256
-from models.sampling import checked_drawing
+from models.sampling import checked_drawing, warnings_of
 from runtime import distributed
 from runtime.config import as_flags
 from runtime.device import describe_size, pick_device
@@ -46,16 +46,12 @@ def draw_samples(args: SampleArgs, settings: dict[str, Any]) -> None:
     if args.list_classes:
         distributed.say("\n".join(f"{label}: {name}" for label, name in enumerate(listed_names(model))))
         return
-    settings = given_settings(model, settings)
     drawing = checked_drawing(model, settings, keeps=args.edit is not None)
     _say_recommended(model, settings)
     side = stored_side(model, drawing, args.resize_to)
     labels = choose_labels(model, args)
     sha256 = model_sha256(model) if distributed.is_main() else ""
-    warnings = drawing.warnings(model.scale_sizes)
-    if drawing.uses_cfg and not model.config.class_cond:
-        warnings.append("cfg has no effect on a model without classes")
-    for warning in warnings:
+    for warning in warnings_of(model, drawing):
         distributed.say(f"warning: {warning}")
     place_model(model, args, device)
     edit = None if args.edit is None else make_edit(args.edit, args.mask, model)
@@ -129,11 +125,6 @@ def _load_model(args: SampleArgs) -> Generator:
     autoencoder = "" if has_autoencoder else ", with a random autoencoder"
     distributed.say(f"random weights of {args.config}{autoencoder}: expect noise")
     return model
-
-
-def given_settings(model: Generator, settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings of a drawing that were given; of a model without classes, no guidance where none was."""
-    return settings if model.config.class_cond else {"cfg": 0.0} | settings  # the default is for models with classes
 
 
 def choose_labels(model: Generator, args: SampleArgs) -> list[int]:

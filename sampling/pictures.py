@@ -2,12 +2,13 @@
 
 import math
 import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 from torchvision.utils import make_grid
 
@@ -22,9 +23,12 @@ MIN_CAPTIONED_SIDE = 128  # pixels; each image with a caption below has at least
 MIN_GRID_SIDE = 64  # pixels; each image of a grid has at least as many, or nearly
 
 
-def save_png(image: Tensor, path: Path) -> None:
-    """Write one uint8 image (3, H, W)."""
-    Image.fromarray(image.permute(1, 2, 0).cpu().numpy()).save(path)
+def save_png(image: Tensor, path: Path, text: Mapping[str, str] | None = None) -> None:
+    """Write one uint8 image (3, H, W), and what ``text`` says of it."""
+    about = PngInfo()
+    for name, value in (text or {}).items():
+        about.add_text(name, value)
+    Image.fromarray(image.permute(1, 2, 0).cpu().numpy()).save(path, pnginfo=about)
 
 
 def read_png(path: Path) -> Tensor:

@@ -27,7 +27,6 @@ from runtime.errors import UserError
 from runtime.files import new_folder, read_json, write_text
 from sampling.bulk import Request, draw_many
 from sampling.card import CARD_NAME, SAMPLES_NAME, About, card_of_autoencoder, card_of_model
-from sampling.job import given_settings
 from sampling.labels import class_captions, shown_labels
 from sampling.pictures import save_grid, save_labelled_grid
 from sampling.pipeline import whole_number
@@ -152,7 +151,7 @@ def _write_model(
     write_model(model, folder, dtype, autoencoder, HUB_CONFIG_NAME)
     if shown:
         labels = [classes[i % len(classes)] for i in range(num_samples)]
-        drawing = checked_drawing(model, given_settings(model, {}))
+        drawing = checked_drawing(model, {})
         parts = [out.images for _, out in draw_many(model, Request(labels, drawing, 0, min(num_samples, 16)))]
         images = model.to_uint8(torch.cat(parts)[:num_samples])
         save_labelled_grid(images, class_captions(model, labels), folder / SAMPLES_NAME)

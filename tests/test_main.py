@@ -163,11 +163,10 @@ def test_what_previews_are_drawn_by_is_recommended(finished: tuple[Path, Path, O
     assert before["sampling"] == {"cfg": 0.0, "steps_per_scale": 1}
     write_recommended(place, {"cfg": 0.5})
     command = ["--config", str(place), "--output_dir", str(tmp_path / "run"), "--epochs", "3"]
-    command += ["--autoenc", str(tmp_path / "run")]
     assert call(main.main, *command).code == 0
     assert yaml.safe_load(place.read_text())["sampling"] == {"cfg": 0.5}
     command[3] = str(tmp_path / "new")  # another run, of the same configuration
-    assert call(main.main, *command[:-4], "--epochs", "1", *command[-2:]).code == 0
+    assert call(main.main, *command[:-2], "--epochs", "1").code == 0
     assert yaml.safe_load((tmp_path / "new/config.yaml").read_text())["sampling"] == {"cfg": 0.5}
 
     shutil.copytree(finished[0], tmp_path / "other")  # which no sweep has changed
@@ -175,6 +174,53 @@ def test_what_previews_are_drawn_by_is_recommended(finished: tuple[Path, Path, O
     assert call(main.main, *command, "--cfg", "2").code == 0
     found = yaml.safe_load((tmp_path / "other/config.yaml").read_text())["sampling"]
     assert found == {"cfg": 2.0, "steps_per_scale": 1}
+
+
+def test_a_users_files_in_the_run_folder_stay(finished: tuple[Path, Path, Outcome], tmp_path: Path) -> None:
+    """The configuration itself, with its comments, and a folder called autoenc of another autoencoder."""
+    folder = tmp_path / "mine"
+    (folder / "autoenc").mkdir(parents=True)
+    (folder / "autoenc/notes.txt").write_text("of another")
+    text = f"# my notes\n{finished[1].read_text()}"
+    (folder / "config.yaml").write_text(text)
+    command = ["--config", str(folder / "config.yaml"), "--output_dir", str(folder), "--epochs", "1"]
+    first = call(main.main, *command)
+    assert first.code == 0, first.err
+    assert (folder / "config.1.yaml").read_text() == text
+    assert (folder / "autoenc.1/notes.txt").read_text() == "of another"
+    again = call(main.main, *command)  # which now reads the configuration of the run
+    assert "is finished with 1 epochs" in again.out
+    assert not (folder / "config.2.yaml").exists()
+
+
+def test_going_on_needs_no_weights_to_start_from(finished: tuple[Path, Path, Outcome], tmp_path: Path) -> None:
+    shutil.copytree(finished[0], tmp_path / "first")
+    command = ["--config", str(finished[1]), "--output_dir", str(tmp_path / "run")]
+    command += ["--weights_init", str(tmp_path / "first")]
+    assert call(main.main, *command, "--epochs", "1").code == 0
+    shutil.rmtree(tmp_path / "first")
+    outcome = call(main.main, *command, "--epochs", "2")
+    assert outcome.code == 0, outcome.err
+
+
+def test_a_last_preview_is_made_up_for(finished: tuple[Path, Path, Outcome], tmp_path: Path) -> None:
+    """Of a run that was killed while it drew it."""
+    shutil.copytree(finished[0], tmp_path / "run")
+    (preview,) = (tmp_path / "run/samples").glob("epoch_0002*")
+    preview.unlink()
+    (tmp_path / "run/samples/.unfinished-epoch_0002").touch()
+    outcome = call(main.main, "--config", str(finished[1]), "--output_dir", str(tmp_path / "run"))
+    assert outcome.code == 0, outcome.err
+    assert preview.is_file()
+
+
+def test_previews_that_cannot_be_drawn_are_refused_at_the_start(
+    finished: tuple[Path, Path, Outcome], tmp_path: Path
+) -> None:
+    command = ["--config", str(finished[1]), "--output_dir", str(tmp_path / "run"), "--steps_per_scale", "4"]
+    command += ["--remainder", "fold", "--cfg", "[1,2]"]
+    assert "cfg has 2 values" in call(main.main, *command).error()
+    assert not (tmp_path / "run/config.yaml").exists()
 
 
 def test_more_epochs_go_on(finished: tuple[Path, Path, Outcome], root: Path, tmp_path: Path) -> None:

@@ -135,8 +135,9 @@ def tiny_trainer(
     model, settings = model or fresh_model(), tiny_args(**args)
     folder.mkdir(parents=True, exist_ok=True)
     data = DigitCodes(num_images, model.scale_sizes)
-    written = run_settings(model.config, (settings, PREVIEW))
-    return Trainer(task(model, settings, PREVIEW), data, settings, folder, torch.device("cpu"), written)
+    preview = PREVIEW if isinstance(PREVIEW, model.Drawing) else model.Drawing()
+    written = run_settings(model.config, (settings, preview))
+    return Trainer(task(model, settings, preview), data, settings, folder, torch.device("cpu"), written)
 
 
 def tiny_command(root: Path, folder: Path, **settings: Any) -> list[str]:

@@ -29,7 +29,9 @@ class ExportArgs:
     dtype: Literal["float32", "bfloat16", "float16"] = option(
         "float32", "of safetensors and hub: precision of what is stored"
     )
-    use_ema: bool = option(False, "of safetensors and hub: take the averaged weights; the published layout has both")
+    use_ema: bool = option(
+        False, "of safetensors and hub: take the averaged weights, which published layouts but RandAR's have too"
+    )
     autoencoder: str | None = option(
         None,
         "of safetensors and hub: folder of the project or name of the hub with the same autoencoder, to be named and "

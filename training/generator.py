@@ -34,15 +34,13 @@ class GeneratorTask(Task):
         self, module: Generator, args: TrainArgs, drawing: Drawing, class_keys: list[str] | None = None
     ) -> None:
         self.module, self.args, self.class_keys = module, args, class_keys
-        self.settings = (args, drawing)
         self.drawing = drawing if module.config.class_cond else replace(drawing, cfg=0.0)
-        self.drawing.check(module.scale_sizes)
+        self.settings = (args, self.drawing)
+        module.check_drawing(self.drawing)
         module.prepare_training(args.attention, args.compile, args.activation_checkpointing)
         self.patch_side = 0  # of the stage under way
-        self.images_seen, self.tokens_share = (
-            0,
-            1.0,
-        )  # by this rank; tokens of them, as a share of those of single codes
+        self.images_seen = 0  # by this rank
+        self.tokens_share = 1.0  # tokens of them, as a share of those of single codes
         self.order = AdaptiveOrder(module, args) if args.adaptive_order else None
         self.evaluation = None
         if args.eval_samples:

@@ -2,13 +2,14 @@
 
 import math
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from data.report import check_data
 from models.config import Drawing, GeneratorConfig
-from models.loading.autoencoder import autoencoder_hash, load_autoencoder
+from models.loading.autoencoder import autoencoder_hash, beside, load_autoencoder
 from models.loading.checkpoint import CHECKPOINT_NAME, initialize_from, model_class, recommended_settings
 from runtime import distributed
 from runtime.device import describe_size, pick_device
@@ -36,6 +37,7 @@ def prepare_and_train(
     """
     if configuration is not None:
         recommended_settings(configuration, type(drawing))  # a mistake there is an error now, not after the cache
+        config = replace(config, autoenc=beside(config.autoenc, configuration))
     source = open_source(config, args)
     if args.check_data:
         check_data(source.images, args.num_workers, config.num_classes if config.class_cond else 0)
@@ -44,6 +46,7 @@ def prepare_and_train(
     device = distributed.set_up(pick_device(args.device))
     for remark in source.remarks:
         distributed.say(remark)
+    folder = Path(args.output_dir or f"output/{name}")
     trains = not args.verify_cache and (args.use_cache or not args.create_cache)
     if trains:
         count_steps(source.num_images, args)  # too few images are an error now, not after hours of making a cache
@@ -52,11 +55,10 @@ def prepare_and_train(
         check_patches(config, model_class(config), autoencoder.config.stride, args)  # likewise
         with torch.device("meta"):
             trial = model_class(config)(config, autoencoder)  # likewise refuses an autoencoder that does not fit
-        if args.weights_init is not None:
+        if args.weights_init is not None and not holds_run(folder):
             with warnings.catch_warnings(action="ignore"):  # nothing is copied to meta tensors, which torch warns of
                 initialize_from(trial, args.weights_init)  # likewise refuses weights that do not fit
     autoencoder_sha256 = autoencoder_hash(autoencoder)
-    folder = Path(args.output_dir or f"output/{name}")
     if trains and distributed.is_main():
         check_same(folder, config, autoencoder_sha256)  # likewise
     dataset = source.dataset(config, args, autoencoder, autoencoder_sha256)
@@ -92,7 +94,8 @@ def train(trainer: Trainer) -> None:
     if args.adaptive_order and num_steps <= FIRST_STEPS:
         distributed.say(f"warning: adaptive_order has no effect in {num_steps} steps; it begins after {FIRST_STEPS}")
     if trainer.fit():
-        say_chance(trainer.logged_loss, model.num_codes)
+        if trainer.logged_loss is not None:  # steps were taken, and not only a last preview made up for
+            say_chance(trainer.logged_loss, model.num_codes)
         distributed.say(f"samples: {folder / 'samples'}; checkpoint: {folder / CHECKPOINT_NAME}")
     score = folder / f"samples/digits_{trainer.state.epoch:04d}.txt"
     scored = args.shard or args.dataset != "digits" or not model.config.class_cond

@@ -1,5 +1,6 @@
 """The folder of a run: its configuration and its own copy of the autoencoder, so that it can be moved as it is."""
 
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from models.loading.checkpoint import (
 )
 from runtime.config import plain, read_yaml
 from runtime.errors import UserError
+from runtime.files import move_aside
 from training.state import find_shares
 
 AUTOENCODER_PATHS = AutoencoderPaths("autoenc/autoencoder_config.yaml", "autoenc/autoencoder.safetensors")
@@ -41,9 +43,19 @@ def sampling_settings(folder: Path, drawing: Drawing, configuration: Path | None
 
 
 def begin_run(folder: Path, autoencoder: Autoencoder) -> None:
-    """Give a folder its copy of the autoencoder, unless it holds a run already; a lock keeps other programs out."""
-    if not holds_run(folder):
-        save_autoencoder(autoencoder, folder / "autoenc")
+    """Give a folder its copy of the autoencoder, unless it holds a run already; a lock keeps other programs out.
+
+    A folder ``autoenc`` of another one, which is not of a run, gets another name.
+    """
+    place = folder / "autoenc"
+    if holds_run(folder):
+        return
+    if place.exists():
+        with suppress(UserError):  # of one that is damaged
+            if autoencoder_hash(open_autoencoder(place)) == autoencoder_hash(autoencoder):
+                return
+        move_aside(place)
+    save_autoencoder(autoencoder, place)
 
 
 def holds_run(folder: Path) -> bool:

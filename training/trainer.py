@@ -9,7 +9,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import closing, nullcontext
+from contextlib import closing, nullcontext, suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from runtime.command import explain
 from runtime.config import read_yaml, write_yaml
 from runtime.device import allow_tf32, autocast, pick_dtype, send
 from runtime.errors import UserError
-from runtime.files import whole
+from runtime.files import move_aside, same_settings, whole
 from runtime.progress import Progress
 from runtime.stopping import GRACE, Stopped, StopSignals, waiting
 from training.options import LoopArgs
@@ -102,7 +102,7 @@ class Trainer:
         total = state.step + (self.args.epochs - state.epoch) * state.steps_per_epoch - state.step_in_epoch
         self.log = None
         if distributed.is_main():
-            write_yaml(self.folder / CONFIG_NAME, self.settings)
+            self._write_settings()
             self.log = RunLog(self.folder)
             kept = {"ranks": distributed.num_ranks(), "images_a_step": images_a_step(self.args)}
             self.log.write(event="start", step=state.step, dtype=str(self.dtype), **kept)
@@ -122,6 +122,16 @@ class Trainer:
                 self.log.writer.close()
         state.join(self.folder / CHECKPOINT_NAME)
         return True
+
+    def _write_settings(self) -> None:
+        """Into the folder; a file of that name that is of no run, but the user's, gets another name."""
+        place = self.folder / CONFIG_NAME
+        if self.state.step == 0 and place.exists():
+            with suppress(UserError):  # of one that is no YAML
+                if same_settings(read_yaml(place), self.settings):
+                    return
+            move_aside(place)
+        write_yaml(place, self.settings)
 
     @property
     def trained(self) -> nn.Module:

@@ -21,6 +21,7 @@ from data.crops import to_floats
 from evaluation.features.network import Network, too_little_memory
 from evaluation.features.shipped import FOLDER, SIDE, ClassifierConfig, ClassifierName, Split, statistics_file
 from evaluation.metrics import Statistics, fault_of_statistics, statistics_of
+from runtime.device import exact_float32
 from runtime.errors import UserError
 from runtime.files import hash_file, whole
 
@@ -88,7 +89,8 @@ class Classifier(Network):
             x = to_floats(torch.from_numpy(images).to(self._device).permute(0, 3, 1, 2))
             if x.shape[2:] != (SIDE, SIDE):
                 x = F.interpolate(x, (SIDE, SIDE), mode="bilinear", antialias=True)
-            return (self._network.features(x).cpu().numpy(),)
+            with exact_float32():
+                return (self._network.features(x).cpu().numpy(),)
         except torch.OutOfMemoryError as error:
             raise too_little_memory(len(images)) from error
 

@@ -14,6 +14,7 @@ from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, Featu
 from torch_fidelity.version import __version__
 
 from evaluation.features.network import SPATIAL_CHANNELS, Inception, inception_file, too_little_memory
+from runtime.device import exact_float32
 from runtime.errors import UserError
 
 
@@ -43,7 +44,8 @@ class TorchInception(Inception):
     @torch.inference_mode()
     def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         try:
-            (pooled,) = self._network(torch.from_numpy(images).to(self._device).permute(0, 3, 1, 2))
+            with exact_float32():
+                (pooled,) = self._network(torch.from_numpy(images).to(self._device).permute(0, 3, 1, 2))
         except torch.OutOfMemoryError as error:
             raise too_little_memory(len(images)) from error
         spatial = self._spatial.permute(0, 2, 3, 1).flatten(1)  # in TensorFlow's order
@@ -55,6 +57,10 @@ class TorchInception(Inception):
 
         Sums are in float32 before they are rounded, as GPUs do; TensorFlow on a CPU rounds in between too.
         """
+        with exact_float32():
+            return self._squared_distances(rows, columns)
+
+    def _squared_distances(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
         singles = [torch.from_numpy(features).to(self._device) for features in (rows, columns)]
         halves = [features.half() for features in singles]
         norms = [half.square().sum(dim=1, dtype=torch.float32).half() for half in halves]

@@ -28,7 +28,16 @@ from models.checkerboard.sampler import CheckerboardSampler
 from models.family import Generator, Loss, Sampler, StepContext
 from models.linear import Linear, linear
 from models.scales import join_scales, scale_slices
-from models.transformer import BlockCausal, Mask, Modulation, Transformer, flex_mask, float32_logits, head_loss
+from models.transformer import (
+    BlockCausal,
+    Mask,
+    Modulation,
+    Transformer,
+    flex_mask,
+    float32_logits,
+    head_loss,
+    head_metrics,
+)
 from runtime.errors import UserError
 
 INIT_STD = 0.02
@@ -133,9 +142,8 @@ class Checkerboard(Generator):
         loss = head_loss(outputs, targets, *head)
         if not context.logs:
             return Loss(loss)
-        with torch.no_grad():
-            logits = self.logits(outputs, *head)
-        return Loss(loss, lambda: scale_metrics(logits, targets, layout))
+        metrics = head_metrics(outputs, targets, *head)
+        return Loss(loss, lambda: scale_metrics(*metrics, layout.scale_sizes))
 
     def score(
         self,
@@ -302,15 +310,13 @@ def in_scan_order(sequence: Tensor, layout: Layout) -> Tensor:
     return sequence.gather(1, layout.positions.expand(len(sequence), -1))
 
 
-def scale_metrics(logits: Tensor, targets: Tensor, layout: Layout) -> dict[str, Tensor]:
+def scale_metrics(nats: Tensor, hits: Tensor, scale_sizes: Sequence[int]) -> dict[str, Tensor]:
     """Mean cross-entropy (nats) and top-1 accuracy of each scale, keyed ``loss_scale_S`` and ``accuracy_scale_S``.
 
-    Of (B, L, V) logits and (B, L) codes, both in the scan order of the layout.
+    Of the ``head_metrics`` (B, L) of all codes, scale by scale.
     """
-    losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view_as(targets)
-    correct = (logits.argmax(-1) == targets).float()
     found = {}
-    for side, tokens in zip(layout.scale_sizes, scale_slices(layout.scale_sizes), strict=True):
-        found[f"loss_scale_{side}"] = losses[:, tokens].mean()
-        found[f"accuracy_scale_{side}"] = correct[:, tokens].mean()
+    for side, tokens in zip(scale_sizes, scale_slices(scale_sizes), strict=True):
+        found[f"loss_scale_{side}"] = nats[:, tokens].mean()
+        found[f"accuracy_scale_{side}"] = hits[:, tokens].mean()
     return found

@@ -30,6 +30,7 @@ from models.transformer import (
     as_dtype,
     float32_logits,
     head_loss,
+    head_metrics,
 )
 from runtime.errors import UserError
 
@@ -146,15 +147,19 @@ class LlamaGen(Generator):
 
     def _loss(self, outputs: Tensor, targets: Tensor, context: StepContext) -> Loss:
         """Of transformer outputs (B, M, D), one a patch, and the patches' codes (B, M, p * p)."""
+        head, logits = self.output.weight.float(), None
         if targets.shape[2] == 1:
-            loss = head_loss(outputs, targets, self.output.weight.float())
+            loss = head_loss(outputs, targets, head)
         else:
-            loss = patch_cross_entropy(self.logits(outputs), targets)
+            logits = self.logits(outputs)
+            loss = patch_cross_entropy(logits, targets)
         if not context.logs:
             return Loss(loss)
-        with torch.no_grad():
-            hits = self.logits(outputs).argmax(-1, keepdim=True) == targets
-        return Loss(loss, lambda: {"accuracy": hits.float().mean()})
+        if logits is None:
+            _, hits = head_metrics(outputs, targets.squeeze(2), head)
+        else:
+            hits = (logits.argmax(-1, keepdim=True) == targets).float()
+        return Loss(loss, lambda: {"accuracy": hits.mean()})
 
     def drop_labels(self, labels: Tensor, rng: torch.Generator) -> Tensor:
         """(B,) labels, in training some of them made unconditional."""

@@ -106,22 +106,36 @@ def places_of(path: str, folder: Path | None) -> list[Path]:
     """Where a file that a configuration names may lie, in the order to try.
 
     Without ``folder`` the configuration is the user's own: from the working directory, then from the project's root.
-    Beside a checkpoint it may be anyone's: from the checkpoint's ``folder``, then from the project's root, and a path
-    that leads out of both is a UserError. Links in them may lead anywhere.
+    Beside a checkpoint it may be anyone's: from the checkpoint's ``folder``, the project's root, then the working
+    directory, and a path that leads out of all is a UserError. Links in them may lead anywhere. A model of the hub has
+    its repository instead of the working directory.
     """
     if folder is None:
         return list(dict.fromkeys(root / located(path) for root in (Path.cwd(), PROJECT)))
     snapshot = snapshot_of(folder)  # of a repository of the hub: its autoencoder may be beside the model's folder
-    roots = [Path(os.path.normpath(folder.absolute())), *([] if snapshot is None else [snapshot]), PROJECT]
+    roots = [
+        Path(os.path.normpath(folder.absolute())),
+        *([PROJECT, Path.cwd()] if snapshot is None else [snapshot, PROJECT]),
+    ]
     tried = dict.fromkeys(Path(os.path.normpath(root / path)) for root in roots)
-    allowed = roots if snapshot else [*roots, Path.cwd()]
-    inside = [place for place in tried if any(place.is_relative_to(root) for root in allowed)]
+    inside = [place for place in tried if any(place.is_relative_to(root) for root in roots)]
     if not inside:
         raise UserError(
             f"the configuration in {folder} names {path}, which is neither in that folder nor in the project; copy it "
             "there and mend the path"
         )
     return inside
+
+
+def beside(paths: AutoencoderPaths, configuration: Path) -> AutoencoderPaths:
+    """The same files of a user's ``configuration``; what lies in its folder alone, as a run's does, by that folder."""
+    found = {}
+    for name in ("config_path", "checkpoint_path"):
+        path = getattr(paths, name)
+        place = None if path is None else configuration.parent / path
+        if place is not None and place.exists() and not any(other.exists() for other in places_of(path, None)):
+            found[name] = str(place)
+    return replace(paths, **found)
 
 
 def first_file(places: Iterable[Path]) -> Path | None:

@@ -18,6 +18,7 @@ from models.loading.autoencoder import (
     CONFIG_NAME,
     HUB_CONFIG_NAME,
     PUBLISHED_PATHS,
+    beside,
     build_autoencoder,
     export_autoencoder,
     has_section,
@@ -63,6 +64,8 @@ def load_checkpoint(path: str | Path, use_ema: bool = False) -> Generator:
     states = model_states(checkpoint, config, path)
     if use_ema and states["model_ema"] is None:
         raise UserError(f"{path} holds no EMA weights; leave out use_ema")
+    if not use_ema and states["model_ema"] is not None:
+        distributed.say(f"{path} holds averaged weights too, which --use_ema (use_ema=True) takes")
     model = build_model(states["model_ema" if use_ema else "model"], config, path)
     model.class_names = _class_names(checkpoint, config, path)
     place = config_place(path)
@@ -217,7 +220,8 @@ def random_model(path: Path) -> tuple[Generator, bool]:
     """
     section = read_yaml(located(path)).get("model") or {}
     config = dataclass_from_dict(family_of(section).load("config"), section, str(path))
-    config = replace(config, num_classes=config.num_classes or SOME_CLASSES)
+    autoenc = beside(config.autoenc, located(path))
+    config = replace(config, autoenc=autoenc, num_classes=config.num_classes or SOME_CLASSES)
     weights = config.autoenc.checkpoint_path
     there = weights is not None and any(place.exists() for place in places_of(weights, None))
     autoencoder = load_autoencoder(config.autoenc) if there else new_autoencoder(config.usual_autoencoder())

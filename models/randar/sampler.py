@@ -4,6 +4,7 @@ Letters: B images, R rows of a batch (2B if guided: conditional, then unconditio
 n' codes that are known since the step before, T tokens of a call, D width, V codes to choose from.
 """
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -159,15 +160,16 @@ class RandARSampler(Sampler):
         self.maps[1].fill_(math.nan)
         return int(kept[0].sum())
 
-    def _draw_apart(self, labels: Tensor, seeds: list[int]) -> Iterator[int]:
+    def _draw_apart(self, labels: Tensor, seeds: Tensor) -> Iterator[int]:
         """Draw images that keep as many locations together, for steps of a batch are of one length."""
-        counts = self.kept[0].sum(1)
-        for count in counts.unique():
-            rows = (counts == count).nonzero()[:, 0]
+        num_kept, steps = self.kept[0].sum(1), itertools.count()
+        for number in num_kept.unique():
+            rows = (num_kept == number).nonzero()[:, 0]
             part = type(self)(self.model, len(rows), self.drawing, self.compiled)
             part.kept = tuple(values[rows] for values in self.kept)
             part.given_order = None if self.given_order is None else self.given_order[rows]
-            yield from part.draw(labels[rows], seeds[rows])
+            for _ in part.draw(labels[rows], seeds[rows]):
+                yield next(steps)
             self.sequence[rows], self.step_map[rows] = part.sequence, part.step_map
             self.maps[:, rows] = part.maps
 

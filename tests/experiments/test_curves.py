@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from experiments import curves
@@ -48,6 +49,22 @@ def test_the_command_writes_a_picture(with_grid: bool, tmp_path: Path) -> None:
     with Image.open(tmp_path / "a.png") as picture:
         red = (np.asarray(picture.convert("RGB")) == (255, 0, 0)).all(-1).mean()
     assert (red > 0.05) == with_grid
+
+
+def test_a_model_of_one_scale_has_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """LlamaGen, NPP and RandAR log no scales."""
+    (tmp_path / "log.jsonl").write_text(
+        "".join(
+            json.dumps({"step": i, "epoch": i / 10, "loss": 9.0 - i, "accuracy": i / 9, "lr": 1.0}) + "\n"
+            for i in range(3)
+        )
+    )
+    drawn: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *args, **kwargs: drawn.append(figure))
+    curves.save_curves(read_steps(tmp_path), None, 1, "curves.png")
+    losses, accuracies = (axes.lines[0].get_ydata().tolist() for axes in drawn[0].axes)
+    assert losses == [9, 8, 7]
+    assert accuracies == pytest.approx([0, 1 / 9, 2 / 9])
 
 
 def test_a_folder_without_metrics_is_refused(tmp_path: Path) -> None:

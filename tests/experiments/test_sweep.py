@@ -279,6 +279,14 @@ def test_any_setting_of_the_drawing_is_swept(checkpoint: Path, tmp_path: Path) -
     assert curves == ["2, 0.5, 0", "2, 0.5, 5", "2, 1.0, 0", "2, 1.0, 5", "real images"]
 
 
+def test_a_model_without_classes_is_swept_without_guidance(tmp_path: Path) -> None:
+    run = save_run(tmp_path / "tiny", tiny_model(class_cond=False))
+    argv = flags(run, tmp_path / "sweep")
+    del argv[argv.index("--cfg") : argv.index("--cfg") + 2]
+    assert call(sweep.main, *argv).code == 0
+    assert [row["cfg"] for row in rows_of(tmp_path / "sweep")] == ["0.0", "0.0"]  # of one and of two steps per scale
+
+
 def numbers(row: dict[str, str]) -> dict[str, float]:
     return {name: float(row[name]) for name in (f"FD-digits-{COUNT}", "Class accuracy", "steps")}
 

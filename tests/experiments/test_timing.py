@@ -46,6 +46,7 @@ def test_without_settings_the_default_drawing_is_timed(run: Path) -> None:
     ("flags", "answer"),
     [
         ((), "name the --checkpoint to time"),
+        (("--checkpoint", "RUN", "--resize_to", "64"), "leave out resize_to"),
         (("--checkpoint", "RUN", "--repeats", "0"), "repeats is 0; it must be at least 1"),
         (("--checkpoint", "RUN", "--steps_per_scale", "x"), "steps_per_scale"),
         (("--checkpoint", "RUN", "--steps", "8"), "steps means nothing to checkerboard"),

@@ -11,6 +11,7 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 from torch.nn.attention.flex_attention import flex_attention
@@ -23,6 +24,7 @@ from models.checkerboard.order import sampling_blocks
 from models.family import StepContext
 from models.loading.checkpoint import initialize_from
 from models.scales import join_scales
+from models.transformer import head_metrics
 from runtime.errors import UserError
 from sampling.pictures import save_grid
 from tests.command_factory import save_run
@@ -87,12 +89,25 @@ def test_the_loss_is_the_models_and_so_are_its_metrics() -> None:
         layout = model.layout(task.blocks[0])
         logits, expected = model(codes, labels, layout=layout)
     assert torch.equal(loss.value, expected)
+    targets = in_scan_order(join_scales(codes), layout)
+    nats = F.cross_entropy(logits.transpose(1, 2), targets, reduction="none")
+    wanted = scale_metrics(nats, (logits.argmax(-1) == targets).float(), layout.scale_sizes)
     assert {name: value.item() for name, value in loss.metrics().items()} == pytest.approx(
-        {
-            name: value.item()
-            for name, value in scale_metrics(logits, in_scan_order(join_scales(codes), layout), layout).items()
-        }
+        {name: value.item() for name, value in wanted.items()}
     )
+
+
+def test_metrics_are_the_same_a_part_of_the_logits_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, head = torch.randn(3, 5, 8, generator=generator), torch.randn(16, 8, generator=generator)
+    targets = torch.randint(16, (3, 5), generator=generator)
+    whole = head_metrics(x, targets, head)
+    monkeypatch.setattr(transformer, "MANY_LOGITS", 2 * 16)  # two rows at a time
+    for part, found in zip(head_metrics(x, targets, head), whole, strict=True):
+        assert part.shape == (3, 5)
+        torch.testing.assert_close(part, found)
+    expected = F.cross_entropy((x @ head.T).flatten(0, 1), targets.flatten())
+    assert whole[0].mean().item() == pytest.approx(expected.item())
 
 
 def test_noise_follows_from_seed_step_and_batch() -> None:

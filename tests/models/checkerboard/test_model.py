@@ -84,7 +84,9 @@ def test_metrics_of_each_scale(reference: Reference, device: torch.device) -> No
     for steps in steps_of(reference):
         logits, loss = model(codes, reference.labels(device), steps_per_scale=steps)
         layout = model.layout(sampling_blocks(model.scale_sizes, steps))
-        metrics = scale_metrics(logits, in_scan_order(join_scales(codes), layout), layout)
+        targets = in_scan_order(join_scales(codes), layout)
+        nats = F.cross_entropy(logits.transpose(1, 2), targets, reduction="none")
+        metrics = scale_metrics(nats, (logits.argmax(-1) == targets).float(), layout.scale_sizes)
         assert len(metrics) == 2 * len(model.scale_sizes)
         for side in model.scale_sizes:
             published = f"stat_P{steps}_{{}}_scale_size{side}"

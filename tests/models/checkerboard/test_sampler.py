@@ -349,13 +349,14 @@ def test_cfg_on_an_unconditional_model_warns() -> None:
         guided = sample(model, [10, 10], cfg=1.5, seeds=[1, 2])
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # none without guidance
-        plain = sample(model, [10, 10], cfg=0.0, seeds=[1, 2])
+        plain, default = sample(model, [10, 10], cfg=0.0, seeds=[1, 2]), sample(model, [10, 10], seeds=[1, 2])
     assert torch.equal(guided.codes[-1], plain.codes[-1])
+    assert torch.equal(default.codes[-1], plain.codes[-1])
 
 
 def test_the_warning_points_at_the_call() -> None:
     with pytest.warns(UserWarning) as caught:
-        sample(tiny_model(class_cond=False), [10, 10])
+        sample(tiny_model(class_cond=False), [10, 10], cfg=1.5)
     assert caught[0].filename == __file__
 
 

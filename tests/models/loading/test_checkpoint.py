@@ -43,7 +43,7 @@ from models.loading.checkpoint import (
 )
 from models.loading.state import read_torch_file
 from runtime.errors import UserError
-from tests.command_factory import ROOT
+from tests.command_factory import ROOT, save_run
 from tests.factory import Reference, assert_near, load_reference, random_codes, tiny_autoencoder, tiny_model
 
 pytestmark = pytest.mark.quick
@@ -362,7 +362,7 @@ def test_a_checkpoints_paths_are_tried_from_its_folder_then_from_the_project(
     beside = project / "output/run"
     beside.mkdir(parents=True)
     save_weights(tmp_path / "models/a.safetensors", seed=2)
-    monkeypatch.chdir(tmp_path)  # where nothing is looked for
+    monkeypatch.chdir(tmp_path)  # where it is looked for last
     for path in ("models/a.safetensors", "../../models/a.safetensors", str(project / "models/a.safetensors")):
         assert_loads(path, beside, seed=1)
     save_weights(beside / "models/a.safetensors", seed=3)
@@ -370,6 +370,8 @@ def test_a_checkpoints_paths_are_tried_from_its_folder_then_from_the_project(
     assert_loads("models/a.safetensors", Path("project/output/../output/run"), seed=3)
     (beside / "link").symlink_to(tmp_path / "models")
     assert_loads("link/a.safetensors", beside, seed=2)
+    save_weights(tmp_path / "here/b.safetensors", seed=4)
+    assert_loads("here/b.safetensors", beside, seed=4)
 
 
 @pytest.mark.parametrize("key", ["checkpoint_path", "config_path"])
@@ -619,6 +621,16 @@ def test_missing_files_are_named(folder: Path, tmp_path: Path) -> None:
 def test_averaged_weights_that_are_not_there_are_refused() -> None:
     with pytest.raises(UserError, match="holds no EMA weights"):
         load_checkpoint(load_reference("tiny-4x").folder, use_ema=True)
+
+
+@pytest.mark.parametrize("use_ema", [False, True])
+def test_averaged_weights_that_are_left_out_are_named(
+    use_ema: bool, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    save_run(tmp_path / "run", tiny_model(), ema=True)
+    capfd.readouterr()
+    load_checkpoint(tmp_path / "run", use_ema=use_ema)
+    assert ("holds averaged weights too, which --use_ema" in capfd.readouterr().out) == (not use_ema)
 
 
 @pytest.mark.parametrize("content", [[1, 2], torch.zeros(3), "text", None], ids=["list", "tensor", "text", "none"])
