@@ -26,6 +26,7 @@ from models.loading.state import PublishedLayout, our_names
 from models.maskgit_vq import MaskGITVQ
 from models.randar.config import RandARConfig
 from models.vqvae import VQVAE
+from runtime import distributed
 from runtime.errors import UserError
 
 USUAL_MULTIPLE = 256
@@ -177,6 +178,10 @@ def _tokenizer_section(autoencoder: Autoencoder) -> dict[str, Any]:
 
 def published_file(models: Mapping[str, Any], checkpoint: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     """Bare weights, as RandAR releases them; averaged ones, which it does not know, are left behind."""
+    if models["model_ema"] is not None:
+        distributed.say(
+            "averaged weights are left out: RandAR's files have none; --format safetensors --use_ema has them"
+        )
     return "randar.safetensors", models["model"].state_dict()
 
 

@@ -407,12 +407,12 @@ def test_a_full_disk_stops_the_run_and_the_rest_can_go_on(
     prepare(folder)
     save_png, found, all_added = sample_folder.save_png, opened(folder), threading.Event()
 
-    def nearly_full(image: Tensor, path: Path) -> None:
+    def nearly_full(image: Tensor, path: Path, text: Mapping[str, str]) -> None:
         if torch.equal(image, images[3]):
             path.write_bytes(b"half a picture")
             all_added.wait(10)  # the error would end the loop below
             full_disk()
-        save_png(image, path)
+        save_png(image, path, text)
 
     with monkeypatch.context() as patch:
         patch.setattr(sample_folder, "save_png", nearly_full)
