@@ -17,17 +17,18 @@ import numpy as np
 
 from experiments.compare import read_table
 from experiments.study_plan import (
+    BATCH,
     TRAINED,
     StudyArgs,
     StudyModel,
     chosen_models,
     epochs_of,
-    grid_name,
+    final_tasks,
+    grid,
     measuring_tasks,
     patch_sides,
-    picture_task,
-    samples_name,
-    sweep_task,
+    samples,
+    timing_file,
     training_task,
 )
 from experiments.sweep import TABLE_NAME, metric_names
@@ -106,25 +107,18 @@ def _time_left(models: Sequence[StudyModel], args: StudyArgs) -> str:
 
 
 def _final_tasks(model: StudyModel, args: StudyArgs) -> Iterator[Task]:
-    """Drawing at the best guidance of the grid: many images for each number of steps, some to show for the best one."""
-    best = _best_rows(Path(args.output_dir) / model.name / grid_name(args), model)
-    shown, row = list(best.items())[-1]
-    yield picture_task(model, args, float(row["cfg"]), shown)
-    for steps, row in best.items():
-        name, chosen = samples_name(args, steps), () if steps is None else (steps,)
-        yield sweep_task(name, model, args, name, args.num_samples, [float(row["cfg"])], chosen)
+    """Drawing at the best guidance of the grids; the number of steps of the lowest distance comes last."""
+    best = {steps: _best_row(grid(model, args, steps)) for steps in model.all_steps}
+    order = sorted(best, key=lambda steps: best[steps][1], reverse=True)
+    yield from final_tasks(model, args, {steps: best[steps][0] for steps in order})
 
 
-def _best_rows(folder: Path, model: StudyModel) -> dict[int | None, dict[str, str]]:
-    """The row of the lowest distance of a sweep, by number of steps; the lowest of all comes last."""
+def _best_row(folder: Path) -> tuple[float, float]:
+    """The guidance of the lowest distance of a sweep, and that distance."""
     rows = read_table(folder)
     distance, _ = metric_names(rows)
-    best: dict[int | None, dict[str, str]] = {}
-    for row in sorted(rows, key=lambda row: float(row[distance]), reverse=True):
-        steps = int(row[model.setting]) if model.steps else None
-        best.pop(steps, None)
-        best[steps] = row
-    return best
+    row = min(rows, key=lambda row: float(row[distance]))
+    return float(row["cfg"]), float(row[distance])
 
 
 def _gather(models: Sequence[StudyModel], args: StudyArgs) -> Iterator[Line]:
@@ -143,14 +137,22 @@ def _gather(models: Sequence[StudyModel], args: StudyArgs) -> Iterator[Line]:
         scored = [read_json(file) or {} for file in folder.glob("likelihood*.json")]
         for found in sorted(scored, key=lambda found: found["steps_per_scale"] or 0):
             yield {"kind": "likelihood"} | of | {name: found[name] for name in wanted}
-        timing = read_json(folder / "timing.json") or {"rows": []}
-        for row in timing["rows"]:
-            yield {"kind": "time"} | of | row | {"machine": timing["machine"]}
-        samples = [samples_name(args, steps) for steps in model.steps or (None,)]
-        for kind, names in (("grid", [grid_name(args)]), ("samples", samples)):
-            for table in (folder / name / TABLE_NAME for name in names):
-                if table.exists():
-                    yield from ({"kind": kind} | of | _numbers(row) for row in read_table(table.parent))
+        for steps in model.all_steps:
+            yield from (line | of for line in _drawn(model, args, steps))
+
+
+def _drawn(model: StudyModel, args: StudyArgs, steps: int | None) -> Iterator[Line]:
+    """What was measured of a model's drawing in so many steps."""
+    for batch in (BATCH, 1):
+        timing = read_json(timing_file(model, args, steps, batch)) or {"rows": []}
+        yield from ({"kind": "time"} | row | {"machine": timing["machine"]} for row in timing["rows"])
+    chosen = grid(model, args, steps)
+    if not (chosen / TABLE_NAME).exists():
+        return
+    yield from ({"kind": "grid"} | _numbers(row) for row in read_table(chosen))
+    many = samples(model, args, steps, _best_row(chosen)[0])
+    if (many / TABLE_NAME).exists():
+        yield from ({"kind": "samples"} | _numbers(row) for row in read_table(many))
 
 
 def _thinned(found: dict[str, np.ndarray], entries: int = 5) -> Line:

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from experiments.study_facts import LONG, NAMES, Key, Line, by_model, name_of, quiet_minutes, read_lines
-from experiments.study_plan import MODELS, PICTURES
+from experiments.study_plan import BATCH, MODELS, PICTURES
 from experiments.tokens import PANELS
 from experiments.tokens import draw as draw_courses
 from runtime.command import run
@@ -77,10 +77,12 @@ def draw_steps(lines: Sequence[Line]) -> "Figure | None":
 def draw_seconds(lines: Sequence[Line]) -> "Figure | None":
     """Distance against seconds an image (Table 1 as a picture)."""
     seconds = {
-        (line["model"], line["steps"]): line["seconds"] for line in lines if line["kind"] == "time" and not line["seed"]
+        (line["model"], line["steps"]): line["seconds"]
+        for line in lines
+        if line["kind"] == "time" and line["batch_size"] == BATCH and not line["seed"]
     }
     machines = sorted({line["machine"] for line in lines if line["kind"] == "time"})
-    label = f"milliseconds an image, batches of 64 ({'; '.join(machines)})"
+    label = f"milliseconds an image, batches of {BATCH} ({'; '.join(machines)})"
     return _distances(lines, label, lambda line, key: 1000 * seconds.get((key[0], line["steps"]), math.nan))
 
 

@@ -3,8 +3,9 @@
 Tasks of a model come in the order to run them.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Literal
 
@@ -15,8 +16,9 @@ from runtime.files import PROJECT
 
 TRAINED = "trained.json"  # in a run folder: what its training took
 LIKELIHOOD_STEPS = (1, 2, 4, 8, 16, 32)
-CFG_GRID = (1, 1.5, 2, 3, 4.5)
-BATCH = ("--batch_size", "64")
+CFG_GRID = (0.5, 1, 1.5, 2, 3)
+TIMED_CFG = 1.5
+BATCH = 64  # images that are drawn at once
 PICTURES, PICTURED = "pictures", 20  # folder of a run, and images in it, the classes in turn
 
 
@@ -66,6 +68,11 @@ class StudyModel:
         return PROJECT / f"configs/study/{self.config}.yaml"
 
     @property
+    def all_steps(self) -> tuple[int | None, ...]:
+        """Values of the setting to draw with; None of a model that has none."""
+        return self.steps or (None,)
+
+    @property
     def in_blocks(self) -> bool:
         """Whether its codes are scored in blocks, as they are drawn."""
         return bool(self.steps) and self.setting == "steps_per_scale"
@@ -98,7 +105,7 @@ def chosen_models(names: str | None) -> list[StudyModel]:
 
 
 def training_task(model: StudyModel, args: StudyArgs) -> Task:
-    folder, root = Path(args.output_dir) / model.name, Path(args.output_dir)
+    folder, root = _folder(model, args), Path(args.output_dir)
     train = [str(PROJECT / "main.py"), "--config", str(model.config_path), "--output_dir", str(folder)]
     train += [*_data(args), "--cached_path", str(root / "codes"), "--seed", str(model.seed)]
     train += [] if args.batch_size is None else ["--batch_size", str(args.batch_size)]
@@ -111,22 +118,35 @@ def epochs_of(model: StudyModel, args: StudyArgs) -> int:
 
 def measuring_tasks(model: StudyModel, args: StudyArgs) -> Iterator[Task]:
     """Likelihood, the times of a training step and of drawing, and the distance at a grid of guidances."""
-    folder = Path(args.output_dir) / model.name
-    of_run = ("--checkpoint", str(folder))
+    run = _folder(model, args)
     for steps in LIKELIHOOD_STEPS if model.in_blocks else (None,):
-        file = folder / f"likelihood{'' if steps is None else f'-{steps}'}.json"
-        score = ("-m", "experiments.likelihood", *of_run, *_data(args), "--output_file", str(file))
+        file = run / f"likelihood{'' if steps is None else f'-{steps}'}.json"
+        score = ("-m", "experiments.likelihood", *_of_run(run), *_data(args), "--output_file", str(file))
         in_steps = () if steps is None else ("--steps_per_scale", str(steps))
         yield Task(" ".join(["likelihood", *in_steps]), score + in_steps, file)
     for side in patch_sides(model):
-        file = folder / f"step-{side}.json"
         step = ("-m", "benchmarks.training", "--config", str(model.config_path), "--patch_side", str(side))
         label = "time of a training step" + (f" on patches of {side} x {side}" if side > 1 else "")
-        yield Task(label, (*step, *BATCH, "--output_file", str(file)), file)
-    file, drawing = folder / "timing.json", (*BATCH, *_drawing(model, [CFG_GRID[1]], model.steps))
-    timing = ("-m", "experiments.timing", *of_run, "--output_file", str(file))
-    yield Task("time of drawing", timing + drawing, file)
-    yield sweep_task("grid of guidances", model, args, grid_name(args), args.grid_samples, CFG_GRID, model.steps)
+        file = run / f"step-{side}.json"
+        yield Task(label, (*step, "--batch_size", str(BATCH), "--output_file", str(file)), file)
+    for steps, batch in product(model.all_steps, (BATCH, 1)):
+        file = timing_file(model, args, steps, batch)
+        timing = ("-m", "experiments.timing", *_of_run(run), "--batch_size", str(batch), "--output_file", str(file))
+        yield Task(f"time of drawing {batch} at once{_in(steps)}", timing + _drawing(model, [TIMED_CFG], steps), file)
+    for steps in model.all_steps:
+        label, folder = f"grid of guidances{_in(steps)}", grid(model, args, steps)
+        yield _sweep_task(label, model, args.grid_samples, CFG_GRID, steps, folder)
+
+
+def final_tasks(model: StudyModel, args: StudyArgs, cfgs: Mapping[int | None, float]) -> Iterator[Task]:
+    """Drawing at the best guidance by number of steps: images to show of the best steps, which come last, and many."""
+    run, shown = _folder(model, args), list(cfgs)[-1]
+    draw = (str(PROJECT / "main_sample.py"), *_of_run(run), "--output_dir", str(run / PICTURES))
+    draw += ("--num_samples", str(PICTURED), "--batch_size", str(BATCH), *_drawing(model, [cfgs[shown]], shown))
+    yield Task("pictures", draw, run / PICTURES / "grid.png")
+    for steps, cfg in cfgs.items():
+        folder = samples(model, args, steps, cfg)
+        yield _sweep_task(folder.name, model, args.num_samples, [cfg], steps, folder)
 
 
 def patch_sides(model: StudyModel) -> tuple[int, ...]:
@@ -134,46 +154,54 @@ def patch_sides(model: StudyModel) -> tuple[int, ...]:
     return tuple(2**level for level in range(read_yaml(model.config_path)["args"].get("patch_level", 1)))
 
 
-def grid_name(args: StudyArgs) -> str:
+def timing_file(model: StudyModel, args: StudyArgs, steps: int | None, batch: int) -> Path:
+    return _folder(model, args) / f"timing-{batch}{_suffix(steps)}.json"
+
+
+def grid(model: StudyModel, args: StudyArgs, steps: int | None) -> Path:
     """Folder of a grid, within a run; another number of images is another."""
-    return f"grid-{args.grid_samples}"
+    return _folder(model, args) / f"grid-{args.grid_samples}{_suffix(steps)}"
 
 
-def samples_name(args: StudyArgs, steps: int | None) -> str:
+def samples(model: StudyModel, args: StudyArgs, steps: int | None, cfg: float) -> Path:
     """Folder of the many images that are drawn in so many steps."""
-    return f"samples-{args.num_samples}" + ("" if steps is None else f"-{steps}steps")
+    return _folder(model, args) / f"samples-{args.num_samples}{_suffix(steps)}-cfg{cfg:g}"
 
 
-def sweep_task(
-    label: str,
-    model: StudyModel,
-    args: StudyArgs,
-    name: str,
-    num_samples: int,
-    cfgs: Sequence[float],
-    steps: Sequence[int],
+def _sweep_task(
+    label: str, model: StudyModel, num_samples: int, cfgs: Sequence[float], steps: int | None, folder: Path
 ) -> Task:
-    """Drawing so many images and measuring them, at each guidance and number of steps."""
-    run = Path(args.output_dir) / model.name
-    sweep = ["-m", "experiments.sweep", "--checkpoint", str(run), "--features", "cifar10", *BATCH, "--delete_samples"]
-    sweep += ["--output_dir", str(run / name), "--num_samples", str(num_samples), *_drawing(model, cfgs, steps)]
-    return Task(label, tuple(sweep), run / name / "sweep.png")
+    """Drawing so many images and measuring them, at each guidance."""
+    sweep = ("-m", "experiments.sweep", *_of_run(folder.parent), "--features", "cifar10", "--delete_samples")
+    sweep += ("--output_dir", str(folder), "--batch_size", str(BATCH), "--num_samples", str(num_samples))
+    return Task(label, sweep + _drawing(model, cfgs, steps), folder / "sweep.png")
 
 
-def picture_task(model: StudyModel, args: StudyArgs, cfg: float, steps: int | None) -> Task:
-    """Drawing the images that are shown, which have the same labels and seeds for every model."""
-    run = Path(args.output_dir) / model.name
-    draw = [str(PROJECT / "main_sample.py"), "--checkpoint", str(run), "--output_dir", str(run / PICTURES), *BATCH]
-    draw += ["--num_samples", str(PICTURED), *_drawing(model, [cfg], [] if steps is None else [steps])]
-    return Task("pictures", tuple(draw), run / PICTURES / "grid.png")
+def _folder(model: StudyModel, args: StudyArgs) -> Path:
+    return Path(args.output_dir) / model.name
+
+
+def _in(steps: int | None) -> str:
+    return "" if steps is None else f", {steps} steps"
+
+
+def _suffix(steps: int | None) -> str:
+    return "" if steps is None else f"-{steps}steps"
+
+
+def _of_run(run: Path) -> tuple[str, ...]:
+    return "--checkpoint", str(run)
 
 
 def _data(args: StudyArgs) -> tuple[str, ...]:
     return "--dataset", args.dataset, "--data_path", args.data_path
 
 
-def _drawing(model: StudyModel, cfgs: Sequence[float], steps: Sequence[int]) -> list[str]:
-    """Guidance from the first step on, so that it reaches drawings of few steps too."""
-    flags = ["--cfg", ",".join(f"{cfg:g}" for cfg in cfgs)]
-    flags += [f"--{model.setting}", ",".join(map(str, steps))] if steps else []
-    return flags + (["--cfg_start_step", "0"] if model.in_blocks else [])
+def _drawing(model: StudyModel, cfgs: Sequence[float], steps: int | None) -> tuple[str, ...]:
+    """Settings of a drawing. Scales of at most 2 x 2 codes are not guided: they are the paper's first 5 of 17 steps."""
+    flags = ("--cfg", ",".join(f"{cfg:g}" for cfg in cfgs))
+    flags += () if steps is None else (f"--{model.setting}", str(steps))
+    if not model.in_blocks:
+        return flags
+    of_coarse_scales = 0 if model.config == "checkerboard_single" else 1 + min(steps, 4)
+    return (*flags, "--cfg_start_step", str(of_coarse_scales))

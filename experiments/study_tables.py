@@ -11,13 +11,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from experiments.study_facts import Key, Line, by_model, name_of, quiet_minutes, read_lines
+from experiments.study_facts import Line, by_model, name_of, quiet_minutes, read_lines
+from experiments.study_plan import BATCH
 from runtime.command import run
 from runtime.config import option, parse_flags
 
 Row = Sequence[str]
 COSTS = ("model", "tokens of an image", "tokens seen, millions", "minutes of training")
-BEST = ("steps", "guidance", "FD-cifar10", "class accuracy", "ms an image")
+BEST = ("steps", "guidance", "FD-cifar10", "class accuracy", f"ms an image, {BATCH} at once", "alone")
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,12 @@ def _best_rows(lines: Sequence[Line]) -> Iterator[Row]:
     courses, times = by_model(lines, "course"), by_model(lines, "time")
     for key, found in by_model(lines, "samples").items():
         best = min(found, key=lambda line: line["distance"])
-        yield (name_of(*key), *_costs(lines, courses.get(key)), *_drawing(best), _milliseconds(times, key, best))
+        yield (
+            name_of(*key),
+            *_costs(lines, courses.get(key)),
+            *_drawing(best),
+            *_milliseconds(times.get(key, []), best),
+        )
 
 
 def _costs(lines: Sequence[Line], course: Sequence[Line] | None) -> Row:
@@ -63,10 +69,9 @@ def _drawing(line: Line) -> Row:
     return str(line["steps"]), f"{line['cfg']:g}", f"{line['distance']:.2f}", _number(accuracy, 3)
 
 
-def _milliseconds(times: dict[Key, list[Line]], key: Key, best: Line) -> str:
-    """Drawing of another seed or training takes as long, but each was timed."""
-    seconds = {line["steps"]: line["seconds"] for line in times.get(key, [])}
-    return _number(1000 * seconds.get(best["steps"], math.nan), 1)
+def _milliseconds(times: Sequence[Line], best: Line) -> Row:
+    seconds = {line["batch_size"]: line["seconds"] for line in times if line["steps"] == best["steps"]}
+    return tuple(_number(1000 * seconds.get(batch, math.nan), 1) for batch in (BATCH, 1))
 
 
 def _distance_rows(lines: Sequence[Line]) -> Iterator[Row]:

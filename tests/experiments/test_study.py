@@ -59,9 +59,25 @@ def test_the_main_claim_rests_on_two_seeds_and_the_best_goes_on() -> None:
 @pytest.mark.quick
 def test_models_that_draw_code_by_code_are_scored_once() -> None:
     labels = {model.name: [task.label for task in measuring_tasks(model, StudyArgs())] for model in MODELS}
-    assert labels["llamagen"] == ["likelihood", "time of a training step", "time of drawing", "grid of guidances"]
+    once = ["likelihood", "time of a training step", "time of drawing 64 at once", "time of drawing 1 at once"]
+    assert labels["llamagen"] == [*once, "grid of guidances"]
     assert len(labels["npp"]) == len(labels["llamagen"]) + 1  # a step on patches of codes, too
-    assert len(labels["checkerboard_2x"]) == len(study_plan.LIKELIHOOD_STEPS) + 3
+    assert len(labels["checkerboard_2x"]) == len(study_plan.LIKELIHOOD_STEPS) + 1 + 5 * 3
+
+
+@pytest.mark.quick
+def test_scales_of_at_most_four_codes_are_not_guided() -> None:
+    """Which are 5 steps where each scale has 4, as in the paper."""
+    starts = {}
+    for model in MODELS:
+        for task in measuring_tasks(model, StudyArgs()):
+            if task.label.startswith("grid"):
+                flags = dict(zip(task.arguments, task.arguments[1:], strict=False))
+                starts[model.name, flags.get("--steps_per_scale")] = flags.get("--cfg_start_step")
+    assert [starts["checkerboard_2x", steps] for steps in ("1", "2", "4", "8", "16")] == ["2", "3", "5", "5", "5"]
+    assert starts["checkerboard_4x", "8"] == "5"
+    assert starts["checkerboard_single", "8"] == "0"
+    assert starts["llamagen", None] is None
 
 
 @pytest.mark.quick
@@ -99,11 +115,12 @@ def test_a_study_is_done_once_and_goes_on_from_where_it_is(tmp_path: Path, monke
     flags = ["--data_path", str(data), "--output_dir", str(root), "--grid_samples", "4", "--num_samples", "5"]
     outcome = call(study.main, *flags, "--epochs", "1")
     assert outcome.code == 0, outcome.err
-    assert len(commands) == 7
+    assert len(commands) == 8
     lines = [json.loads(line) for line in (root / "results.jsonl").read_text().splitlines()]
-    kinds = ["training", "course", "step", "likelihood", "time", "grid", "grid", "samples"]
+    kinds = ["training", "course", "step", "likelihood", "time", "time", "grid", "grid", "samples"]
     assert [line["kind"] for line in lines] == kinds
-    training, course, step, likelihood, timing, *grid, samples = lines
+    training, course, step, likelihood, timing, alone, *grid, samples = lines
+    assert (timing["batch_size"], alone["batch_size"]) == (64, 1)
     assert (training["images_seen"], training["tokens_computed"]) == (64, 64 * 85)
     assert (course["images_seen"], course["tokens_computed"], course["side"]) == ([64], [64 * 85], [1])
     assert course["loss"] == [pytest.approx(training["loss"], rel=1e-5)]
@@ -121,7 +138,7 @@ def test_a_study_is_done_once_and_goes_on_from_where_it_is(tmp_path: Path, monke
     assert call(study.main, *flags[:-1], "6", "--epochs", "1").code == 0  # more images are drawn anew
     assert [command[2] for command in commands] == ["experiments.sweep"]
     commands.clear()
-    (root / "raster_2x/timing.json").unlink()
+    (root / "raster_2x/timing-64-2steps.json").unlink()
     assert call(study.main, *flags, "--epochs", "1").code == 0
     assert [command[2] for command in commands] == ["experiments.timing"]
     drawn = tmp_path / "drawn"
@@ -195,8 +212,9 @@ def fact(kind: str, model: str, **values: Any) -> dict[str, Any]:
 FACTS = [
     *(fact("likelihood", "random_2x", steps_per_scale=n, finest_scale={"nats_per_token": 7 - n}) for n in (1, 4, 2)),
     fact("likelihood", "llamagen", steps_per_scale=None, finest_scale={"nats_per_token": 4.0}),
-    fact("time", "random_2x", steps=7, seconds=0.01, machine="M"),
-    fact("time", "random_2x", steps=4, seconds=0.005, machine="M"),
+    fact("time", "random_2x", steps=7, seconds=0.01, batch_size=64, machine="M"),
+    fact("time", "random_2x", steps=7, seconds=0.02, batch_size=1, machine="M"),
+    fact("time", "random_2x", steps=4, seconds=0.005, batch_size=64, machine="M"),
     fact("samples", "random_2x", steps=7, distance=20.0, num_samples=10_000, cfg=1.5, accuracy=0.75),
     fact("samples", "random_2x", steps=4, distance=30.0, num_samples=10_000, cfg=2.0, accuracy=0.5),
     fact("samples", "llamagen", steps=64, distance=10.0, num_samples=10_000, cfg=3.0, accuracy=None),
@@ -230,9 +248,20 @@ def test_tables_have_the_facts(tmp_path: Path) -> None:
     path.write_text("".join(json.dumps(line) + "\n" for line in FACTS))
     outcome = call(study_tables.main, "--results", str(path))
     rows = [tuple(cell.strip() for cell in line.strip("|").split("|")) for line in outcome.out.splitlines() if line]
-    assert ("random order 2x", "-", "-", "-", "7", "1.5", "20.00", "0.750", "10.0") in rows  # the lowest distance
-    assert ("LlamaGen", "-", "-", "-", "64", "3", "10.00", "-", "-") in rows
-    assert ("NPP", "8", "0.0", "2", "64", "1", "9.00", "1.000", "-") in rows
+    assert (
+        "random order 2x",
+        "-",
+        "-",
+        "-",
+        "7",
+        "1.5",
+        "20.00",
+        "0.750",
+        "10.0",
+        "20.0",
+    ) in rows
+    assert ("LlamaGen", "-", "-", "-", "64", "3", "10.00", "-", "-", "-") in rows
+    assert ("NPP", "8", "0.0", "2", "64", "1", "9.00", "1.000", "-", "-") in rows
     assert ("random order 2x", "4: 30.00, 7: 20.00") in rows
     assert ("random order 2x", "-", "6.000", "5.000", "3.000") in rows  # code by code, 1, 2 and 4 steps
     assert ("LlamaGen", "4.000", "-", "-", "-") in rows
