@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+Ticks = tuple[float, tuple[float, ...]]  # the base of a logarithmic axis, and where between its powers a number stands
+POWERS_OF_2: Ticks = (2, (1,))
+SOME_A_DECADE: Ticks = (10, (1, 1.5, 2, 3, 4, 6, 8))
 ORDERS = ("checkerboard_2x", "random_2x", "raster_2x")
 COLOURS = {name: f"C{number}" for number, name in enumerate(NAMES)}
 MARKERS = dict(zip(NAMES, "os^Dv<>Pp", strict=True))
@@ -83,7 +86,9 @@ def draw_seconds(lines: Sequence[Line]) -> "Figure | None":
     }
     machines = sorted({line["machine"] for line in lines if line["kind"] == "time"})
     label = f"milliseconds an image, batches of {BATCH} ({'; '.join(machines)})"
-    return _distances(lines, label, lambda line, key: 1000 * seconds.get((key[0], line["steps"]), math.nan))
+    return _distances(
+        lines, label, lambda line, key: 1000 * seconds.get((key[0], line["steps"]), math.nan), SOME_A_DECADE
+    )
 
 
 def draw_losses(lines: Sequence[Line]) -> "Figure | None":
@@ -112,22 +117,24 @@ def draw_pictures(runs: Path) -> "Figure":
     return figure
 
 
-def _distances(lines: Sequence[Line], label: str, x_of: Callable[[Line, Key], float]) -> "Figure | None":
+def _distances(
+    lines: Sequence[Line], label: str, x_of: Callable[[Line, Key], float], ticks: Ticks = POWERS_OF_2
+) -> "Figure | None":
     count = max((line["num_samples"] for line in lines if line["kind"] == "samples"), default=0)
-    figure, axes = _figure(label, f"FD-cifar10-{count}")
+    figure, axes = _figure(label, f"FD-cifar10-{count}", ticks)
     for key, found in by_model(lines, "samples").items():
         _line(axes, key, *zip(*sorted((x_of(line, key), line["distance"]) for line in found), strict=True))
     return _finished(figure, axes)
 
 
-def _figure(x: str, y: str) -> tuple["Figure", "Axes"]:
+def _figure(x: str, y: str, ticks: Ticks = POWERS_OF_2) -> tuple["Figure", "Axes"]:
     from matplotlib.figure import Figure  # takes a second to import
     from matplotlib.ticker import LogLocator, NullLocator
 
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
     axes.set(xlabel=x, ylabel=y, xscale="log")
-    axes.xaxis.set_major_locator(LogLocator(base=2))
+    axes.xaxis.set_major_locator(LogLocator(*ticks))
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_locator(NullLocator())
     return figure, axes
