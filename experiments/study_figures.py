@@ -28,9 +28,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Ticks = tuple[float, tuple[float, ...]]  # the base of a logarithmic axis, and where between its powers a number stands
-POWERS_OF_2: Ticks = (2, (1,))
-SOME_A_DECADE: Ticks = (10, (1, 1.5, 2, 3, 4, 6, 8))
 ORDERS = ("checkerboard_2x", "random_2x", "raster_2x")
 COLOURS = {name: f"C{number}" for number, name in enumerate(NAMES)}
 MARKERS = dict(zip(NAMES, "os^Dv<>Pp", strict=True))
@@ -74,21 +71,26 @@ def draw_likelihood(lines: Sequence[Line]) -> "Figure | None":
 
 def draw_steps(lines: Sequence[Line]) -> "Figure | None":
     """Distance against all steps of an image (Fig. 5)."""
-    return _distances(lines, "steps of an image", lambda line, _: line["steps"])
+    figure, axes = _figure("steps of an image", _distance(lines))
+    _draw_distances(axes, lines, lambda line, _: line["steps"])
+    return _finished(figure, axes)
 
 
 def draw_seconds(lines: Sequence[Line]) -> "Figure | None":
-    """Distance against seconds an image (Table 1 as a picture)."""
-    seconds = {
-        (line["model"], line["steps"]): line["seconds"]
-        for line in lines
-        if line["kind"] == "time" and line["batch_size"] == BATCH and not line["seed"]
-    }
+    """Distance against seconds an image (Table 1 as a picture): of many images at once, and of one alone."""
+    from matplotlib.figure import Figure  # takes a second to import
+
     machines = sorted({line["machine"] for line in lines if line["kind"] == "time"})
-    label = f"milliseconds an image, batches of {BATCH} ({'; '.join(machines)})"
-    return _distances(
-        lines, label, lambda line, key: 1000 * seconds.get((key[0], line["steps"]), math.nan), SOME_A_DECADE
-    )
+    figure = Figure(figsize=(12, 5), layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
+    for axes, batch in zip(panels, (BATCH, 1), strict=True):
+        times = [line for line in lines if line["kind"] == "time" and line["batch_size"] == batch and not line["seed"]]
+        found = {(line["model"], line["steps"]): 1000 * line["seconds"] for line in times}
+        _set_up(axes, f"milliseconds an image, {batch} at once", (10, (1, 1.5, 2, 3, 4, 6, 8)))
+        _draw_distances(axes, lines, lambda line, key, found=found: found.get((key[0], line["steps"]), math.nan))
+    panels[0].set_ylabel(_distance(lines))
+    figure.suptitle("; ".join(machines), fontsize=9)
+    return _finished(figure, *panels)
 
 
 def draw_losses(lines: Sequence[Line]) -> "Figure | None":
@@ -117,27 +119,37 @@ def draw_pictures(runs: Path) -> "Figure":
     return figure
 
 
-def _distances(
-    lines: Sequence[Line], label: str, x_of: Callable[[Line, Key], float], ticks: Ticks = POWERS_OF_2
-) -> "Figure | None":
+def _distance(lines: Sequence[Line]) -> str:
     count = max((line["num_samples"] for line in lines if line["kind"] == "samples"), default=0)
-    figure, axes = _figure(label, f"FD-cifar10-{count}", ticks)
+    return f"FD-cifar10-{count}"
+
+
+def _draw_distances(axes: "Axes", lines: Sequence[Line], x_of: Callable[[Line, Key], float]) -> None:
     for key, found in by_model(lines, "samples").items():
-        _line(axes, key, *zip(*sorted((x_of(line, key), line["distance"]) for line in found), strict=True))
-    return _finished(figure, axes)
+        rows = sorted(found, key=lambda line: line["steps"])
+        _line(axes, key, [x_of(line, key) for line in rows], [line["distance"] for line in rows])
 
 
-def _figure(x: str, y: str, ticks: Ticks = POWERS_OF_2) -> tuple["Figure", "Axes"]:
+def _figure(x: str, y: str) -> tuple["Figure", "Axes"]:
+    """Of one panel, over steps."""
     from matplotlib.figure import Figure  # takes a second to import
-    from matplotlib.ticker import LogLocator, NullLocator
 
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
-    axes.set(xlabel=x, ylabel=y, xscale="log")
+    _set_up(axes, x, (2, (1,)))
+    axes.set_ylabel(y)
+    return figure, axes
+
+
+def _set_up(axes: "Axes", x: str, ticks: tuple[float, tuple[float, ...]]) -> None:
+    """A logarithmic axis, and where numbers stand: at powers of a base, times these."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    axes.set(xlabel=x, xscale="log")
     axes.xaxis.set_major_locator(LogLocator(*ticks))
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_locator(NullLocator())
-    return figure, axes
+    axes.grid(alpha=0.3)
 
 
 def _line(axes: "Axes", key: Key, xs: Sequence[float], ys: Sequence[float]) -> None:
@@ -150,12 +162,11 @@ def _look(config: str, seed: int, epochs: int) -> dict[str, Any]:
     return {"color": COLOURS[config], "linestyle": "--" if seed else "-", "linewidth": linewidth}
 
 
-def _finished(figure: "Figure", axes: "Axes") -> "Figure | None":
+def _finished(figure: "Figure", *panels: "Axes") -> "Figure | None":
     """None if it has no lines."""
-    if not axes.lines:
+    if not any(axes.lines for axes in panels):
         return None
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    panels[-1].legend(fontsize=8)
     return figure
 
 

@@ -227,14 +227,15 @@ FACTS = [
 
 @pytest.mark.quick
 def test_figures_show_the_facts() -> None:
-    likelihood, steps, seconds = (
-        drawn(FACTS).axes[0]
+    (likelihood,), (steps,), (seconds, alone) = (
+        drawn(FACTS).axes
         for drawn in (study_figures.draw_likelihood, study_figures.draw_steps, study_figures.draw_seconds)
     )
     (orders,) = likelihood.lines  # LlamaGen has no blocks
     assert orders.get_xydata().tolist() == [[1, 6], [2, 5], [4, 3]]
     assert [line.get_xydata().tolist() for line in steps.lines] == [[[4, 30], [7, 20]], [[64, 10]], [[64, 9]]]
     assert seconds.lines[0].get_xydata().tolist() == [[5, 30], [10, 20]]
+    assert alone.lines[0].get_xydata().tolist()[1] == [20, 20]
     assert "FD-cifar10-10000" in steps.get_ylabel()
     images, tokens, minutes = study_figures.draw_losses(FACTS).axes
     assert [line.get_xydata().tolist() for line in images.lines] == [[[20, 6]], [[30, 5]]]
