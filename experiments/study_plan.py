@@ -16,7 +16,7 @@ from runtime.files import PROJECT
 
 TRAINED = "trained.json"  # in a run folder: what its training took
 LIKELIHOOD_STEPS = (1, 2, 4, 8, 16, 32)
-CFG_GRID = (0.5, 1, 1.5, 2, 3)
+CFG_GRID = (0.5, 1, 1.5, 2, 3, 4.5)
 TIMED_CFG = 1.5
 BATCH = 64  # images that are drawn at once
 PICTURES, PICTURED = "pictures", 20  # folder of a run, and images in it, the classes in turn
