@@ -59,7 +59,8 @@ UNIMPORTANT = (
     *("batch_size", "compile", "output_dir", "duplicates"),
     *("checkpoint", "config", "edit", "mask", "label_file"),
 )
-OF_ALL = ("images", "num_samples", "format", "save_codes", "maps", "animation", "list_classes")  # say nothing of one
+# Settings that say nothing of one image.
+OF_ALL = ("images", "labels", "num_samples", "format", "save_codes", "maps", "animation", "list_classes")
 MAPS = ("codes", "entropy", "step", "probability")
 # Threads that write, one a core: of 256 px, on 2 cores, one writes 125 PNGs a second, two 245, and four no more.
 WRITERS = min(8, os.cpu_count() or 1)
