@@ -86,8 +86,11 @@ def draw_seconds(lines: Sequence[Line]) -> "Figure | None":
     for axes, batch in zip(panels, (BATCH, 1), strict=True):
         times = [line for line in lines if line["kind"] == "time" and line["batch_size"] == batch and not line["seed"]]
         found = {(line["model"], line["steps"]): 1000 * line["seconds"] for line in times}
-        _set_up(axes, f"milliseconds an image, {batch} at once", (10, (1, 1.5, 2, 3, 4, 6, 8)))
+        label = f"{batch} at once" if batch > 1 else "alone"
+        _set_up(axes, f"milliseconds an image, {label}", (10, (1, 1.5, 2, 3, 4, 6, 8)))
         _draw_distances(axes, lines, lambda line, key, found=found: found.get((key[0], line["steps"]), math.nan))
+        if found:  # room at both sides: what differs by noise alone should look so
+            axes.set_xlim(min(found.values()) / 1.5, max(found.values()) * 1.5)
     panels[0].set_ylabel(_distance(lines))
     figure.suptitle("; ".join(machines), fontsize=9)
     return _finished(figure, *panels)
@@ -110,7 +113,7 @@ def draw_pictures(runs: Path) -> "Figure":
     shown = [model for model in MODELS if not model.seed and (runs / model.name / PICTURES).is_dir()]
     if not shown:
         raise UserError(f"{runs} holds no pictures; name the --output_dir of experiments.study, run to its end")
-    figure = Figure(figsize=(10, 0.62 * len(shown)), layout="constrained")
+    figure = Figure(figsize=(13.5, 0.72 * len(shown)), layout="constrained")
     for axes, model in zip(figure.subplots(len(shown), squeeze=False)[:, 0], shown, strict=True):
         files = sorted((runs / model.name / PICTURES).glob("[0-9]*.png"))
         axes.imshow(np.concatenate([np.asarray(Image.open(file).convert("RGB")) for file in files], axis=1))

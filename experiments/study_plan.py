@@ -17,8 +17,8 @@ from runtime.files import PROJECT
 TRAINED = "trained.json"  # in a run folder: what its training took
 LIKELIHOOD_STEPS = (1, 2, 4, 8, 16, 32)
 CFG_GRID = (0.5, 1, 1.5, 2, 3, 4.5)
-TIMED_CFG = 1.5
 BATCH = 64  # images that are drawn at once
+TIMED, TIMED_CFG = {BATCH: 5, 1: 25}, 1.5  # images at once, and how often they are drawn
 PICTURES, PICTURED = "pictures", 20  # folder of a run, and images in it, the classes in turn
 
 
@@ -129,9 +129,10 @@ def measuring_tasks(model: StudyModel, args: StudyArgs) -> Iterator[Task]:
         label = "time of a training step" + (f" on patches of {side} x {side}" if side > 1 else "")
         file = run / f"step-{side}.json"
         yield Task(label, (*step, "--batch_size", str(BATCH), "--output_file", str(file)), file)
-    for steps, batch in product(model.all_steps, (BATCH, 1)):
+    for steps, (batch, repeats) in product(model.all_steps, TIMED.items()):
         file = timing_file(model, args, steps, batch)
-        timing = ("-m", "experiments.timing", *_of_run(run), "--batch_size", str(batch), "--output_file", str(file))
+        timing = ("-m", "experiments.timing", *_of_run(run), "--batch_size", str(batch), "--repeats", str(repeats))
+        timing += ("--output_file", str(file))
         yield Task(f"time of drawing {batch} at once{_in(steps)}", timing + _drawing(model, [TIMED_CFG], steps), file)
     for steps in model.all_steps:
         label, folder = f"grid of guidances{_in(steps)}", grid(model, args, steps)
