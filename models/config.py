@@ -108,7 +108,7 @@ class VQVAEConfig(AutoencoderConfig):
 class AutoencoderPaths:
     """Files of the frozen autoencoder, or their folder as ``checkpoint_path``.
 
-    Relative paths are tried from here, then from the folders of the project and of the configuration; beside a
+    Relative paths are tried from the configuration's folder, from here, then from the project's folder; beside a
     checkpoint from its folder, then from the project's and from here, and they lie in one of these.
     """
 

@@ -128,12 +128,12 @@ def places_of(path: str, folder: Path | None) -> list[Path]:
 
 
 def beside(paths: AutoencoderPaths, configuration: Path) -> AutoencoderPaths:
-    """The same files of a user's ``configuration``; what lies in its folder alone, as a run's does, by that folder."""
+    """The same files of a user's ``configuration``; what lies in its folder, as a run's does, by that folder."""
     found = {}
     for name in ("config_path", "checkpoint_path"):
         path = getattr(paths, name)
         place = None if path is None else configuration.parent / path
-        if place is not None and place.exists() and not any(other.exists() for other in places_of(path, None)):
+        if place is not None and place.exists():
             found[name] = str(place)
     return replace(paths, **found)
 
