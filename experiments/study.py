@@ -2,22 +2,23 @@
 
     bash experiments/study.sh
 
-What is finished is skipped, and what was stopped goes on. Everything that was measured is gathered as JSON lines, which
-experiments.study_figures draws.
+What is finished is skipped, and what was stopped goes on. Everything that was measured is gathered as JSON lines, and
+images of each model in a folder beside them: experiments.study_figures draws both.
 """
 
-import json
 import shutil
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from experiments.compare import read_table
+from experiments.study_facts import Line, pictures_folder, read_lines, write_lines
 from experiments.study_plan import (
     BATCH,
+    PICTURES,
     TRAINED,
     StudyArgs,
     StudyModel,
@@ -37,9 +38,7 @@ from experiments.tokens import PANELS, course
 from runtime.command import run
 from runtime.config import parse_flags
 from runtime.errors import UserError
-from runtime.files import new_folder, read_json, write_json, write_text
-
-Line = dict[str, Any]
+from runtime.files import new_folder, read_json, write_json
 
 
 def main(argv: Sequence[str]) -> None:
@@ -49,13 +48,16 @@ def main(argv: Sequence[str]) -> None:
     models, root = chosen_models(args.models), Path(args.output_dir)
     root.mkdir(parents=True, exist_ok=True)
     results = Path(args.results or root / "results.jsonl")
+    if results.exists():
+        read_lines(results)  # says now, not after hours, that it is another file
     with lock_folder(root):
         for number, model in enumerate(models, start=1):
             place = f"{model.name}, {number} of {len(models)}"
             _train(model, args, f"{place}: training{_time_left(models, args)}")
             for task in chain(measuring_tasks(model, args), _final_tasks(model, args)):  # the latter need the former
                 _carry_out(task, place)
-            write_text(results, "".join(json.dumps(line) + "\n" for line in _gather(chosen_models(None), args)))
+            write_lines(results, list(_gather(chosen_models(None), args)))
+            _join_pictures(root / model.name / PICTURES, pictures_folder(results) / f"{model.name}.png")
     print(f"\n{results}; python -m experiments.study_figures --results {results} draws it")
 
 
@@ -119,6 +121,13 @@ def _best_row(folder: Path) -> tuple[float, float]:
     distance, _ = metric_names(rows)
     row = min(rows, key=lambda row: float(row[distance]))
     return float(row["cfg"]), float(row[distance])
+
+
+def _join_pictures(images: Path, picture: Path) -> None:
+    """The images of a folder beside each other."""
+    row = [np.asarray(Image.open(file).convert("RGB")) for file in sorted(images.glob("[0-9]*.png"))]
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.concatenate(row, axis=1)).save(picture)
 
 
 def _gather(models: Sequence[StudyModel], args: StudyArgs) -> Iterator[Line]:

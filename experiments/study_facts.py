@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from runtime.errors import UserError
+from runtime.files import write_text
 
 Line = dict[str, Any]
 Key = tuple[str, int, int]  # configuration, seed, epochs
@@ -33,11 +34,25 @@ def read_lines(path: Path) -> list[Line]:
         raise UserError(f"no such file: {path}; name the results of experiments.study")
     try:
         lines = [json.loads(text) for text in path.read_text(encoding="utf-8").splitlines()]
-        if all(line["kind"] and line["model"] in NAMES for line in lines):
+        if all(line["kind"] and line["model"] in NAMES and _key(line) for line in lines):
             return lines
     except (ValueError, KeyError, TypeError):
         pass
-    raise UserError(f"{path} holds other lines than those of experiments.study; run it again")
+    raise UserError(f"{path} holds other lines than those of experiments.study; name its results, or a new file")
+
+
+def write_lines(path: Path, lines: Sequence[Line]) -> None:
+    """Write facts, in the place of older ones of the same models; those of other models stay."""
+    older = read_lines(path) if path.exists() else []
+    own = {_key(line) for line in lines}
+    kept = [line for line in older if _key(line) not in own]
+    ordered = sorted([*lines, *kept], key=lambda line: _place(_key(line)))
+    write_text(path, "".join(json.dumps(line) + "\n" for line in ordered))
+
+
+def pictures_folder(results: Path) -> Path:
+    """Where pictures of the models' images lie, NAME.png of each: beside the facts."""
+    return results.with_name(f"{results.stem}_pictures")
 
 
 def by_model(lines: Iterable[Line], kind: str) -> dict[Key, list[Line]]:
@@ -45,14 +60,23 @@ def by_model(lines: Iterable[Line], kind: str) -> dict[Key, list[Line]]:
     found: dict[Key, list[Line]] = defaultdict(list)
     for line in lines:
         if line["kind"] == kind:
-            found[line["model"], line["seed"], line["epochs"]].append(line)
-    order = list(NAMES)
-    return dict(sorted(found.items(), key=lambda item: (order.index(item[0][0]), *item[0][1:])))
+            found[_key(line)].append(line)
+    return dict(sorted(found.items(), key=lambda item: _place(item[0])))
 
 
 def name_of(config: str, seed: int, epochs: int) -> str:
     """What figures and tables call a model."""
     return NAMES[config] + (f", seed {seed}" if seed else "") + (f", {epochs} epochs" if epochs > LONG else "")
+
+
+def _key(line: Line) -> Key:
+    return line["model"], line["seed"], line["epochs"]
+
+
+def _place(key: Key) -> tuple[int, int, int]:
+    """By which models are ordered."""
+    config, seed, epochs = key
+    return list(NAMES).index(config), seed, epochs
 
 
 def quiet_minutes(lines: Sequence[Line], course: Line) -> np.ndarray:

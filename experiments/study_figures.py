@@ -3,8 +3,8 @@
     python -m experiments.study_figures --results docs/study.jsonl --output_dir docs
 
 writes study_nll.png, the likelihood by order and steps per scale; study_steps.png, the distance by steps;
-study_seconds.png, the distance by seconds an image; study_loss.png, the losses of the trainings by what they cost; with
---runs output/study also study_samples.png, images of each.
+study_seconds.png, the distance by seconds an image; study_loss.png, the losses of the trainings by what they cost;
+study_samples.png, images of each model, from the folder that experiments.study writes beside its results.
 """
 
 import math
@@ -16,13 +16,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from experiments.study_facts import LONG, NAMES, Key, Line, by_model, name_of, quiet_minutes, read_lines
-from experiments.study_plan import BATCH, MODELS, PICTURES
+from experiments.study_facts import (
+    LONG,
+    NAMES,
+    Key,
+    Line,
+    by_model,
+    name_of,
+    pictures_folder,
+    quiet_minutes,
+    read_lines,
+)
+from experiments.study_plan import BATCH, MODELS
 from experiments.tokens import PANELS
 from experiments.tokens import draw as draw_courses
 from runtime.command import run
 from runtime.config import option, parse_flags
-from runtime.errors import UserError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,18 +47,16 @@ class FiguresArgs:
     """What to draw."""
 
     results: str = option("docs/study.jsonl", "JSON lines of experiments.study")
-    runs: str | None = option(None, "output_dir of experiments.study, whose pictures are shown beside each other")
     output_dir: str = option("docs", "folder to write the pictures to")
 
 
 def main(argv: Sequence[str]) -> None:
     args = parse_flags(argv, "experiments.study_figures", __doc__, FiguresArgs)
-    lines, folder = read_lines(Path(args.results)), Path(args.output_dir)
+    results, folder = Path(args.results), Path(args.output_dir)
+    lines = read_lines(results)
     folder.mkdir(parents=True, exist_ok=True)
     figures = {"nll": draw_likelihood(lines), "steps": draw_steps(lines), "seconds": draw_seconds(lines)}
-    figures["loss"] = draw_losses(lines)
-    if args.runs is not None:
-        figures["samples"] = draw_pictures(Path(args.runs))
+    figures |= {"loss": draw_losses(lines), "samples": draw_pictures(pictures_folder(results))}
     for name, figure in figures.items():
         if figure is None:
             print(f"nothing was measured yet that study_{name}.png shows")
@@ -106,17 +113,16 @@ def draw_losses(lines: Sequence[Line]) -> "Figure | None":
     return draw_courses(courses, smoothing=1, looks=looks) if courses else None
 
 
-def draw_pictures(runs: Path) -> "Figure":
+def draw_pictures(pictures: Path) -> "Figure | None":
     """A row of images for each model of the first seed, the same labels in each."""
     from matplotlib.figure import Figure  # takes a second to import
 
-    shown = [model for model in MODELS if not model.seed and (runs / model.name / PICTURES).is_dir()]
+    shown = [model for model in MODELS if not model.seed and (pictures / f"{model.name}.png").exists()]
     if not shown:
-        raise UserError(f"{runs} holds no pictures; name the --output_dir of experiments.study, run to its end")
+        return None
     figure = Figure(figsize=(13.5, 0.72 * len(shown)), layout="constrained")
     for axes, model in zip(figure.subplots(len(shown), squeeze=False)[:, 0], shown, strict=True):
-        files = sorted((runs / model.name / PICTURES).glob("[0-9]*.png"))
-        axes.imshow(np.concatenate([np.asarray(Image.open(file).convert("RGB")) for file in files], axis=1))
+        axes.imshow(Image.open(pictures / f"{model.name}.png"))
         axes.set(xticks=[], yticks=[])
         axes.set_ylabel(name_of(model.config, 0, model.epochs or 0), rotation=0, ha="right", va="center", fontsize=8)
     return figure

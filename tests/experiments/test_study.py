@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import study, study_figures, study_plan, study_tables
+from experiments import study, study_facts, study_figures, study_plan, study_tables
 from experiments.study_plan import MODELS, StudyArgs, StudyModel, measuring_tasks, training_task
 from experiments.tokens import course
 from runtime.config import read_yaml
@@ -141,8 +141,12 @@ def test_a_study_is_done_once_and_goes_on_from_where_it_is(tmp_path: Path, monke
     (root / "raster_2x/timing-64-2steps.json").unlink()
     assert call(study.main, *flags, "--epochs", "1").code == 0
     assert [command[2] for command in commands] == ["experiments.timing"]
+    with Image.open(root / "results_pictures/raster_2x.png") as joined:
+        assert joined.size == (20 * 32, 32)
+        first = np.asarray(Image.open(root / "raster_2x/pictures/000000.png"))
+        assert np.array_equal(np.asarray(joined)[:, :32], first)
     drawn = tmp_path / "drawn"
-    names = ["--results", str(root / "results.jsonl"), "--output_dir", str(drawn), "--runs", str(root)]
+    names = ["--results", str(root / "results.jsonl"), "--output_dir", str(drawn)]
     assert call(study_figures.main, *names).code == 0
     assert {path.name for path in drawn.iterdir()} == {
         f"study_{name}.png" for name in ("loss", "nll", "samples", "seconds", "steps")
@@ -274,7 +278,28 @@ def test_other_files_are_no_results(tmp_path: Path, text: str) -> None:
     path = tmp_path / "study.jsonl"
     path.write_text(text)
     error = call(study_figures.main, "--results", str(path), "--output_dir", str(tmp_path)).error()
-    assert error.endswith("run it again")
+    assert error.endswith("name its results, or a new file")
+    error = call(study.main, "--results", str(path), "--output_dir", str(tmp_path / "runs")).error()  # before it trains
+    assert error.endswith("name its results, or a new file")
+    assert path.read_text() == text
+    assert not list((tmp_path / "runs").iterdir())
+
+
+@pytest.mark.quick
+def test_facts_of_models_that_are_measured_elsewhere_stay(tmp_path: Path) -> None:
+    path = tmp_path / "study.jsonl"
+    study_facts.write_lines(path, FACTS)
+    known = study_facts.read_lines(path)
+    again = [fact("samples", "llamagen", steps=64, distance=11.0), fact("samples", "random_2x", steps=4) | {"seed": 1}]
+    study_facts.write_lines(path, again)
+    written = study_facts.read_lines(path)
+    assert [line for line in written if line["model"] == "llamagen"] == again[
+        :1
+    ]  # its likelihood was of another training
+    assert [line for line in written if line["seed"]] == again[1:]
+    others = [line for line in written if line["model"] != "llamagen" and not line["seed"]]
+    assert others == [line for line in known if line["model"] != "llamagen"]
+    assert list(dict.fromkeys(line["model"] for line in written)) == ["random_2x", "llamagen", "npp"]
 
 
 @pytest.mark.quick
