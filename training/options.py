@@ -89,10 +89,19 @@ class LoopArgs:
             raise UserError(
                 f"the built-in digits have no data_path {self.data_path}; add --dataset folder for your images"
             )
+        self._refuse_idle({"ema_decay": not self.ema, "ema_warmup": not self.ema}, "ema false")
         if self.shard and (self.ema or self.keep_freq):
             raise UserError("shard neither averages weights nor keeps checkpoints; set ema false and keep_freq 0")
         if self.seed >= 2**63:
             raise UserError(f"seed is {self.seed}; it must be below 2**63")
+
+    def _refuse_idle(self, idle: dict[str, bool], beside: str) -> None:
+        """Refuse settings that do nothing, unless they have their defaults."""
+        for name, does_nothing in idle.items():
+            default = {} if name == "lr_drops" else getattr(type(self), name)
+            if does_nothing and getattr(self, name) != default:
+                shown = str(default).lower() if isinstance(default, bool) else default
+                raise UserError(f"{name} means nothing with {beside}; leave it out, or set {name} {shown}")
 
     def lr_at(self, epoch: float, steps_per_epoch: int) -> float:
         """Learning rate after so many epochs: linear warm-up, then the drops so far (method.md Sec. 5)."""
@@ -198,13 +207,9 @@ class TrainArgs(LoopArgs):
         check_probabilities(self, "decay_ratio")
         if self.schedule != "drops" and not self.lr:
             raise UserError(f"lr is 0; schedule {self.schedule} needs a learning rate above 0")
-        unused = {"decay_ratio": self.schedule != "stages", "end_lr": self.schedule == "drops"}
-        unused |= {"epoch_rate": self.patch_level <= 1, "lr_drops": self.schedule != "drops" and bool(self.lr_drops)}
-        for name, idle in unused.items():
-            default = {} if name == "lr_drops" else getattr(TrainArgs, name)
-            if idle and getattr(self, name) != default:
-                beside = f"schedule {self.schedule} and patch_level {self.patch_level}"
-                raise UserError(f"{name} means nothing with {beside}; leave it out, or set {name} {default}")
+        idle = {"decay_ratio": self.schedule != "stages", "end_lr": self.schedule == "drops"}
+        idle |= {"epoch_rate": self.patch_level <= 1, "lr_drops": self.schedule != "drops"}
+        self._refuse_idle(idle, f"schedule {self.schedule} and patch_level {self.patch_level}")
 
     def patch_side(self, epoch: int) -> int:
         """Side of the patches of codes that an epoch learns from."""
