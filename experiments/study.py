@@ -6,6 +6,7 @@ What is finished is skipped, and what was stopped goes on. Everything that was m
 images of each model in a folder beside them: experiments.study_figures draws both.
 """
 
+import math
 import shutil
 from collections.abc import Iterator, Sequence
 from itertools import chain
@@ -15,10 +16,9 @@ import numpy as np
 from PIL import Image
 
 from experiments.compare import read_table
-from experiments.study_facts import Line, pictures_folder, read_lines, write_lines
+from experiments.study_facts import Line, picture_file, read_lines, write_lines
 from experiments.study_plan import (
-    BATCH,
-    PICTURES,
+    TIMED,
     TRAINED,
     StudyArgs,
     StudyModel,
@@ -26,8 +26,10 @@ from experiments.study_plan import (
     epochs_of,
     final_tasks,
     grid,
+    likelihood_files,
     measuring_tasks,
     patch_sides,
+    pictures,
     samples,
     timing_file,
     training_task,
@@ -38,32 +40,38 @@ from experiments.tokens import PANELS, course
 from runtime.command import run
 from runtime.config import parse_flags
 from runtime.errors import UserError
-from runtime.files import new_folder, read_json, write_json
+from runtime.files import new_folder, read_json, whole, write_json
 
 
 def main(argv: Sequence[str]) -> None:
     args = parse_flags(argv, "experiments.study", __doc__, StudyArgs)
     from runtime.lock import lock_folder  # takes seconds
 
-    models, root = chosen_models(args.models), Path(args.output_dir)
+    models, root = chosen_models(args), Path(args.output_dir)
     root.mkdir(parents=True, exist_ok=True)
     results = Path(args.results or root / "results.jsonl")
     if results.exists():
         read_lines(results)  # says now, not after hours, that it is another file
+    results.parent.mkdir(parents=True, exist_ok=True)
     with lock_folder(root):
         for number, model in enumerate(models, start=1):
             place = f"{model.name}, {number} of {len(models)}"
             _train(model, args, f"{place}: training{_time_left(models, args)}")
             for task in chain(measuring_tasks(model, args), _final_tasks(model, args)):  # the latter need the former
                 _carry_out(task, place)
-            write_lines(results, list(_gather(chosen_models(None), args)))
-            _join_pictures(root / model.name / PICTURES, pictures_folder(results) / f"{model.name}.png")
+            _join_pictures(model, args, picture_file(results, model.config, model.seed, epochs_of(model, args)))
+            write_lines(results, list(_gather(model, args)))
     print(f"\n{results}; python -m experiments.study_figures --results {results} draws it")
 
 
 def _train(model: StudyModel, args: StudyArgs, title: str) -> None:
     task, epochs = training_task(model, args), epochs_of(model, args)
-    if (read_json(task.product) or {}).get("epochs") != epochs:
+    trained = (read_json(task.product) or {}).get("epochs", 0)
+    if trained > epochs:
+        raise UserError(
+            f"{task.product.parent} is trained for {trained} epochs, more than {epochs}; name another --output_dir"
+        )
+    if trained < epochs:
         if model.shorter is not None:
             _begin_where_ended(model.shorter, task.product.parent)
         carry_out(task, title)
@@ -110,58 +118,69 @@ def _time_left(models: Sequence[StudyModel], args: StudyArgs) -> str:
 
 def _final_tasks(model: StudyModel, args: StudyArgs) -> Iterator[Task]:
     """Drawing at the best guidance of the grids; the number of steps of the lowest distance comes last."""
+    yield from final_tasks(model, args, _best_cfgs(model, args))
+
+
+def _best_cfgs(model: StudyModel, args: StudyArgs) -> dict[int | None, float]:
+    """The guidance of the lowest distance of each number of steps; the best of these come last."""
     best = {steps: _best_row(grid(model, args, steps)) for steps in model.all_steps}
     order = sorted(best, key=lambda steps: best[steps][1], reverse=True)
-    yield from final_tasks(model, args, {steps: best[steps][0] for steps in order})
+    return {steps: best[steps][0] for steps in order}
 
 
 def _best_row(folder: Path) -> tuple[float, float]:
     """The guidance of the lowest distance of a sweep, and that distance."""
     rows = read_table(folder)
     distance, _ = metric_names(rows)
-    row = min(rows, key=lambda row: float(row[distance]))
+    known = [row for row in rows if row[distance] and math.isfinite(float(row[distance]))]
+    if not known:
+        raise UserError(f"{folder / TABLE_NAME} holds no distance; move {folder} away to measure it anew")
+    row = min(known, key=lambda row: float(row[distance]))
     return float(row["cfg"]), float(row[distance])
 
 
-def _join_pictures(images: Path, picture: Path) -> None:
-    """The images of a folder beside each other."""
-    row = [np.asarray(Image.open(file).convert("RGB")) for file in sorted(images.glob("[0-9]*.png"))]
+def _join_pictures(model: StudyModel, args: StudyArgs, picture: Path) -> None:
+    """The images to show, beside each other."""
+    files = sorted(pictures(model, args, _best_cfgs(model, args)).glob("[0-9]*.png"))
+    row = np.concatenate([np.asarray(Image.open(file).convert("RGB")) for file in files], axis=1)
     picture.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.concatenate(row, axis=1)).save(picture)
+    with whole(picture) as temporary:
+        Image.fromarray(row).save(temporary)
 
 
-def _gather(models: Sequence[StudyModel], args: StudyArgs) -> Iterator[Line]:
-    """All that was measured so far, one fact a line."""
-    for model in models:
-        folder = Path(args.output_dir) / model.name
-        of = {"model": model.config, "seed": model.seed, "epochs": epochs_of(model, args)}
-        trained = read_json(folder / TRAINED)
-        if trained is not None and trained["epochs"] == of["epochs"]:
-            yield {"kind": "training"} | of | trained
-            yield {"kind": "course"} | of | _thinned(course(folder))
-        for side in patch_sides(model):
-            if (step := read_json(folder / f"step-{side}.json")) is not None:
-                yield {"kind": "step"} | of | step
+def _gather(model: StudyModel, args: StudyArgs) -> Iterator[Line]:
+    """All that was measured of a model, one fact a line."""
+    folder = Path(args.output_dir) / model.name
+    of = {"model": model.config, "seed": model.seed, "epochs": epochs_of(model, args)}
+    yield {"kind": "training"} | of | _measured(folder / TRAINED)
+    yield {"kind": "course"} | of | _thinned(course(folder))
+    for side in patch_sides(model):
+        yield {"kind": "step"} | of | _measured(folder / f"step-{side}.json")
+    for file in likelihood_files(model, args).values():
+        found = _measured(file)
         wanted = ("steps_per_scale", "nats_per_token", "finest_scale", "num_images")
-        scored = [read_json(file) or {} for file in folder.glob("likelihood*.json")]
-        for found in sorted(scored, key=lambda found: found["steps_per_scale"] or 0):
-            yield {"kind": "likelihood"} | of | {name: found[name] for name in wanted}
-        for steps in model.all_steps:
-            yield from (line | of for line in _drawn(model, args, steps))
+        yield {"kind": "likelihood"} | of | {name: found[name] for name in wanted}
+    for steps in model.all_steps:
+        yield from (line | of for line in _drawn(model, args, steps))
 
 
 def _drawn(model: StudyModel, args: StudyArgs, steps: int | None) -> Iterator[Line]:
     """What was measured of a model's drawing in so many steps."""
-    for batch in (BATCH, 1):
-        timing = read_json(timing_file(model, args, steps, batch)) or {"rows": []}
+    for batch in TIMED:
+        timing = _measured(timing_file(model, args, steps, batch))
         yield from ({"kind": "time"} | row | {"machine": timing["machine"]} for row in timing["rows"])
     chosen = grid(model, args, steps)
-    if not (chosen / TABLE_NAME).exists():
-        return
     yield from ({"kind": "grid"} | _numbers(row) for row in read_table(chosen))
     many = samples(model, args, steps, _best_row(chosen)[0])
-    if (many / TABLE_NAME).exists():
-        yield from ({"kind": "samples"} | _numbers(row) for row in read_table(many))
+    yield from ({"kind": "samples"} | _numbers(row) for row in read_table(many))
+
+
+def _measured(file: Path) -> Line:
+    """What a task of the study has written."""
+    found = read_json(file)
+    if found is None:
+        raise UserError(f"{file} is damaged or gone; move it away and run the study once more")
+    return found
 
 
 def _thinned(found: dict[str, np.ndarray], entries: int = 5) -> Line:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from experiments.study_plan import usual_epochs
 from runtime.errors import UserError
 from runtime.files import write_text
 
@@ -25,16 +27,17 @@ NAMES = {
     "randar_random": "RandAR",
     "randar_raster": "RandAR, raster",
 }
-LONG = 20  # epochs; a longer training is named with them
 
 
 def read_lines(path: Path) -> list[Line]:
     """The facts of a file of the study."""
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; name a file, of results of experiments.study")
     if not path.is_file():
         raise UserError(f"no such file: {path}; name the results of experiments.study")
     try:
         lines = [json.loads(text) for text in path.read_text(encoding="utf-8").splitlines()]
-        if all(line["kind"] and line["model"] in NAMES and _key(line) for line in lines):
+        if all(isinstance(line["kind"], str) and line["model"] in NAMES and _is_whole(line) for line in lines):
             return lines
     except (ValueError, KeyError, TypeError):
         pass
@@ -50,9 +53,9 @@ def write_lines(path: Path, lines: Sequence[Line]) -> None:
     write_text(path, "".join(json.dumps(line) + "\n" for line in ordered))
 
 
-def pictures_folder(results: Path) -> Path:
-    """Where pictures of the models' images lie, NAME.png of each: beside the facts."""
-    return results.with_name(f"{results.stem}_pictures")
+def picture_file(results: Path, config: str, seed: int, epochs: int) -> Path:
+    """Where a row of a model's images lies: in a folder beside the facts."""
+    return results.with_name(f"{results.stem}_pictures") / f"{config}_seed{seed}_{epochs}epochs.png"
 
 
 def by_model(lines: Iterable[Line], kind: str) -> dict[Key, list[Line]]:
@@ -64,9 +67,30 @@ def by_model(lines: Iterable[Line], kind: str) -> dict[Key, list[Line]]:
     return dict(sorted(found.items(), key=lambda item: _place(item[0])))
 
 
+def keys(lines: Iterable[Line]) -> list[Key]:
+    """The models that there are facts of, in the order of ``NAMES``."""
+    return sorted({_key(line) for line in lines}, key=_place)
+
+
 def name_of(config: str, seed: int, epochs: int) -> str:
-    """What figures and tables call a model."""
-    return NAMES[config] + (f", seed {seed}" if seed else "") + (f", {epochs} epochs" if epochs > LONG else "")
+    """What figures and tables call a model; other epochs than its configuration's are part of the name."""
+    trained = "" if epochs == usual_epochs(config) else f", {epochs} epoch{'s' if epochs > 1 else ''}"
+    return NAMES[config] + (f", seed {seed}" if seed else "") + trained
+
+
+def warn_of_mixtures(lines: Iterable[Line]) -> None:
+    """Say so where facts stand side by side that do not compare."""
+    machines = sorted({line["machine"] for line in lines if line["kind"] in ("step", "time")})
+    if len(machines) > 1:
+        warnings.warn(f"times are of several machines, and do not compare: {'; '.join(machines)}", stacklevel=2)
+    counts = sorted({line["num_samples"] for line in lines if line["kind"] == "samples"})
+    if len(counts) > 1:
+        shown = " and ".join(map(str, counts))
+        warnings.warn(f"distances are of {shown} images, and fall with their number", stacklevel=2)
+
+
+def _is_whole(line: Line) -> bool:
+    return isinstance(line["seed"], int) and isinstance(line["epochs"], int)
 
 
 def _key(line: Line) -> Key:
@@ -84,7 +108,7 @@ def quiet_minutes(lines: Sequence[Line], course: Line) -> np.ndarray:
 
     They compare models; the minutes that the trainings took beside other work do not.
     """
-    steps = {(line["model"], line["patch_side"]): line for line in lines if line["kind"] == "step"}
-    known = [steps.get((course["model"], side)) for side in course["side"]]
+    steps = {(_key(line), line["patch_side"]): line for line in lines if line["kind"] == "step"}
+    known = [steps.get((_key(course), side)) for side in course["side"]]
     an_image = [math.nan if step is None else step["seconds"] / step["batch_size"] for step in known]
     return (an_image * np.diff(course["images_seen"], prepend=0)).cumsum() / 60

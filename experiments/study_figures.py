@@ -8,7 +8,7 @@ study_samples.png, images of each model, from the folder that experiments.study 
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,17 +17,18 @@ import numpy as np
 from PIL import Image
 
 from experiments.study_facts import (
-    LONG,
     NAMES,
     Key,
     Line,
     by_model,
+    keys,
     name_of,
-    pictures_folder,
+    picture_file,
     quiet_minutes,
     read_lines,
+    warn_of_mixtures,
 )
-from experiments.study_plan import BATCH, MODELS
+from experiments.study_plan import BATCH, usual_epochs
 from experiments.tokens import PANELS
 from experiments.tokens import draw as draw_courses
 from runtime.command import run
@@ -54,12 +55,14 @@ def main(argv: Sequence[str]) -> None:
     args = parse_flags(argv, "experiments.study_figures", __doc__, FiguresArgs)
     results, folder = Path(args.results), Path(args.output_dir)
     lines = read_lines(results)
+    warn_of_mixtures(lines)
     folder.mkdir(parents=True, exist_ok=True)
     figures = {"nll": draw_likelihood(lines), "steps": draw_steps(lines), "seconds": draw_seconds(lines)}
-    figures |= {"loss": draw_losses(lines), "samples": draw_pictures(pictures_folder(results))}
+    pictures = {key: picture_file(results, *key) for key in keys(lines) if key[1] == 0}
+    figures |= {"loss": draw_losses(lines), "samples": draw_pictures(pictures)}
     for name, figure in figures.items():
         if figure is None:
-            print(f"nothing was measured yet that study_{name}.png shows")
+            print(f"there is nothing yet that study_{name}.png shows")
         else:
             figure.savefig(folder / f"study_{name}.png", dpi=110)
             print(folder / f"study_{name}.png")
@@ -91,11 +94,15 @@ def draw_seconds(lines: Sequence[Line]) -> "Figure | None":
     figure = Figure(figsize=(12, 5), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     for axes, batch in zip(panels, (BATCH, 1), strict=True):
-        times = [line for line in lines if line["kind"] == "time" and line["batch_size"] == batch and not line["seed"]]
-        found = {(line["model"], line["steps"]): 1000 * line["seconds"] for line in times}
+        found = {
+            (key, line["steps"]): 1000 * line["seconds"]
+            for key, times in by_model(lines, "time").items()
+            for line in times
+            if line["batch_size"] == batch
+        }
         label = f"{batch} at once" if batch > 1 else "alone"
         _set_up(axes, f"milliseconds an image, {label}", (10, (1, 1.5, 2, 3, 4, 6, 8)))
-        _draw_distances(axes, lines, lambda line, key, found=found: found.get((key[0], line["steps"]), math.nan))
+        _draw_distances(axes, lines, lambda line, key, found=found: found.get((key, line["steps"]), math.nan))
         if found:  # room at both sides: what differs by noise alone should look so
             axes.set_xlim(min(found.values()) / 1.5, max(found.values()) * 1.5)
     panels[0].set_ylabel(_distance(lines))
@@ -113,18 +120,18 @@ def draw_losses(lines: Sequence[Line]) -> "Figure | None":
     return draw_courses(courses, smoothing=1, looks=looks) if courses else None
 
 
-def draw_pictures(pictures: Path) -> "Figure | None":
-    """A row of images for each model of the first seed, the same labels in each."""
+def draw_pictures(pictures: Mapping[Key, Path]) -> "Figure | None":
+    """A row of images for each model whose picture is there, the same labels in each."""
     from matplotlib.figure import Figure  # takes a second to import
 
-    shown = [model for model in MODELS if not model.seed and (pictures / f"{model.name}.png").exists()]
+    shown = {key: file for key, file in pictures.items() if file.exists()}
     if not shown:
         return None
     figure = Figure(figsize=(13.5, 0.72 * len(shown)), layout="constrained")
-    for axes, model in zip(figure.subplots(len(shown), squeeze=False)[:, 0], shown, strict=True):
-        axes.imshow(Image.open(pictures / f"{model.name}.png"))
+    for axes, (key, file) in zip(figure.subplots(len(shown), squeeze=False)[:, 0], shown.items(), strict=True):
+        axes.imshow(Image.open(file))
         axes.set(xticks=[], yticks=[])
-        axes.set_ylabel(name_of(model.config, 0, model.epochs or 0), rotation=0, ha="right", va="center", fontsize=8)
+        axes.set_ylabel(name_of(*key), rotation=0, ha="right", va="center", fontsize=8)
     return figure
 
 
@@ -167,7 +174,7 @@ def _line(axes: "Axes", key: Key, xs: Sequence[float], ys: Sequence[float]) -> N
 
 
 def _look(config: str, seed: int, epochs: int) -> dict[str, Any]:
-    linewidth = 2.5 if epochs > LONG else 1.3
+    linewidth = 2.5 if epochs > usual_epochs(config) else 1.3
     return {"color": COLOURS[config], "linestyle": "--" if seed else "-", "linewidth": linewidth}
 
 

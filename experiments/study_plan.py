@@ -5,6 +5,7 @@ Tasks of a model come in the order to run them.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import Literal
@@ -19,7 +20,7 @@ LIKELIHOOD_STEPS = (1, 2, 4, 8, 16, 32)
 CFG_GRID = (0.5, 1, 1.5, 2, 3, 4.5)
 BATCH = 64  # images that are drawn at once
 TIMED, TIMED_CFG = {BATCH: 5, 1: 25}, 1.5  # images at once, and how often they are drawn
-PICTURES, PICTURED = "pictures", 20  # folder of a run, and images in it, the classes in turn
+PICTURED = 20  # images to show, the classes in turn
 
 
 @dataclass(frozen=True)
@@ -94,10 +95,10 @@ MODELS = (
 )
 
 
-def chosen_models(names: str | None) -> list[StudyModel]:
-    """Those of the names, separated by commas, in the study's order; all of None."""
-    known = {model.name: model for model in MODELS}
-    wanted = list(known) if names is None else names.split(",")
+def chosen_models(args: StudyArgs) -> list[StudyModel]:
+    """Those to train and to measure, in the study's order; a given number of epochs leaves out the longer training."""
+    known = {model.name: model for model in MODELS if args.epochs is None or model.epochs is None}
+    wanted = list(known) if args.models is None else args.models.split(",")
     for name in wanted:
         if name not in known:
             raise UserError(f"no model of the study is called {name}; there are {', '.join(known)}")
@@ -113,14 +114,19 @@ def training_task(model: StudyModel, args: StudyArgs) -> Task:
 
 
 def epochs_of(model: StudyModel, args: StudyArgs) -> int:
-    return args.epochs or model.epochs or read_yaml(model.config_path)["args"]["epochs"]
+    return args.epochs or model.epochs or usual_epochs(model.config)
+
+
+@cache
+def usual_epochs(config: str) -> int:
+    """Passes over the data that a configuration of the study asks for."""
+    return read_yaml(StudyModel(config).config_path)["args"]["epochs"]
 
 
 def measuring_tasks(model: StudyModel, args: StudyArgs) -> Iterator[Task]:
     """Likelihood, the times of a training step and of drawing, and the distance at a grid of guidances."""
     run = _folder(model, args)
-    for steps in LIKELIHOOD_STEPS if model.in_blocks else (None,):
-        file = run / f"likelihood{'' if steps is None else f'-{steps}'}.json"
+    for steps, file in likelihood_files(model, args).items():
         score = ("-m", "experiments.likelihood", *_of_run(run), *_data(args), "--output_file", str(file))
         in_steps = () if steps is None else ("--steps_per_scale", str(steps))
         yield Task(" ".join(["likelihood", *in_steps]), score + in_steps, file)
@@ -141,10 +147,10 @@ def measuring_tasks(model: StudyModel, args: StudyArgs) -> Iterator[Task]:
 
 def final_tasks(model: StudyModel, args: StudyArgs, cfgs: Mapping[int | None, float]) -> Iterator[Task]:
     """Drawing at the best guidance by number of steps: images to show of the best steps, which come last, and many."""
-    run, shown = _folder(model, args), list(cfgs)[-1]
-    draw = (str(PROJECT / "main_sample.py"), *_of_run(run), "--output_dir", str(run / PICTURES))
+    folder, shown = pictures(model, args, cfgs), list(cfgs)[-1]
+    draw = (str(PROJECT / "main_sample.py"), *_of_run(folder.parent), "--output_dir", str(folder))
     draw += ("--num_samples", str(PICTURED), "--batch_size", str(BATCH), *_drawing(model, [cfgs[shown]], shown))
-    yield Task("pictures", draw, run / PICTURES / "grid.png")
+    yield Task("pictures", draw, folder / "grid.png")
     for steps, cfg in cfgs.items():
         folder = samples(model, args, steps, cfg)
         yield _sweep_task(folder.name, model, args.num_samples, [cfg], steps, folder)
@@ -153,6 +159,12 @@ def final_tasks(model: StudyModel, args: StudyArgs, cfgs: Mapping[int | None, fl
 def patch_sides(model: StudyModel) -> tuple[int, ...]:
     """Codes along a side of the patches that the stages of its training predict."""
     return tuple(2**level for level in range(read_yaml(model.config_path)["args"].get("patch_level", 1)))
+
+
+def likelihood_files(model: StudyModel, args: StudyArgs) -> dict[int | None, Path]:
+    """By steps per scale; None of a model that is scored code by code."""
+    steps_per_scale = LIKELIHOOD_STEPS if model.in_blocks else (None,)
+    return {n: _folder(model, args) / f"likelihood{'' if n is None else f'-{n}'}.json" for n in steps_per_scale}
 
 
 def timing_file(model: StudyModel, args: StudyArgs, steps: int | None, batch: int) -> Path:
@@ -167,6 +179,12 @@ def grid(model: StudyModel, args: StudyArgs, steps: int | None) -> Path:
 def samples(model: StudyModel, args: StudyArgs, steps: int | None, cfg: float) -> Path:
     """Folder of the many images that are drawn in so many steps."""
     return _folder(model, args) / f"samples-{args.num_samples}{_suffix(steps)}-cfg{cfg:g}"
+
+
+def pictures(model: StudyModel, args: StudyArgs, cfgs: Mapping[int | None, float]) -> Path:
+    """Folder of the images to show, by the best guidance of each number of steps, the best of which come last."""
+    shown = list(cfgs)[-1]
+    return _folder(model, args) / f"pictures{_suffix(shown)}-cfg{cfgs[shown]:g}"
 
 
 def _sweep_task(

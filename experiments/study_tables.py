@@ -11,13 +11,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from experiments.study_facts import Line, by_model, name_of, quiet_minutes, read_lines
+from experiments.study_facts import Line, by_model, name_of, quiet_minutes, read_lines, warn_of_mixtures
 from experiments.study_plan import BATCH
 from runtime.command import run
 from runtime.config import option, parse_flags
 
 Row = Sequence[str]
-COSTS = ("model", "tokens of an image", "tokens seen, millions", "minutes of training")
+COSTS = ("model", "tokens an image, mean", "tokens computed, millions", "minutes of training")
 BEST = ("steps", "guidance", "FD-cifar10", "class accuracy", f"ms an image, {BATCH} at once", "alone")
 
 
@@ -31,6 +31,7 @@ class TablesArgs:
 def main(argv: Sequence[str]) -> None:
     args = parse_flags(argv, "experiments.study_tables", __doc__, TablesArgs)
     lines = read_lines(Path(args.results))
+    warn_of_mixtures(lines)
     print(markdown([(*COSTS, *BEST), *_best_rows(lines)]))
     print()
     print(markdown([("model", "FD-cifar10, by steps of an image"), *_distance_rows(lines)]))

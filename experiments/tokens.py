@@ -71,13 +71,13 @@ def course(folder: Path) -> dict[str, np.ndarray]:
 
 
 def _tokens_an_image(folder: Path) -> int:
-    """Codes of all scales of the run's model."""
+    """Those that the run's model computes in training."""
     from models.loading.autoencoder import load_autoencoder
     from models.loading.checkpoint import CHECKPOINT_NAME, read_model_config
 
     config = read_model_config(folder / CHECKPOINT_NAME)
     stride = load_autoencoder(config.autoenc, folder).config.stride
-    return sum(side * side for side in config.scale_sizes(stride))
+    return config.sequence_length(stride)
 
 
 def draw(

@@ -177,6 +177,10 @@ class GeneratorConfig:
             )
         return (side,)
 
+    def sequence_length(self, stride: int | None) -> int:
+        """Tokens that training computes of an image: the codes of all scales."""
+        return sum(side * side for side in self.scale_sizes(stride))
+
     def usual_autoencoder(self) -> AutoencoderConfig:
         """Architecture of the one that the family's released models have."""
         return LlamaGenVQConfig()

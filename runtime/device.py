@@ -114,12 +114,13 @@ def describe_size(model: nn.Module) -> str:
 
 
 def describe_machine(device: torch.device) -> str:
-    """The processor that computes, its number of threads, and torch's version."""
+    """The processor that computes, of a CPU its vector instructions and number of threads, and torch's version."""
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
     else:
         lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
         names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
         threads = torch.get_num_threads()
-        name = f"{names[0] if names else platform.processor()}, {threads} thread{'s' if threads > 1 else ''}"
+        kind = f"{names[0] if names else platform.processor()} ({torch.backends.cpu.get_cpu_capability()})"
+        name = f"{kind}, {threads} thread{'s' if threads > 1 else ''}"
     return f"{name}, torch {torch.__version__}"

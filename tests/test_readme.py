@@ -590,15 +590,15 @@ RULES = (
     ),
     Rule(
         r"bash experiments/study\.sh",
-        files=("output/study/results.jsonl", "output/study/llamagen/pictures/grid.png"),
+        files=("output/study/results.jsonl", "output/study/llamagen/pictures-cfg*/grid.png"),
         makes="output/study",
         added="--models llamagen --epochs 1 --batch_size 5 --grid_samples 4 --num_samples 5",
     ),
-    Rule(r"python -m experiments\.study_tables .*", says="| LlamaGen | ", makes="output/study"),
+    Rule(r"python -m experiments\.study_tables .*", says="| LlamaGen, 1 epoch | ", makes="output/study"),
     Rule(
         r"python -m experiments\.study_figures .*",
         files=("output/study/figures/study_steps.png", "output/study/figures/study_samples.png"),
-        says="nothing was measured yet that study_nll.png shows",
+        says="there is nothing yet that study_nll.png shows",
     ),
     Rule(r"python -m experiments\.tokens .*", files=("output/tokens.png",), says="tokens computed"),
     Rule(

@@ -89,19 +89,19 @@ class LoopArgs:
             raise UserError(
                 f"the built-in digits have no data_path {self.data_path}; add --dataset folder for your images"
             )
-        self._refuse_idle({"ema_decay": not self.ema, "ema_warmup": not self.ema}, "ema false")
+        self._refuse_idle({"ema_decay": not self.ema, "ema_warmup": not self.ema}, "ema false", "set ema true")
         if self.shard and (self.ema or self.keep_freq):
             raise UserError("shard neither averages weights nor keeps checkpoints; set ema false and keep_freq 0")
         if self.seed >= 2**63:
             raise UserError(f"seed is {self.seed}; it must be below 2**63")
 
-    def _refuse_idle(self, idle: dict[str, bool], beside: str) -> None:
+    def _refuse_idle(self, idle: dict[str, bool], beside: str, mend: str = "leave it out") -> None:
         """Refuse settings that do nothing, unless they have their defaults."""
         for name, does_nothing in idle.items():
             default = {} if name == "lr_drops" else getattr(type(self), name)
             if does_nothing and getattr(self, name) != default:
                 shown = str(default).lower() if isinstance(default, bool) else default
-                raise UserError(f"{name} means nothing with {beside}; leave it out, or set {name} {shown}")
+                raise UserError(f"{name} means nothing with {beside}; {mend}, or set {name} {shown}")
 
     def lr_at(self, epoch: float, steps_per_epoch: int) -> float:
         """Learning rate after so many epochs: linear warm-up, then the drops so far (method.md Sec. 5)."""

@@ -22,6 +22,9 @@ class RandARConfig(LlamaGenConfig):
         "random", "random: a fresh permutation for each image and step; or raster"
     )
 
+    def sequence_length(self, stride: int | None) -> int:
+        return 2 * super().sequence_length(stride)  # before each code a token says where it is
+
 
 @dataclass(frozen=True)
 class RandARDrawing(Drawing):

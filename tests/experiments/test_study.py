@@ -3,7 +3,10 @@
 import json
 import math
 import os
+import signal
 import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ from PIL import Image
 
 from experiments import study, study_facts, study_figures, study_plan, study_tables
 from experiments.study_plan import MODELS, StudyArgs, StudyModel, measuring_tasks, training_task
+from experiments.tasks import carry_out
 from experiments.tokens import course
 from runtime.config import read_yaml
 from runtime.errors import UserError
@@ -106,10 +110,9 @@ def test_a_study_is_done_once_and_goes_on_from_where_it_is(tmp_path: Path, monke
     monkeypatch.setattr(study_plan, "MODELS", (SMALL,))
     monkeypatch.setattr(study_plan, "LIKELIHOOD_STEPS", (2,))
     monkeypatch.setattr(study_plan, "CFG_GRID", (0, 1))
-    commands: list[list[str]] = []
-    run = subprocess.run
+    commands: list[tuple[str, ...]] = []
     monkeypatch.setattr(
-        subprocess, "run", lambda command, **options: commands.append(command) or run(command, **options)
+        study, "carry_out", lambda task, title: commands.append(task.arguments) or carry_out(task, title)
     )
     root, data = tmp_path / "study", make_images(tmp_path / "data")
     flags = ["--data_path", str(data), "--output_dir", str(root), "--grid_samples", "4", "--num_samples", "5"]
@@ -130,20 +133,26 @@ def test_a_study_is_done_once_and_goes_on_from_where_it_is(tmp_path: Path, monke
     assert timing["steps"] == samples["steps"] == 7
     distances = {line["cfg"]: line["distance"] for line in grid}
     assert distances[samples["cfg"]] == min(distances.values())
-    assert len(list((root / "raster_2x/pictures").glob("[0-9]*.png"))) == 20
+    assert len(list((root / "raster_2x").glob("pictures-2steps-cfg*/[0-9]*.png"))) == 20
 
     commands.clear()
     assert call(study.main, *flags, "--epochs", "1").code == 0
     assert commands == []
+    trained = root / "raster_2x/trained.json"
+    trained.write_text(trained.read_text().replace('"epochs": 1', '"epochs": 2'))
+    error = call(study.main, *flags, "--epochs", "1").error()
+    assert error == f"{root / 'raster_2x'} is trained for 2 epochs, more than 1; name another --output_dir"
+    trained.write_text(trained.read_text().replace('"epochs": 2', '"epochs": 1'))
+    os.utime(trained, (1000, 1000))
     assert call(study.main, *flags[:-1], "6", "--epochs", "1").code == 0  # more images are drawn anew
-    assert [command[2] for command in commands] == ["experiments.sweep"]
+    assert [command[1] for command in commands] == ["experiments.sweep"]
     commands.clear()
     (root / "raster_2x/timing-64-2steps.json").unlink()
     assert call(study.main, *flags, "--epochs", "1").code == 0
-    assert [command[2] for command in commands] == ["experiments.timing"]
-    with Image.open(root / "results_pictures/raster_2x.png") as joined:
+    assert [command[1] for command in commands] == ["experiments.timing"]
+    with Image.open(root / "results_pictures/raster_2x_seed0_1epochs.png") as joined:
         assert joined.size == (20 * 32, 32)
-        first = np.asarray(Image.open(root / "raster_2x/pictures/000000.png"))
+        first = np.asarray(Image.open(next((root / "raster_2x").glob("pictures-*/000000.png"))))
         assert np.array_equal(np.asarray(joined)[:, :32], first)
     drawn = tmp_path / "drawn"
     names = ["--results", str(root / "results.jsonl"), "--output_dir", str(drawn)]
@@ -151,6 +160,32 @@ def test_a_study_is_done_once_and_goes_on_from_where_it_is(tmp_path: Path, monke
     assert {path.name for path in drawn.iterdir()} == {
         f"study_{name}.png" for name in ("loss", "nll", "samples", "seconds", "steps")
     }
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+def test_what_a_signal_stops_saves_first(tmp_path: Path, how: signal.Signals) -> None:
+    """To the whole group, as a terminal's Ctrl-C; or to the study alone."""
+    late = "import signal, sys, time, pathlib\n"
+    late += "def save(number, _):\n time.sleep(1); pathlib.Path('saved').touch(); sys.exit(128 + number)\n"
+    late += "signal.signal(signal.SIGINT, save); signal.signal(signal.SIGTERM, save)\n"
+    late += "pathlib.Path('begun').touch(); time.sleep(60)\n"
+    outer = "from pathlib import Path; from experiments.tasks import Task, carry_out\n"
+    outer += f"carry_out(Task('late', ('-c', {late!r}), Path('saved')), 'late')"
+    process = subprocess.Popen(
+        [sys.executable, "-c", outer], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(PROJECT)}, process_group=0
+    )
+    end = time.monotonic() + 60
+    while not (tmp_path / "begun").exists():
+        assert process.poll() is None
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    if how == signal.SIGINT:
+        os.killpg(process.pid, how)
+    else:
+        process.send_signal(how)
+    assert process.wait(timeout=30) == 128 + how
+    assert (tmp_path / "saved").exists()
 
 
 @pytest.mark.processes
@@ -210,7 +245,7 @@ def test_a_course_keeps_a_point_for_some_entries_of_one_stage(tmp_path: Path) ->
 
 
 def fact(kind: str, model: str, **values: Any) -> dict[str, Any]:
-    return {"kind": kind, "model": model, "seed": 0, "epochs": 10} | values
+    return {"kind": kind, "model": model, "seed": 0, "epochs": study_plan.usual_epochs(model)} | values
 
 
 FACTS = [
@@ -222,8 +257,8 @@ FACTS = [
     fact("samples", "random_2x", steps=7, distance=20.0, num_samples=10_000, cfg=1.5, accuracy=0.75),
     fact("samples", "random_2x", steps=4, distance=30.0, num_samples=10_000, cfg=2.0, accuracy=0.5),
     fact("samples", "llamagen", steps=64, distance=10.0, num_samples=10_000, cfg=3.0, accuracy=None),
-    fact("step", "npp", patch_side=2, batch_size=10, seconds=30.0),
-    fact("step", "npp", patch_side=1, batch_size=10, seconds=60.0),
+    fact("step", "npp", patch_side=2, batch_size=10, seconds=30.0, machine="M"),
+    fact("step", "npp", patch_side=1, batch_size=10, seconds=60.0, machine="M"),
     fact("course", "npp", images_seen=[20, 30], tokens_computed=[80, 240], side=[2, 1], loss=[6.0, 5.0]),
     fact("samples", "npp", steps=64, distance=9.0, num_samples=10_000, cfg=1.0, accuracy=1.0),
 ]
@@ -281,8 +316,36 @@ def test_other_files_are_no_results(tmp_path: Path, text: str) -> None:
     assert error.endswith("name its results, or a new file")
     error = call(study.main, "--results", str(path), "--output_dir", str(tmp_path / "runs")).error()  # before it trains
     assert error.endswith("name its results, or a new file")
+    error = call(study.main, "--results", str(tmp_path), "--output_dir", str(tmp_path / "runs")).error()
+    assert error == f"{tmp_path} is a folder; name a file, of results of experiments.study"
     assert path.read_text() == text
     assert not list((tmp_path / "runs").iterdir())
+
+
+@pytest.mark.quick
+def test_what_does_not_compare_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "study.jsonl"
+    other = fact("time", "llamagen", steps=64, seconds=0.1, batch_size=1, machine="N")
+    fewer = fact("samples", "randar_random", steps=64, distance=9.0, num_samples=500, cfg=1.0, accuracy=1.0)
+    study_facts.write_lines(path, [*FACTS, other, fewer])
+    with (
+        pytest.warns(UserWarning, match="^times are of several machines, and do not compare: M; N$"),
+        pytest.warns(UserWarning, match="^distances are of 500 and 10000 images"),
+    ):
+        call(study_tables.main, "--results", str(path))
+
+
+@pytest.mark.quick
+def test_names_tell_trainings_of_another_length_apart() -> None:
+    assert study_facts.name_of("npp", 0, 16) == "NPP"
+    assert study_facts.name_of("npp", 0, 10) == "NPP, 10 epochs"
+    assert study_facts.name_of("checkerboard_2x", 1, 1) == "checkerboard 2x, seed 1, 1 epoch"
+
+
+@pytest.mark.quick
+def test_a_given_length_leaves_out_the_longer_training() -> None:
+    names = [model.name for model in study_plan.chosen_models(StudyArgs(epochs=30))]
+    assert names == [model.name for model in MODELS if model.epochs is None]
 
 
 @pytest.mark.quick
@@ -308,6 +371,7 @@ def test_what_was_not_measured_yet_is_left_out(tmp_path: Path) -> None:
     path.write_text("".join(json.dumps(line) + "\n" for line in FACTS if line["kind"] != "likelihood"))
     outcome = call(study_figures.main, "--results", str(path), "--output_dir", str(tmp_path))
     assert outcome.code == 0, outcome.err
-    assert "nothing was measured yet that study_nll.png shows" in outcome.out
+    assert "there is nothing yet that study_nll.png shows" in outcome.out
+    assert not outcome.err
     names = {"study_steps.png", "study_seconds.png", "study_loss.png"}
     assert {file.name for file in tmp_path.glob("*.png")} == names

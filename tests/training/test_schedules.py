@@ -122,8 +122,8 @@ def test_stages_that_make_no_sense_are_refused(settings: dict[str, Any], answer:
     ("settings", "answer"),
     [
         ({"end_lr": 1e-6}, r"^end_lr means nothing with schedule drops"),
-        ({"ema_decay": 0.99}, r"^ema_decay means nothing with ema false; leave it out, or set ema_decay 0.9999$"),
-        ({"ema_warmup": False}, r"^ema_warmup means nothing with ema false; leave it out, or set ema_warmup true$"),
+        ({"ema_decay": 0.99}, r"^ema_decay means nothing with ema false; set ema true, or set ema_decay 0.9999$"),
+        ({"ema_warmup": False}, r"^ema_warmup means nothing with ema false; set ema true, or set ema_warmup true$"),
         ({"decay_ratio": 0.3}, r"^decay_ratio means nothing with schedule drops"),
         (
             {"epoch_rate": 0.6},
