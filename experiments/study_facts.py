@@ -78,11 +78,13 @@ def name_of(config: str, seed: int, epochs: int) -> str:
     return NAMES[config] + (f", seed {seed}" if seed else "") + trained
 
 
-def warn_of_mixtures(lines: Iterable[Line]) -> None:
+def warn_of_mixtures(lines: Sequence[Line]) -> None:
     """Say so where facts stand side by side that do not compare."""
-    machines = sorted({line["machine"] for line in lines if line["kind"] in ("step", "time")})
-    if len(machines) > 1:
-        warnings.warn(f"times are of several machines, and do not compare: {'; '.join(machines)}", stacklevel=2)
+    for kind, name in {"step": "a training step", "time": "drawing"}.items():
+        machines = sorted({line["machine"] for line in lines if line["kind"] == kind})
+        if len(machines) > 1:
+            said = "; ".join(machines)
+            warnings.warn(f"times of {name} are of several machines, and do not compare: {said}", stacklevel=2)
     counts = sorted({line["num_samples"] for line in lines if line["kind"] == "samples"})
     if len(counts) > 1:
         shown = " and ".join(map(str, counts))

@@ -329,7 +329,7 @@ def test_what_does_not_compare_is_said(tmp_path: Path) -> None:
     fewer = fact("samples", "randar_random", steps=64, distance=9.0, num_samples=500, cfg=1.0, accuracy=1.0)
     study_facts.write_lines(path, [*FACTS, other, fewer])
     with (
-        pytest.warns(UserWarning, match="^times are of several machines, and do not compare: M; N$"),
+        pytest.warns(UserWarning, match="^times of drawing are of several machines, and do not compare: M; N$"),
         pytest.warns(UserWarning, match="^distances are of 500 and 10000 images"),
     ):
         call(study_tables.main, "--results", str(path))
