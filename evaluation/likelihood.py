@@ -28,9 +28,15 @@ def held_out_images(model: Generator, dataset: DatasetName, data_path: str) -> C
     return CroppedImages(images, model.config.img_size, "center")
 
 
-def evenly_spaced(crops: CroppedImages, count: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches of pixels (B, 3, H, W) and labels (B,) of so many images; UserError if some could not be read."""
-    for numbers in torch.arange(count).split(batch_size):
+def evenly_spaced(
+    crops: CroppedImages, count: int, batch_size: int, share: tuple[int, int] = (0, 1)
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches of pixels (B, 3, H, W) and labels (B,) of so many images; UserError if some could not be read.
+
+    A ``share`` (i, n) is every n-th batch from the i-th on.
+    """
+    first, ranks = share
+    for numbers in torch.arange(count).split(batch_size)[first::ranks]:
         yield crops.collate([crops[int(i) * len(crops) // count, 0] for i in numbers])
     unreadable = int(crops.unreadable.count_nonzero())
     if unreadable:

@@ -1,4 +1,4 @@
-"""Draw the course of a run: loss and accuracy of each scale by epoch, and its last grid of samples.
+"""Draw the course of a run: loss and accuracy of each scale by epoch, held-out loss, and its last grid of samples.
 
 python -m experiments.curves --run output/config_cifar10 --output curves.png
 """
@@ -37,7 +37,7 @@ def main(argv: Sequence[str]) -> None:
     folder = Path(args.run)
     grid = max((folder / "samples").glob("epoch_*.png"), default=None)
     Path(args.output).parent.mkdir(parents=True, exist_ok=True)
-    save_curves(read_steps(folder), grid, args.smoothing, args.output)
+    save_curves(read_steps(folder), read_held_out(folder), grid, args.smoothing, args.output)
     print(args.output)
 
 
@@ -61,10 +61,22 @@ def read_steps(folder: Path) -> list[dict[str, float]]:
     return [by_step[step] for step in sorted(by_step)]
 
 
-def save_curves(entries: Sequence[dict[str, float]], grid: Path | None, smoothing: int, path: str) -> None:
+def read_held_out(folder: Path) -> list[dict[str, float]]:
+    """What a run logged of held-out images, in order; of an epoch logged twice the later entry."""
+    by_epoch = {entry["epoch"]: entry for entry in read_events(folder) if "val_loss" in entry}
+    return [by_epoch[epoch] for epoch in sorted(by_epoch)]
+
+
+def save_curves(
+    entries: Sequence[dict[str, float]],
+    held_out: Sequence[dict[str, float]],
+    grid: Path | None,
+    smoothing: int,
+    path: str,
+) -> None:
     """A picture: a panel each for loss and accuracy, with a line a scale; beside them the grid, if there is one.
 
-    Of a model of one scale there is one line.
+    Of a model of one scale there is one line. The loss of held-out images is one more, beside the mean of all scales.
     """
     from matplotlib.figure import Figure
     from matplotlib.image import imread
@@ -80,6 +92,12 @@ def save_curves(entries: Sequence[dict[str, float]], grid: Path | None, smoothin
             axes.plot(epochs, means, marker="o" if len(means) < FEW else None, label=scale)
         axes.set(xlabel="epoch", ylabel=label)
         axes.grid(alpha=0.3)
+    if held_out:
+        if "loss_scale_1" in entries[0]:
+            means = smooth([entry.get("loss", math.nan) for entry in entries], smoothing)
+            panels[0].plot(epochs, means, color="black", linewidth=1, label="all codes")
+        x, y = ([entry[name] for entry in held_out] for name in ("epoch", "val_loss"))
+        panels[0].plot(x, y, color="black", marker="x", linestyle="dashed", label="all, held out")
     panels[0].legend(title="scale", fontsize=8)
     if grid:
         panels[2].imshow(imread(grid))

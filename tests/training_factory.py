@@ -92,7 +92,7 @@ class QuietTask(GeneratorTask):
     """Draws no grid of samples, which would take longer than the steps of a tiny run; measures if asked to."""
 
     def show(self, module: Checkerboard, folder: Path, name: str) -> dict[str, float]:
-        return super().show(module, folder, name) if self.args.eval_samples else {}
+        return super().show(module, folder, name) if self.args.eval_samples or self.args.val_images else {}
 
 
 def fresh_model(**overrides: Any) -> Checkerboard:

@@ -16,6 +16,7 @@ from runtime.errors import UserError
 from sampling.bulk import Request, draw_on_all_ranks
 from sampling.labels import balanced_labels, class_captions, shown_labels
 from sampling.pictures import save_grid
+from training.held_out import HeldOutLoss
 from training.options import TrainArgs
 from training.order import AdaptiveOrder
 from training.preview import FIRST_SEED, Evaluation
@@ -44,7 +45,8 @@ class GeneratorTask(Task):
         self.order = AdaptiveOrder(module, args) if args.adaptive_order else None
         self.evaluation = None
         if args.eval_samples:
-            self.evaluation = Evaluation(args.eval_reference, args.inception_weights, module.device)
+            self.evaluation = Evaluation(args.network, args.eval_reference, module.device)
+        self.held_out = HeldOutLoss(module, args) if args.val_images else None
 
     def loss(self, batch: list[Any], context: StepContext) -> Loss:
         """Mean cross-entropy of (images or codes, labels)."""
@@ -77,7 +79,7 @@ class GeneratorTask(Task):
             tqdm.write(f"epoch {epoch:.4g}: learning from {what}{saved}")
 
     def show(self, module: Generator, folder: Path, name: str) -> dict[str, float]:
-        """Write a grid, a row a class, up to 16, always by the same noise; return what ``Evaluation`` finds."""
+        """Write a grid, a row a class, up to 16, always by the same noise; return what is measured."""
         if self.args.shard:  # no rank has all weights
             distributed.say("no samples, because the model is shared out; draw them by main_sample.py")
             return {}
@@ -87,10 +89,15 @@ class GeneratorTask(Task):
         if images is not None:
             captions = class_captions(module, labels)
             save_grid(module.to_uint8(images), folder / f"{name}.png", COLUMNS, captions if any(captions) else ())
-        if self.evaluation is None:
-            return {}
-        labels = balanced_labels(module, self.args.eval_samples)
-        return self.evaluation.measure(module, Request(labels, self.drawing, FIRST_SEED), folder / f".{name}")
+        metrics = {}
+        if self.held_out is not None:
+            metrics["val_loss"] = self.held_out.measure(module)
+            distributed.say(f"val_loss {metrics['val_loss']:.4f}, of {self.args.val_images} held-out images")
+        if self.evaluation is not None:
+            labels = balanced_labels(module, self.args.eval_samples)
+            request = Request(labels, self.drawing, FIRST_SEED)
+            metrics |= self.evaluation.measure(module, request, folder / f".{name}")
+        return metrics
 
     def state(self) -> dict[str, Any]:
         state = {"images_seen": self.images_seen, "tokens_share": self.tokens_share}

@@ -6,6 +6,7 @@ from typing import Literal
 
 from data.options import CropRecipe, DatasetName
 from evaluation.metrics import NEIGHBOURS
+from evaluation.options import FeaturesName, NetworkArgs
 from runtime.config import option
 from runtime.errors import UserError, check_at_least, check_probabilities
 from training.schedules import cosine_factor, lr_factor, patch_side, stage_ends
@@ -166,38 +167,52 @@ class TrainArgs(LoopArgs):
     activation_checkpointing: bool = option(
         False, "keep less for the gradients, compute it again: less memory, more time"
     )
+    val_images: int = option(
+        0, "held-out images, evenly spaced, whose loss is logged as val_loss every eval_freq epochs; 0 for none"
+    )
     eval_samples: int = option(
         0, "images drawn every eval_freq epochs, on all ranks, for FID, IS, precision and recall; 0 measures nothing"
     )
-    eval_reference: str | None = option(None, "what they are compared with, as evaluator.py takes it and makes it")
+    eval_reference: str | None = option(
+        None,
+        "what they are compared with, as evaluator.py takes it and makes it; default with eval_features the training "
+        "images of the classifier",
+    )
+    eval_features: FeaturesName = option(
+        "inception", "inception, or the classifier of digits or cifar10, for FD and class accuracy instead"
+    )
     inception_weights: str | None = option(
         None, "torch-fidelity's weights-inception-2015-12-05-6726825d.pth; default a copy downloaded once"
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.eval_samples < 0 or (self.eval_samples > 0) != (self.eval_reference is not None):
-            raise UserError("eval_samples and eval_reference go together: how many images, and what to compare with")
+        check_at_least(0, self, "val_images", "eval_samples", "verify_cache")
+        compared = self.eval_reference is not None or self.eval_features != "inception"
+        if (self.eval_samples > 0) != compared:
+            raise UserError(
+                "eval_samples goes with eval_reference or eval_features: how many images, and what to compare with"
+            )
         if self.eval_reference is not None and not Path(self.eval_reference).exists():
             raise UserError(f"no eval_reference at {self.eval_reference}; evaluator.py --make_reference makes one")
         if 0 < self.eval_samples <= NEIGHBOURS:
             raise UserError(f"eval_samples is {self.eval_samples}; it must be at least {NEIGHBOURS + 1}, better 2048")
-        if self.inception_weights is not None and not self.eval_samples:
-            raise UserError("inception_weights means nothing without eval_samples; leave it out")
+        if self.inception_weights is not None and (not self.eval_samples or self.eval_features != "inception"):
+            raise UserError("inception_weights means nothing without eval_samples by inception; leave it out")
         if self.rebuild_cache and not self.create_cache:
             raise UserError("rebuild_cache means nothing without create_cache; add it, or leave rebuild_cache out")
         if self.check_images and not (self.use_cache or self.create_cache):
             raise UserError("check_images means nothing without a cache; add --use_cache, or leave it out")
-        if self.shard and self.eval_samples:
-            raise UserError("shard measures nothing while it trains; leave eval_samples out")
-        if self.verify_cache < 0:
-            raise UserError(f"verify_cache is {self.verify_cache}; give a number of images")
+        if self.shard and (self.eval_samples or self.val_images):
+            raise UserError("shard measures nothing while it trains; leave eval_samples and val_images out")
         beside = [name for name in ("use_cache", "create_cache", "verify_cache", "check_data") if getattr(self, name)]
         if self.code_paths and beside:
             mend = " and ".join(f"{name} {0 if name == 'verify_cache' else 'false'}" for name in beside)
             raise UserError(f"code_paths are codes already; set {mend}")
         if self.code_paths and self.adaptive_order:
             raise UserError("adaptive_order measures on held-out images; train from images or a cache, not code_paths")
+        if self.code_paths and self.val_images:
+            raise UserError("val_images are images; train from images or a cache, not code_paths, or leave it out")
         self._check_stages()
 
     def _check_stages(self) -> None:
@@ -210,6 +225,13 @@ class TrainArgs(LoopArgs):
         idle = {"decay_ratio": self.schedule != "stages", "end_lr": self.schedule == "drops"}
         idle |= {"epoch_rate": self.patch_level <= 1, "lr_drops": self.schedule != "drops"}
         self._refuse_idle(idle, f"schedule {self.schedule} and patch_level {self.patch_level}")
+
+    @property
+    def network(self) -> NetworkArgs:
+        """What measures while the model trains."""
+        if self.eval_features != "inception":
+            return NetworkArgs(features=self.eval_features)
+        return NetworkArgs(backend="torch", inception_weights=self.inception_weights)
 
     def patch_side(self, epoch: int) -> int:
         """Side of the patches of codes that an epoch learns from."""

@@ -23,20 +23,22 @@ DIGITS_AT_ONCE = 50
 
 
 class Evaluation:
-    """Measures a model against a reference, by torch-fidelity's Inception. Made and used on all ranks.
+    """Measures a model against a reference, by torch-fidelity's Inception or a classifier. Made and used on all ranks.
 
-    Without ``weights``, Inception's are the copy in the user's cache, downloaded once. Where that cannot be had a
-    warning says so, and nothing is measured. A reference that is none is a UserError.
+    Where Inception's weights are not named, they are the copy in the user's cache, downloaded once. Where that cannot
+    be had a warning says so, and nothing is measured. A reference that is none is a UserError.
     """
 
-    def __init__(self, reference: str, weights: str | None, device: torch.device) -> None:
-        check_reference(Path(reference), Inception.key_suffixes[0])
+    def __init__(self, args: NetworkArgs, reference: str | None, device: torch.device) -> None:
+        place = Path(reference or args.shipped_reference)
+        downloads = args.features == "inception" and args.inception_weights is None
+        if args.features == "inception":
+            check_reference(place, Inception.key_suffixes[0])
         self.measurement: Measurement | None = None
         try:
-            network = load_on_all_ranks(NetworkArgs(backend="torch", inception_weights=weights), device)
-            self.measurement = Measurement(network, Path(reference))
+            self.measurement = Measurement(load_on_all_ranks(args, device), place)
         except UserError as error:
-            if weights is not None:
+            if not downloads:
                 raise
             if distributed.is_main():
                 warn([f"no FID during training: {error}"])

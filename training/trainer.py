@@ -165,7 +165,7 @@ class Trainer:
         finally:
             self.state.module.train()
         if metrics and self.log is not None:
-            self.log.scalars(self.state.step, metrics)
+            self.log.scalars(self.state.step, {"epoch": float(self.state.epoch)} | metrics)
         if distributed.is_main():
             self._unfinished.unlink(missing_ok=True)
 

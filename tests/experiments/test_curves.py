@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from experiments import curves
-from experiments.curves import read_steps, smooth
+from experiments.curves import read_held_out, read_steps, smooth
 from runtime.errors import UserError
 from tests.command_factory import call
 
@@ -61,10 +61,23 @@ def test_a_model_of_one_scale_has_a_line(tmp_path: Path, monkeypatch: pytest.Mon
     )
     drawn: list[Figure] = []
     monkeypatch.setattr(Figure, "savefig", lambda figure, *args, **kwargs: drawn.append(figure))
-    curves.save_curves(read_steps(tmp_path), None, 1, "curves.png")
+    curves.save_curves(read_steps(tmp_path), [], None, 1, "curves.png")
     losses, accuracies = (axes.lines[0].get_ydata().tolist() for axes in drawn[0].axes)
     assert losses == [9, 8, 7]
     assert accuracies == pytest.approx([0, 1 / 9, 2 / 9])
+
+
+def test_held_out_loss_is_a_line_beside_the_mean_of_all_scales(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_run(tmp_path, [1, 2, 3])
+    with (tmp_path / "log.jsonl").open("a") as file:
+        file.write("\n")
+        for epoch, loss in ((1.0, 8.5), (2.0, 8.0), (2.0, 7.5)):  # the last epoch was measured twice
+            file.write(json.dumps({"step": 10 * epoch, "epoch": epoch, "val_loss": loss}) + "\n")
+    drawn: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *args, **kwargs: drawn.append(figure))
+    curves.save_curves(read_steps(tmp_path), read_held_out(tmp_path), None, 1, "curves.png")
+    lines = [(line.get_xdata().tolist(), line.get_ydata().tolist()) for line in drawn[0].axes[0].lines]
+    assert lines[-2:] == [([0.1, 0.2, 0.3], [1, 1, 1]), ([1, 2], [8.5, 7.5])]
 
 
 def test_a_folder_without_metrics_is_refused(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from evaluation import metrics as metric_functions
 from evaluation.features.classifier import Classifier
 from evaluation.features.network import Inception
 from evaluation.metrics import frechet_distance, statistics_of
+from evaluation.options import NetworkArgs
 from models.autoencoder import to_uint8
 from models.checkerboard.config import CheckerboardDrawing as Drawing
 from runtime import distributed
@@ -25,7 +26,7 @@ from tests.training_factory import exit_codes, start_ranks, tiny_args, tiny_trai
 from training import preview
 from training.preview import DIGITS_SEED, Evaluation, score_digits
 
-CPU = torch.device("cpu")
+CPU, INCEPTION = torch.device("cpu"), NetworkArgs(backend="torch")
 WEIGHTS = np.random.default_rng(1).normal(size=(27, 10)).astype(np.float32)
 
 
@@ -56,7 +57,7 @@ def reference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_metrics_are_those_of_the_images_drawn(reference: Path, tmp_path: Path) -> None:
     model, request = tiny_model(), Request([i % 10 for i in range(40)], Drawing(), seed=7)
-    metrics = Evaluation(str(reference), None, CPU).measure(model, request, tmp_path / "drawn")
+    metrics = Evaluation(INCEPTION, str(reference), CPU).measure(model, request, tmp_path / "drawn")
     images = torch.cat([to_uint8(out.images) for _, out in draw_many(model, request)]).permute(0, 2, 3, 1).numpy()
     with np.load(reference) as file:
         sides = [statistics_of(PatchMeans()(pixels)[0]) for pixels in (file["arr_0"], images)]
@@ -69,7 +70,7 @@ def test_metrics_are_those_of_the_images_drawn(reference: Path, tmp_path: Path) 
 def test_what_a_killed_evaluation_left_is_drawn_anew(drawn: int, reference: Path, tmp_path: Path) -> None:
     """It may be of other weights; also where all images were drawn, but not measured."""
     model, request, folder = tiny_model(), Request([1] * 20, Drawing()), tmp_path / "drawn"
-    metrics = Evaluation(str(reference), None, CPU).measure(model, request, folder)
+    metrics = Evaluation(INCEPTION, str(reference), CPU).measure(model, request, folder)
     images = SampleFolder(folder, (20, 32, 32, 3), "npz")
     images.prepare({"labels": [1] * 20, "seed": 0})
     images.look()
@@ -80,7 +81,7 @@ def test_what_a_killed_evaluation_left_is_drawn_anew(drawn: int, reference: Path
     if drawn == 20:
         images.look()
         images.finish([1] * 20)
-    assert Evaluation(str(reference), None, CPU).measure(model, request, folder) == metrics
+    assert Evaluation(INCEPTION, str(reference), CPU).measure(model, request, folder) == metrics
     assert not folder.exists()
 
 
@@ -103,19 +104,19 @@ def test_without_weights_and_network_training_goes_on(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr("urllib.request.urlopen", offline)
     reference = str(ROOT / "tests/fixtures/evaluator/reference.npz")
-    measured = Evaluation(reference, None, CPU).measure(tiny_model(), Request([1], Drawing()), tmp_path / "drawn")
+    measured = Evaluation(INCEPTION, reference, CPU).measure(tiny_model(), Request([1], Drawing()), tmp_path / "drawn")
     assert measured == {}
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("warning: no FID during training: the Inception weights cannot be downloaded (no network)")
     with pytest.raises(FileNotFoundError):  # a path that is named must be there
-        Evaluation(reference, str(tmp_path / "missing.pth"), CPU)
+        Evaluation(replace(INCEPTION, inception_weights=str(tmp_path / "missing.pth")), reference, CPU)
     with pytest.raises(UserError, match="holds no images"):  # now, not after the first epochs
-        Evaluation(str(tmp_path), None, CPU)
+        Evaluation(INCEPTION, str(tmp_path), CPU)
 
 
 def test_impossible_settings_are_refused(tmp_path: Path) -> None:
-    for given in ({"eval_samples": 5}, {"eval_reference": str(tmp_path)}, {"eval_samples": -1}):
-        with pytest.raises(UserError, match="eval_samples and eval_reference go together"):
+    for given in ({"eval_samples": 5}, {"eval_reference": str(tmp_path)}, {"eval_features": "digits"}):
+        with pytest.raises(UserError, match="eval_samples goes with eval_reference or eval_features"):
             tiny_args(**given)
     with pytest.raises(UserError, match="no eval_reference at"):
         tiny_args(eval_samples=5, eval_reference=str(tmp_path / "nowhere.npz"))
@@ -123,6 +124,17 @@ def test_impossible_settings_are_refused(tmp_path: Path) -> None:
         tiny_args(eval_samples=3, eval_reference=str(tmp_path))
     with pytest.raises(UserError, match="inception_weights means nothing without eval_samples"):
         tiny_args(inception_weights="file.pth")
+
+
+def test_a_classifier_that_ships_measures_without_any_download(tmp_path: Path) -> None:
+    """The same as ``score_digits`` of the same images."""
+    model, request = tiny_model(), Request([i % 10 for i in range(20)], Drawing(), DIGITS_SEED)
+    found = Evaluation(tiny_args(eval_samples=20, eval_features="digits").network, None, CPU).measure(
+        model, request, tmp_path / "drawn"
+    )
+    first, second = score_digits(model, 20, Drawing(), tmp_path / "drawn")
+    assert first.startswith(f"FD-digits-20: {found['FD-digits-20']:g} ")
+    assert f"Class accuracy: {found['Class accuracy']:g} " in second
 
 
 def test_the_digits_score_is_of_the_digits_drawn(tmp_path: Path) -> None:
@@ -150,7 +162,9 @@ def test_exchanged_precision_and_recall_are_found(
     right = metric_functions.precision_recall
     monkeypatch.setattr(metric_functions, "precision_recall", lambda *sides, **options: right(*sides, **options)[::-1])
     with pytest.raises(RuntimeError, match=r"of a collapsed set precision is 0\.005 and recall 1\.0"):
-        Evaluation(str(reference), None, CPU).measure(tiny_model(), Request([1] * 8, Drawing()), tmp_path / "drawn")
+        Evaluation(INCEPTION, str(reference), CPU).measure(
+            tiny_model(), Request([1] * 8, Drawing()), tmp_path / "drawn"
+        )
 
 
 def measure_on_rank(reference: Path, folder: Path, count: int) -> None:
@@ -159,7 +173,7 @@ def measure_on_rank(reference: Path, folder: Path, count: int) -> None:
     network = PatchMeans()
     preview.load_on_all_ranks = lambda args, device: network
     request = Request([i % 10 for i in range(count)], Drawing(), seed=7)
-    metrics = Evaluation(str(reference), None, CPU).measure(tiny_model(), request, folder / "drawn")
+    metrics = Evaluation(INCEPTION, str(reference), CPU).measure(tiny_model(), request, folder / "drawn")
     (folder / f"metrics{distributed.rank()}.json").write_text(json.dumps([metrics, network.num_seen]))
     distributed.tear_down()
 
@@ -168,7 +182,7 @@ def measure_on_rank(reference: Path, folder: Path, count: int) -> None:
 def test_two_ranks_share_the_work_and_find_what_one_does(count: int, reference: Path, tmp_path: Path) -> None:
     """The second rank computes the first batch too, to learn how many features there are; of 40 images that is all."""
     request = Request([i % 10 for i in range(count)], Drawing(), seed=7)
-    alone = Evaluation(str(reference), None, CPU).measure(tiny_model(), request, tmp_path / "alone")
+    alone = Evaluation(INCEPTION, str(reference), CPU).measure(tiny_model(), request, tmp_path / "alone")
     processes = start_ranks(tmp_path, 2, measure_on_rank, reference, tmp_path, count)
     assert exit_codes(processes) == [0, 0], (tmp_path / "rank0.txt").read_text()
     (found, seen), (nothing, others) = (json.loads((tmp_path / f"metrics{i}.json").read_text()) for i in (0, 1))
