@@ -3,9 +3,10 @@
     python evaluator.py REF SAMPLES --output_file result.json
 
 Either is an npz of images (arr_0), a folder of PNGs at any depth, or a file of statistics (mu, sigma, mu_s, sigma_s). A
-reference set of your own images:
+reference set of your own images, of a folder, or of the held-out part of what main.py trains on:
 
     python evaluator.py --make_reference FOLDER OUT.npz --image_size 256
+    python evaluator.py --make_reference DATA_PATH OUT.npz --image_size 256 --split val
 
 Digits and CIFAR-10 without any download: Fréchet distance of a small classifier's features, never called FID, and class
 accuracy, real test images beside them:
@@ -29,18 +30,17 @@ def main(argv: Sequence[str]) -> None:
         raise UserError(f"{args.output_file} cannot be written: its folder does not exist")
     from evaluation.compare import print_report, warn  # takes seconds to import
     from evaluation.features.network import load_network
-    from evaluation.image_files import open_images
-    from evaluation.image_sets import check_images, check_new_reference, make_reference
+    from evaluation.image_sets import check_images
+    from evaluation.make_reference import make_reference, open_crops
     from evaluation.measure import Measurement
     from runtime.device import pick_device
 
     reference = Path(args.reference)
     if args.make_reference is not None:
-        folder = Path(args.make_reference)
-        check_new_reference(folder, reference)  # before the network is fetched
+        crops = open_crops(args)  # before the network is fetched
         network = load_network(args, pick_device(args.device))
-        warn(make_reference(folder, reference, args.image_size, network, args.batch_size))
-        num_images, height, width = open_images(reference).shape
+        warn(make_reference(crops, reference, network, args.batch_size))
+        num_images, height, width = crops.shape
         print(f"wrote {reference}: N = {num_images} images of {width} x {height} pixels, and their statistics")
         return
     for path in (reference, Path(args.samples)):

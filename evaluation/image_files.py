@@ -10,7 +10,7 @@ import zipfile
 import zlib
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cached_property
@@ -194,11 +194,7 @@ class FolderImages(Images):
         return np.array(image), mode
 
     def warnings(self) -> list[str]:
-        found = []
-        num_lossy = sum(file.suffix.lower() in LOSSY_SUFFIXES for file in self.files)
-        if num_lossy:
-            lossy = f"{num_lossy} of {len(self.files)} images are JPEG or WebP"
-            found.append(f"{lossy}, whose losses change every metric; use PNG")
+        found = lossy_warnings([file.name for file in self.files])
         modes = ", ".join(f"{count} {mode}" for mode, count in self._modes.items() if mode != "RGB")
         if modes:
             found.append(f"files that are not RGB were converted to it: {modes} (L is greyscale, I;16 of 16 bits)")
@@ -210,6 +206,13 @@ class FolderImages(Images):
     def labels(self) -> list[str]:
         """Names of their folders."""
         return [file.relative_to(self.path).parent.name for file in self.files]
+
+
+def lossy_warnings(names: Sequence[str]) -> list[str]:
+    """What is doubtful about images of these names."""
+    num_lossy = sum(name.lower().endswith(LOSSY_SUFFIXES) for name in names)
+    lossy = f"{num_lossy} of {len(names)} images are JPEG or WebP, whose losses change every metric; use PNG"
+    return [lossy] if num_lossy else []
 
 
 def open_images(path: Path) -> Images:

@@ -4,28 +4,26 @@ Letters: N images, H, W their sides in pixels, S that of squares, D features, K 
 """
 
 import json
-import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b, sha256
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
-from data.crops import center_crop
-from data.files import read_image
 from evaluation.cache_folder import Arrays, keep_features, kept_features
 from evaluation.features.network import Network, library_versions
-from evaluation.image_files import IMAGES, FolderImages, Images, open_images
+from evaluation.image_files import FolderImages, Images, open_images
 from evaluation.metrics import NEIGHBOURS, VERSION, Statistics, statistics_of
 from runtime import distributed
 from runtime.errors import UserError
-from runtime.files import composed, whole
+from runtime.files import composed
 from runtime.progress import Progress
 from sampling.folder import NPZ_NAME, SETTINGS_NAME
 
+FEW_REFERENCES = 10_000  # images of ADM's reference sets of 256 pixels, to which precision and recall are compared
 Origin = Literal["computed", "stored", "of another program"]
 
 
@@ -77,6 +75,7 @@ def load_image_set(
             "and its resizing are ADM's; there is no sFID, precision or recall"
         ]
     if stored and (images.shape is None or not features):
+        found.warnings = [*found.warnings, *few_warnings(images, network, stored, features)]
         return found
     arrays = (_cached_features if cache else compute_features)(images, network, batch_size, all_ranks)
     if not stored:
@@ -118,7 +117,7 @@ def check_images(path: Path) -> None:
     """Refuse what is no image set, before anything is spent on it."""
     images = open_images(path)
     if images.shape is not None:
-        _check_count(images)
+        check_count(images)
 
 
 def check_reference(path: Path, suffix: str, width: int | None = None) -> None:
@@ -129,7 +128,7 @@ def check_reference(path: Path, suffix: str, width: int | None = None) -> None:
 
 def _check_content(images: Images, statistics: Statistics | None, width: int | None) -> None:
     if images.shape is not None:
-        _check_count(images)
+        check_count(images)
     if statistics is None and images.of_another_program:
         raise UserError(
             f"{images.path} holds statistics of Inception's features that another program wrote (mu, sigma), not of a "
@@ -147,7 +146,7 @@ def _check_content(images: Images, statistics: Statistics | None, width: int | N
         )
 
 
-def _check_count(images: Images) -> None:
+def check_count(images: Images) -> None:
     if images.shape[0] <= NEIGHBOURS:
         raise UserError(f"{images.path} holds {images.shape[0]} images; give at least {NEIGHBOURS + 1}, better 50000")
 
@@ -210,9 +209,6 @@ def warnings_of(images: Images, arrays: Arrays, network: Network, stored: bool =
     """What is doubtful about images: of their files, and by what ``compute_features`` found."""
     num_images, height, width = images.shape
     found = [text for text in (images.left_out(), *map(str, arrays["warnings"])) if text]
-    if num_images < network.few and not stored:
-        few = f"{num_images} images are fewer than {network.few}"
-        found.append(f"{few}: Fréchet distances are far too high and compare with nothing")
     if height != width:
         found.append(f"images of {width} x {height} pixels are stretched to squares")
     if network.side is not None and (height, width) != (network.side, network.side):
@@ -222,6 +218,22 @@ def warnings_of(images: Images, arrays: Arrays, network: Network, stored: bool =
     num_doubles = num_images - len(np.unique(arrays["digests"]))
     if num_doubles:
         found.append(f"{num_doubles} of {num_images} images are exact duplicates of others")
+    return [*few_warnings(images, network, stored), *(f"{images.path}: {warning}" for warning in found)]
+
+
+def few_warnings(images: Images, network: Network, stored: bool, features: bool = True) -> list[str]:
+    """Whether too few images make a metric doubtful; precision and recall only where their ``features`` are needed.
+
+    Stored statistics may be of more images than the file holds, as ADM's are of all ImageNet; ``num_images`` says it.
+    """
+    found = []
+    held = None if images.shape is None else images.shape[0]
+    measured = images.num_stored if stored else held
+    if measured is not None and measured < network.few:
+        few = f"{measured} images are fewer than {network.few}"
+        found.append(f"{few}: Fréchet distances are far too high and compare with nothing")
+    if stored and features and held is not None and held < FEW_REFERENCES and not network.class_names:
+        found.append(f"precision and recall are of its {held} images; only those of as many compare")
     return [f"{images.path}: {warning}" for warning in found]
 
 
@@ -234,50 +246,3 @@ def _settings(path: Path) -> dict[str, Any]:
         return dict(json.loads(record.read_text()))
     except (ValueError, TypeError) as error:
         raise UserError(f"{record} is damaged ({error}); remove it to evaluate without settings") from error
-
-
-def check_new_reference(folder: Path, target: Path) -> None:
-    """Refuse what ``make_reference`` cannot use, before anything is spent on it."""
-    if target.exists():
-        raise UserError(f"{target} exists; name another file, or remove it")
-    if not target.absolute().parent.is_dir():
-        raise UserError(f"{target} cannot be written: its folder does not exist")
-    if not folder.is_dir():
-        raise UserError(f"{folder} is no folder; name one of images")
-    _check_count(FolderImages(folder))
-
-
-def make_reference(folder: Path, target: Path, size: int, network: Network, batch_size: int) -> list[str]:
-    """Write the centre crops of all images of a folder, and their statistics, in the format of the ADM evaluator's.
-
-    ``target``, which must be new, becomes an npz of ``arr_0`` (N, size, size, 3) uint8, ``mu``, ``sigma`` and
-    Inception's ``mu_s``, ``sigma_s``. Returns what is doubtful about the images.
-    """
-    check_new_reference(folder, target)
-    with whole(target) as temporary, zipfile.ZipFile(temporary, "w") as archive:
-        with archive.open(f"{IMAGES}.npy", "w", force_zip64=True) as file:
-            crops = CroppedImages(folder, size, file)
-            arrays = compute_features(crops, network, batch_size)
-        for name in (f"{kind}{suffix}" for suffix in network.key_suffixes for kind in ("mu", "sigma")):
-            with archive.open(f"{name}.npy", "w") as file:
-                np.lib.format.write_array(file, arrays[name])
-    return warnings_of(crops, arrays, network)
-
-
-class CroppedImages(FolderImages):
-    """A folder's images of any sizes, each as its centre crop, which is also written to a file as an array."""
-
-    def __init__(self, path: Path, size: int, file: IO[bytes]) -> None:
-        super().__init__(path)
-        self.shape, self._file = (len(self.files), size, size), file
-
-    def batches(self, size: int) -> Iterator[np.ndarray]:
-        header = {"descr": "|u1", "fortran_order": False, "shape": (*self.shape, 3)}
-        np.lib.format.write_array_header_1_0(self._file, header)
-        for batch in super().batches(size):
-            self._file.write(batch.data)
-            yield batch
-
-    def _read(self, path: Path) -> tuple[np.ndarray, str]:
-        image, mode = read_image(path)
-        return np.array(center_crop(image, self.shape[1])), mode

@@ -15,13 +15,14 @@ REFERENCE = PROJECT / "data/VIRTUAL_imagenet256_labeled.npz"
 ADM_URL = "https://openaipublic.blob.core.windows.net/diffusion/jul-2021/ref_batches"
 REFERENCE_URL = f"{ADM_URL}/imagenet/256/{REFERENCE.name}"
 GRAPH_URL = f"{ADM_URL}/classify_image_graph_def.pb"
+FeaturesName = Literal["inception", "digits", "cifar10"]
 
 
 @dataclass(frozen=True)
 class NetworkArgs:
     """Whose features are compared."""
 
-    features: Literal["inception", "digits", "cifar10"] = option(
+    features: FeaturesName = option(
         "inception", "inception, or digits or cifar10: those of a small classifier that ships with the project"
     )
     backend: Literal["tensorflow", "torch"] = option(
@@ -80,7 +81,15 @@ class EvaluatorArgs(NetworkArgs):
     )
     device: str = option("auto", "of what torch computes: auto, cuda, mps or cpu; TensorFlow takes the GPU it finds")
     batch_size: int = option(64, "images whose features are computed at once")
-    make_reference: str | None = option(None, "folder of images, at any depth, to make a reference set of")
+    make_reference: str | None = option(
+        None, "folder of images, at any depth, to make a reference set of; with --split a --data_path of main.py"
+    )
+    split: Literal["train", "val"] | None = option(
+        None, "part of a data set to make a reference of, as main.py finds it: train or val"
+    )
+    dataset: Literal["folder", "cifar10", "food101", "celeba"] = option(
+        "folder", "of --split: folder (whatever main.py takes), or what torchvision has fetched"
+    )
     image_size: int | None = option(None, "side of the centre crops of --make_reference, in pixels")
 
     def __post_init__(self) -> None:
@@ -91,6 +100,10 @@ class EvaluatorArgs(NetworkArgs):
             raise UserError("--make_reference needs the --image_size of its crops, which means nothing without it")
         if self.make_reference is not None and self.output_file is not None:
             raise UserError("--output_file is of a comparison; --make_reference FOLDER OUT.npz measures nothing")
+        if self.split is not None and self.make_reference is None:
+            raise UserError("--split is of --make_reference; leave it out")
+        if self.split is None and self.dataset != "folder":
+            raise UserError(f"--dataset {self.dataset} needs --split train or --split val")
         if not self.in_torch:
             self.refuse("backend", "device")
         check_at_least(1, self, "batch_size", "image_size")

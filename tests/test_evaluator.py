@@ -194,6 +194,9 @@ def test_mistakes_on_the_command_line(tmp_path: Path) -> None:
     assert "--image_size" in refusal("--make_reference", str(tmp_path), "out.npz")
     assert "--image_size" in refusal(reference, reference, "--image_size", "8")
     assert "--output_file" in refusal("--make_reference", "a", "b.npz", "--image_size", "8", "--output_file", "c")
+    assert "leave it out" in refusal(reference, reference, "--split", "val")
+    torchvisions = ("--dataset", "cifar10", "--image_size", "8", "--make_reference", str(tmp_path), "out.npz")
+    assert "--split val" in refusal(*torchvisions)
     assert "did you mean --batch_size" in refusal(reference, reference, "--batchsize", "8")
     assert "third belongs to no option" in refusal(reference, reference, "third")
     assert "at least 1" in refusal(reference, reference, "--batch_size", "0")
@@ -231,6 +234,7 @@ def test_sets_are_looked_at_before_a_network_is_fetched(tmp_path: Path, monkeypa
         (("nowhere.npz", reference), "nowhere.npz does not exist"),
         ((reference, str(tmp_path / "empty")), "holds no images"),
         ((*made, "nowhere", "out.npz"), "nowhere is no folder"),
+        ((*made, "nowhere", "out.npz", "--split", "val"), "no image folder at nowhere"),
         ((*made, str(tmp_path / "empty"), str(tmp_path / "out.npz")), "holds no images"),
         ((*made, str(tmp_path), reference), f"{reference} exists"),
         ((*made, str(save_folder("reference", tmp_path)), str(tmp_path / "no/out.npz")), "folder does not exist"),

@@ -536,7 +536,7 @@ RULES = (
         added="--num_samples 12",
     ),
     Rule(
-        r"python evaluator\.py --make_reference data/cifar10/test output/cifar10-test\.npz .*",
+        r"python evaluator\.py --make_reference data/cifar10 output/cifar10-test\.npz .*",
         files=("output/cifar10-test.npz",),
         makes="output/cifar10-test.npz",
         added=STAND_IN,

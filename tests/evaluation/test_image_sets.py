@@ -1,4 +1,4 @@
-"""One set and a pair: what is stored, computed, kept, and warned of; a reference set made of a folder."""
+"""One set and a pair: what is stored, computed, kept, and warned of."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -11,10 +11,10 @@ from PIL import Image
 from evaluation import image_sets
 from evaluation.compare import compare, metric_lines, report, warnings_of_pair
 from evaluation.image_files import open_images
-from evaluation.image_sets import ImageSet, check_reference, compute_features, load_image_set, make_reference
+from evaluation.image_sets import ImageSet, check_reference, compute_features, load_image_set
 from runtime import distributed
 from runtime.errors import UserError
-from tests.evaluation.fake_inception import SPATIAL_WIDTH, WIDTH, FakeInception
+from tests.evaluation.fake_inception import WIDTH, FakeInception
 from tests.limits import largest_file
 from tests.training_factory import exit_codes, start_ranks
 
@@ -314,38 +314,3 @@ def test_warnings_on_a_pair(tmp_path: Path) -> None:
     larger = load(save(tmp_path / "large.npz", arr_0=pictures(side=10)))
     found = warnings_of_pair(pair[0], larger, FakeInception())
     assert any("the reference has 8 x 8 pixels, the samples 10 x 10" in warning for warning in found)
-
-
-def photos(folder: Path) -> Path:
-    """Images of several sizes, one of them grey."""
-    random = np.random.default_rng(0)
-    for i in range(12):
-        save_image(random.integers(256, size=(20 + i, 31, 3), dtype=np.uint8), folder / f"{i % 3}/{i:02d}.png")
-    Image.fromarray(random.integers(256, size=(24, 24), dtype=np.uint8)).save(folder / "0/grey.png")
-    return folder
-
-
-def test_a_reference_is_what_its_own_images_give(tmp_path: Path) -> None:
-    target = tmp_path / "out.npz"
-    warnings = make_reference(photos(tmp_path / "a"), target, 16, FakeInception(), 4)
-    with np.load(target) as file:
-        arrays = dict(file)
-    assert set(arrays) == {"arr_0", "mu", "sigma", "mu_s", "sigma_s"}
-    assert (arrays["arr_0"].dtype, arrays["arr_0"].shape) == (np.uint8, (13, 16, 16, 3))
-    assert (arrays["mu"].shape, arrays["sigma_s"].shape) == ((WIDTH,), (SPATIAL_WIDTH, SPATIAL_WIDTH))
-    again = load(save(tmp_path / "again.npz", arr_0=arrays["arr_0"]))
-    np.testing.assert_array_equal(again.statistics[0].covariance, arrays["sigma"])
-    np.testing.assert_array_equal(again.statistics[1].mean, arrays["mu_s"])
-    assert any("1 L" in warning for warning in warnings)
-
-
-def test_a_reference_is_never_overwritten_nor_left_half_made(tmp_path: Path) -> None:
-    folder, target = photos(tmp_path / "a"), tmp_path / "out.npz"
-    target.write_bytes(b"mine")
-    with pytest.raises(UserError, match="exists"):
-        make_reference(folder, target, 16, FakeInception(), 4)
-    assert target.read_bytes() == b"mine"
-    (folder / "2/11.png").write_bytes(b"")
-    with pytest.raises(UserError, match=r"11\.png cannot be read"):
-        make_reference(folder, tmp_path / "new.npz", 16, FakeInception(), 4)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "out.npz"]
