@@ -82,7 +82,7 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
     warnings.formatwarning = _in_a_line
     message, code = "", 0
     try:
-        _check_place()
+        _check_surroundings()
         main(sys.argv[1:])
         sys.stdout.flush()  # a full disk or a reader that has left is found out here at the latest
     except SystemExit as end:  # of --help
@@ -101,8 +101,10 @@ def _in_a_line(message: Warning | str, category: type[Warning], filename: str, *
     return f"warning: {message}{source}\n"
 
 
-def _check_place() -> None:
-    """Refuse a working directory that is gone, of which libraries have errors that mislead."""
+def _check_surroundings() -> None:
+    """Refuse Windows itself, and a working directory that is gone, of which libraries have errors that mislead."""
+    if sys.platform == "win32":
+        raise UserError("this runs on Linux and macOS; on Windows, run it within WSL 2")
     try:
         Path.cwd()
     except FileNotFoundError as error:

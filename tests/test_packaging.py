@@ -1,6 +1,9 @@
-"""``pip install -e .`` offers every program, and programs work from any directory."""
+"""Installed, in place or as a copy, every program is there and works from any directory."""
 
+import shutil
+import subprocess
 import tomllib
+import zipfile
 from pathlib import Path
 from pkgutil import resolve_name
 
@@ -20,9 +23,50 @@ def test_every_console_script_is_there(script: str) -> None:
 
 def test_every_package_and_program_is_installed() -> None:
     setuptools = SETTINGS["tool"]["setuptools"]
-    packages = {path.parent.name for path in PROJECT.glob("*/__init__.py")} - {"tests"}
-    assert packages | {"pretrained_models"} == set(setuptools["packages"])
+    places = {file.parent.relative_to(PROJECT) for file in tracked() if file.suffix == ".py"}
+    packages = {".".join(place.parts) for place in places if place.parts and place.parts[0] != "tests"}
+    assert packages | {"configs", "configs.study"} == set(setuptools["packages"])
     assert {path.stem for path in PROJECT.glob("*.py")} == set(setuptools["py-modules"])
+
+
+def tracked() -> list[Path]:
+    """All files of the project."""
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=PROJECT, capture_output=True, text=True, check=True).stdout
+    return [PROJECT / name for name in listed.split("\0") if name]
+
+
+@pytest.mark.processes
+def test_a_copy_that_is_installed_draws_by_what_ships(tmp_path: Path) -> None:
+    """``pip install .``: a wheel has all modules, configurations and small weights."""
+    for file in tracked():
+        if file.relative_to(PROJECT).parts[0] not in ("tests", "docs"):
+            target = tmp_path / "project" / file.relative_to(PROJECT)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, target)
+    build = "from setuptools import build_meta; build_meta.build_wheel('..')"
+    built = start_python("-c", build, folder=tmp_path / "project")
+    assert built.code == 0, built.err
+    shutil.rmtree(tmp_path / "project")
+    (wheel,) = tmp_path.glob("*.whl")
+    zipfile.ZipFile(wheel).extractall(tmp_path / "site")
+    (tmp_path / "empty").mkdir()
+    for call in (
+        (
+            "main_sample",
+            "--checkpoint",
+            "pretrained_models/digits-checkerboard",
+            "--labels",
+            "3",
+            "--output_dir",
+            "out",
+        ),
+        ("main", "--config", "configs/quickstart.yaml", "--check_data"),
+    ):
+        outcome = start_python(
+            "-m", *call, "--device", "cpu", folder=tmp_path / "empty", PYTHONPATH=str(tmp_path / "site")
+        )
+        assert outcome.code == 0, outcome.err
+    assert (tmp_path / "empty/out/grid.png").is_file()
 
 
 def test_what_is_not_here_may_be_in_the_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
