@@ -14,7 +14,10 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """The named device, or the first at hand of CUDA, Apple's MPS and the CPU."""
+    """The named device, or the first at hand of CUDA, Apple's MPS and the CPU.
+
+    A GPU that is named by its number becomes the one that torch takes where nothing else is said.
+    """
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         return torch.device(next(kind for kind, there in available.items() if there))
@@ -24,9 +27,12 @@ def pick_device(name: str = "auto") -> torch.device:
     if not available[kind]:
         raise UserError(f"device {name} is not available to this torch; choose another, or auto")
     try:
-        return torch.device(name)
+        device = torch.device(name)
+        if device.type == "cuda" and device.index is not None:
+            torch.cuda.set_device(device)
     except RuntimeError as error:
         raise UserError(f"device {name} is unknown; give the number of a GPU as in cuda:0") from error
+    return device
 
 
 def pick_dtype(name: str, device: torch.device, trains: bool = False) -> torch.dtype:
@@ -94,14 +100,16 @@ def fetch(tensors: Sequence[Tensor]) -> Callable[[], list[Tensor]]:
     if not tensors or tensors[0].device.type != "cuda":
         here = [tensor.cpu() for tensor in tensors]
         return lambda: here
+    device = tensors[0].device
     pinned = [torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True) for tensor in tensors]
     for to, tensor in zip(pinned, tensors, strict=True):
         to.copy_(tensor, non_blocking=True)
     copied = torch.cuda.Event()
-    copied.record()
+    copied.record(torch.cuda.current_stream(device))
 
     def arrived() -> list[Tensor]:
-        copied.synchronize()
+        with torch.cuda.device(device):  # of another thread it is the first GPU, whose memory would be taken for this
+            copied.synchronize()
         return pinned
 
     return arrived

@@ -76,8 +76,9 @@ class Codebook(nn.Module):
 
     @torch.no_grad()
     def begin(self, rng: torch.Generator) -> None:
-        """Give the codes their first places."""
-        self.quantize.embedding.copy_(self._centres(rng) if self.kept_a_step else self._gaussian(rng))
+        """Give the codes their first places, on all ranks those of rank 0: CUDA adds up in an order of its own."""
+        places = self._centres(rng) if self.kept_a_step else self._gaussian(rng)
+        self.quantize.embedding.copy_(distributed.from_main(places.cpu()))
         self._forget_averages(torch.ones_like(self.usage, dtype=torch.bool))
 
     def _gaussian(self, rng: torch.Generator) -> Tensor:

@@ -15,6 +15,7 @@ from runtime.config import plain
 from runtime.errors import UserError
 from sampling.bulk import Request, draw_on_all_ranks
 from sampling.labels import balanced_labels, class_captions, shown_labels
+from sampling.memory import pick_batch_size
 from sampling.pictures import save_grid
 from training.held_out import HeldOutLoss
 from training.options import TrainArgs
@@ -95,7 +96,8 @@ class GeneratorTask(Task):
             distributed.say(f"val_loss {metrics['val_loss']:.4f}, of {self.args.val_images} held-out images")
         if self.evaluation is not None:
             labels = balanced_labels(module, self.args.eval_samples)
-            request = Request(labels, self.drawing, FIRST_SEED)
+            at_once = distributed.from_main(pick_batch_size(module, self.drawing))
+            request = Request(labels, self.drawing, FIRST_SEED, at_once)
             metrics |= self.evaluation.measure(module, request, folder / f".{name}")
         return metrics
 

@@ -108,11 +108,17 @@ class ShardedState(TrainState):
 
 
 def share_out(module: Generator, dtype: torch.dtype) -> None:
-    """Share a model's weights out over all ranks, layer by layer; they compute in ``dtype``, sums are in float32."""
+    """Share a model's weights out over all ranks, layer by layer; sums are in float32.
+
+    Weights of layers are gathered in ``dtype``, what flows between layers stays as autocast has it, and the rest (head,
+    embeddings, rotations) in float32: as without sharing.
+    """
     mesh = init_device_mesh(module.device.type, (distributed.num_ranks(),))
-    policy = MixedPrecisionPolicy(param_dtype=None if dtype == torch.float32 else dtype, reduce_dtype=torch.float32)
-    for part in (*module.large_layers(), module):
-        fully_shard(part, mesh=mesh, mp_policy=policy)
+    of_layers = None if dtype == torch.float32 else dtype
+    policy = MixedPrecisionPolicy(param_dtype=of_layers, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    for layer in module.large_layers():
+        fully_shard(layer, mesh=mesh, mp_policy=policy)
+    fully_shard(module, mesh=mesh, mp_policy=MixedPrecisionPolicy(reduce_dtype=torch.float32))
     register_fsdp_forward_method(module, "training_loss")  # which needs the weights whole, as a forward pass does
 
 

@@ -34,8 +34,12 @@ def test_a_named_device_is_taken_or_refused() -> None:
         for name in ("cuda", "cuda:1"):
             with pytest.raises(UserError, match=f"device {name} is not available"):
                 pick_device(name)
-    with patch("torch.cuda.is_available", lambda: True):
+    with patch("torch.cuda.is_available", lambda: True), patch("torch.cuda.set_device") as made_current:
         assert pick_device("cuda:1") == torch.device("cuda", 1)
+        made_current.assert_called_once_with(torch.device("cuda", 1))
+        made_current.side_effect = RuntimeError("invalid device ordinal")
+        with pytest.raises(UserError, match="device cuda:9 is unknown; give the number of a GPU"):
+            pick_device("cuda:9")
 
 
 @pytest.mark.parametrize(("supported", "picked"), [(True, torch.bfloat16), (False, torch.float32)])

@@ -60,6 +60,14 @@ def test_losses_and_weights_are_those_without_sharding(root: Path) -> None:
 
 
 @pytest.mark.ranks
+def test_mixed_precision_rounds_what_it_rounds_without_sharding(root: Path, tmp_path: Path) -> None:
+    for name in ("whole", "sharded"):
+        run(root, tmp_path / name, 1, shard=name == "sharded", epochs=1, dtype="bfloat16")
+    np.testing.assert_allclose(losses(tmp_path / "sharded")[0], losses(tmp_path / "whole")[0], rtol=1e-6)
+    np.testing.assert_allclose(losses(tmp_path / "sharded"), losses(tmp_path / "whole"), rtol=1e-4)
+
+
+@pytest.mark.ranks
 @pytest.mark.parametrize("ranks", [1, 4])
 def test_another_number_of_ranks_goes_on(root: Path, tmp_path: Path, ranks: int) -> None:
     shutil.copytree(root / "half", tmp_path / "run")
