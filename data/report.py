@@ -8,7 +8,7 @@ from torch.utils.data import BatchSampler
 from data.images import Attempts, check_unreadable
 from data.labelled_images import LabelledImages
 from data.loading import load_batches
-from models.class_names import imagenet_keys
+from models.class_names import NUM_IMAGENET, imagenet_keys
 from runtime.progress import Progress
 
 
@@ -65,6 +65,6 @@ def data_report(dataset: LabelledImages, num_classes: int = 0) -> list[str]:
             "warning: class folders are numbers and sort as text (10 before 2), so class indices are not the folders' "
             "numbers; pad them with zeros if they should be"
         )
-    if len(keys) == 1000 and keys != imagenet_keys():
+    if len(keys) == NUM_IMAGENET and keys != imagenet_keys():
         remarks.append("warning: 1000 classes, but not ImageNet's in their usual order; released models expect that")
     return remarks

@@ -3,20 +3,26 @@
 import re
 from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
-
-from timm.data import ImageNetInfo
+from typing import TYPE_CHECKING
 
 from models.family import Generator
 from runtime import distributed
 from runtime.errors import UserError
 from runtime.files import composed
 
+if TYPE_CHECKING:
+    from timm.data import ImageNetInfo
+
+NUM_IMAGENET = 1000  # classes
+IDENTIFIER = re.compile(r"n\d{8}")  # of a class of ImageNet
 FEW_CLASSES = 20  # that a message may name
 
 
 def human_names(class_keys: Sequence[str]) -> list[str]:
     """Names of classes for people: ImageNet's words for its identifiers (n02099601), the keys themselves otherwise."""
-    imagenet = ImageNetInfo("imagenet-1k")
+    if not any(map(IDENTIFIER.fullmatch, class_keys)):
+        return list(class_keys)
+    imagenet = _imagenet()
     words = {key: imagenet.label_name_to_description(key) for key in imagenet.label_names()}
     return [words.get(key, key) for key in class_keys]
 
@@ -28,7 +34,13 @@ def imagenet_names() -> list[str]:
 
 def imagenet_keys() -> list[str]:
     """ImageNet's 1000 class identifiers in the field's order."""
-    return ImageNetInfo("imagenet-1k").label_names()
+    return _imagenet().label_names()
+
+
+def _imagenet() -> "ImageNetInfo":
+    from timm.data import ImageNetInfo  # takes a second to import
+
+    return ImageNetInfo("imagenet-1k")
 
 
 def class_keys_of(names: Sequence[str]) -> list[str]:
@@ -37,10 +49,12 @@ def class_keys_of(names: Sequence[str]) -> list[str]:
     They are if each, in the field's order, is a name of ImageNet's class (where two have one name, the hub calls the
     second crane2), or if they are the numbers 0 to 999.
     """
+    if len(names) != NUM_IMAGENET:
+        return list(names)
     keys = imagenet_keys()
     if list(names) == [str(label) for label in range(len(keys))]:
         return keys
-    if len(names) == len(keys) and all(_words(a) & _words(b) for a, b in zip(names, human_names(keys), strict=True)):
+    if all(_words(a) & _words(b) for a, b in zip(names, human_names(keys), strict=True)):
         return keys
     return list(names)
 
@@ -49,8 +63,7 @@ def class_names(model: Generator) -> list[str] | None:
     """Human names of a model's classes: its own, or ImageNet's for 1000 classes without names; several by commas."""
     if model.class_names is not None:
         return model.class_names
-    names = imagenet_names()
-    return names if model.config.class_cond and model.config.num_classes == len(names) else None
+    return imagenet_names() if model.config.class_cond and model.config.num_classes == NUM_IMAGENET else None
 
 
 class ClassNames:

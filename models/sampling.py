@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from models.class_names import ClassNames
 from models.config import NUM_SEEDS, Drawing
 from models.draw import as_labels
 from models.family import Generator, Sampler, Samples
@@ -61,8 +62,6 @@ def _indices(model: Generator, labels: Tensor | Sequence[int | str]) -> Tensor |
     labels = [labels] if isinstance(labels, str) else labels
     if not isinstance(labels, Sequence) or not any(isinstance(label, str) for label in labels):
         return labels
-    from models.class_names import ClassNames  # its library of ImageNet's names takes a second to import
-
     names = ClassNames(model)
     return [names.label(label) if isinstance(label, str) else label for label in labels]
 

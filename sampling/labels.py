@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from models.class_names import ClassNames, class_names, imagenet_names
+from models.class_names import NUM_IMAGENET, ClassNames, class_names
 from models.family import Generator
 from runtime.errors import UserError
 
@@ -43,7 +43,7 @@ def shown_labels(model: Generator, count: int) -> list[int]:
     num_classes = model.config.num_classes
     if not model.config.class_cond:
         return balanced_labels(model, count)
-    if num_classes == len(imagenet_names()):
+    if num_classes == NUM_IMAGENET:
         return list(SHOWN_IMAGENET_CLASSES[:count])
     count = min(count, num_classes)
     return [i * num_classes // count for i in range(count)]

@@ -6,12 +6,11 @@ Letters: B images, S side of a scale, C code dimension, H, W image sides in pixe
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from PIL import Image
 from torch import Tensor
 
@@ -20,6 +19,9 @@ from models.scales import join_scales
 from runtime.files import whole
 from runtime.progress import Progress
 from sampling.pictures import grid_of
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 DPI = 150
 MAX_FIGURES = 100
@@ -48,6 +50,9 @@ def save_maps(samples: Samples, model: Generator, folder: Path) -> None:
 
 def save_entropy_by_step(samples: Samples, path: Path) -> None:
     """Plot ``entropy_by_step`` as in the paper's Fig. 6: the mean as a line, the two percentiles as a band."""
+    from matplotlib.figure import Figure  # takes a second to import
+    from matplotlib.ticker import MaxNLocator
+
     mean, low, high = entropy_by_step(samples)
     steps = np.arange(len(mean))
     starts = [int(scale.min()) - 0.5 for scale in samples.step]
@@ -161,8 +166,11 @@ def kinds_of_maps(samples: Samples) -> list[MapKind]:
     return kinds
 
 
-def _maps_figure(samples: Samples, images: list[Tensor], index: int) -> Figure:
+def _maps_figure(samples: Samples, images: list[Tensor], index: int) -> "Figure":
     """Figure of one image of the batch, which is ``images`` (3, H, W) uint8 at each scale; columns are scales."""
+    from matplotlib.figure import Figure  # takes a second to import
+    from matplotlib.ticker import MaxNLocator
+
     rows = kinds_of_maps(samples)
     figure = Figure(figsize=(1.5 * len(images) + 1, 6.4), layout="compressed")
     axes = figure.subplots(1 + len(rows), len(images), squeeze=False)

@@ -12,14 +12,13 @@ from data.images import CroppedImages, check_num_classes, dataset_name, open_dat
 from data.labelled_images import LabelledImages
 from data.make_cache import PAPER_SCALE_SIZES, CacheMaker
 from models.autoencoder import Autoencoder
-from models.class_names import human_names, imagenet_keys
+from models.class_names import NUM_IMAGENET, human_names, imagenet_keys
 from models.config import GeneratorConfig
 from runtime import distributed
 from runtime.errors import UserError
 from runtime.files import located
 from training.options import TrainArgs
 
-NUM_IMAGENET = 1000  # classes
 MAX_DIFFERENT_SHARE = 0.01  # of codes; rounding flips far fewer
 
 
