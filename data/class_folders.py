@@ -93,7 +93,8 @@ def _images(
         labels += [class_keys.index(name)] * len(found.files)
         empty += [] if found.files else [name]
     if empty or not folders:
-        lacking = f"{', '.join(empty)} hold none" if empty else "it holds no class folder"
+        no_folder = "it holds no class folder; images without classes go into one, such as all/, with class_cond false"
+        lacking = f"{', '.join(empty)} hold none" if empty else no_folder
         text = "; ".join(filter(None, (lacking, left_out_text(left_out))))
         raise UserError(f"{folder} must hold CLASS/IMAGE.jpg, and no empty class ({text})")
     return keys, labels

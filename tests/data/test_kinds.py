@@ -390,6 +390,7 @@ def test_an_archive_of_windows_has_folders(tmp_path: Path) -> None:
 def test_wrong_archives(tmp_path: Path) -> None:
     path = tmp_path / "x.zip"
     assert "must hold CLASS/IMAGE.jpg" in refusal(write_zip(path, {}))
+    assert "images without classes go into one, such as all/" in refusal(write_zip(path, {"a.png": b""}))
     assert "no empty class (bee hold none" in refusal(write_zip(path, {"ant/1.jpg": b"", "bee/": b""}))
     with pytest.warns(UserWarning, match="Duplicate name"), zipfile.ZipFile(path, "w") as archive:
         for _ in range(2):
