@@ -60,7 +60,7 @@ def test_a_copy_that_is_installed_draws_by_what_ships(tmp_path: Path) -> None:
             "--output_dir",
             "out",
         ),
-        ("main", "--config", "configs/quickstart.yaml", "--check_data"),
+        ("main", "--config", "configs/quickstart.yaml", "--print_config"),
     ):
         outcome = start_python(
             "-m", *call, "--device", "cpu", folder=tmp_path / "empty", PYTHONPATH=str(tmp_path / "site")

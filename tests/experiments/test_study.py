@@ -110,6 +110,9 @@ def test_a_study_is_done_once_and_goes_on_from_where_it_is(tmp_path: Path, monke
     monkeypatch.setattr(study_plan, "MODELS", (SMALL,))
     monkeypatch.setattr(study_plan, "LIKELIHOOD_STEPS", (2,))
     monkeypatch.setattr(study_plan, "CFG_GRID", (0, 1))
+    monkeypatch.setattr(study_plan, "BATCH", 4)
+    for module in (study, study_plan):
+        monkeypatch.setattr(module, "TIMED", {4: 1, 1: 1})
     commands: list[tuple[str, ...]] = []
     monkeypatch.setattr(
         study, "carry_out", lambda task, title: commands.append(task.arguments) or carry_out(task, title)
@@ -123,11 +126,11 @@ def test_a_study_is_done_once_and_goes_on_from_where_it_is(tmp_path: Path, monke
     kinds = ["training", "course", "step", "likelihood", "time", "time", "grid", "grid", "samples"]
     assert [line["kind"] for line in lines] == kinds
     training, course, step, likelihood, timing, alone, *grid, samples = lines
-    assert (timing["batch_size"], alone["batch_size"]) == (64, 1)
+    assert (timing["batch_size"], alone["batch_size"]) == (4, 1)
     assert (training["images_seen"], training["tokens_computed"]) == (64, 64 * 85)
     assert (course["images_seen"], course["tokens_computed"], course["side"]) == ([64], [64 * 85], [1])
     assert course["loss"] == [pytest.approx(training["loss"], rel=1e-5)]
-    assert (step["patch_side"], step["batch_size"]) == (1, 64)
+    assert (step["patch_side"], step["batch_size"]) == (1, 4)
     assert 0 < step["seconds"] < 60
     assert likelihood["finest_scale"]["nats_per_token"] == pytest.approx(math.log(4096), abs=0.5)
     assert timing["steps"] == samples["steps"] == 7
@@ -147,7 +150,7 @@ def test_a_study_is_done_once_and_goes_on_from_where_it_is(tmp_path: Path, monke
     assert call(study.main, *flags[:-1], "6", "--epochs", "1").code == 0  # more images are drawn anew
     assert [command[1] for command in commands] == ["experiments.sweep"]
     commands.clear()
-    (root / "raster_2x/timing-64-2steps.json").unlink()
+    (root / "raster_2x/timing-4-2steps.json").unlink()
     assert call(study.main, *flags, "--epochs", "1").code == 0
     assert [command[1] for command in commands] == ["experiments.timing"]
     with Image.open(root / "results_pictures/raster_2x_seed0_1epochs.png") as joined:
