@@ -6,6 +6,7 @@ Letters: H, W sides of the image in pixels, S side of a scale.
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -27,6 +28,7 @@ class Edit:
     image: Tensor  # (3, H, W) uint8
     mask: Tensor  # (H, W), True where it is drawn anew
     constraint: Constraint  # what stays, for ``draw_many``
+    share: Tensor  # (H, W) of the drawn image in what comes out: 1 where it is drawn anew, falling to 0 beside
 
     def pictures(self) -> Tensor:
         """(2, 3, H, W) uint8: the image, and the image with what is drawn anew grey."""
@@ -34,15 +36,19 @@ class Edit:
 
     def paste_back(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) uint8 with the original where the mask leaves it alone."""
-        return torch.where(self.mask.to(images.device), images, self.image.to(images.device))
+        share, image = self.share.to(images.device), self.image.to(images.device)
+        return (image + share * (images.float() - image)).round().byte()
 
 
-def make_edit(image: Picture, mask: Picture, model: Generator) -> Edit:
+def make_edit(image: Picture, mask: Picture, model: Generator, blend: int = 0) -> Edit:
     """Of an image and its mask, white where it is to be drawn anew; both are cropped to the model's square.
 
-    Each is a file or a PIL image. What is transparent in the mask is black, whatever colour is hidden there. A
-    UserError says that one cannot be read, that the two differ in size, or that the mask is all black.
+    Each is a file or a PIL image. What is transparent in the mask is black, whatever colour is hidden there. Within
+    ``blend`` pixels of the model's image beside the white, the drawn image fades into the original. A UserError says
+    that one cannot be read, that the two differ in size, or that the mask is all black.
     """
+    if not isinstance(blend, int) or blend < 0:
+        raise UserError(f"blend is {blend}; give a number of pixels, 0 for none")
     image_name, mask_name = _name(image, "the image"), _name(mask, "the mask")
     image, mask = _read(image), _read(mask, ground="black").convert("L")
     if image.size != mask.size:
@@ -57,7 +63,15 @@ def make_edit(image: Picture, mask: Picture, model: Generator) -> Edit:
     with torch.inference_mode():
         codes = model.tokenize(to_floats(pixels).unsqueeze(0).to(model.device))
     kept = [~touched_locations(redraw, side) for side in model.scale_sizes]
-    return Edit(pixels, redraw, Constraint(kept, [scale[0].cpu() for scale in codes]))
+    return Edit(pixels, redraw, Constraint(kept, [scale[0].cpu() for scale in codes]), _fading(redraw, blend))
+
+
+def _fading(redraw: Tensor, blend: int) -> Tensor:
+    """(H, W) 1 where a mask is True, and beside it less by 1 / (blend + 1) a pixel, down to 0."""
+    from scipy.ndimage import distance_transform_edt  # takes a while to import
+
+    distance = torch.from_numpy(distance_transform_edt(~redraw.numpy()).astype(np.float32))
+    return (1 - distance / (blend + 1)).clamp_min(0)
 
 
 def touched_locations(redraw: Tensor, side: int) -> Tensor:

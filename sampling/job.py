@@ -54,7 +54,7 @@ def draw_samples(args: SampleArgs, settings: dict[str, Any]) -> None:
     for warning in warnings_of(model, drawing):
         distributed.say(f"warning: {warning}")
     place_model(model, args, device)
-    edit = None if args.edit is None else make_edit(args.edit, args.mask, model)
+    edit = None if args.edit is None else make_edit(args.edit, args.mask, model, args.blend)
     constraint = edit and edit.constraint
     batch_size = args.batch_size or distributed.from_main(pick_batch_size(model, drawing))
     request = Request(labels, drawing, args.seed, batch_size, args.compile, constraint, args.resize_to)

@@ -70,6 +70,7 @@ class SampleArgs(SamplingArgs):
     )
     edit: str | None = option(None, "image to edit: what --mask leaves black stays, the rest is drawn by the labels")
     mask: str | None = option(None, "image of the same size, white where --edit is drawn anew")
+    blend: int = option(0, "pixels beside the white within which what --edit draws fades into the original; 0 for none")
     save_codes: bool = option(False, "also write codes.npz: labels, and codes_S of each scale")
     maps: bool = option(
         False,
@@ -87,6 +88,9 @@ class SampleArgs(SamplingArgs):
         if self.labels is not None and self.label_file is not None:
             raise UserError("give --labels or --label_file, not both")
         check_at_least(1, self, "num_samples")
+        check_at_least(0, self, "blend")
+        if self.blend and self.edit is None:
+            raise UserError("--blend means nothing without --edit; leave it out")
         if (self.edit is None) != (self.mask is None):
             raise UserError("give both an image to --edit and its --mask, white where it is drawn anew")
         if self.edit is not None and self.resize_to is not None:

@@ -178,10 +178,14 @@ class Pipeline:
         mask: Image.Image | str | Path,
         class_labels: Labels,
         *arguments: Any,
+        blend: int = 0,
         **settings: Any,
     ) -> PipelineOutput:
-        """As a call, but an image is kept where its mask is black, and drawn anew where that is white."""
-        return self(class_labels, *arguments, change=make_edit(image, mask, self.model), **settings)
+        """As a call, but an image is kept where its mask is black, and drawn anew where that is white.
+
+        What is drawn fades into the original within ``blend`` pixels beside the white.
+        """
+        return self(class_labels, *arguments, change=make_edit(image, mask, self.model, blend), **settings)
 
     def _labels(self, class_labels: Labels, num_images: int | None) -> list[int]:
         """Class indices, one an image."""

@@ -400,6 +400,12 @@ def test_an_edited_image_is_the_original_outside_the_mask(edit: tuple[str, ...],
     picture(48, 40, seed=2).save(tmp_path / "image.png")  # another image under the same name
     assert "the earlier samples" in draw(tmp_path / "new", *flags).out
     assert contents(tmp_path / "new.1") == before
+    draw(tmp_path / "new", *flags, "--blend", "2")
+    with Image.open(tmp_path / "image.png") as image:
+        original = np.array(image.resize((38, 32), Image.Resampling.BICUBIC).crop((3, 0, 35, 32)))
+    blended = read_png(tmp_path / "new/000000.png")
+    assert (blended[18:] == original[18:]).all()
+    assert (blended[16:18, :16] != original[16:18, :16]).any()
 
 
 # Mistakes
@@ -422,6 +428,7 @@ def refused(folder: Path, *flags: str) -> str:
         (("--cfg", "[1, 2, x, 3]"), "cfg"),
         (("--edit", "image.png"), "give both an image to --edit and its --mask, white where it is drawn anew"),
         (("--mask", "mask.png"), "give both an image to --edit and its --mask"),
+        (("--blend", "2"), "--blend means nothing without --edit; leave it out"),
         (("--edit", "nowhere.png", "--mask", "mask.png"), "no such file: nowhere.png"),
         (("--format", "jpg"), "format is jpg; it must be one of png, npz"),
     ],

@@ -112,6 +112,19 @@ def test_drawing_leaves_kept_codes_and_pixels_alone(files: tuple[str, str], mode
         assert (pasted[..., edit.mask] != edit.image[:, edit.mask]).any()
 
 
+def test_what_is_drawn_fades_into_the_original_beside_the_mask(files: tuple[str, str], model: Checkerboard) -> None:
+    edit = make_edit(*files, model, blend=3)
+    drawn = 255 - edit.image[None]
+    pasted = edit.paste_back(drawn)
+    assert torch.equal(pasted[..., edit.mask], drawn[..., edit.mask])
+    left = edit.image[:, 10, 4:10].float()  # row 10 of the box, whose first column is 9
+    expected = left + torch.tensor([0, 0, 0.25, 0.5, 0.75, 1]) * (255 - 2 * left)
+    torch.testing.assert_close(pasted[0, :, 10, 4:10].float(), expected, atol=0.5, rtol=0)
+    far = edit.share == 0
+    assert (pasted[..., far] == edit.image[:, far]).all()
+    assert int((~far).sum()) == 23 * 9 + 3 * (23 + 9) * 2 + 4 * 8  # the box, 3 pixels at each side, and rounded corners
+
+
 # Mistakes
 
 

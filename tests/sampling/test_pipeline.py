@@ -122,6 +122,8 @@ def test_editing_keeps_what_the_mask_keeps() -> None:
     assert not (drawn[0, :, :16] == np.asarray(image)[:, :16]).all()
     with pytest.raises(UserError, match="the mask is 16 x 16 pixels, but the image is 32 x 32"):
         pipe.edit(image, mask.resize((16, 16)), 1)
+    with pytest.raises(UserError, match=r"blend is 0\.5; give a number of pixels"):
+        pipe.edit(image, mask, 1, blend=0.5)
     with pytest.raises(UserError, match="too narrow"):
         pipe.edit(Image.new("RGB", (1000, 2)), Image.new("RGB", (1000, 2)), 1)
 
