@@ -8,6 +8,8 @@ from pathlib import Path
 from pkgutil import resolve_name
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from runtime.files import PROJECT, located
 from tests.command_factory import start_python
@@ -67,6 +69,16 @@ def test_a_copy_that_is_installed_draws_by_what_ships(tmp_path: Path) -> None:
         )
         assert outcome.code == 0, outcome.err
     assert (tmp_path / "empty/out/grid.png").is_file()
+
+
+@pytest.mark.parametrize("file", sorted(path.name for path in PROJECT.glob("requirements*.txt")))
+def test_known_good_versions_are_of_all_that_is_required(file: str) -> None:
+    lines = (PROJECT / "constraints.txt").read_text().splitlines()
+    known = {canonicalize_name(name): number for name, _, number in (line.partition("==") for line in lines)}
+    for line in (PROJECT / file).read_text().splitlines():
+        if line and not line.startswith(("#", "-r")):
+            required = Requirement(line)
+            assert required.specifier.contains(known[canonicalize_name(required.name)]), line
 
 
 def test_what_is_not_here_may_be_in_the_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
