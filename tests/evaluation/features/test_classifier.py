@@ -160,6 +160,7 @@ def test_a_reference_made_for_a_classifier(tmp_path: Path) -> None:
     with np.load(target) as file:
         assert set(file) == {
             "arr_0",
+            "num_images",
             *(f"{name}{Classifier('digits', CPU).key_suffixes[0]}" for name in ("mu", "sigma")),
         }
     result, _, _ = evaluate(tmp_path, target, str(tmp_path / "images"), "--features", "digits")
