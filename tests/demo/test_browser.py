@@ -34,6 +34,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
+    expect.set_options(timeout=PATIENCE)
     with launched() as found:
         yield found
 
@@ -52,7 +53,7 @@ def opened(served: Served, browser: Browser) -> Iterator[Open]:
         page.on("response", lambda response: errors.append(response.url) if response.status >= 400 else None)
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.goto(served.address)
-        expect(page.locator("#draw-start")).to_be_visible(timeout=PATIENCE)
+        expect(page.locator("#draw-start")).to_be_visible()
         return page
 
     def is_local(url: str) -> bool:
