@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -16,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 import main_sample
+from experiments.tasks import Task
 from models.checkerboard.model import Checkerboard
 from models.loading.checkpoint import CONFIG_NAME
 from runtime.command import run
@@ -66,6 +68,14 @@ def start(*command: str, folder: Path = ROOT, **environment: str) -> Outcome:
 
 def start_python(*argv: str, folder: Path = ROOT, **environment: str) -> Outcome:
     return start(sys.executable, *argv, folder=folder, **environment)
+
+
+def carry_out_here(task: Task, title: str) -> None:
+    """As ``carry_out``, but in this process, which has imported what another would take seconds to import."""
+    print(title)
+    first, *words = task.arguments
+    file = Path(words.pop(0).replace(".", "/")) if first == "-m" else Path(first).relative_to(ROOT).with_suffix("")
+    import_module(".".join(file.parts)).main(words)
 
 
 def save_run(folder: Path, model: Checkerboard, **args: Any) -> Path:

@@ -15,7 +15,7 @@ from experiments import own_images
 from experiments.own_images import OwnArgs, listing_sha256, own_tasks
 from experiments.own_page import recognition, verdict
 from models import load_checkpoint
-from tests.command_factory import Outcome, call
+from tests.command_factory import Outcome, call, carry_out_here
 from tests.pictures import write_pictures
 
 COLOURS = {"blue ball": (40, 60, 220), "green leaf": (30, 180, 60), "red brick": (200, 50, 30)}
@@ -45,13 +45,12 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, P
     folder = tmp_path_factory.mktemp("own")
     root = write_photographs(folder / "photos")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setattr(own_images, "carry_out", carry_out_here)
         outcome = call(own_images.main, *flags(root, folder / "made"))
     assert outcome.code == 0, outcome.err
     yield root, folder / "made", outcome
 
 
-@pytest.mark.processes
 def test_one_command_makes_tokenizer_model_images_and_a_page(finished: tuple[Path, Path, Outcome]) -> None:
     _, folder, outcome = finished
     model = load_checkpoint(folder / "model")
@@ -71,7 +70,6 @@ def test_one_command_makes_tokenizer_model_images_and_a_page(finished: tuple[Pat
             assert len(picture.convert("RGB").getcolors(1 << 24)) > 50
 
 
-@pytest.mark.processes
 def test_it_starts_from_the_shipped_weights(finished: tuple[Path, Path, Outcome]) -> None:
     """Two steps move them little; the classes are new."""
     ours, theirs = load_checkpoint(finished[1] / "model"), load_checkpoint("pretrained_models/cifar10-checkerboard")
@@ -83,7 +81,6 @@ def test_it_starts_from_the_shipped_weights(finished: tuple[Path, Path, Outcome]
             assert (weight - theirs.autoencoder.state_dict()[name]).abs().max() < 0.01
 
 
-@pytest.mark.processes
 def test_what_is_finished_is_not_done_again(finished: tuple[Path, Path, Outcome], tmp_path: Path) -> None:
     root, folder, _ = finished
     before = (folder / "model/checkpoint-last.pth").read_bytes()
@@ -99,8 +96,10 @@ def test_what_is_finished_is_not_done_again(finished: tuple[Path, Path, Outcome]
     assert "of other --tokenizer_steps" in call(own_images.main, *flags(root, folder, "--tokenizer_steps", "2")).error()
 
 
-@pytest.mark.processes
-def test_longer_training_goes_on_and_draws_anew(finished: tuple[Path, Path, Outcome], tmp_path: Path) -> None:
+def test_longer_training_goes_on_and_draws_anew(
+    finished: tuple[Path, Path, Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(own_images, "carry_out", carry_out_here)
     root, folder, _ = finished
     shutil.copytree(folder, tmp_path / "made")
     record = (folder / "own.json").read_text().replace(str(folder), str(tmp_path / "made"))

@@ -16,12 +16,11 @@ from PIL import Image
 
 from experiments import study, study_facts, study_figures, study_plan, study_tables
 from experiments.study_plan import MODELS, StudyArgs, StudyModel, measuring_tasks, training_task
-from experiments.tasks import carry_out
 from experiments.tokens import course
 from runtime.config import read_yaml
 from runtime.errors import UserError
 from runtime.files import PROJECT
-from tests.command_factory import call
+from tests.command_factory import call, carry_out_here
 from tests.experiments.test_tokens import write_run
 from tests.factory import CIFAR_CLASSES
 from training.run_folder import holds_run
@@ -105,7 +104,6 @@ def make_images(root: Path) -> Path:
     return root
 
 
-@pytest.mark.processes
 def test_a_study_is_done_once_and_goes_on_from_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(study_plan, "MODELS", (SMALL,))
     monkeypatch.setattr(study_plan, "LIKELIHOOD_STEPS", (2,))
@@ -115,7 +113,7 @@ def test_a_study_is_done_once_and_goes_on_from_where_it_is(tmp_path: Path, monke
         monkeypatch.setattr(module, "TIMED", {4: 1, 1: 1})
     commands: list[tuple[str, ...]] = []
     monkeypatch.setattr(
-        study, "carry_out", lambda task, title: commands.append(task.arguments) or carry_out(task, title)
+        study, "carry_out", lambda task, title: commands.append(task.arguments) or carry_out_here(task, title)
     )
     root, data = tmp_path / "study", make_images(tmp_path / "data")
     flags = ["--data_path", str(data), "--output_dir", str(root), "--grid_samples", "4", "--num_samples", "5"]
