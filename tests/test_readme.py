@@ -341,11 +341,11 @@ def trains(form: str, folder: str, **rest: Any) -> Rule:
 
 
 def makes_autoencoder(
-    config: str, folder: str, added: str, weights: str = "autoencoder.safetensors", flags: str = ".*"
+    config: str, folder: str, added: str, weights: str = "autoencoder.safetensors", flags: str = ".*", makes: str = ""
 ) -> Rule:
     form = rf"python train_ae_codebook/main\.py --config train_ae_codebook/{config}\.yaml{flags}"
     files = (f"{folder}/autoencoder_config.yaml", f"{folder}/{weights}")
-    return Rule(form, files=files, makes=folder, added=f"--epochs 1 --num_workers 0 {added}")
+    return Rule(form, files=files, makes=makes or folder, added=f"--epochs 1 --num_workers 0 {added}")
 
 
 SAMPLE = r"python main_sample\.py "
@@ -609,7 +609,9 @@ RULES = (
     makes_autoencoder(
         "config_digits", "output/digits", "--batch_size 300 --full_size_share 0 --export_dir output/digits"
     ),
-    makes_autoencoder("config_own_32", "output/mine/tokenizer/autoencoder", "--batch_size 12"),
+    makes_autoencoder(
+        "config_own_32", "output/mine/tokenizer/autoencoder", "--batch_size 12", makes="output/mine/tokenizer"
+    ),
     makes_autoencoder(
         "config_cifar10_4096",
         "output/autoencoders/own/autoencoder",
