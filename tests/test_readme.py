@@ -36,7 +36,7 @@ from benchmarks.packing import pack
 from data.images import open_dataset
 from evaluation.options import PRESETS
 from models.loading.checkpoint import export_published
-from tests.command_factory import ROOT, Outcome, call, save_run, start
+from tests.command_factory import ROOT, Outcome, call, carry_out_here, save_run, start
 from tests.demo.factory import answering_once
 from tests.factory import CIFAR_CLASSES, TINY_TRANSFORMER, tiny_autoencoder, tiny_model
 from tests.llamagen_factory import tiny_gpt
@@ -360,6 +360,7 @@ RULES = (
         files=tuple(f"output/own/{name}" for name in ("index.html", "own.png", "results.json", "samples/000023.png")),
         makes="output/own/model",
         added="--tokenizer_steps 1 --model_steps 2 --samples_per_class 2",
+        within=lambda: patch("experiments.own_images.carry_out", carry_out_here),
     ),
     Rule(
         r"python -m experiments\.own_images --data_path path/to/images --img_size 256 .*",
@@ -593,6 +594,7 @@ RULES = (
         files=("output/study/results.jsonl", "output/study/llamagen/pictures-cfg*/grid.png"),
         makes="output/study",
         added="--models llamagen --epochs 1 --batch_size 5 --grid_samples 4 --num_samples 5",
+        within=lambda: patch("experiments.study.carry_out", carry_out_here),
     ),
     Rule(r"python -m experiments\.study_tables .*", says="| LlamaGen, 1 epoch | ", makes="output/study"),
     Rule(
