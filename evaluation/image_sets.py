@@ -147,6 +147,7 @@ def _check_content(images: Images, statistics: Statistics | None, width: int | N
 
 
 def check_count(images: Images) -> None:
+    """UserError if there are too few (N,) for the neighbours that precision and recall look at."""
     if images.shape[0] <= NEIGHBOURS:
         raise UserError(f"{images.path} holds {images.shape[0]} images; give at least {NEIGHBOURS + 1}, better 50000")
 
