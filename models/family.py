@@ -86,6 +86,7 @@ class Generator(Pretrained, nn.Module, ABC):
     Config: ClassVar[type[GeneratorConfig]]
     Drawing: ClassVar[type[Drawing]]
     needs_autoencoder: ClassVar[bool] = True
+    class_table: ClassVar[str | None] = None  # the weights (K + 1, D) of K classes and, last, of none
     learns_patches: ClassVar[bool] = False  # whether training_loss heeds the context's patch_side
     takes_order: ClassVar[bool] = False  # whether codes can be scored and drawn in an order that the caller gives
 
@@ -170,7 +171,7 @@ class Generator(Pretrained, nn.Module, ABC):
     def initialize_from(self, saved: Mapping[str, Tensor], source: str) -> list[str]:
         """Copy what fits of another model's weights, called ``source``; return a remark on each tensor that does not.
 
-        For another image size, pyramid or class count: tables whose rows change keep their fresh values.
+        For another image size or pyramid: tables whose rows change keep their fresh values.
         """
         own = self.state_dict()
         fits = {key: value for key, value in saved.items() if key in own and value.shape == own[key].shape}
@@ -362,9 +363,8 @@ class Sampler(ABC):
         """What was drawn; the last scale is decoded. Numbers that are not finite, or steps left, are a UserError."""
         if not self.finished:
             raise UserError("the samples are not drawn yet; go through all steps first")
-        entropy, probability = self.maps.clone()
-        maps = (self.sequence.clone(), entropy, self.step_of_location().expand(self.batch, -1), probability)
-        codes, entropy, step, probability = (split_scales(values, self.scale_sizes) for values in maps)
+        maps = (self.sequence.clone(), *self.maps.clone(), self.step_of_location().expand(self.batch, -1))
+        codes, entropy, probability, step = (split_scales(values, self.scale_sizes) for values in maps)
         images = None if self.model.autoencoder is None else self.model.decode(codes[-1])
         self._check_finite(images)
         return Samples(images, codes, entropy, step, probability)

@@ -62,6 +62,7 @@ class Checkerboard(Generator):
     """The progressive checkerboard; ``project_source`` is false for published weights without ``src_latents_proj``."""
 
     Config, Drawing = CheckerboardConfig, CheckerboardDrawing
+    class_table = "class_embeddings.weight"
 
     def __init__(self, config: CheckerboardConfig, autoencoder: Autoencoder, project_source: bool = True) -> None:
         super().__init__(config, autoencoder)

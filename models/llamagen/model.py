@@ -84,6 +84,7 @@ class LlamaGen(Generator):
 
     Config, Drawing = LlamaGenConfig, LlamaGenDrawing
     needs_autoencoder, learns_patches = False, True
+    class_table = "cls_embedding.embedding_table.weight"
 
     def __init__(
         self, config: LlamaGenConfig, autoencoder: Autoencoder | None = None, class_rows: int | None = None
@@ -115,7 +116,7 @@ class LlamaGen(Generator):
 
     @classmethod
     def from_state(cls, config: LlamaGenConfig, autoencoder: Autoencoder | None, state: dict[str, Tensor]) -> Self:
-        table = state.get("cls_embedding.embedding_table.weight")
+        table = state.get(cls.class_table)
         lacks_row = table is not None and table.shape[:1] == (config.num_classes,)
         return cls(config, autoencoder, class_rows=config.num_classes if lacks_row else None)
 

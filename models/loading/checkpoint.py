@@ -26,6 +26,7 @@ from models.loading.autoencoder import (
     places_of,
 )
 from models.loading.autoencoder_kinds import new_autoencoder
+from models.loading.class_table import fit_classes
 from models.loading.hub import here
 from models.loading.state import (
     AUTOENCODER_PREFIX,
@@ -90,11 +91,16 @@ def _class_names(checkpoint: Mapping[str, Any], config: GeneratorConfig, path: P
 
 
 def initialize_from(model: Generator, path: str | Path) -> list[str]:
-    """Copy what fits of a checkpoint's weights into a model; return a remark on each tensor that does not."""
+    """Copy what fits of a checkpoint's weights into a model, classes by their names (``fit_classes``).
+
+    Returns remarks: one on the classes, if they are others, and one on each tensor that does not fit.
+    """
     path = find_checkpoint(path)
-    saved, _ = split_off_autoencoder(model_states(read_weights(path), model.config, path)["model"])
+    checkpoint = read_weights(path)
+    saved, _ = split_off_autoencoder(model_states(checkpoint, model.config, path)["model"])
     check_finite(saved, path, names_of(model.config))
-    return model.initialize_from(saved, str(path))
+    saved, remarks = fit_classes(model, saved, checkpoint.get(CLASS_NAMES))
+    return model.initialize_from(saved, str(path)) + remarks
 
 
 def find_checkpoint(path: str | Path) -> Path:

@@ -20,7 +20,7 @@ from experiments.tokens import course
 from runtime.config import read_yaml
 from runtime.errors import UserError
 from runtime.files import PROJECT
-from tests.command_factory import call, carry_out_here
+from tests.command_factory import PATIENCE, call, carry_out_here
 from tests.experiments.test_tokens import write_run
 from tests.factory import CIFAR_CLASSES
 from training.run_folder import holds_run
@@ -170,7 +170,7 @@ def test_what_a_signal_stops_saves_first(tmp_path: Path, how: signal.Signals) ->
     late = "import signal, sys, time, pathlib\n"
     late += "def save(number, _):\n time.sleep(1); pathlib.Path('saved').touch(); sys.exit(128 + number)\n"
     late += "signal.signal(signal.SIGINT, save); signal.signal(signal.SIGTERM, save)\n"
-    late += "pathlib.Path('begun').touch(); time.sleep(60)\n"
+    late += "pathlib.Path('begun').touch()\nfor _ in range(600): time.sleep(0.1)\n"
     outer = "from pathlib import Path; from experiments.tasks import Task, carry_out\n"
     outer += f"carry_out(Task('late', ('-c', {late!r}), Path('saved')), 'late')"
     process = subprocess.Popen(
@@ -185,7 +185,7 @@ def test_what_a_signal_stops_saves_first(tmp_path: Path, how: signal.Signals) ->
         os.killpg(process.pid, how)
     else:
         process.send_signal(how)
-    assert process.wait(timeout=30) == 128 + how
+    assert process.wait(timeout=PATIENCE) == 128 + how
     assert (tmp_path / "saved").exists()
 
 

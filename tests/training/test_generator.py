@@ -1,7 +1,7 @@
 """A generator as a task: a step's blocks, ways of computing that change nothing, grids, weights to start from."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ from models.checkerboard.model import Checkerboard, in_scan_order, scale_metrics
 from models.checkerboard.order import sampling_blocks
 from models.family import StepContext
 from models.loading.checkpoint import initialize_from
+from models.loading.class_table import fit_classes
 from models.scales import join_scales
 from models.transformer import head_metrics
 from runtime.errors import UserError
@@ -284,13 +285,11 @@ TABLES = {"embed_positions.weight", "rope.table"}
     ("config", "kept"),
     [
         ({}, set()),
-        ({"num_classes": 12}, {"class_embeddings.weight"}),
         ({"scale_ratio": 4.0}, TABLES),
         ({"img_size": 64}, TABLES),
-        ({"img_size": 64, "num_classes": 3}, TABLES | {"class_embeddings.weight"}),
         ({"num_mixing_layers": 1}, {"rope.mixing_coeffs"}),
     ],
-    ids=["same", "classes", "2x-to-4x", "larger-images", "both", "mixing"],
+    ids=["same", "2x-to-4x", "larger-images", "mixing"],
 )
 def test_what_fits_is_copied_and_what_does_not_is_listed(
     config: dict[str, Any], kept: set[str], tmp_path: Path
@@ -304,6 +303,43 @@ def test_what_fits_is_copied_and_what_does_not_is_listed(
     for key in kept:
         shapes = f"({tuple(saved.state_dict()[key].shape)} there, {tuple(before[key].shape)} here)"
         assert f"not loaded, freshly initialized: {key} {shapes}" in remarks
+
+
+@pytest.mark.parametrize(
+    ("saved_names", "names", "rows"),
+    [
+        (None, None, [10] * 12),
+        ("abcdefghij", None, [10] * 12),
+        (None, "abcdefghijkl", [10] * 12),
+        ("abcdefghij", "jxcd", [9, 10, 2, 3]),
+        ("abcdefghij", "jihgfedcba", [9, 8, 7, 6, 5, 4, 3, 2, 1, 0]),
+        ("abcaefghij", "ab", [10, 1]),  # two of one name
+        ("abcaefghij", "abcaefghij", range(10)),
+        ("abc", "ab", [10, 10]),  # not the names of ten classes
+    ],
+)
+def test_a_class_starts_as_that_of_its_name_or_as_none(
+    saved_names: str | None, names: str | None, rows: Sequence[int], tmp_path: Path
+) -> None:
+    saved = tiny_model()
+    saved.class_names = saved_names and list(saved_names)
+    folder = save_run(tmp_path / "run", saved)
+    model = tiny_model(seed=7, num_classes=len(rows))
+    model.class_names = names and list(names)
+    remarks = initialize_from(model, folder)
+    table = saved.class_embeddings.weight[[*rows, 10]]
+    assert_all_but(set(), model, {}, saved.state_dict() | {"class_embeddings.weight": table})
+    assert len(remarks) == 1 + (list(rows) != list(range(10)))
+    known = sum(row < 10 for row in rows)
+    assert remarks[-1].startswith(f"{known} of {len(rows)} classes ") or len(remarks) == 1
+
+
+def test_classes_of_another_width_begin_fresh(tmp_path: Path) -> None:
+    wider = replace(TINY_TRANSFORMER, hidden_size=64, num_attention_heads=8, intermediate_size=512)
+    model = tiny_model(num_classes=3, llama_config=wider)
+    fitted, remarks = fit_classes(model, tiny_model().state_dict(), None)
+    assert fitted["class_embeddings.weight"].shape == (11, 32)
+    assert remarks == []
 
 
 def test_tensors_of_one_side_alone_are_listed(tmp_path: Path) -> None:
