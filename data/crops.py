@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms.v2 import functional as transforms
 
 from data.options import CropRecipe
 
@@ -36,9 +35,11 @@ def all_crops(image: Image.Image, size: int, recipe: CropRecipe) -> Sequence[Ten
     if recipe in ("center", "flip"):
         square = to_bytes(center_crop(image, size))
         return [square] if recipe == "center" else [square, square.flip(2)]
+    from torchvision.transforms.v2.functional import five_crop  # seconds to import, which other recipes need not pay
+
     square = to_bytes(center_crop(image, int(MARGINS[recipe] * size)))
-    crops = transforms.five_crop(square, [size, size])
-    return crops if recipe == "five" else crops + transforms.five_crop(square.flip(2), [size, size])
+    crops = five_crop(square, [size, size])
+    return crops if recipe == "five" else crops + five_crop(square.flip(2), [size, size])
 
 
 def crop_image(image: Image.Image, size: int, recipe: CropRecipe, crop: int) -> Tensor:

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torchvision.datasets as tv
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
@@ -21,7 +20,7 @@ from data.places import name_of, open_place
 from runtime.errors import UserError
 from runtime.files import located
 
-TORCHVISION = {"cifar10": tv.CIFAR10, "food101": tv.Food101, "celeba": tv.CelebA}
+TORCHVISION = {"cifar10": "CIFAR10", "food101": "Food101", "celeba": "CelebA"}
 DIGITS_HELD_OUT = 297  # the last of 1,797 scans, which no model of ours trains on
 MAX_UNREADABLE_SHARE = 0.01
 
@@ -37,7 +36,7 @@ def open_dataset(dataset: DatasetName, data_path: str, img_size: int, split: str
     try:
         return _downloaded(dataset, root, held_out)
     except (RuntimeError, FileNotFoundError) as error:
-        call = f"torchvision.datasets.{TORCHVISION[dataset].__name__}({str(root)!r}, download=True)"
+        call = f"torchvision.datasets.{TORCHVISION[dataset]}({str(root)!r}, download=True)"
         raise UserError(f"no {dataset} under {root}; fetch it in Python by {call}, or set data_path") from error
 
 
@@ -48,7 +47,9 @@ def dataset_name(dataset: DatasetName, data_path: str) -> str:
 
 def _downloaded(dataset: str, root: Path, held_out: bool) -> LabelledImages:
     """What torchvision has fetched. Each of its classes names the split in a way of its own."""
-    opened = TORCHVISION[dataset]
+    import torchvision  # takes seconds
+
+    opened = getattr(torchvision.datasets, TORCHVISION[dataset])
     if dataset == "cifar10":
         data = opened(str(root), train=not held_out)
         return ImageArrays(dataset, data.data, data.targets, data.classes)

@@ -6,16 +6,18 @@ Letters: B batch, T tokens of a call (the class token is token 0), D width, h he
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal, NamedTuple, Protocol, Self
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, Self, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 from torch.utils.checkpoint import checkpoint
 
 from models.config import TransformerConfig
 from models.linear import MANY_LOGITS, Linear, linear, linear_cross_entropy
+
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask  # takes seconds, which few need
 
 PART = 96  # tokens at least that attend by one call
 
@@ -42,7 +44,7 @@ class BlockCausal(NamedTuple):
         return cls(found)
 
 
-Mask = Tensor | BlockMask | BlockCausal | Literal["causal"] | None
+Mask: TypeAlias = "Tensor | BlockMask | BlockCausal | Literal['causal'] | None"
 ShiftScale = tuple[Tensor, Tensor]  # (B, 1, D) each
 Modulations = tuple[ShiftScale, ShiftScale]  # before attention and before the feed-forward layer
 Start = int | Tensor
@@ -219,11 +221,11 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
     if isinstance(mask, BlockCausal):
         parts = (attend(q[:, :, first:end], k[:, :, :end], v[:, :, :end], part) for first, end, part in mask.parts)
         return torch.cat(list(parts), dim=2)
-    if isinstance(mask, BlockMask):
-        return compiled_flex_attention()(q, k, v, block_mask=mask)
     if isinstance(mask, str):
         return F.scaled_dot_product_attention(q, k, v, is_causal=True)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    if mask is None or isinstance(mask, Tensor):
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    return compiled_flex_attention()(q, k, v, block_mask=mask)
 
 
 def _mixed_on_cpu(x: Tensor) -> bool:
@@ -233,11 +235,15 @@ def _mixed_on_cpu(x: Tensor) -> bool:
 @lru_cache
 def compiled_flex_attention() -> Callable[..., Tensor]:
     """FlexAttention is fast only when compiled."""
+    from torch.nn.attention.flex_attention import flex_attention
+
     return torch.compile(flex_attention)
 
 
-def flex_mask(steps: Tensor) -> BlockMask:
+def flex_mask(steps: Tensor) -> "BlockMask":
     """``block_causal_mask`` of (L,) steps for FlexAttention, which skips blocks that are masked whole."""
+    from torch.nn.attention.flex_attention import create_block_mask
+
     steps = F.pad(steps, (1, 0), value=-1)
     length = len(steps)
     return create_block_mask(

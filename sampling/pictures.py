@@ -3,6 +3,7 @@
 import math
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
-from torchvision.utils import make_grid
+from torch.nn import functional as F
 
 from data.crops import to_bytes
 from runtime.errors import UserError
@@ -21,6 +22,7 @@ CAPTION_SIZE = 14  # pixels
 MAX_ROWS = 16  # of a grid that has one for each class
 MIN_CAPTIONED_SIDE = 128  # pixels; each image with a caption below has at least as many, or nearly
 MIN_GRID_SIDE = 64  # pixels; each image of a grid has at least as many, or nearly
+GAP = 2  # pixels between and around the images of a grid
 
 
 def save_png(image: Tensor, path: Path, text: Mapping[str, str] | None = None) -> None:
@@ -91,10 +93,9 @@ def _captioned_below(images: Tensor, captions: Sequence[str]) -> Image.Image:
 
 
 def caption_font(size: int) -> ImageFont.FreeTypeFont:
-    """One with the letters of most alphabets, which comes with matplotlib."""
-    from matplotlib import get_data_path  # takes a second to import
-
-    return ImageFont.truetype(Path(get_data_path()) / "fonts/ttf/DejaVuSans.ttf", size)
+    """One with the letters of most alphabets, which comes with matplotlib; to import that takes a second."""
+    (package,) = find_spec("matplotlib").submodule_search_locations
+    return ImageFont.truetype(Path(package) / "mpl-data/fonts/ttf/DejaVuSans.ttf", size)
 
 
 def captioned(picture: Image.Image, captions: Sequence[str]) -> Image.Image:
@@ -110,10 +111,18 @@ def captioned(picture: Image.Image, captions: Sequence[str]) -> Image.Image:
 
 
 def grid_of(images: Tensor, columns: int, min_side: int, border: int = 0) -> Tensor:
-    """(3, H, W) of uint8 images (B, 3, H, W), row by row; small ones enlarged by a whole factor."""
+    """(3, H, W) of uint8 images (B, 3, H, W), row by row; small ones enlarged by a whole factor.
+
+    As torchvision's make_grid, without the seconds that every command would take to import it.
+    """
     factor = max(1, min_side // images.shape[-1])
     images = images.repeat_interleave(factor, dim=-2).repeat_interleave(factor, dim=-1)
-    return make_grid(images, nrow=columns, padding=2, pad_value=border)
+    if len(images) == 1:
+        return images[0]
+    columns = min(columns, len(images))
+    cells = F.pad(images, (GAP, 0, GAP, 0, 0, 0, 0, -len(images) % columns), value=border)
+    rows = cells.unflatten(0, (-1, columns)).permute(2, 0, 3, 1, 4)  # (3, rows, H, columns, W)
+    return F.pad(rows.flatten(3).flatten(1, 2), (0, GAP, 0, GAP), value=border)
 
 
 def write_npz(path: Path, shape: Sequence[int], chunks: Iterable[np.ndarray], labels: Sequence[int]) -> None:

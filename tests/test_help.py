@@ -1,6 +1,7 @@
-"""--help comes before anything heavy is imported."""
+"""--help comes before anything heavy is imported, and drawing imports no more than it needs."""
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -16,13 +17,29 @@ COMMANDS = (
 )
 
 
+def imported_by(*command: str) -> tuple[set[str], str]:
+    """The modules that a command imports, and what it prints."""
+    outcome = start_python("-X", "importtime", *command)
+    assert outcome.code == 0, outcome.err
+    return set(re.findall(r"\| +([\w.]+)$", outcome.err, flags=re.MULTILINE)), outcome.out
+
+
 @pytest.mark.processes
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_does_not_wait_for_torch(command: str) -> None:
-    outcome = start_python("-X", "importtime", *command.split(), "--help")
-    assert outcome.code == 0, outcome.err
-    assert outcome.out.startswith("usage: ")
-    imported = set(re.findall(r"\| +([\w.]+)$", outcome.err, flags=re.MULTILINE))
+    imported, out = imported_by(*command.split(), "--help")
+    assert out.startswith("usage: ")
     assert "runtime.config" in imported
     slow = {"torch", "torchvision", "tensorflow", "sklearn", "scipy", "matplotlib", "timm", "pyarrow", "gradio"}
     assert not imported & slow
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("fixture", ["tiny-2x", "tiny-randar"])
+def test_drawing_does_not_wait_for_what_it_can_do_without(fixture: str, tmp_path: Path) -> None:
+    """These took as long to import as torch itself."""
+    checkpoint = ("--checkpoint", f"tests/fixtures/{fixture}", "--num_samples", "2", "--output_dir", str(tmp_path))
+    imported, _ = imported_by("main_sample.py", *checkpoint, "--device", "cpu")
+    assert "torch" in imported
+    assert not imported & {"torchvision", "torch._dynamo", "sympy", "timm", "scipy", "matplotlib"}
+    assert (tmp_path / "grid.png").exists()

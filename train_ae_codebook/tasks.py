@@ -19,6 +19,7 @@ from models.autoencoder import Autoencoder, quantizer_loss, resize_image
 from models.family import Loss, StepContext
 from models.llamagen_vq import LlamaGenVQ
 from models.loading.autoencoder import autoencoder_hash, export_autoencoder, save_autoencoder
+from models.loading.state import without_memory
 from runtime import distributed
 from runtime.config import plain
 from runtime.device import DTYPES
@@ -204,7 +205,7 @@ class RequantizeTask(AutoencoderTask):
 
     def assemble(self, module: Codebook) -> Autoencoder:
         """The frozen autoencoder with the codes of a module, on their device; it shares the memory of both."""
-        with torch.device("meta"):
+        with without_memory():
             whole = LlamaGenVQ(replace(self.frozen.config, n_embed=self.args.n_embed))
         state = self.frozen.state_dict() | {f"quantize.{k}": v for k, v in module.quantize.state_dict().items()}
         whole.load_state_dict(state | {"cluster_usage_train": module.usage}, assign=True)

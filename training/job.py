@@ -11,6 +11,7 @@ from data.report import check_data
 from models.config import Drawing, GeneratorConfig
 from models.loading.autoencoder import autoencoder_hash, beside, load_autoencoder
 from models.loading.checkpoint import CHECKPOINT_NAME, initialize_from, model_class, recommended_settings
+from models.loading.state import without_memory
 from runtime import distributed
 from runtime.device import describe_size, pick_device
 from runtime.files import write_text
@@ -53,7 +54,7 @@ def prepare_and_train(
     autoencoder = load_autoencoder(config.autoenc).to(device)
     if trains:
         check_patches(config, model_class(config), autoencoder.config.stride, args)  # likewise
-        with torch.device("meta"):
+        with without_memory():
             trial = model_class(config)(config, autoencoder)  # likewise refuses an autoencoder that does not fit
         if args.weights_init is not None and not holds_run(folder):
             with warnings.catch_warnings(action="ignore"):  # nothing is copied to meta tensors, which torch warns of

@@ -79,6 +79,8 @@ class RotaryEmbedding(nn.Module):
         self.mixing_coeffs = nn.Parameter(torch.empty(num_mixing_layers, num_heads)) if num_mixing_layers else None
 
     def reset_parameters(self) -> None:
+        if self.table.is_meta:
+            return
         angles = initial_angles(self.scale_sizes, self.head_dim)
         with torch.no_grad():
             self.table.copy_(torch.stack([angles.cos(), angles.sin()], dim=-1).flatten(1))

@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from models.config import FAMILIES, AutoencoderPaths, Drawing, GeneratorConfig, family_of
@@ -37,6 +36,7 @@ from models.loading.state import (
     load_exactly,
     our_names,
     read_weights,
+    without_memory,
     write_weights,
 )
 from models.sampling import checked_drawing
@@ -205,7 +205,7 @@ def build_model(state: Mapping[str, Tensor], config: GeneratorConfig, path: Path
         autoencoder = None
     else:
         autoencoder = load_autoencoder(config.autoenc, folder)
-    with torch.device("meta"):
+    with without_memory():
         model = model_class(config).from_state(config, autoencoder, own)
     load_exactly(model, own, path, names_of(config))
     return model.eval()

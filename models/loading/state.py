@@ -4,8 +4,8 @@ import argparse
 import json
 import re
 import zipfile
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -14,6 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from models.config import AutoencoderPaths
 from models.loading.omegaconf import STAND_INS, plain_values
@@ -38,6 +39,22 @@ _ALLOWED = [
 ]
 # How torch's restricted reader names what it will not load.
 _REFUSED = re.compile(r"(?:unsupported global(?:: global)?|trying to instantiate a class) ([\w.]+)", re.IGNORECASE)
+
+
+class _Uninitialized(TorchFunctionMode):
+    """Leaves out the functions of torch.nn.init."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs or {})
+
+
+@contextmanager
+def without_memory() -> Iterator[None]:
+    """Modules made within are on the meta device; torch would take seconds to import what draws numbers for it."""
+    with torch.device("meta"), _Uninitialized():
+        yield
 
 
 @dataclass(frozen=True)

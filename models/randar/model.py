@@ -32,7 +32,8 @@ class RandAR(LlamaGen):
 
     def __init__(self, config: RandARConfig, autoencoder: Autoencoder | None = None) -> None:
         super().__init__(config, autoencoder)
-        self.pos_instruct_embeddings = nn.Parameter(torch.randn(1, config.llama_config.hidden_size) * INIT_STD)
+        self.pos_instruct_embeddings = nn.Parameter(torch.empty(1, config.llama_config.hidden_size))
+        nn.init.normal_(self.pos_instruct_embeddings, std=INIT_STD)
 
     @property
     def permutes_codes(self) -> bool:

@@ -7,9 +7,10 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
+from torchvision.utils import make_grid
 
 from models.autoencoder import to_uint8
-from sampling.pictures import caption_font, save_grid, save_labelled_grid, save_png
+from sampling.pictures import caption_font, grid_of, save_grid, save_labelled_grid, save_png
 
 pytestmark = pytest.mark.quick
 
@@ -100,6 +101,12 @@ def test_a_grid_of_one_is_the_image_enlarged(tmp_path: Path) -> None:
     factor = 64 // images.shape[-1]
     expected = np.kron(images[0].permute(1, 2, 0).numpy(), np.ones((factor, factor, 1), np.uint8))
     assert (read(tmp_path / "grid.png") == expected).all()
+
+
+@pytest.mark.parametrize(("count", "columns", "border"), [(1, 4, 0), (3, 8, 255), (7, 3, 9), (6, 3, 0)])
+def test_a_grid_is_torchvisions(count: int, columns: int, border: int) -> None:
+    expected = make_grid(numbered(count), nrow=columns, padding=2, pad_value=border)
+    assert torch.equal(grid_of(numbered(count), columns, 1, border), expected)
 
 
 def test_captions_in_turn_have_a_row_each(tmp_path: Path) -> None:
