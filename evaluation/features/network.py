@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from http.client import HTTPException
 from importlib import import_module
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryFile
 
@@ -77,6 +78,8 @@ def load_network(args: NetworkArgs, device: torch.device) -> Network:
     library = "torch_fidelity" if args.backend == "torch" else "tensorflow"
     try:
         with _quiet():
+            if library == "tensorflow" and find_spec("triton") is not None:
+                import_module("triton")  # what torch would import later; after TensorFlow it crashes
             import_module(library)
     except Exception as error:  # of a library that does not fit the others, an import raises anything
         raise UserError(f"{library} cannot be loaded ({error}); pip install -r requirements.txt") from error

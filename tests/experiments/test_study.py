@@ -54,8 +54,8 @@ def test_the_main_claim_rests_on_two_seeds_and_the_best_goes_on() -> None:
     names = [model.name for model in MODELS]
     assert len(set(names)) == len(names)
     assert {"checkerboard_2x", "checkerboard_2x_seed1", "random_2x", "random_2x_seed1"} < set(names)
-    assert "checkerboard_2x_30epochs" in names
-    longest = MODELS[names.index("checkerboard_2x_30epochs")]
+    assert "checkerboard_2x_seed1_30epochs" in names
+    longest = MODELS[names.index("checkerboard_2x_seed1_30epochs")]
     assert training_task(longest, StudyArgs()).arguments[-2:] == ("--epochs", "30")
 
 
