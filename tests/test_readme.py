@@ -359,6 +359,10 @@ def makes_autoencoder(
 
 SAMPLE = r"python main_sample\.py "
 CIFAR = r"config_cifar10\.yaml"
+ONE_CASE = (
+    "--configs [configs/quickstart.yaml] --batch_sizes [1] --modes [eager] --dtypes [float32] --repeats 1 "
+    "--drawing '{steps_per_scale: 2}'"
+)
 RULES = (
     trains(r"quickstart\.yaml", "output/quickstart", check=check_quickstart),
     trains(CIFAR, "output/config_cifar10"),
@@ -661,11 +665,12 @@ RULES = (
         says="20 images .* of digits",
         added="--num_images 20",
     ),
+    Rule(r"python -m benchmarks\.sampling", says="quickstart +1 +float32", added=ONE_CASE),
     Rule(
-        r"python -m benchmarks\.sampling( .*)?",
+        r"python -m benchmarks\.sampling .+",
         says="quickstart +1 +float32",
-        added="--configs [configs/quickstart.yaml] --batch_sizes [1] --modes [eager] --dtypes [float32] --repeats 1 "
-        "--drawing '{steps_per_scale: 2}'",
+        added=ONE_CASE,
+        within=lambda: patch("benchmarks.sampling_job._in_process", lambda measure, case: measure(case)),
     ),
     Rule(
         r"python -m benchmarks\.training .*",

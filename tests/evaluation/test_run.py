@@ -135,7 +135,7 @@ def test_ranks_end_with_the_run_and_go_on_to_the_result_of_one(tmp_path: Path) -
 def test_settings_by_variable_and_flag_are_recorded(tmp_path: Path) -> None:
     """Variables of other names, which others export for other programs, change nothing; those of ours are printed."""
     folder = tmp_path / "run"
-    flags = (*by_inception(), "--seed", "5", "--no_prec_recall", "--batch_size", "16")
+    flags = ("--seed", "5", "--batch_size", "16")
     ours = {"CHECKERBOARD_CFG": "1.25", "CHECKERBOARD_SEED": "4", "CHECKERBOARD_NPROC": "2"}
     others = {"CFG": "9", "NUM_SAMPLES": "7", "BACKEND": "torch", "DEVICE": "tpu", "CHECKERBOARD_DTYPE": ""}
     outcome = start_run(folder, *flags, **ours, **others)
@@ -144,8 +144,8 @@ def test_settings_by_variable_and_flag_are_recorded(tmp_path: Path) -> None:
     assert (result["run"]["cfg"], result["run"]["seed"], result["run"]["nproc"]) == (1.25, 5, 2)
     assert (result["sampling"]["cfg"], result["sampling"]["seed"]) == (1.25, 5)
     assert result["run"]["model_sha256"] == result["sampling"]["model_sha256"]
-    assert (result["num_samples"], result["Precision"], result["published"]) == (NUM_SAMPLES, None, None)
-    assert f"FID-{NUM_SAMPLES}" in outcome.out
+    assert (result["num_samples"], result["published"]) == (NUM_SAMPLES, None)
+    assert f"FD-digits-{NUM_SAMPLES}" in outcome.out
     assert "published" not in outcome.out
     (line,) = (line for line in outcome.out.splitlines() if line.startswith("from the environment: "))
     assert sorted(line.split()[3:]) == ["--cfg=1.25", "--nproc=2", "--seed=4"]
@@ -305,13 +305,14 @@ def test_a_preset_of_larger_images_is_measured_at_its_size(tmp_path: Path) -> No
     checkpoint = save_run(tmp_path / "tiny", tiny_gpt(autoencoder=tiny_autoencoder(), img_size=32))
     flags = ("--preset", "llamagen-l-384", "--checkpoint", str(checkpoint), "--resize_to", "16", "--num_samples", "8")
     folder = tmp_path / "run"
-    outcome = start_run(folder, *by_inception(), *flags)
+    outcome = start_run(folder, *by_inception(), *flags, "--no_prec_recall")
     assert outcome.code == 0, outcome.err
     assert re.search(r"(?m)^FID-8 +\S+ +3\.07$", outcome.out)
     assert "not the published settings: checkpoint" in outcome.out
     assert "resize_to 16, num_samples 8" in outcome.out
     result = read_result(folder)
     assert result["published"] == {"FID": 3.07, "Inception Score": 256.1, "Precision": 0.83, "Recall": 0.52}
+    assert result["Precision"] is result["Recall"] is None
     assert (result["run"]["cfg"], result["run"]["resize_to"], result["steps"]) == (1, 16, 64)
     with np.load(folder / "samples/samples.npz") as samples:
         assert samples["arr_0"].shape == (8, 16, 16, 3)

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from data.images import open_dataset
 from experiments import own_images
 from experiments.own_images import OwnArgs, listing_sha256, own_tasks
 from experiments.own_page import recognition, verdict
+from experiments.tasks import carry_out
 from models import load_checkpoint
 from tests.command_factory import Outcome, call, carry_out_here
 from tests.pictures import write_pictures
@@ -164,14 +166,13 @@ def test_the_verdict_follows_the_numbers(drawn: float, classes: int, loss: float
     )
 
 
-@pytest.mark.processes
 def test_a_photograph_that_cannot_be_read_and_odd_names(tmp_path: Path) -> None:
-    """It is skipped, as in training; names may hold anything. Others have main.py files of their own."""
+    """It is skipped, as in training; names may hold anything."""
     root = write_photographs(tmp_path / "my photos", count=12)
     (root / "red brick").rename(root / 'Кошка, <b>"x"')
     (root / "blue ball/0.png").write_text("no picture")
-    (tmp_path / "main.py").write_text("raise SystemExit('not the project')")
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(own_images, "carry_out", carry_out_here)
         patch.chdir(tmp_path)
         outcome = call(own_images.main, *flags(Path("my photos"), Path("made")))
         assert outcome.code == 0, outcome.err
@@ -181,6 +182,19 @@ def test_a_photograph_that_cannot_be_read_and_odd_names(tmp_path: Path) -> None:
     page = (tmp_path / "made/index.html").read_text()
     assert "<b>" not in page
     assert "Кошка" in page
+
+
+@pytest.mark.processes
+def test_commands_are_the_projects_wherever_one_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others have programs and folders of the same names."""
+    for name in ("main.py", "main_sample.py", "sampling.py", "training.py"):
+        (tmp_path / name).write_text("raise SystemExit('not the project')")
+    monkeypatch.chdir(tmp_path)
+    args = OwnArgs(data_path=str(tmp_path / "nowhere"), output_dir=str(tmp_path / "made"))
+    for task in own_tasks(args, 36, 3):
+        first, *_ = task.arguments
+        assert Path(first).is_absolute()
+        carry_out(replace(task, arguments=(first, "--help")), "")
 
 
 def test_mistakes(tmp_path: Path) -> None:
