@@ -1,6 +1,5 @@
 """Fixtures that every test may use."""
 
-import os
 import random
 from collections.abc import Iterator
 
@@ -15,12 +14,6 @@ from tests.factory import CPU, Reference, load_reference
 def pytest_configure() -> None:
     """One thread: more gain nothing on tiny tensors, and on a busy machine they wait for each other for minutes."""
     torch.set_num_threads(1)
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_auto_num_workers() -> int:
-    """One more than there are cores: some tests wait, for a stop, a page or another process."""
-    return (os.cpu_count() or 1) + 1
 
 
 @pytest.fixture(scope="session", autouse=True)
