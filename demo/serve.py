@@ -23,7 +23,9 @@ def serve(args: DemoArgs) -> None:
         import uvicorn
 
         app = page_app(args)
-        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=END_S, proxy_headers=False)
+        # Its own log_config would close what others log to: by absl's handler, stderr itself.
+        quiet = {"log_level": "warning", "log_config": None}
+        config = uvicorn.Config(app, **quiet, timeout_graceful_shutdown=END_S, proxy_headers=False)
         print(
             f"the page is at {address_of(listener)}; what is drawn goes to {args.output_dir}; Ctrl-C ends it",
             flush=True,

@@ -78,7 +78,7 @@ def serving(root: Path, checkpoint: Path = SHIPPED, device: str = "cpu") -> Iter
     root.mkdir(parents=True, exist_ok=True)
     listener = listen("127.0.0.1", None)
     app = page_app(DemoArgs(checkpoint=str(checkpoint), device=device, output_dir=str(root)))
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", log_config=None, timeout_graceful_shutdown=1))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     while not server.started:

@@ -1,5 +1,7 @@
 """The page is at one address, hands out one folder's files, and asks nobody else for anything."""
 
+import io
+import logging
 import re
 import socket
 from collections.abc import Iterator
@@ -16,7 +18,7 @@ from demo.guard import Guard
 from demo.serve import address_of, listen
 from runtime.errors import UserError
 from tests.command_factory import ROOT, call, save_run
-from tests.demo.factory import SHIPPED, Served, loaded, serving
+from tests.demo.factory import SHIPPED, Served, answering_once, loaded, serving
 from tests.factory import tiny_model
 from tests.llamagen_factory import tiny_gpt
 
@@ -186,3 +188,22 @@ def test_ctrl_c_ends_it_without_a_word(tmp_path: Path, monkeypatch: pytest.Monke
     assert (outcome.code, outcome.err) == (0, "")
     said = rf"the page is at http://127\.0\.0\.1:\d+; what is drawn goes to {tmp_path}/page; Ctrl-C ends it\n"
     assert re.fullmatch(said, outcome.out)
+
+
+class Noted(logging.StreamHandler):
+    """Of another library; absl's closes its stream, which may be stderr."""
+
+    closed = False
+
+    def close(self) -> None:
+        self.closed = True
+        super().close()
+
+
+def test_what_others_log_to_stays_open(tmp_path: Path) -> None:
+    handler = Noted(io.StringIO())
+    with answering_once():
+        outcome = call(program.main, "--checkpoint", str(SHIPPED), "--device", "cpu", "--output_dir", str(tmp_path))
+    assert outcome.code == 0, outcome.err
+    assert "Progressive checkerboards" in outcome.out
+    assert not handler.closed
