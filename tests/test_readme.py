@@ -607,7 +607,7 @@ RULES = (
         files=("output/study/results.jsonl", "output/study/llamagen/pictures-cfg*/grid.png"),
         makes="output/study",
         added="--models llamagen --epochs 1 --batch_size 5 --grid_samples 4 --num_samples 5",
-        within=lambda: study_in_short(),
+        within=study_in_short,
     ),
     Rule(r"python -m experiments\.study_tables .*", says="| LlamaGen, 1 epoch | ", makes="output/study"),
     Rule(
