@@ -161,9 +161,9 @@ class Project:
 
 @contextmanager
 def study_in_short() -> Iterator[None]:
-    """The study's commands in this process; each drawing is timed once."""
-    once = dict.fromkeys(study_plan.TIMED, 1)
-    with patch("experiments.study.carry_out", carry_out_here), patch.dict(study_plan.TIMED, once):
+    """The study's commands in this process; each drawing is timed once, and a training step has 10 images."""
+    once = patch.dict(study_plan.TIMED, dict.fromkeys(study_plan.TIMED, 1))
+    with patch("experiments.study.carry_out", carry_out_here), patch("experiments.study_plan.BATCH", 10), once:
         yield
 
 

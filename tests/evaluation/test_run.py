@@ -131,13 +131,27 @@ def test_ranks_end_with_the_run_and_go_on_to_the_result_of_one(tmp_path: Path) -
     assert first["samples"]["sha256"] == second["samples"]["sha256"]
 
 
+def shadow_modules(folder: Path) -> None:
+    """Modules of our names and of libraries' that must not be imported."""
+    for name in ("models", "data", "evaluation", "sampling", "runtime"):
+        (folder / name).mkdir()
+        (folder / name / "__init__.py").write_text("raise SystemExit('the wrong one')")
+    for name in ("yaml", "numpy", "torch", "json"):
+        (folder / f"{name}.py").write_text("raise SystemExit('the wrong one')")
+
+
 @pytest.mark.ranks
 def test_settings_by_variable_and_flag_are_recorded(tmp_path: Path) -> None:
-    """Variables of other names, which others export for other programs, change nothing; those of ours are printed."""
+    """Variables of other names, which others export for other programs, change nothing; those of ours are printed.
+
+    Nor do modules in the working directory, though an empty entry of PYTHONPATH names it to further ranks.
+    """
     folder = tmp_path / "run"
+    shadow_modules(tmp_path)
     flags = ("--seed", "5", "--batch_size", "16")
     ours = {"CHECKERBOARD_CFG": "1.25", "CHECKERBOARD_SEED": "4", "CHECKERBOARD_NPROC": "2"}
     others = {"CFG": "9", "NUM_SAMPLES": "7", "BACKEND": "torch", "DEVICE": "tpu", "CHECKERBOARD_DTYPE": ""}
+    others["PYTHONPATH"] = ":/nowhere"
     outcome = start_run(folder, *flags, **ours, **others)
     assert outcome.code == 0, outcome.err
     result = read_result(folder)
@@ -157,18 +171,13 @@ def test_a_variable_that_is_no_setting(tmp_path: Path, monkeypatch: pytest.Monke
     assert "CHECKERBOARD_CGF in the environment; did you mean CHECKERBOARD_CFG?" in message
 
 
-@pytest.mark.ranks
-@pytest.mark.parametrize("path", [None, ":/nowhere", "/nowhere::"])
+@pytest.mark.processes
+@pytest.mark.parametrize("path", [None, "/nowhere::"])
 def test_a_working_directory_of_other_modules(path: str | None, tmp_path: Path) -> None:
-    """Not even where an empty entry of the user's PYTHONPATH would name it; ranks start further processes."""
-    for name in ("models", "data", "evaluation", "sampling", "runtime"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "__init__.py").write_text("raise SystemExit('the wrong one')")
-    for name in ("yaml", "numpy", "torch", "json"):
-        (tmp_path / f"{name}.py").write_text("raise SystemExit('the wrong one')")
+    """Not even where an empty entry of the user's PYTHONPATH would name it."""
+    shadow_modules(tmp_path)
     variables = {} if path is None else {"PYTHONPATH": path}
-    nproc = "2" if path == ":/nowhere" else "1"
-    outcome = start_run(tmp_path / "run", "--num_samples", "8", "--nproc", nproc, **variables)
+    outcome = start_run(tmp_path / "run", "--num_samples", "8", **variables)
     assert outcome.code == 0, outcome.err
     assert read_result(tmp_path / "run")["num_samples"] == 8
 
@@ -299,13 +308,12 @@ def test_presets_of_randar_are_the_released_rows(preset: PresetName, end_of_scal
     assert PRESETS[preset].published["FID"] == fid
 
 
-@pytest.mark.processes
 def test_a_preset_of_larger_images_is_measured_at_its_size(tmp_path: Path) -> None:
     """On a tiny model of 32 px in place of one of 384 px, at 16 px instead of 256: its own settings, but for that."""
     checkpoint = save_run(tmp_path / "tiny", tiny_gpt(autoencoder=tiny_autoencoder(), img_size=32))
     flags = ("--preset", "llamagen-l-384", "--checkpoint", str(checkpoint), "--resize_to", "16", "--num_samples", "8")
     folder = tmp_path / "run"
-    outcome = start_run(folder, *by_inception(), *flags, "--no_prec_recall")
+    outcome = call(program.main, *command(folder, *by_inception(), *flags, "--no_prec_recall")[2:])
     assert outcome.code == 0, outcome.err
     assert re.search(r"(?m)^FID-8 +\S+ +3\.07$", outcome.out)
     assert "not the published settings: checkpoint" in outcome.out
