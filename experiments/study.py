@@ -38,7 +38,7 @@ from experiments.sweep import TABLE_NAME, metric_names
 from experiments.tasks import Task, carry_out
 from experiments.tokens import PANELS, course
 from runtime.command import run
-from runtime.config import parse_flags
+from runtime.config import parse_flags, read_yaml
 from runtime.errors import UserError
 from runtime.files import new_folder, read_json, whole, write_json
 
@@ -66,18 +66,30 @@ def main(argv: Sequence[str]) -> None:
 
 def _train(model: StudyModel, args: StudyArgs, title: str) -> None:
     task, epochs = training_task(model, args), epochs_of(model, args)
-    trained = (read_json(task.product) or {}).get("epochs", 0)
-    if trained > epochs:
-        raise UserError(
-            f"{task.product.parent} is trained for {trained} epochs, more than {epochs}; name another --output_dir"
-        )
-    if trained < epochs:
+    _check_begun(model, args, task.product.parent)
+    if not task.product.exists():
         if model.shorter is not None:
             _begin_where_ended(model.shorter, task.product.parent)
         carry_out(task, title)
         found = course(task.product.parent)
         costs = {name.replace(" ", "_"): float(found[name][-1]) for name in PANELS}
         write_json(task.product, {"epochs": epochs} | costs | {"loss": float(found["loss"][-20:].mean())})
+
+
+def _check_begun(model: StudyModel, args: StudyArgs, folder: Path) -> None:
+    """Refuse to go on with a run of another length or batch, whose learning rate has gone another way."""
+    from models.loading.checkpoint import CONFIG_NAME  # takes seconds
+
+    if not (folder / CONFIG_NAME).exists():
+        return
+    begun, usual = (read_yaml(path)["args"] for path in (folder / CONFIG_NAME, model.config_path))
+    lengths = {epochs_of(one, args) for one in (model, model.shorter) if one is not None}
+    batch_size = args.batch_size or usual["batch_size"]
+    if begun["epochs"] not in lengths or begun["batch_size"] != batch_size:
+        raise UserError(
+            f"{folder} was begun for {begun['epochs']} epochs of batches of {begun['batch_size']}, not for "
+            f"{max(lengths)} of {batch_size}; name another --output_dir"
+        )
 
 
 def _begin_where_ended(shorter: StudyModel, folder: Path) -> None:

@@ -6,6 +6,7 @@ A stage of Next Patch Prediction is a dashed line: it predicts the codes of a wh
 losses compare with no others.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,24 +51,33 @@ def course(folder: Path) -> dict[str, np.ndarray]:
     Steps between the last entry and a stop have left none: they count with the pace of those before.
     """
     images = tokens = minutes = pace = 0.0
-    at, images_a_step, side, per_image = None, 0, 1.0, _tokens_an_image(folder)
+    at, images_a_step, share, per_image = None, 0, 1.0, _tokens_an_image(folder)
     rows: dict[int, list[float]] = {}
     for entry in read_events(folder):
         starts, trained = entry.get("event") == "start", at is not None and max(0, entry.get("step", 0) - at[0])
         if not starts and ("lr" not in entry or at is None):
             continue
+        computed = trained * share
         if not starts:
-            side, pace = entry.get("patch_side", 1.0), (entry["time"] - at[1]) / 60 / max(1, trained)
-        seen = trained * images_a_step
-        images, tokens, minutes = images + seen, tokens + seen * per_image / side**2, minutes + trained * pace
+            before, share = share, entry.get("patch_side", 1.0) ** -2
+            new = min(trained, _steps_of_epoch(entry)) if rows and share != before else trained
+            computed = new * share + (trained - new) * before
+            pace = (entry["time"] - at[1]) / 60 / max(1, trained)
+        images, minutes = images + trained * images_a_step, minutes + trained * pace
+        tokens += computed * images_a_step * per_image
         at = (entry["step"], entry["time"])
         if starts:
             images_a_step = entry.get("images_a_step", 0)
         else:
-            rows[entry["step"]] = [images, tokens, minutes, entry["loss"], side]
+            rows[entry["step"]] = [images, tokens, minutes, entry["loss"], share**-0.5]
     if not images:
         raise UserError(f"{folder / 'log.jsonl'} does not say how many images a step has; train anew")
     return dict(zip((*PANELS, "loss", "side"), np.array(list(rows.values())).T, strict=True))
+
+
+def _steps_of_epoch(entry: Mapping[str, Any]) -> float:
+    """How many steps of its epoch a log entry has behind it; where its stage is new, those of that stage."""
+    return entry["step"] * (1 - (math.ceil(entry["epoch"]) - 1) / entry["epoch"])
 
 
 def _tokens_an_image(folder: Path) -> int:

@@ -54,8 +54,7 @@ def test_the_main_claim_rests_on_two_seeds_and_the_best_goes_on() -> None:
     names = [model.name for model in MODELS]
     assert len(set(names)) == len(names)
     assert {"checkerboard_2x", "checkerboard_2x_seed1", "random_2x", "random_2x_seed1"} < set(names)
-    assert "checkerboard_2x_seed1_30epochs" in names
-    longest = MODELS[names.index("checkerboard_2x_seed1_30epochs")]
+    longest = MODELS[names.index("checkerboard_4x_30epochs")]
     assert training_task(longest, StudyArgs()).arguments[-2:] == ("--epochs", "30")
 
 
@@ -139,12 +138,12 @@ def test_a_study_is_done_once_and_goes_on_from_where_it_is(tmp_path: Path, monke
     commands.clear()
     assert call(study.main, *flags, "--epochs", "1").code == 0
     assert commands == []
-    trained = root / "raster_2x/trained.json"
-    trained.write_text(trained.read_text().replace('"epochs": 1', '"epochs": 2'))
-    error = call(study.main, *flags, "--epochs", "1").error()
-    assert error == f"{root / 'raster_2x'} is trained for 2 epochs, more than 1; name another --output_dir"
-    trained.write_text(trained.read_text().replace('"epochs": 2', '"epochs": 1'))
-    os.utime(trained, (1000, 1000))
+    begun = f"{root / 'raster_2x'} was begun for 1 epochs of batches of 64, not for "
+    for more, of in ((("--epochs", "2"), "2 of 64"), (("--epochs", "1", "--batch_size", "5"), "1 of 5")):
+        error = call(study.main, *flags, *more).error()
+        assert error == f"{begun}{of}; name another --output_dir"
+    assert commands == []
+    os.utime(root / "raster_2x/trained.json", (1000, 1000))
     assert call(study.main, *flags[:-1], "6", "--epochs", "1").code == 0  # more images are drawn anew
     assert [command[1] for command in commands] == ["experiments.sweep"]
     commands.clear()

@@ -54,6 +54,14 @@ def test_costs_are_those_of_the_stages(tmp_path: Path) -> None:
     assert patches["side"].tolist() == [2] * 10 + [1] * 10
 
 
+@pytest.mark.parametrize("log_freq", [3, 4, 7])
+def test_a_stage_that_ends_between_two_entries(log_freq: int, tmp_path: Path) -> None:
+    """It ends after 10 steps; the last entry has 18, 20 or 14 behind it."""
+    found = tokens.course(write_run(tmp_path / "run", 2, log_freq=log_freq))
+    last = 20 // log_freq * log_freq
+    assert found["tokens computed"][-1] == pytest.approx(100 * 4 + (last - 10) * 10 * 16)
+
+
 def test_steps_before_a_stop_count_without_an_entry(tmp_path: Path) -> None:
     """Logged every 5 steps, stopped after 7."""
     found = tokens.course(write_run(tmp_path / "run", 1, log_freq=5))
