@@ -48,13 +48,14 @@ def course(folder: Path) -> dict[str, np.ndarray]:
     """What a run had cost at each log entry, its loss, and the side of the patches it learned from.
 
     Each start of a run is logged with the images of its steps; the time between a stop and a start does not count.
-    Steps between the last entry and a stop have left none: they count with the pace of those before.
+    Steps between the last entry and a stop have left none: they count with the pace of those before. Steps that were
+    lost, because a run was killed and went on from an earlier checkpoint, do not count.
     """
     images = tokens = minutes = pace = 0.0
     at, images_a_step, share, per_image = None, 0, 1.0, _tokens_an_image(folder)
     rows: dict[int, list[float]] = {}
     for entry in read_events(folder):
-        starts, trained = entry.get("event") == "start", at is not None and max(0, entry.get("step", 0) - at[0])
+        starts, trained = entry.get("event") == "start", 0 if at is None else entry.get("step", 0) - at[0]
         if not starts and ("lr" not in entry or at is None):
             continue
         computed = trained * share
@@ -68,6 +69,7 @@ def course(folder: Path) -> dict[str, np.ndarray]:
         at = (entry["step"], entry["time"])
         if starts:
             images_a_step = entry.get("images_a_step", 0)
+            rows = {step: row for step, row in rows.items() if step <= entry["step"]}
         else:
             rows[entry["step"]] = [images, tokens, minutes, entry["loss"], share**-0.5]
     if not images:

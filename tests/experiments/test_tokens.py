@@ -69,6 +69,21 @@ def test_steps_before_a_stop_count_without_an_entry(tmp_path: Path) -> None:
     assert found["minutes"].tolist() == pytest.approx([10 / 60, 20 / 60, 30 / 60, 40 / 60])
 
 
+def test_steps_that_were_lost_do_not_count(tmp_path: Path) -> None:
+    """Killed after step 20, it went on from a checkpoint of step 12."""
+    folder = write_run(tmp_path / "run", 2)
+    whole = tokens.course(folder)
+    lines = (folder / "log.jsonl").read_text().splitlines()
+    again = [json.loads(line) for line in lines if json.loads(line).get("step", 0) > 12]
+    start = {"event": "start", "images_a_step": 10, "step": 12, "time": 9000.0}
+    lines += [json.dumps(entry) for entry in (start, *(e | {"time": 9000 + 2.0 * (e["step"] - 12)} for e in again))]
+    (folder / "log.jsonl").write_text("\n".join(lines) + "\n")
+    for name, values in tokens.course(folder).items():
+        assert values.tolist() == pytest.approx(whole[name].tolist())
+    (folder / "log.jsonl").write_text("\n".join(lines[: -len(again) + 1]) + "\n")
+    assert tokens.course(folder)["images seen"][-1] == 130
+
+
 def test_the_picture(tmp_path: Path) -> None:
     runs = ",".join(str(write_run(tmp_path / f"run{level}", level)) for level in (1, 2))
     outcome = call(tokens.main, "--runs", runs, "--smoothing", "1", "--output", str(tmp_path / "tokens.png"))
