@@ -79,8 +79,9 @@ def _train(model: StudyModel, args: StudyArgs, title: str) -> None:
 def _check_begun(model: StudyModel, args: StudyArgs, folder: Path) -> None:
     """Refuse to go on with a run of another length or batch, whose learning rate has gone another way."""
     from models.loading.checkpoint import CONFIG_NAME  # takes seconds
+    from training.run_folder import holds_run
 
-    if not (folder / CONFIG_NAME).exists():
+    if not holds_run(folder):
         return
     begun, usual = (read_yaml(path)["args"] for path in (folder / CONFIG_NAME, model.config_path))
     lengths = {epochs_of(one, args) for one in (model, model.shorter) if one is not None}
