@@ -632,6 +632,7 @@ RULES = (
         "output/autoencoders/own/autoencoder",
         "--batch_size 12 --dtype float32",
         flags=" --data_path path/to/images .*",
+        makes="output/autoencoders/own",
     ),
     makes_autoencoder(
         "config_cifar10_4096",
