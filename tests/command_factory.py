@@ -74,8 +74,12 @@ def carry_out_here(task: Task, title: str) -> None:
     """As ``carry_out``, but in this process, which has imported what another would take seconds to import."""
     print(title)
     first, *words = task.arguments
-    file = Path(words.pop(0).replace(".", "/")) if first == "-m" else Path(first).relative_to(ROOT).with_suffix("")
-    import_module(".".join(file.parts)).main(words)
+    if first == "-m":
+        module = words.pop(0)
+    else:  # a file of the project, or of the copy of it that we are in
+        root = ROOT if Path(first).is_relative_to(ROOT) else Path.cwd()
+        module = ".".join(Path(first).relative_to(root).with_suffix("").parts)
+    import_module(module).main(words)
 
 
 def save_run(folder: Path, model: Checkerboard, **args: Any) -> Path:

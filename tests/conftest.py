@@ -16,6 +16,14 @@ def pytest_configure() -> None:
     torch.set_num_threads(1)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The README's tests first: they share what earlier ones made, and a second worker would have to make it again.
+
+    Workers take over each other's last tests.
+    """
+    items.sort(key=lambda item: item.path.name != "test_readme.py")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """What programs keep for the next time stays out of the user's cache folder."""

@@ -51,6 +51,7 @@ STARTS = ("python", "bash", "torchrun", "tensorboard", "pip")  # of a code span 
 PLACEHOLDER = re.compile(r"\b[A-Z]+\b|\.\.\.")  # CONFIG, N
 EVALUATOR = ROOT / "tests/fixtures/evaluator"
 STAND_IN = f"--inception_graph {EVALUATOR / 'classify_image_graph_def.pb'}"
+REFERENCE = "--reference data/VIRTUAL_imagenet256_labeled.npz"
 OF_FEW_CLASSES = ("config_256_S", "npp_B", "llamagen_XL", "randar_L")  # trained on the stand-in of ImageNet
 MAX_WORDS = 1800  # of the README, outside tables and code
 
@@ -164,6 +165,16 @@ def study_in_short() -> Iterator[None]:
     """The study's commands in this process; each drawing is timed once, and a training step has 10 images."""
     once = patch.dict(study_plan.TIMED, dict.fromkeys(study_plan.TIMED, 1))
     with patch("experiments.study.carry_out", carry_out_here), patch("experiments.study_plan.BATCH", 10), once:
+        yield
+
+
+@contextmanager
+def own_images_in_short() -> Iterator[None]:
+    """The commands of own photographs in this process, with the copy's small configurations."""
+    with (
+        patch("experiments.own_images.PROJECT", Path.cwd()),
+        patch("experiments.own_images.carry_out", carry_out_here),
+    ):
         yield
 
 
@@ -373,13 +384,13 @@ RULES = (
         files=tuple(f"output/own/{name}" for name in ("index.html", "own.png", "results.json", "samples/000023.png")),
         makes="output/own/model",
         added="--tokenizer_steps 1 --model_steps 2 --samples_per_class 2",
-        within=lambda: patch("experiments.own_images.carry_out", carry_out_here),
+        within=own_images_in_short,
     ),
     Rule(
         r"python -m experiments\.own_images --data_path path/to/images --img_size 256 .*",
         files=("output/own-256/index.html", "output/own-256/samples/000011.png"),
         added="--tokenizer_steps 1 --model_steps 1 --samples_per_class 1",
-        alone=True,
+        within=own_images_in_short,
     ),
     trains(r"config_256_S\.yaml", "output/from-images", added="--output_dir output/from-images"),
     trains(r"config_256_S\.yaml --use_cache", "output/config_256_S"),
@@ -399,7 +410,8 @@ RULES = (
     trains(
         r"cifar10_randar_random\.yaml .*randar_baseline",
         "output/cifar10_randar_baseline",
-        added="--epochs 1 --batch_size 4 --warmup_epochs 0 --num_workers 0 --llama_config.num_hidden_layers 1",
+        added="--epochs 1 --batch_size 4 --warmup_epochs 0 --num_workers 0 --llama_config.num_hidden_layers 1 "
+        "--llama_config.hidden_size 64 --llama_config.num_attention_heads 2",
     ),
     Rule(
         r"python main\.py --config configs/cifar10_randar_random\.yaml --create_cache --use_cache false .*",
@@ -527,15 +539,13 @@ RULES = (
         r"bash run_evaluator\.sh --preset npp-b",
         files=("output/evaluation/npp-b-cfg1-20-seed0/result.json",),
         says=r"(?m)^FID-20 +\S+ +4\.47$",
-        added=f"--num_samples 20 {STAND_IN}",
-        alone=True,
+        added=f"--num_samples 20 {STAND_IN} --checkpoint pretrained_models/npp-b {REFERENCE}",
     ),
     Rule(
         r"bash run_evaluator\.sh --preset randar-l",
         files=("output/evaluation/randar-l-*/result.json",),
         says=r"(?m)^FID-20 +\S+ +2\.65$",
-        added=f"--num_samples 20 {STAND_IN}",
-        alone=True,
+        added=f"--num_samples 20 {STAND_IN} --checkpoint pretrained_models/randar-l {REFERENCE}",
     ),
     Rule(r"bash run_evaluator\.sh --help", says=r"NPROC=8 bash run_evaluator\.sh"),
     Rule(

@@ -71,10 +71,10 @@ def is_running(folder: Path) -> bool:
     return subprocess.run(["pgrep", "-f", f"output_dir {folder}"], stdout=subprocess.DEVNULL).returncode == 0
 
 
-def kill_when_drawn(folder: Path, count: int, how: signal.Signals, **variables: str) -> None:
+def kill_when_drawn(folder: Path, count: int, how: signal.Signals, *flags: str, **variables: str) -> None:
     """Start a run and kill it, not its children, when so many samples are done; those have to end by themselves."""
     process = subprocess.Popen(
-        command(folder),
+        command(folder, *flags),
         env={**os.environ, **ENVIRONMENT, **variables},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -117,20 +117,6 @@ def main_sample_images(tmp_path: Path) -> np.ndarray:
         return file["arr_0"]
 
 
-@pytest.mark.ranks
-def test_ranks_end_with_the_run_and_go_on_to_the_result_of_one(tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    kill_when_drawn(folder, 3, signal.SIGKILL, CHECKERBOARD_NPROC="2")
-    assert 0 < num_drawn(folder) < NUM_SAMPLES
-    outcome = start_run(folder, "--nproc", "2")
-    assert outcome.code == 0, outcome.err
-    alone = call(program.main, *command(tmp_path / "alone")[2:])
-    assert alone.code == 0, alone.err
-    first, second = read_result(folder), read_result(tmp_path / "alone")
-    assert {name: first[name] for name in first["metrics"]} == {name: second[name] for name in second["metrics"]}
-    assert first["samples"]["sha256"] == second["samples"]["sha256"]
-
-
 def shadow_modules(folder: Path) -> None:
     """Modules of our names and of libraries' that must not be imported."""
     for name in ("models", "data", "evaluation", "sampling", "runtime"):
@@ -140,20 +126,40 @@ def shadow_modules(folder: Path) -> None:
         (folder / f"{name}.py").write_text("raise SystemExit('the wrong one')")
 
 
-@pytest.mark.ranks
-def test_settings_by_variable_and_flag_are_recorded(tmp_path: Path) -> None:
-    """Variables of other names, which others export for other programs, change nothing; those of ours are printed.
+@pytest.fixture(scope="module")
+def of_two_ranks(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
+    """The folder of a run of two ranks that was killed and went on, and what was said at its end.
 
-    Nor do modules in the working directory, though an empty entry of PYTHONPATH names it to further ranks.
+    Modules in the working directory change nothing, though an empty entry of PYTHONPATH names it to further ranks.
     """
-    folder = tmp_path / "run"
-    shadow_modules(tmp_path)
-    flags = ("--seed", "5", "--batch_size", "16")
+    folder = tmp_path_factory.mktemp("ranks") / "run"
+    shadow_modules(folder.parent)
+    flags = ("--seed", "5")
     ours = {"CHECKERBOARD_CFG": "1.25", "CHECKERBOARD_SEED": "4", "CHECKERBOARD_NPROC": "2"}
     others = {"CFG": "9", "NUM_SAMPLES": "7", "BACKEND": "torch", "DEVICE": "tpu", "CHECKERBOARD_DTYPE": ""}
     others["PYTHONPATH"] = ":/nowhere"
+    kill_when_drawn(folder, 3, signal.SIGKILL, *flags, **ours, **others)
+    assert 0 < num_drawn(folder) < NUM_SAMPLES
     outcome = start_run(folder, *flags, **ours, **others)
     assert outcome.code == 0, outcome.err
+    return folder, outcome
+
+
+@pytest.mark.ranks
+def test_ranks_end_with_the_run_and_go_on_to_the_result_of_one(
+    of_two_ranks: tuple[Path, Outcome], tmp_path: Path
+) -> None:
+    alone = call(program.main, *command(tmp_path / "alone", "--seed", "5", "--cfg", "1.25")[2:])
+    assert alone.code == 0, alone.err
+    first, second = read_result(of_two_ranks[0]), read_result(tmp_path / "alone")
+    assert {name: first[name] for name in first["metrics"]} == {name: second[name] for name in second["metrics"]}
+    assert first["samples"]["sha256"] == second["samples"]["sha256"]
+
+
+@pytest.mark.ranks
+def test_settings_by_variable_and_flag_are_recorded(of_two_ranks: tuple[Path, Outcome]) -> None:
+    """Variables of other names, which others export for other programs, change nothing; those of ours are printed."""
+    folder, outcome = of_two_ranks
     result = read_result(folder)
     assert (result["run"]["cfg"], result["run"]["seed"], result["run"]["nproc"]) == (1.25, 5, 2)
     assert (result["sampling"]["cfg"], result["sampling"]["seed"]) == (1.25, 5)
