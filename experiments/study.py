@@ -16,9 +16,8 @@ import numpy as np
 from PIL import Image
 
 from experiments.compare import read_table
-from experiments.study_facts import Line, picture_file, read_lines, write_lines
+from experiments.study_facts import TIME, Line, picture_file, read_lines, write_lines
 from experiments.study_plan import (
-    TIMED,
     TRAINED,
     StudyArgs,
     StudyModel,
@@ -31,7 +30,6 @@ from experiments.study_plan import (
     patch_sides,
     pictures,
     samples,
-    timing_file,
     training_task,
 )
 from experiments.sweep import TABLE_NAME, metric_names
@@ -40,7 +38,8 @@ from experiments.tokens import PANELS, course
 from runtime.command import run
 from runtime.config import parse_flags, read_yaml
 from runtime.errors import UserError
-from runtime.files import new_folder, read_json, whole, write_json
+from runtime.files import new_folder, read_json, write_json
+from runtime.pictures import save_image
 
 
 def main(argv: Sequence[str]) -> None:
@@ -61,6 +60,7 @@ def main(argv: Sequence[str]) -> None:
                 _carry_out(task, place)
             _join_pictures(model, args, picture_file(results, model.config, model.seed, epochs_of(model, args)))
             write_lines(results, list(_gather(model, args)))
+        _time_drawing(models, results)
     print(f"\n{results}; python -m experiments.study_figures --results {results} draws it")
 
 
@@ -129,6 +129,14 @@ def _time_left(models: Sequence[StudyModel], args: StudyArgs) -> str:
     return f"; about {left * sum(trained) / len(trained) / 60:.1f} hours of training left" if trained else ""
 
 
+def _time_drawing(models: Sequence[StudyModel], results: Path) -> None:
+    """Of all configurations in one go, so that the times compare, unless they are known."""
+    configs = {model.config for model in models}
+    if not configs <= {line["model"] for line in read_lines(results) if line["kind"] == TIME}:
+        words = ("-m", "experiments.study_times", "--models", ",".join(sorted(configs)), "--results", str(results))
+        carry_out(Task("times of drawing", words, results), "times of drawing")
+
+
 def _final_tasks(model: StudyModel, args: StudyArgs) -> Iterator[Task]:
     """Drawing at the best guidance of the grids; the number of steps of the lowest distance comes last."""
     yield from final_tasks(model, args, _best_cfgs(model, args))
@@ -157,8 +165,7 @@ def _join_pictures(model: StudyModel, args: StudyArgs, picture: Path) -> None:
     files = sorted(pictures(model, args, _best_cfgs(model, args)).glob("[0-9]*.png"))
     row = np.concatenate([np.asarray(Image.open(file).convert("RGB")) for file in files], axis=1)
     picture.parent.mkdir(parents=True, exist_ok=True)
-    with whole(picture) as temporary:
-        Image.fromarray(row).save(temporary)
+    save_image(Image.fromarray(row), picture)
 
 
 def _gather(model: StudyModel, args: StudyArgs) -> Iterator[Line]:
@@ -179,9 +186,6 @@ def _gather(model: StudyModel, args: StudyArgs) -> Iterator[Line]:
 
 def _drawn(model: StudyModel, args: StudyArgs, steps: int | None) -> Iterator[Line]:
     """What was measured of a model's drawing in so many steps."""
-    for batch in TIMED:
-        timing = _measured(timing_file(model, args, steps, batch))
-        yield from ({"kind": "time"} | row | {"machine": timing["machine"]} for row in timing["rows"])
     chosen = grid(model, args, steps)
     yield from ({"kind": "grid"} | _numbers(row) for row in read_table(chosen))
     many = samples(model, args, steps, _best_row(chosen)[0])

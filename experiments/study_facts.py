@@ -15,6 +15,7 @@ from runtime.errors import UserError
 from runtime.files import write_text
 
 Line = dict[str, Any]
+TIME = "time"  # kind of a fact that needs no training
 Key = tuple[str, int, int]  # configuration, seed, epochs
 NAMES = {
     "checkerboard_2x": "checkerboard 2x",
@@ -45,10 +46,13 @@ def read_lines(path: Path) -> list[Line]:
 
 
 def write_lines(path: Path, lines: Sequence[Line]) -> None:
-    """Write facts, in the place of older ones of the same models; those of other models stay."""
+    """Write facts, in the place of older ones of the same models; those of other models stay.
+
+    Times of drawing give way to times alone, and other facts to others.
+    """
     older = read_lines(path) if path.exists() else []
-    own = {_key(line) for line in lines}
-    kept = [line for line in older if _key(line) not in own]
+    own = {(_key(line), line["kind"] == TIME) for line in lines}
+    kept = [line for line in older if (_key(line), line["kind"] == TIME) not in own]
     ordered = sorted([*lines, *kept], key=lambda line: _place(_key(line)))
     write_text(path, "".join(json.dumps(line) + "\n" for line in ordered))
 
@@ -78,9 +82,15 @@ def name_of(config: str, seed: int, epochs: int) -> str:
     return NAMES[config] + (f", seed {seed}" if seed else "") + trained
 
 
+def drawing_seconds(lines: Iterable[Line]) -> dict[tuple[str, int, int], float]:
+    """Seconds an image by configuration, steps, and images at once."""
+    times = (line for line in lines if line["kind"] == TIME)
+    return {(line["model"], line["steps"], line["batch_size"]): line["seconds"] for line in times}
+
+
 def warn_of_mixtures(lines: Sequence[Line]) -> None:
     """Say so where facts stand side by side that do not compare."""
-    for kind, name in {"step": "a training step", "time": "drawing"}.items():
+    for kind, name in {"step": "a training step", TIME: "drawing"}.items():
         machines = sorted({line["machine"] for line in lines if line["kind"] == kind})
         if len(machines) > 1:
             said = "; ".join(machines)

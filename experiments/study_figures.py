@@ -18,9 +18,11 @@ from PIL import Image
 
 from experiments.study_facts import (
     NAMES,
+    TIME,
     Key,
     Line,
     by_model,
+    drawing_seconds,
     keys,
     name_of,
     picture_file,
@@ -33,6 +35,7 @@ from experiments.tokens import PANELS
 from experiments.tokens import draw as draw_courses
 from runtime.command import run
 from runtime.config import option, parse_flags
+from runtime.pictures import save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -56,7 +59,6 @@ def main(argv: Sequence[str]) -> None:
     results, folder = Path(args.results), Path(args.output_dir)
     lines = read_lines(results)
     warn_of_mixtures(lines)
-    folder.mkdir(parents=True, exist_ok=True)
     figures = {"nll": draw_likelihood(lines), "steps": draw_steps(lines), "seconds": draw_seconds(lines)}
     pictures = {key: picture_file(results, *key) for key in keys(lines) if key[1] == 0}
     figures |= {"loss": draw_losses(lines), "samples": draw_pictures(pictures)}
@@ -64,7 +66,7 @@ def main(argv: Sequence[str]) -> None:
         if figure is None:
             print(f"there is nothing yet that study_{name}.png shows")
         else:
-            figure.savefig(folder / f"study_{name}.png", dpi=110)
+            save_figure(figure, folder / f"study_{name}.png")
             print(folder / f"study_{name}.png")
 
 
@@ -90,19 +92,14 @@ def draw_seconds(lines: Sequence[Line]) -> "Figure | None":
     """Distance against seconds an image (Table 1 as a picture): of many images at once, and of one alone."""
     from matplotlib.figure import Figure  # takes a second to import
 
-    machines = sorted({line["machine"] for line in lines if line["kind"] == "time"})
+    machines = sorted({line["machine"] for line in lines if line["kind"] == TIME})
     figure = Figure(figsize=(12, 5), layout="constrained")
-    panels = figure.subplots(1, 2, sharey=True)
+    panels, seconds = figure.subplots(1, 2, sharey=True), drawing_seconds(lines)
     for axes, batch in zip(panels, (BATCH, 1), strict=True):
-        found = {
-            (key, line["steps"]): 1000 * line["seconds"]
-            for key, times in by_model(lines, "time").items()
-            for line in times
-            if line["batch_size"] == batch
-        }
+        found = {(config, steps): 1000 * s for (config, steps, at_once), s in seconds.items() if at_once == batch}
         label = f"{batch} at once" if batch > 1 else "alone"
         _set_up(axes, f"milliseconds an image, {label}", (10, (1, 1.5, 2, 3, 4, 6, 8)))
-        _draw_distances(axes, lines, lambda line, key, found=found: found.get((key, line["steps"]), math.nan))
+        _draw_distances(axes, lines, lambda line, key, found=found: found.get((key[0], line["steps"]), math.nan))
         if found:  # room at both sides: what differs by noise alone should look so
             axes.set_xlim(min(found.values()) / 1.5, max(found.values()) * 1.5)
     panels[0].set_ylabel(_distance(lines))

@@ -6,7 +6,6 @@ Tasks of a model come in the order to run them.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from itertools import product
 from pathlib import Path
 from typing import Literal
 
@@ -19,7 +18,6 @@ TRAINED = "trained.json"  # in a run folder: what its training took
 LIKELIHOOD_STEPS = (1, 2, 4, 8, 16, 32)
 CFG_GRID = (0.5, 1, 1.5, 2, 3, 4.5)
 BATCH = 64  # images that are drawn at once
-TIMED, TIMED_CFG = {BATCH: 5, 1: 25}, 1.5  # images at once, and how often they are drawn
 PICTURED = 20  # images to show, the classes in turn
 
 
@@ -97,8 +95,13 @@ MODELS = (
 
 def chosen_models(args: StudyArgs) -> list[StudyModel]:
     """Those to train and to measure, in the study's order; a given number of epochs leaves out the longer training."""
-    known = {model.name: model for model in MODELS if args.epochs is None or model.epochs is None}
-    wanted = list(known) if args.models is None else args.models.split(",")
+    return named([model for model in MODELS if args.epochs is None or model.epochs is None], args.models)
+
+
+def named(models: Sequence[StudyModel], names: str | None) -> list[StudyModel]:
+    """Those of ``names``, which commas separate, or all; UserError if one has no model."""
+    known = {model.name: model for model in models}
+    wanted = list(known) if names is None else names.split(",")
     for name in wanted:
         if name not in known:
             raise UserError(f"no model of the study is called {name}; there are {', '.join(known)}")
@@ -124,7 +127,7 @@ def usual_epochs(config: str) -> int:
 
 
 def measuring_tasks(model: StudyModel, args: StudyArgs) -> Iterator[Task]:
-    """Likelihood, the times of a training step and of drawing, and the distance at a grid of guidances."""
+    """Likelihood, the time of a training step, and the distance at a grid of guidances."""
     run = _folder(model, args)
     for steps, file in likelihood_files(model, args).items():
         score = ("-m", "experiments.likelihood", *_of_run(run), *_data(args), "--output_file", str(file))
@@ -135,11 +138,6 @@ def measuring_tasks(model: StudyModel, args: StudyArgs) -> Iterator[Task]:
         label = "time of a training step" + (f" on patches of {side} x {side}" if side > 1 else "")
         file = run / f"step-{side}.json"
         yield Task(label, (*step, "--batch_size", str(BATCH), "--output_file", str(file)), file)
-    for steps, (batch, repeats) in product(model.all_steps, TIMED.items()):
-        file = timing_file(model, args, steps, batch)
-        timing = ("-m", "experiments.timing", *_of_run(run), "--batch_size", str(batch), "--repeats", str(repeats))
-        timing += ("--output_file", str(file))
-        yield Task(f"time of drawing {batch} at once{_in(steps)}", timing + _drawing(model, [TIMED_CFG], steps), file)
     for steps in model.all_steps:
         label, folder = f"grid of guidances{_in(steps)}", grid(model, args, steps)
         yield _sweep_task(label, model, args.grid_samples, CFG_GRID, steps, folder)
@@ -167,8 +165,15 @@ def likelihood_files(model: StudyModel, args: StudyArgs) -> dict[int | None, Pat
     return {n: _folder(model, args) / f"likelihood{'' if n is None else f'-{n}'}.json" for n in steps_per_scale}
 
 
-def timing_file(model: StudyModel, args: StudyArgs, steps: int | None, batch: int) -> Path:
-    return _folder(model, args) / f"timing-{batch}{_suffix(steps)}.json"
+def drawing_settings(model: StudyModel, cfg: float, steps: int | None) -> dict[str, float | int]:
+    """Those of a drawing in so many steps.
+
+    Scales of at most 2 x 2 codes are not guided: they are the paper's first 5 of 17 steps.
+    """
+    settings = {"cfg": cfg} if steps is None else {"cfg": cfg, model.setting: steps}
+    if not model.in_blocks:
+        return settings
+    return settings | {"cfg_start_step": 0 if model.config == "checkerboard_single" else 1 + min(steps, 4)}
 
 
 def grid(model: StudyModel, args: StudyArgs, steps: int | None) -> Path:
@@ -217,10 +222,6 @@ def _data(args: StudyArgs) -> tuple[str, ...]:
 
 
 def _drawing(model: StudyModel, cfgs: Sequence[float], steps: int | None) -> tuple[str, ...]:
-    """Settings of a drawing. Scales of at most 2 x 2 codes are not guided: they are the paper's first 5 of 17 steps."""
-    flags = ("--cfg", ",".join(f"{cfg:g}" for cfg in cfgs))
-    flags += () if steps is None else (f"--{model.setting}", str(steps))
-    if not model.in_blocks:
-        return flags
-    of_coarse_scales = 0 if model.config == "checkerboard_single" else 1 + min(steps, 4)
-    return (*flags, "--cfg_start_step", str(of_coarse_scales))
+    """Flags of a drawing at each guidance."""
+    settings = drawing_settings(model, 0, steps) | {"cfg": ",".join(f"{cfg:g}" for cfg in cfgs)}
+    return tuple(word for name, value in settings.items() for word in (f"--{name}", str(value)))

@@ -11,7 +11,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from experiments.study_facts import Line, by_model, name_of, quiet_minutes, read_lines, warn_of_mixtures
+from experiments.study_facts import (
+    Line,
+    by_model,
+    drawing_seconds,
+    name_of,
+    quiet_minutes,
+    read_lines,
+    warn_of_mixtures,
+)
 from experiments.study_plan import BATCH
 from runtime.command import run
 from runtime.config import option, parse_flags
@@ -47,14 +55,14 @@ def markdown(rows: Iterable[Row]) -> str:
 
 def _best_rows(lines: Sequence[Line]) -> Iterator[Row]:
     """A model at its lowest distance; before it what its training cost, at the pace of a quiet machine."""
-    courses, times = by_model(lines, "course"), by_model(lines, "time")
+    courses, seconds = by_model(lines, "course"), drawing_seconds(lines)
     for key, found in by_model(lines, "samples").items():
         best = min(found, key=lambda line: line["distance"])
         yield (
             name_of(*key),
             *_costs(lines, courses.get(key)),
             *_drawing(best),
-            *_milliseconds(times.get(key, []), best),
+            *(_number(1000 * seconds.get((key[0], best["steps"], batch), math.nan), 1) for batch in (BATCH, 1)),
         )
 
 
@@ -68,11 +76,6 @@ def _costs(lines: Sequence[Line], course: Sequence[Line] | None) -> Row:
 def _drawing(line: Line) -> Row:
     accuracy = math.nan if line["accuracy"] is None else line["accuracy"]
     return str(line["steps"]), f"{line['cfg']:g}", f"{line['distance']:.2f}", _number(accuracy, 3)
-
-
-def _milliseconds(times: Sequence[Line], best: Line) -> Row:
-    seconds = {line["batch_size"]: line["seconds"] for line in times if line["steps"] == best["steps"]}
-    return tuple(_number(1000 * seconds.get(batch, math.nan), 1) for batch in (BATCH, 1))
 
 
 def _distance_rows(lines: Sequence[Line]) -> Iterator[Row]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from statistics import median
+from typing import TYPE_CHECKING
 
 from experiments.sweep import parse_listed
 from runtime.command import run
@@ -19,6 +20,10 @@ from runtime.config import option
 from runtime.errors import UserError, check_at_least
 from runtime.files import write_json
 from sampling.options import SamplingArgs
+
+if TYPE_CHECKING:
+    from models.config import Drawing
+    from models.family import Generator
 
 
 @dataclass(frozen=True)
@@ -48,36 +53,41 @@ def main(argv: Sequence[str]) -> None:
 
 def measure(args: TimingArgs, choices: Sequence[dict]) -> dict:
     """The machine, and for each choice of settings its steps and seconds an image."""
-    import torch  # takes seconds
-
     from models.loading.checkpoint import load_checkpoint
     from models.sampling import checked_drawing
     from runtime.device import describe_machine, pick_device
     from runtime.progress import Progress
     from sampling.bulk import place_model
-    from sampling.labels import balanced_labels
     from sampling.memory import pick_batch_size
 
     device = pick_device(args.device)
     model = load_checkpoint(args.checkpoint, args.use_ema)
     place_model(model, args, device)
     drawings = [checked_drawing(model, choice) for choice in choices]
-    rows, num_batches = [], args.repeats + 1
-    with Progress(total=len(drawings) * num_batches, unit="batch", desc="timing", leave=None) as bar:
+    rows = []
+    with Progress(total=len(drawings), unit="drawing", desc="timing", leave=None) as bar:
         for choice, drawing in zip(choices, drawings, strict=True):
             batch = args.batch_size or pick_batch_size(model, drawing)
-            labels, seconds = torch.tensor(balanced_labels(model, batch)), []
-            sampler = model.sampler(batch, drawing)
-            for number in range(num_batches):
-                start = time.perf_counter()
-                images = sampler(labels, range(args.seed + number * batch, args.seed + (number + 1) * batch)).images
-                if images is not None:
-                    model.to_uint8(images).cpu()  # waits for the device
-                seconds.append((time.perf_counter() - start) / batch)
-                bar.update()
-            steps = model.num_steps(drawing)
-            rows.append({"drawing": choice, "steps": steps, "batch_size": batch, "seconds": median(seconds[1:])})
+            seconds = median(time_batches(model, drawing, batch, args.repeats, args.seed))
+            rows.append({"drawing": choice, "steps": model.num_steps(drawing), "batch_size": batch, "seconds": seconds})
+            bar.update()
     return {"checkpoint": args.checkpoint, "machine": describe_machine(device), "rows": rows}
+
+
+def time_batches(model: "Generator", drawing: "Drawing", batch: int, repeats: int, seed: int = 0) -> list[float]:
+    """Seconds an image of each of ``repeats`` batches, drawn and decoded, after one more."""
+    import torch  # takes seconds
+
+    from sampling.labels import balanced_labels
+
+    labels, sampler, seconds = torch.tensor(balanced_labels(model, batch)), model.sampler(batch, drawing), []
+    for first in range(seed, seed + (repeats + 1) * batch, batch):
+        start = time.perf_counter()
+        images = sampler(labels, range(first, first + batch)).images
+        if images is not None:
+            model.to_uint8(images).cpu()  # waits for the device
+        seconds.append((time.perf_counter() - start) / batch)
+    return seconds[1:]
 
 
 if __name__ == "__main__":

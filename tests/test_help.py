@@ -11,7 +11,12 @@ COMMANDS = (
     *("main.py", "main_sample.py", "evaluator.py", "-m evaluation.run", "-m training.export"),
     *("train_ae_codebook/main.py", "-m train_ae_codebook.main", "train_ae_codebook/evaluate.py"),
     *("-m experiments.sweep", "-m experiments.compare", "-m experiments.curves", "-m experiments.mixing"),
-    *("-m experiments.study", "-m experiments.study_figures", "-m experiments.study_tables"),
+    *(
+        "-m experiments.study",
+        "-m experiments.study_figures",
+        "-m experiments.study_tables",
+        "-m experiments.study_times",
+    ),
     *("-m experiments.train_classifier", "benchmarks/sampling.py", "-m benchmarks.sampling"),
     *("-m benchmarks.training", "-m benchmarks.cache", "-m benchmarks.reading", "-m demo"),
 )

@@ -35,7 +35,7 @@ from torch import Tensor
 from benchmarks.packing import pack
 from data.images import open_dataset
 from evaluation.options import PRESETS
-from experiments import study_plan
+from experiments import study_times
 from models.loading.checkpoint import export_published
 from tests.command_factory import ROOT, Outcome, call, carry_out_here, save_run, start
 from tests.demo.factory import answering_once
@@ -162,9 +162,14 @@ class Project:
 
 @contextmanager
 def study_in_short() -> Iterator[None]:
-    """The study's commands in this process; each drawing is timed once, and a training step has 10 images."""
-    once = patch.dict(study_plan.TIMED, dict.fromkeys(study_plan.TIMED, 1))
-    with patch("experiments.study.carry_out", carry_out_here), patch("experiments.study_plan.BATCH", 10), once:
+    """The study's commands in this process; few images are drawn for a time, and a training step has 10."""
+    with patch("experiments.study.carry_out", carry_out_here), patch("experiments.study_plan.BATCH", 10), timed_once():
+        yield
+
+
+@contextmanager
+def timed_once() -> Iterator[None]:
+    with patch.dict(study_times.TIMED, {8: 1, 1: 1}, clear=True), patch("experiments.study_times.ROUNDS", 1):
         yield
 
 
@@ -618,6 +623,12 @@ RULES = (
         makes="output/study",
         added="--models llamagen --epochs 1 --batch_size 5 --grid_samples 4 --num_samples 5",
         within=study_in_short,
+    ),
+    Rule(
+        r"python -m experiments\.study_times .*",
+        files=("output/study/results.jsonl",),
+        added="--models checkerboard_4x,llamagen",
+        within=timed_once,
     ),
     Rule(r"python -m experiments\.study_tables .*", says="| LlamaGen, 1 epoch | ", makes="output/study"),
     Rule(

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import study, study_facts, study_figures, study_plan, study_tables
+from experiments import study, study_facts, study_figures, study_plan, study_tables, study_times
 from experiments.study_plan import MODELS, StudyArgs, StudyModel, measuring_tasks, training_task
 from experiments.tokens import course
 from runtime.config import read_yaml
@@ -61,10 +61,9 @@ def test_the_main_claim_rests_on_two_seeds_and_the_best_goes_on() -> None:
 @pytest.mark.quick
 def test_models_that_draw_code_by_code_are_scored_once() -> None:
     labels = {model.name: [task.label for task in measuring_tasks(model, StudyArgs())] for model in MODELS}
-    once = ["likelihood", "time of a training step", "time of drawing 64 at once", "time of drawing 1 at once"]
-    assert labels["llamagen"] == [*once, "grid of guidances"]
+    assert labels["llamagen"] == ["likelihood", "time of a training step", "grid of guidances"]
     assert len(labels["npp"]) == len(labels["llamagen"]) + 1  # a step on patches of codes, too
-    assert len(labels["checkerboard_2x"]) == len(study_plan.LIKELIHOOD_STEPS) + 1 + 5 * 3
+    assert len(labels["checkerboard_2x"]) == len(study_plan.LIKELIHOOD_STEPS) + 1 + 5
 
 
 @pytest.mark.quick
@@ -108,8 +107,8 @@ def test_a_study_is_done_once_and_goes_on_from_where_it_is(tmp_path: Path, monke
     monkeypatch.setattr(study_plan, "LIKELIHOOD_STEPS", (2,))
     monkeypatch.setattr(study_plan, "CFG_GRID", (0, 1))
     monkeypatch.setattr(study_plan, "BATCH", 4)
-    for module in (study, study_plan):
-        monkeypatch.setattr(module, "TIMED", {4: 1, 1: 1})
+    monkeypatch.setattr(study_times, "MODELS", (SMALL,))
+    monkeypatch.setattr(study_times, "TIMED", {4: 1, 1: 1})
     commands: list[tuple[str, ...]] = []
     monkeypatch.setattr(
         study, "carry_out", lambda task, title: commands.append(task.arguments) or carry_out_here(task, title)
@@ -118,11 +117,11 @@ def test_a_study_is_done_once_and_goes_on_from_where_it_is(tmp_path: Path, monke
     flags = ["--data_path", str(data), "--output_dir", str(root), "--grid_samples", "4", "--num_samples", "5"]
     outcome = call(study.main, *flags, "--epochs", "1")
     assert outcome.code == 0, outcome.err
-    assert len(commands) == 8
+    assert len(commands) == 7
     lines = [json.loads(line) for line in (root / "results.jsonl").read_text().splitlines()]
-    kinds = ["training", "course", "step", "likelihood", "time", "time", "grid", "grid", "samples"]
+    kinds = ["training", "course", "step", "likelihood", "grid", "grid", "samples", "time", "time"]
     assert [line["kind"] for line in lines] == kinds
-    training, course, step, likelihood, timing, alone, *grid, samples = lines
+    training, course, step, likelihood, *grid, samples, timing, alone = lines
     assert (timing["batch_size"], alone["batch_size"]) == (4, 1)
     assert (training["images_seen"], training["tokens_computed"]) == (64, 64 * 85)
     assert (course["images_seen"], course["tokens_computed"], course["side"]) == ([64], [64 * 85], [1])
@@ -147,9 +146,13 @@ def test_a_study_is_done_once_and_goes_on_from_where_it_is(tmp_path: Path, monke
     assert call(study.main, *flags[:-1], "6", "--epochs", "1").code == 0  # more images are drawn anew
     assert [command[1] for command in commands] == ["experiments.sweep"]
     commands.clear()
-    (root / "raster_2x/timing-4-2steps.json").unlink()
+    others = [line for line in lines if line["kind"] != "time"]
+    (root / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in others))
     assert call(study.main, *flags, "--epochs", "1").code == 0
-    assert [command[1] for command in commands] == ["experiments.timing"]
+    assert [command[1] for command in commands] == ["experiments.study_times"]
+    again = study_facts.read_lines(root / "results.jsonl")
+    assert again[:-2] == others
+    assert [line["batch_size"] for line in again[-2:]] == [4, 1]
     with Image.open(root / "results_pictures/raster_2x_seed0_1epochs.png") as joined:
         assert joined.size == (20 * 32, 32)
         first = np.asarray(Image.open(next((root / "raster_2x").glob("pictures-*/000000.png"))))
@@ -356,13 +359,43 @@ def test_facts_of_models_that_are_measured_elsewhere_stay(tmp_path: Path) -> Non
     again = [fact("samples", "llamagen", steps=64, distance=11.0), fact("samples", "random_2x", steps=4) | {"seed": 1}]
     study_facts.write_lines(path, again)
     written = study_facts.read_lines(path)
-    assert [line for line in written if line["model"] == "llamagen"] == again[
-        :1
-    ]  # its likelihood was of another training
+    of_one = [line for line in written if line["model"] == "llamagen"]
+    assert of_one == again[:1]  # its likelihood was of another training
     assert [line for line in written if line["seed"]] == again[1:]
     others = [line for line in written if line["model"] != "llamagen" and not line["seed"]]
     assert others == [line for line in known if line["model"] != "llamagen"]
     assert list(dict.fromkeys(line["model"] for line in written)) == ["random_2x", "llamagen", "npp"]
+
+
+@pytest.mark.quick
+def test_times_give_way_to_times_alone(tmp_path: Path) -> None:
+    path = tmp_path / "study.jsonl"
+    study_facts.write_lines(path, FACTS)
+    new = [fact("time", "random_2x", steps=7, seconds=0.03, batch_size=64, machine="N")]
+    study_facts.write_lines(path, new)
+    written = study_facts.read_lines(path)
+    assert [line for line in written if line["kind"] == "time"] == new
+    assert len(written) == len(FACTS) - 3 + 1
+    drawn_anew = [fact("samples", "random_2x", steps=7, distance=21.0)]
+    study_facts.write_lines(path, drawn_anew)
+    of_one = [line for line in study_facts.read_lines(path) if line["model"] == "random_2x"]
+    assert sorted(of_one, key=lambda line: line["kind"]) == [*drawn_anew, *new]
+
+
+@pytest.mark.quick
+def test_times_hold_for_trainings_of_another_seed_and_length() -> None:
+    longer = next(line for line in FACTS if line["kind"] == "samples") | {"distance": 15.0, "seed": 1, "epochs": 30}
+    seconds, _ = study_figures.draw_seconds([*FACTS, longer]).axes
+    assert [10, 15] in [line.get_xydata().tolist()[0] for line in seconds.lines]
+
+
+@pytest.mark.quick
+def test_a_wrong_name_or_file_is_told_before_anything_is_timed(tmp_path: Path) -> None:
+    error = call(study_times.main, "--models", "checkerboard_2x_seed1").error()
+    assert error.startswith("no model of the study is called checkerboard_2x_seed1; there are checkerboard_2x, ")
+    (tmp_path / "study.jsonl").write_text("{")
+    error = call(study_times.main, "--results", str(tmp_path / "study.jsonl")).error()
+    assert error.endswith("name its results, or a new file")
 
 
 @pytest.mark.quick
