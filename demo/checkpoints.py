@@ -9,6 +9,7 @@ from demo.options import DemoArgs
 from models.family import Generator
 from models.loading.checkpoint import CHECKPOINT_NAME, find_checkpoint, load_checkpoint, read_model_config
 from models.loading.identity import model_sha256
+from pretrained_models.download import RANDAR, RASTER, TABLE
 from runtime.device import pick_device
 from runtime.errors import UserError
 from runtime.files import PROJECT
@@ -55,11 +56,15 @@ class LoadedModels:
 
 def offered() -> list[str]:
     """Checkpoints that ship or were downloaded, then those of runs below output/; from the project's folder or here."""
-    found = [path.parent for path in sorted((PROJECT / "pretrained_models").glob("*/config.yaml"))]
+    pretrained = PROJECT / "pretrained_models"
+    found = [path.parent for path in sorted(pretrained.glob("*/config.yaml"))]
     found.sort(key=lambda folder: folder.name != "cifar10-checkerboard")  # which is always there
     for depth in ("*", "*/*"):
         found += [path.parent for path in sorted(Path("output").glob(f"{depth}/{CHECKPOINT_NAME}"))]
-    return [_short(folder) for folder in found if _is_model(folder)]
+    models = [folder for folder in found if _is_model(folder)]
+    downloads = [pretrained / file.path for file in TABLE if file.path.split("/")[0] in (*RASTER, *RANDAR)]
+    models += [file.parent for file in downloads if file.exists()]  # which have no configuration beside them
+    return [_short(folder) for folder in models]
 
 
 def _is_model(folder: Path) -> bool:

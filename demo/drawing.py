@@ -26,6 +26,7 @@ from models.sampling import checked_drawing
 from runtime.config import as_flags
 from runtime.errors import UserError
 from runtime.files import whole, write_json
+from runtime.pictures import save_image
 from sampling.editing import Edit, make_edit
 from sampling.folder import GRID_NAME, SETTINGS_NAME, image_name, sample_settings
 from sampling.job import EDITED, choose_labels, folder_of_now, save_overview
@@ -155,8 +156,8 @@ def draw(loaded: Loaded, request: DrawingRequest, root: Path, job: Job, queue: J
     job.check()  # nothing is kept of what nobody waits for
     folder = folder_of_now(root)
     if edit is not None:
-        request.image.save(folder / IMAGE_NAME)
-        request.mask.save(folder / MASK_NAME)
+        save_image(request.image, folder / IMAGE_NAME)
+        save_image(request.mask, folder / MASK_NAME)
         args = replace(args, edit=str(folder / IMAGE_NAME), mask=str(folder / MASK_NAME))
     _keep(folder, images, labels, loaded, args, drawing, edit)
     steps = model.num_steps(drawing)

@@ -18,6 +18,7 @@ from experiments.sweep import TABLE_NAME, metric_names, real_value
 from runtime.command import run
 from runtime.config import option, parse_flags
 from runtime.errors import UserError
+from runtime.pictures import save_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -61,8 +62,7 @@ def main(argv: Sequence[str]) -> None:
         if real is not None:
             panel.axhline(real, color="black", linestyle="--", label="real images")
     figure.axes[len(figure.axes) // 2 - 1].legend(fontsize=8)
-    Path(args.output).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(args.output, dpi=110)
+    save_figure(figure, args.output)
     print(args.output)
 
 

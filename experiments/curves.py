@@ -9,13 +9,17 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from runtime.command import run
 from runtime.config import option, parse_flags
 from runtime.errors import UserError
+from runtime.pictures import save_figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 FEW = 10  # points; a line through one is invisible
 PANELS = (("loss_scale_", "loss (nats a token)"), ("accuracy_scale_", "top-1 accuracy"))
@@ -36,8 +40,7 @@ def main(argv: Sequence[str]) -> None:
         raise UserError("name the --run to draw, and a --smoothing of at least 1")
     folder = Path(args.run)
     grid = max((folder / "samples").glob("epoch_*.png"), default=None)
-    Path(args.output).parent.mkdir(parents=True, exist_ok=True)
-    save_curves(read_steps(folder), read_held_out(folder), grid, args.smoothing, args.output)
+    save_figure(draw(read_steps(folder), read_held_out(folder), grid, args.smoothing), args.output)
     print(args.output)
 
 
@@ -67,18 +70,14 @@ def read_held_out(folder: Path) -> list[dict[str, float]]:
     return [by_epoch[epoch] for epoch in sorted(by_epoch)]
 
 
-def save_curves(
-    entries: Sequence[dict[str, float]],
-    held_out: Sequence[dict[str, float]],
-    grid: Path | None,
-    smoothing: int,
-    path: str,
-) -> None:
-    """A picture: a panel each for loss and accuracy, with a line a scale; beside them the grid, if there is one.
+def draw(
+    entries: Sequence[dict[str, float]], held_out: Sequence[dict[str, float]], grid: Path | None, smoothing: int
+) -> "Figure":
+    """A panel each for loss and accuracy, with a line a scale; beside them the grid, if there is one.
 
     Of a model of one scale there is one line. The loss of held-out images is one more, beside the mean of all scales.
     """
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure  # takes a second to import
     from matplotlib.image import imread
 
     figure = Figure(figsize=(12 if grid else 8, 4), layout="constrained")
@@ -102,7 +101,7 @@ def save_curves(
     if grid:
         panels[2].imshow(imread(grid))
         panels[2].axis("off")
-    figure.savefig(path, dpi=110)
+    return figure
 
 
 def smooth(values: Sequence[float], count: int) -> np.ndarray:

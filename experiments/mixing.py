@@ -7,13 +7,17 @@ A coefficient above 0 favours the location that a token predicts, one below 0 th
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from runtime.command import run
 from runtime.config import option, parse_flags
 from runtime.errors import UserError
+from runtime.pictures import save_figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -39,12 +43,11 @@ def main(argv: Sequence[str]) -> None:
     for layer, values in enumerate(coeffs):
         share = values.sigmoid().mean()
         print(f"layer {layer}: {share:.1%} of the location that a token predicts, mean over {len(values)} heads")
-    Path(args.output).parent.mkdir(parents=True, exist_ok=True)
-    save_mixing(coeffs.detach().float().numpy(), Path(args.output))
+    save_figure(draw(coeffs.detach().float().numpy()), args.output)
     print(args.output)
 
 
-def save_mixing(coeffs: np.ndarray, path: Path) -> None:
+def draw(coeffs: np.ndarray) -> "Figure":
     """A picture of coefficients (layers, heads), before the sigmoid; blue below 0, red above."""
     from matplotlib.figure import Figure
 
@@ -55,7 +58,7 @@ def save_mixing(coeffs: np.ndarray, path: Path) -> None:
     shown = axes.imshow(coeffs, cmap="bwr", vmin=-limit, vmax=limit)
     axes.locator_params(integer=True)
     figure.colorbar(shown, ax=axes, label="coefficient before the sigmoid")
-    figure.savefig(path, dpi=110)
+    return figure
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from evaluation.features.shipped import SIDE
 from experiments.tokens import course
 from models.loading.autoencoder import AUTOENCODER_CONFIG_NAME, read_autoencoder_config
 from runtime.files import write_json, write_text
+from runtime.pictures import save_image
 from sampling.pictures import MIN_GRID_SIDE, caption_font, captioned, grid_of, read_png
 from training.job import NEAR_CHANCE
 
@@ -46,7 +47,7 @@ def write_page(folder: Path, images: LabelledImages, record: dict[str, Any]) -> 
     names = [name.split(",")[0] for name in images.class_names]
     drawn = torch.stack([read_png(path) for path in sorted(folder.glob("samples/[0-9]*.png"))])
     labels = np.arange(len(drawn)) % len(names)  # classes in turn
-    _picture(images, drawn, labels, names).save(folder / PICTURE)
+    save_image(_picture(images, drawn, labels, names), folder / PICTURE)
     loss = course(folder / "model")["loss"]
     codes = read_autoencoder_config(folder / "tokenizer/autoencoder" / AUTOENCODER_CONFIG_NAME).n_embed
     results = {name: record[name] for name in ("images", "img_size", "minutes")} | {"classes": len(names)}

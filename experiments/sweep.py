@@ -12,6 +12,7 @@ import io
 import math
 import re
 import shlex
+import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import product
@@ -27,6 +28,7 @@ from runtime.command import run
 from runtime.config import as_flags, option, parse_open_flags, typed
 from runtime.errors import UserError
 from runtime.files import move_aside, write_text
+from runtime.pictures import save_figure
 from runtime.progress import Progress
 from sampling.options import drawing_options
 
@@ -139,7 +141,7 @@ def sweep(args: SweepArgs, values: Mapping[str, Sequence[Any]], given: Collectio
             bar.set_description("sweep")
         if is_main:
             write_text(table, table_of(rows()))
-            draw_figure(rows()).savefig(figure, dpi=110)
+            save_figure(draw_figure(rows()), figure)
             print(f"{table}, {figure}")
             if args.recommend:
                 distance, _ = metric_names(rows())
@@ -151,6 +153,8 @@ def sweep(args: SweepArgs, values: Mapping[str, Sequence[Any]], given: Collectio
                 write_recommended(place, chosen)
                 told = shlex.join(as_flags(chosen))
                 print(f"recommended from now on, in {place}: {told} ({distance} {found[best][distance]:.4g})")
+                if args.use_ema:
+                    warnings.warn("these suit the averaged weights; add --use_ema where you draw", stacklevel=2)
     distributed.tear_down()
 
 

@@ -18,6 +18,7 @@ from experiments.curves import read_events, smooth
 from runtime.command import run
 from runtime.config import option, parse_flags
 from runtime.errors import UserError
+from runtime.pictures import save_figure
 
 PANELS = ("images seen", "tokens computed", "minutes")
 
@@ -39,8 +40,7 @@ def main(argv: Sequence[str]) -> None:
     for name, found in courses.items():
         costs = ", ".join(f"{found[key][-1]:,.4g} {key}" for key in PANELS)
         print(f"{name}: loss {found['loss'][-args.smoothing :].mean():.3f} after {costs}")
-    Path(args.output).parent.mkdir(parents=True, exist_ok=True)
-    draw(courses, args.smoothing).savefig(args.output, dpi=110)
+    save_figure(draw(courses, args.smoothing), args.output)
     print(args.output)
 
 

@@ -1,12 +1,12 @@
 """Names of classes, and which class a name means."""
 
 import re
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
 from models.family import Generator
-from runtime import distributed
 from runtime.errors import UserError
 from runtime.files import composed
 
@@ -91,7 +91,7 @@ class ClassNames:
             raise UserError(f"several classes are called {word}: {listed}; give the index of one")
         if bearers:
             if index not in (None, bearers[0]):
-                distributed.say(f"label {word} is the class called so, which has index {bearers[0]}")
+                warnings.warn(f"label {word} is the class called so, which has index {bearers[0]}", stacklevel=2)
             return bearers[0]
         if index is None:
             near = get_close_matches(word.casefold(), self.tables[-1][1], n=1)

@@ -17,6 +17,7 @@ from torch import Tensor
 from models.family import Generator, Samples
 from models.scales import join_scales
 from runtime.files import whole
+from runtime.pictures import save_figure
 from runtime.progress import Progress
 from sampling.pictures import grid_of
 
@@ -44,8 +45,7 @@ def save_maps(samples: Samples, model: Generator, folder: Path) -> None:
     for index in Progress(range(min(len(samples.codes[0]), MAX_FIGURES)), unit="figure", desc="writing maps"):
         codes = [scale[index : index + 1].to(model.device) for scale in samples.codes]
         figure = _maps_figure(samples, [model.to_uint8(model.decode(scale))[0] for scale in codes], index)
-        with whole(folder / f"maps_{index:06d}.png") as path:
-            figure.savefig(path, dpi=DPI)
+        save_figure(figure, folder / f"maps_{index:06d}.png", DPI)
 
 
 def save_entropy_by_step(samples: Samples, path: Path) -> None:
@@ -73,8 +73,7 @@ def save_entropy_by_step(samples: Samples, path: Path) -> None:
     scales.set_xlabel("side of the scale", fontsize=11)
     scales.tick_params(length=0)
     scales.spines["top"].set_visible(False)
-    with whole(path) as temporary:
-        figure.savefig(temporary, dpi=DPI)
+    save_figure(figure, path, DPI)
 
 
 def save_animation(samples: Samples, model: Generator, path: Path) -> None:

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from data.crops import to_bytes
 from runtime.errors import UserError
 from runtime.files import whole
+from runtime.pictures import save_image
 
 PNG_END = bytes.fromhex("0000000049454e44ae426082")  # the last part of every PNG, which is empty
 CAPTION_SIZE = 14  # pixels
@@ -52,7 +53,7 @@ def png_has_its_end(path: Path) -> bool:
 def save_grid(images: Tensor, path: Path, columns: int, captions: Sequence[str] = ()) -> None:
     """Write uint8 images (B, 3, H, W) as one picture, row by row; a caption stands at the left of each row."""
     picture = Image.fromarray(grid_of(images, columns, MIN_GRID_SIDE).permute(1, 2, 0).cpu().numpy())
-    (captioned(picture, captions) if captions else picture).save(path)
+    save_image(captioned(picture, captions) if captions else picture, path)
 
 
 def save_labelled_grid(images: Tensor, captions: Sequence[str], path: Path) -> None:
@@ -65,7 +66,7 @@ def save_labelled_grid(images: Tensor, captions: Sequence[str], path: Path) -> N
     count, period = len(images), len(set(captions))
     in_turn = all(caption == captions[i % period] for i, caption in enumerate(captions))
     if not in_turn or not 1 < period <= min(MAX_ROWS, count - 1):
-        return _captioned_below(images, captions).save(path)
+        return save_image(_captioned_below(images, captions), path)
     columns = -(-count // period)
     missing = images.new_full((columns * period - count, *images.shape[1:]), 0)
     rows = torch.cat([images, missing]).unflatten(0, (columns, period)).transpose(0, 1).flatten(0, 1)

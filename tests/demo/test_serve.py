@@ -160,14 +160,17 @@ def test_without_gradio_it_says_what_to_install(tmp_path: Path, monkeypatch: pyt
 
 
 def test_models_that_ship_and_runs_are_offered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run's autoencoder is no model to draw with."""
+    """And what was downloaded. An autoencoder is no model to draw with."""
     monkeypatch.chdir(tmp_path)
     save_run(tmp_path / "output/mine", tiny_model())
     save_run(tmp_path / "output/own/model", tiny_gpt(autoencoder=tiny_model().autoencoder, img_size=32))
     (tmp_path / "output/broken").mkdir()
     (tmp_path / "output/broken/checkpoint-last.pth").touch()
+    for name in ("npp-b/c2i_B_256.pt", "llamagen/vq_ds16_c2i.pt"):  # the latter is an autoencoder
+        (tmp_path / "pretrained_models" / name).parent.mkdir(parents=True)
+        (tmp_path / "pretrained_models" / name).touch()
     monkeypatch.setattr(checkpoints, "PROJECT", tmp_path)
-    assert checkpoints.offered() == ["output/mine", "output/own/model"]
+    assert checkpoints.offered() == ["output/mine", "output/own/model", "pretrained_models/npp-b"]
     monkeypatch.setattr(checkpoints, "PROJECT", ROOT)
     assert checkpoints.offered()[0] == "pretrained_models/cifar10-checkerboard"
 

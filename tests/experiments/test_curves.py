@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from matplotlib.figure import Figure
 from PIL import Image
 
 from experiments import curves
@@ -51,7 +50,7 @@ def test_the_command_writes_a_picture(with_grid: bool, tmp_path: Path) -> None:
     assert (red > 0.05) == with_grid
 
 
-def test_a_model_of_one_scale_has_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_of_one_scale_has_a_line(tmp_path: Path) -> None:
     """LlamaGen, NPP and RandAR log no scales."""
     (tmp_path / "log.jsonl").write_text(
         "".join(
@@ -59,24 +58,20 @@ def test_a_model_of_one_scale_has_a_line(tmp_path: Path, monkeypatch: pytest.Mon
             for i in range(3)
         )
     )
-    drawn: list[Figure] = []
-    monkeypatch.setattr(Figure, "savefig", lambda figure, *args, **kwargs: drawn.append(figure))
-    curves.save_curves(read_steps(tmp_path), [], None, 1, "curves.png")
-    losses, accuracies = (axes.lines[0].get_ydata().tolist() for axes in drawn[0].axes)
+    figure = curves.draw(read_steps(tmp_path), [], None, 1)
+    losses, accuracies = (axes.lines[0].get_ydata().tolist() for axes in figure.axes)
     assert losses == [9, 8, 7]
     assert accuracies == pytest.approx([0, 1 / 9, 2 / 9])
 
 
-def test_held_out_loss_is_a_line_beside_the_mean_of_all_scales(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_held_out_loss_is_a_line_beside_the_mean_of_all_scales(tmp_path: Path) -> None:
     write_run(tmp_path, [1, 2, 3])
     with (tmp_path / "log.jsonl").open("a") as file:
         file.write("\n")
         for epoch, loss in ((1.0, 8.5), (2.0, 8.0), (2.0, 7.5)):  # the last epoch was measured twice
             file.write(json.dumps({"step": 10 * epoch, "epoch": epoch, "val_loss": loss}) + "\n")
-    drawn: list[Figure] = []
-    monkeypatch.setattr(Figure, "savefig", lambda figure, *args, **kwargs: drawn.append(figure))
-    curves.save_curves(read_steps(tmp_path), read_held_out(tmp_path), None, 1, "curves.png")
-    lines = [(line.get_xdata().tolist(), line.get_ydata().tolist()) for line in drawn[0].axes[0].lines]
+    figure = curves.draw(read_steps(tmp_path), read_held_out(tmp_path), None, 1)
+    lines = [(line.get_xdata().tolist(), line.get_ydata().tolist()) for line in figure.axes[0].lines]
     assert lines[-2:] == [([0.1, 0.2, 0.3], [1, 1, 1]), ([1, 2], [8.5, 7.5])]
 
 
@@ -85,3 +80,9 @@ def test_a_folder_without_metrics_is_refused(tmp_path: Path) -> None:
     write_run(tmp_path, [])
     with pytest.raises(UserError, match="holds no metrics; train longer"):
         read_steps(tmp_path)
+
+
+def test_a_name_of_no_kind_of_picture_is_refused(tmp_path: Path) -> None:
+    write_run(tmp_path, [1, 2])
+    error = call(curves.main, "--run", str(tmp_path), "--output", str(tmp_path / "curves.xyz")).error()
+    assert error == f"{tmp_path}/curves.xyz names no kind of picture; let it end in .png, .svg or .pdf"

@@ -8,7 +8,6 @@ import torch
 from PIL import Image
 
 from experiments import mixing
-from experiments.mixing import save_mixing
 from tests.command_factory import call, save_run
 from tests.factory import tiny_model
 
@@ -17,7 +16,7 @@ pytestmark = pytest.mark.quick
 
 @pytest.mark.parametrize(("value", "colour"), [(-2.0, (0, 0, 255)), (2.0, (255, 0, 0)), (0.0, (255, 254, 254))])
 def test_blue_is_below_0_and_red_above(value: float, colour: tuple[int, ...], tmp_path: Path) -> None:
-    save_mixing(np.full((6, 6), value), tmp_path / "a.png")
+    mixing.draw(np.full((6, 6), value)).savefig(tmp_path / "a.png")
     pixels = np.asarray(Image.open(tmp_path / "a.png").convert("RGB"))
     height, width, _ = pixels.shape
     assert tuple(pixels[height // 2 - 20, width // 2 - 20].tolist()) == colour
