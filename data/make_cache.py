@@ -87,6 +87,11 @@ class CacheMaker:
                 move_aside(place)
 
     def _make(self, folder: Path) -> Path:
+        if distributed.on_several_machines():  # which would write whole pages of one file over each other's
+            raise UserError(
+                "several machines cannot write one cache; make it by --create_cache on one, and train from it by "
+                "--use_cache on all"
+            )
         if distributed.is_main():
             begin_cache(folder, self.manifest, self.images.labels)
         distributed.barrier("room for the cache")

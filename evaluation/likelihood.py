@@ -64,7 +64,7 @@ class CodeScores:
         # Bins are open below and closed above, as (0, 1/15]; the first holds 0 too.
         number = ((confidence * NUM_BINS).ceil().long() - 1).clamp(0, NUM_BINS - 1).cpu()
         values = torch.stack([confidence, (likeliest == targets).float()])
-        self.bins.index_add_(1, number, values.double().cpu())
+        self.bins.index_add_(1, number, values.cpu().double())  # MPS has no float64
 
     def results(self) -> dict[str, float]:
         """``nats_per_token``, ``perplexity``, ``accuracy`` and ``ece``, the last two from 0 to 1."""

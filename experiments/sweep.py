@@ -192,7 +192,7 @@ def draw_figure(rows: Sequence[Row]) -> "Figure":
 
     metrics, names = metric_names(rows), list(rows[0])
     others = [name for name in names[: names.index("steps")] if name != "cfg"]
-    if len({tuple(row[name] for name in others) for row in rows}) < len({row["steps"] for row in rows}):
+    if len({str([row[name] for name in others]) for row in rows}) < len({row["steps"] for row in rows}):
         others.append("steps")  # which is a setting then, not what others make
     curves: dict[str, list[Row]] = {}
     for row in sorted(rows, key=lambda row: at_scale(row["cfg"], -1)):

@@ -72,6 +72,8 @@ def course(folder: Path) -> dict[str, np.ndarray]:
             rows = {step: row for step, row in rows.items() if step <= entry["step"]}
         else:
             rows[entry["step"]] = [images, tokens, minutes, entry["loss"], share**-0.5]
+    if not rows:
+        raise UserError(f"{folder / 'log.jsonl'} holds no metrics yet; train longer")
     if not images:
         raise UserError(f"{folder / 'log.jsonl'} does not say how many images a step has; train anew")
     return dict(zip((*PANELS, "loss", "side"), np.array(list(rows.values())).T, strict=True))

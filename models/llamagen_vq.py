@@ -170,4 +170,5 @@ class LlamaGenVQ(Autoencoder):
         return self.quantize.codebook()
 
     def _decode(self, latents: Tensor) -> Tensor:
-        return self.decoder(self.post_quant_conv(F.normalize(latents, dim=1)))
+        # Zeros, which stand for codes that are not drawn yet, stay zeros: in float16 torch's own eps is 0.
+        return self.decoder(self.post_quant_conv(F.normalize(latents, dim=1, eps=1e-4)))

@@ -92,6 +92,11 @@ def is_main() -> bool:
     return rank() == 0
 
 
+def on_several_machines() -> bool:
+    """By what torchrun says of its ranks here."""
+    return num_ranks() > int(os.environ.get("LOCAL_WORLD_SIZE") or num_ranks())
+
+
 def say(text: str) -> None:
     """Print a line once, whatever the number of ranks."""
     if is_main():

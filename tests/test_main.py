@@ -393,7 +393,7 @@ def test_a_mistake_ends_a_process_with_one_line_and_code_2(root: Path, tmp_path:
         ({"cached_path": "nowhere", "create_cache": False}, "no cache of codes at nowhere"),
         ({"weights_init": "nowhere"}, "no checkpoint at nowhere"),
         ({"resume": "nowhere"}, "no checkpoint at nowhere"),
-        ({"resume": FIXTURES / "tiny-2x"}, "is of no run of this model"),
+        ({"resume": FIXTURES / "tiny-2x"}, "tiny-2x holds a run with llama_config"),
         ({"attention": "flex"}, "attention flex trains on CUDA alone"),
         ({"llama_config.hidden_size": 30}, "hidden_size 30 must be a multiple"),
     ],
@@ -443,6 +443,58 @@ def test_another_autoencoder_in_the_same_folder(finished: tuple[Path, Path, Outc
     other = ["--autoenc.checkpoint_path", str(tmp_path / "autoencoder.safetensors"), "--cached_path", str(tmp_path)]
     error = call(main.main, "--config", str(config), *other).error()
     assert "holds a run with another autoencoder" in error
+
+
+@pytest.mark.parametrize(
+    ("settings", "answer"),
+    [({"scan_order": "raster"}, "with scan_order checkerboard, not raster"), ({}, "with another autoencoder")],
+)
+def test_another_model_is_not_resumed_in_a_new_folder(
+    settings: dict[str, Any], answer: str, root: Path, finished: tuple[Path, Path, Outcome], tmp_path: Path
+) -> None:
+    if not settings:
+        save_autoencoder(tiny_autoencoder(seed=1, ch_mult=(1, 1)), tmp_path)
+        settings = {"autoenc.checkpoint_path": tmp_path / "autoencoder.safetensors", "cached_path": tmp_path}
+    for place in (finished[0], finished[0] / LAST):
+        error = call(main.main, *tiny_command(root, tmp_path / "run", resume=place, **settings)).error()
+        assert answer in error
+        assert "start from its weights by --weights_init" in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_weights_to_start_from_are_not_taken_by_what_is_resumed(
+    root: Path, finished: tuple[Path, Path, Outcome], tmp_path: Path
+) -> None:
+    """And a configuration that the user has put into the new folder stays, under another name."""
+    own = tmp_path / "run/config.yaml"
+    own.parent.mkdir()
+    own.write_text("# mine\nargs: {}\n")
+    earlier = shutil.copytree(finished[0], tmp_path / "earlier")
+    content = read_torch_file(earlier / LAST)
+    (earlier / LAST).unlink()  # which is mapped into the memory
+    torch.save(content | {"epoch": 1, "step": 15}, earlier / LAST)
+    flags = {"resume": earlier, "weights_init": FIXTURES / "tiny-2x", "epochs": 2, "batch_size": 100, "ema": True}
+    outcome = call(main.main, *tiny_command(root, tmp_path / "run", **flags))
+    assert outcome.code == 0, outcome.err
+    assert "tensors start from" not in outcome.out
+    assert f"going on from {earlier / LAST}: epoch 1, step 15" in outcome.out
+    assert (tmp_path / "run/config.1.yaml").read_text() == "# mine\nargs: {}\n"
+
+
+@pytest.mark.parametrize(
+    ("settings", "answer"),
+    [
+        ({"cfg": "[1, 2]"}, "cfg"),
+        ({"val_images": 298}, "297 images are held out"),
+        ({"adaptive_order": True}, "randar"),
+    ],
+)
+def test_a_mistake_is_found_before_a_cache_is_made(
+    settings: dict[str, Any], answer: str, root: Path, tmp_path: Path
+) -> None:
+    command = tiny_command(root, tmp_path / "run", cached_path=tmp_path / "cached", **settings)
+    assert answer in call(main.main, *command).error()
+    assert not (tmp_path / "cached").exists()
 
 
 def test_a_cache_of_another_autoencoder_is_refused(root: Path, tmp_path: Path) -> None:

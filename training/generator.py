@@ -17,9 +17,9 @@ from sampling.bulk import Request, draw_on_all_ranks
 from sampling.labels import balanced_labels, class_captions, shown_labels
 from sampling.memory import pick_batch_size
 from sampling.pictures import save_grid
-from training.held_out import HeldOutLoss
+from training.held_out import HeldOutLoss, check_held_out
 from training.options import TrainArgs
-from training.order import AdaptiveOrder
+from training.order import AdaptiveOrder, check_permutes
 from training.preview import FIRST_SEED, Evaluation
 from training.task import Task
 
@@ -38,7 +38,7 @@ class GeneratorTask(Task):
         self.module, self.args, self.class_keys = module, args, class_keys
         self.drawing = drawing if module.config.class_cond else replace(drawing, cfg=0.0)
         self.settings = (args, self.drawing)
-        module.check_drawing(self.drawing)
+        check_task(module, args, self.drawing)
         module.prepare_training(args.attention, args.compile, args.activation_checkpointing)
         self.patch_side = 0  # of the stage under way
         self.images_seen = 0  # by this rank
@@ -117,6 +117,15 @@ class GeneratorTask(Task):
             "class_names": self.module.class_names,
             "class_keys": self.class_keys,
         }
+
+
+def check_task(module: Generator, args: TrainArgs, drawing: Drawing) -> None:
+    """Refuse previews, held-out images or an adaptive order that a model cannot have; its weights need no memory."""
+    module.check_drawing(drawing if module.config.class_cond else replace(drawing, cfg=0.0))
+    if args.val_images:
+        check_held_out(module, args)
+    if args.adaptive_order:
+        check_permutes(module)
 
 
 def check_patches(config: GeneratorConfig, kind: type[Generator], stride: int, args: TrainArgs) -> None:

@@ -4,11 +4,20 @@ import random
 
 import torch
 
+from data.images import CroppedImages
 from evaluation.likelihood import evenly_spaced, held_out_images
 from models.family import Generator, StepContext
 from runtime import distributed
 from runtime.errors import UserError
 from training.options import TrainArgs
+
+
+def check_held_out(model: Generator, args: TrainArgs) -> CroppedImages:
+    """The images that are held out; UserError if they are fewer than are asked for, or of other classes."""
+    crops = held_out_images(model, args.dataset, args.data_path)
+    if args.val_images > len(crops):
+        raise UserError(f"val_images is {args.val_images}, but {len(crops)} images are held out; lower it")
+    return crops
 
 
 class HeldOutLoss:
@@ -18,9 +27,7 @@ class HeldOutLoss:
     """
 
     def __init__(self, model: Generator, args: TrainArgs) -> None:
-        crops = held_out_images(model, args.dataset, args.data_path)
-        if args.val_images > len(crops):
-            raise UserError(f"val_images is {args.val_images}, but {len(crops)} images are held out; lower it")
+        crops = check_held_out(model, args)
         share = distributed.rank(), distributed.num_ranks()
         with torch.inference_mode():
             self.batches = [

@@ -16,7 +16,7 @@ from runtime import distributed
 from runtime.device import describe_size, pick_device
 from runtime.files import write_text
 from runtime.lock import lock_folder
-from training.generator import GeneratorTask, check_patches
+from training.generator import GeneratorTask, check_patches, check_task
 from training.options import TrainArgs
 from training.order import FIRST_STEPS
 from training.preview import score_digits
@@ -56,12 +56,14 @@ def prepare_and_train(
         check_patches(config, model_class(config), autoencoder.config.stride, args)  # likewise
         with without_memory():
             trial = model_class(config)(config, autoencoder)  # likewise refuses an autoencoder that does not fit
-        if args.weights_init is not None and not holds_run(folder):
+        trial.class_names = source.class_names and list(source.class_names)
+        check_task(trial, args, drawing)  # likewise
+        if starts_from_weights(args, folder):
             with warnings.catch_warnings(action="ignore"):  # nothing is copied to meta tensors, which torch warns of
                 initialize_from(trial, args.weights_init)  # likewise refuses weights that do not fit
     autoencoder_sha256 = autoencoder_hash(autoencoder)
     if trains and distributed.is_main():
-        check_same(folder, config, autoencoder_sha256)  # likewise
+        check_same(folder, config, autoencoder_sha256, args.resume)  # likewise
     dataset = source.dataset(config, args, autoencoder, autoencoder_sha256)
     if trains:
         torch.manual_seed(args.seed)
@@ -71,7 +73,7 @@ def prepare_and_train(
             if distributed.is_main():
                 begin_run(folder, autoencoder)
             distributed.barrier()
-            if args.weights_init is not None and not holds_run(folder):
+            if starts_from_weights(args, folder):
                 for remark in initialize_from(model, args.weights_init):
                     distributed.say(remark)
             task = GeneratorTask(model, args, drawing, list(source.class_keys))
@@ -79,6 +81,11 @@ def prepare_and_train(
             settings["sampling"] = sampling_settings(folder, task.drawing, configuration)
             train(Trainer(task, dataset, args, folder, device, settings))
     distributed.tear_down()
+
+
+def starts_from_weights(args: TrainArgs, folder: Path) -> bool:
+    """Whether a run begins with given weights, and does not go on from a checkpoint."""
+    return args.weights_init is not None and args.resume is None and not holds_run(folder)
 
 
 def train(trainer: Trainer) -> None:

@@ -12,12 +12,16 @@ FULL_ERROR = 0.05  # calibration error from which all locations are permuted
 MAX_IMAGES, BATCH = 1000, 100
 
 
+def check_permutes(model: Generator) -> None:
+    """Refuse a model that learns codes in one order."""
+    if not model.permutes_codes:
+        raise UserError("adaptive_order needs architecture randar and scan_order random; set them, or leave it out")
+
+
 class AdaptiveOrder:
     """The share of locations to permute, a function of the step and of the weights at the last measurement."""
 
     def __init__(self, model: Generator, args: TrainArgs) -> None:
-        if not model.permutes_codes:
-            raise UserError("adaptive_order needs architecture randar and scan_order random; set them, or leave it out")
         crops = held_out_images(model, args.dataset, args.data_path)
         batches = evenly_spaced(crops, min(MAX_IMAGES, len(crops)), BATCH)
         with torch.inference_mode():

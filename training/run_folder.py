@@ -64,21 +64,21 @@ def holds_run(folder: Path) -> bool:
     return (path.exists() or find_shares(path) is not None) and (folder / CONFIG_NAME).exists()
 
 
-def check_same(folder: Path, config: GeneratorConfig, autoencoder_sha256: str) -> None:
-    """Refuse to go on with a run of another model or autoencoder, if the folder holds one."""
+def check_same(folder: Path, config: GeneratorConfig, autoencoder_sha256: str, resume: str | None) -> None:
+    """Refuse to go on with a run of another model or autoencoder: the folder's, or else the one of ``resume``."""
+    mend = "go on with the same, or name another output_dir"
     if not holds_run(folder):
-        return
+        place = Path(resume or folder)
+        folder = place if place.is_dir() else place.parent
+        if resume is None or not (folder / CONFIG_NAME).exists() or not (folder / "autoenc").exists():
+            return
+        mend = "resume one of the same, or start from its weights by --weights_init"
     saved = read_model_config(folder / CHECKPOINT_NAME)
     ours, theirs = (asdict(replace(c, autoenc=AUTOENCODER_PATHS).canonical()) for c in (config, saved))
     other = [key for key in ours if ours[key] != theirs.get(key)]
     if other:
         # A change of family explains all others, one of size most.
         key = max(other, key=lambda name: (name == "architecture", isinstance(ours[name], dict)))
-        raise UserError(
-            f"{folder} holds a run with {key} {theirs.get(key)}, not {ours[key]}; "
-            "go on with the same model, or name another output_dir"
-        )
+        raise UserError(f"{folder} holds a run with {key} {theirs.get(key)}, not {ours[key]}; {mend}")
     if autoencoder_hash(open_autoencoder(folder / "autoenc")) != autoencoder_sha256:
-        raise UserError(
-            f"{folder} holds a run with another autoencoder; go on with that one, or name another output_dir"
-        )
+        raise UserError(f"{folder} holds a run with another autoencoder; {mend}")

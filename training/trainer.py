@@ -126,7 +126,7 @@ class Trainer:
     def _write_settings(self) -> None:
         """Into the folder; a file of that name that is of no run, but the user's, gets another name."""
         place = self.folder / CONFIG_NAME
-        if self.state.step == 0 and place.exists():
+        if not self.state.is_saved(self.folder / CHECKPOINT_NAME) and place.exists():
             with suppress(UserError):  # of one that is no YAML
                 if same_settings(read_yaml(place), self.settings):
                     return
@@ -200,6 +200,8 @@ class Trainer:
                     self.save()
                 if number:
                     raise Stopped(number, saved=True)
+                if save:
+                    distributed.barrier("the checkpoint")  # a sum of gradients would not wait for a slow disk
 
     def _next_group(self, batches: Iterator[Any]) -> list[Any]:
         """The batches of a step. A signal ends the wait for them: here one rank can save, but not several."""

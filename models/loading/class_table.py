@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
+from models.class_names import NUM_IMAGENET, imagenet_names
 from models.family import Generator
 
 
@@ -17,12 +18,14 @@ def fit_classes(
 
     A class begins with the row of the class of its name there. One that is not there begins as an image without a
     class, of which a model trained for guidance knows more than a fresh row does: so the loss begins near its own.
-    Without names on both sides a table of as many rows stays as it is.
+    Without names on both sides a table of as many rows stays as it is; 1000 rows without names are ImageNet's classes.
     """
     key, names = model.class_table, model.class_names
     if key is None or key not in saved or saved[key].shape[1:] != model.state_dict()[key].shape[1:]:
         return dict(saved), []
     num_classes, num_saved = (len(table) - 1 for table in (model.state_dict()[key], saved[key]))
+    if saved_names is None and num_saved == NUM_IMAGENET:  # published files name no classes
+        saved_names = imagenet_names()
     if saved_names is not None and len(saved_names) != num_saved:
         saved_names = None
     rows = _rows(num_classes, num_saved, names, saved_names)

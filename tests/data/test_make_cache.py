@@ -518,3 +518,15 @@ def test_verification_refuses_what_it_cannot_compare(cache: Path, pets: Path, au
     os.truncate(cache / "codes.npy", 3000)
     with pytest.raises(UserError, match="is damaged"):
         make(images_of(pets), autoencoder).verify(cache, 1, seed=0)
+
+
+def test_several_machines_do_not_write_one_cache(
+    pets: Path, autoencoder: Autoencoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their pages of one file would overwrite each other's; a cache that is there serves them all."""
+    maker, several = make(images_of(pets), autoencoder, crop="center"), [True]
+    monkeypatch.setattr("runtime.distributed.on_several_machines", lambda: several[0])
+    with pytest.raises(UserError, match="several machines cannot write one cache"):
+        maker.create(tmp_path / "caches")
+    for several[0] in (False, True):
+        assert maker.create(tmp_path / "caches").exists()

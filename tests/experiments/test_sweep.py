@@ -341,3 +341,12 @@ def test_mistakes(checkpoint: Path, tmp_path: Path) -> None:
     assert "name the --checkpoint" in call(sweep.main).error()
     assert not (tmp_path / "sweep").exists()
     assert "cfg is x" in refusal("--cfg", "x")
+
+
+def test_settings_that_are_lists_are_curves_of_their_own() -> None:
+    rows = [
+        {"cfg": cfg, "temperature": temperature, "steps": 13, "FID-9": fid, "Inception Score": 2.0}
+        for cfg, temperature, fid in ((1.0, [1, 1], 5.0), (2.0, [1, 1], 4.0), (1.0, [1, 0.9], 3.0))
+    ]
+    curves = {line.get_label(): line.get_xydata().tolist() for line in draw_figure(rows).axes[0].lines}
+    assert curves == {"[1, 1]": [[1, 5], [2, 4]], "[1, 0.9]": [[1, 3]]}

@@ -95,3 +95,10 @@ def test_the_picture(tmp_path: Path) -> None:
 def test_mistakes(tmp_path: Path) -> None:
     assert call(tokens.main).error().startswith("name the --runs to compare")
     assert "no such file" in call(tokens.main, "--runs", str(tmp_path / "nowhere")).error()
+
+
+def test_a_run_that_was_stopped_before_its_first_entry(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", 1)
+    starts = [{"event": "start", "step": step, "images_a_step": 10, "time": 9.0 * step} for step in (0, 30)]
+    (run / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in starts))
+    assert "holds no metrics yet; train longer" in call(tokens.main, "--runs", str(run)).error()

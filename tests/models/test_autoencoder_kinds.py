@@ -220,6 +220,17 @@ def test_impossible_sizes_are_refused(channels: int) -> None:
     assert LlamaGenVQConfig().stride == MaskGITVQConfig().stride == 4 * VQVAEConfig().stride
 
 
+@torch.no_grad()
+def test_codes_that_are_not_drawn_yet_are_grey_in_half_precision() -> None:
+    """Their latents are zeros, which float16 would divide by a length of zero."""
+    autoencoder = tiny_autoencoder()
+    latents = torch.zeros(1, autoencoder.config.embed_dim, 8, 8)
+    latents[:, 0, :4] = 1
+    expected = autoencoder.decode_latents(latents)
+    autoencoder.decode_in(torch.float16)
+    assert (autoencoder.decode_latents(latents) - expected).abs().mean() < 0.03 * expected.std()
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("make", [tiny_autoencoder, random_maskgit, lambda: VQVAE(TINY_VQVAE).eval()])
 @torch.no_grad()

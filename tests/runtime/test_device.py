@@ -136,3 +136,14 @@ def test_what_arrives_is_what_was_sent(device: torch.device) -> None:
     """Though the memory of the source is another's at once."""
     sent = [send(torch.full((100_000,), value), device) for value in range(20)]
     assert [tensor.unique().tolist() for tensor in sent] == [[value] for value in range(20)]
+
+
+@pytest.mark.parametrize("kind", ["cpu", "cuda", "mps"])
+def test_codes_have_no_mixed_precision_on_any_device(kind: str) -> None:
+    torch.set_autocast_enabled(kind, True)
+    try:
+        with exact_float32():
+            assert not torch.is_autocast_enabled(kind)
+        assert torch.is_autocast_enabled(kind)
+    finally:
+        torch.set_autocast_enabled(kind, False)

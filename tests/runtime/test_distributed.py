@@ -355,3 +355,16 @@ def test_a_signal_ends_a_wait_for_a_rank(tmp_path: Path) -> None:
     assert exit_codes(processes[1:]) == [130, -15]
     assert time.monotonic() - start < 5
     processes[0].kill()
+
+
+@pytest.mark.parametrize(
+    ("ranks", "here", "several"), [(1, None, False), (4, "4", False), (4, "2", True), (4, "", False)]
+)
+def test_ranks_elsewhere_are_on_other_machines(
+    ranks: int, here: str | None, several: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    if here is not None:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", here)
+    monkeypatch.setattr(distributed, "num_ranks", lambda: ranks)
+    assert distributed.on_several_machines() == several

@@ -21,6 +21,7 @@ from models.autoencoder import to_uint8
 from models.checkerboard.config import CheckerboardDrawing
 from models.checkerboard.model import Checkerboard, in_scan_order, scale_metrics
 from models.checkerboard.order import sampling_blocks
+from models.class_names import imagenet_names
 from models.family import StepContext
 from models.loading.checkpoint import initialize_from
 from models.loading.class_table import fit_classes
@@ -332,6 +333,14 @@ def test_a_class_starts_as_that_of_its_name_or_as_none(
     assert len(remarks) == 1 + (list(rows) != list(range(10)))
     known = sum(row < 10 for row in rows)
     assert remarks[-1].startswith(f"{known} of {len(rows)} classes ") or len(remarks) == 1
+
+
+def test_published_weights_without_names_know_imagenets_classes() -> None:
+    saved, model = tiny_model(num_classes=1000), tiny_model(seed=7, num_classes=2)
+    model.class_names = [imagenet_names()[207], "my cat"]
+    fitted, remarks = fit_classes(model, saved.state_dict(), None)
+    assert torch.equal(fitted["class_embeddings.weight"], saved.class_embeddings.weight[[207, 1000, 1000]])
+    assert remarks[0].startswith("1 of 2 classes start as those of the same name there")
 
 
 def test_classes_of_another_width_begin_fresh(tmp_path: Path) -> None:
