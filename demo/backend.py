@@ -71,7 +71,7 @@ class Backend:
 
     async def loaded(self, owner: str, name: str) -> Loaded:
         """A model, once it is its turn to be loaded."""
-        return await self.result(self.queue.submit(owner, lambda job: self.models.get(name)))
+        return await self.result(self.queue.submit(owner, lambda job: self.models.get(name), lasts=True))
 
     async def result(self, job: Job) -> Any:
         """What a job returns, once it is done; or its error."""

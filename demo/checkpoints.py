@@ -54,26 +54,30 @@ class LoadedModels:
         return self._loaded[name]
 
 
-def offered() -> list[str]:
-    """Checkpoints that ship or were downloaded, then those of runs below output/; from the project's folder or here."""
+def offered() -> dict[str, str]:
+    """The family of each checkpoint that ships or was downloaded, and of runs below output/; from the project or here.
+
+    Downloads of LlamaGen and RandAR have no configuration beside them.
+    """
     pretrained = PROJECT / "pretrained_models"
     found = [path.parent for path in sorted(pretrained.glob("*/config.yaml"))]
     found.sort(key=lambda folder: folder.name != "cifar10-checkerboard")  # which is always there
     for depth in ("*", "*/*"):
         found += [path.parent for path in sorted(Path("output").glob(f"{depth}/{CHECKPOINT_NAME}"))]
-    models = [folder for folder in found if _is_model(folder)]
-    downloads = [pretrained / file.path for file in TABLE if file.path.split("/")[0] in (*RASTER, *RANDAR)]
-    models += [file.parent for file in downloads if file.exists()]  # which have no configuration beside them
-    return [_short(folder) for folder in models]
+    families = {_short(folder): _family_of(folder) for folder in found}
+    for file in TABLE:
+        name = file.path.split("/")[0]
+        if name in (*RASTER, *RANDAR) and (pretrained / file.path).exists():
+            families[_short(pretrained / name)] = "llamagen" if name in RASTER else "randar"
+    return {name: family for name, family in families.items() if family is not None}
 
 
-def _is_model(folder: Path) -> bool:
-    """Whether there is a generator; an autoencoder's run has files of the same names."""
+def _family_of(folder: Path) -> str | None:
+    """None if there is no generator: an autoencoder's run has files of the same names."""
     try:
-        read_model_config(find_checkpoint(folder))
+        return read_model_config(find_checkpoint(folder)).architecture
     except UserError:
-        return False
-    return True
+        return None
 
 
 def _short(folder: Path) -> str:

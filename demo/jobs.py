@@ -14,11 +14,12 @@ class Job:
     """Some work in the queue's thread, whose pictures are seen as they come.
 
     ``owner`` is the visitor that it is for. ``work`` is called with the job: it calls ``check`` and ``show`` as often
-    as it can, and what it returns, or the error that ends it, is there once ``done`` is set.
+    as it can, and what it returns, or the error that ends it, is there once ``done`` is set. One that ``lasts`` is not
+    cancelled with the visitor's others, because the page shows what it was asked for.
     """
 
-    def __init__(self, owner: str, work: Callable[["Job"], Any]) -> None:
-        self.owner, self.work = owner, work
+    def __init__(self, owner: str, work: Callable[["Job"], Any], lasts: bool = False) -> None:
+        self.owner, self.work, self.lasts = owner, work, lasts
         self.done = threading.Event()
         self.result: Any = None
         self.error: BaseException | None = None
@@ -61,8 +62,8 @@ class JobQueue:
         self._changed = threading.Condition()
         threading.Thread(target=self._work, name="queue", daemon=True).start()
 
-    def submit(self, owner: str, work: Callable[[Job], Any]) -> Job:
-        job = Job(owner, work)
+    def submit(self, owner: str, work: Callable[[Job], Any], lasts: bool = False) -> Job:
+        job = Job(owner, work, lasts)
         with self._changed:
             self._jobs.append(job)
             self._changed.notify()
@@ -81,7 +82,7 @@ class JobQueue:
     def cancel(self, owner: str) -> None:
         """End the jobs of a visitor: one under way after its step, one that waits at once."""
         with self._changed:
-            for job in [job for job in self._jobs if job.owner == owner]:
+            for job in [job for job in self._jobs if job.owner == owner and not job.lasts]:
                 job.cancel()
                 if job is not self._jobs[0]:
                     self._jobs.remove(job)

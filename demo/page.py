@@ -1,5 +1,6 @@
 """What the page consists of."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,6 @@ from demo.drawing import MAX_IMAGES
 from demo.options import DemoArgs
 from demo.pictures import say, summary_html
 from demo.settings import OFTEN, field_of, options_of_family
-from models.loading.checkpoint import find_checkpoint, read_model_config
 from runtime.errors import UserError
 
 # A click on an image says which one it is, and marks it at once.
@@ -94,16 +94,16 @@ class Page:
 
 def lay_out(args: DemoArgs) -> tuple[Page, Backend]:
     """The page of a checkpoint, or of all that are offered; a UserError if the first one cannot be loaded."""
-    names = offered() if args.checkpoint is None else [args.checkpoint]
-    if not names:
+    families = offered() if args.checkpoint is None else {args.checkpoint: ""}
+    if not families:
         raise UserError("there is no model in pretrained_models/ or output/; name one as --checkpoint")
-    backend = Backend(args, names)
-    first = backend.models.get(names[0])
+    backend = Backend(args, list(families))
+    first = backend.models.get(next(iter(families)))
     with gr.Blocks(title="Progressive checkerboards", analytics_enabled=False, delete_cache=TIDY) as blocks:
         gr.HTML("<h1>Progressive checkerboards</h1>", elem_classes="title")
         with gr.Row(elem_classes="columns"):
             with gr.Column(scale=4, min_width=300, elem_classes="fields"):
-                fields = make_fields(backend, first)
+                fields = make_fields(backend, first, list(families.values())[1:])
             with gr.Column(scale=9, min_width=320), gr.Tabs() as tabs:
                 with gr.Tab("Draw", id="draw"):
                     results = _results(
@@ -114,14 +114,11 @@ def lay_out(args: DemoArgs) -> tuple[Page, Backend]:
     return Page(blocks, tabs, fields, results, editor), backend
 
 
-def families_of(names: list[str], first: Loaded) -> list[str]:
-    """Those of all models that are offered."""
-    others = [read_model_config(find_checkpoint(name)).architecture for name in names[1:]]
-    return list(dict.fromkeys([first.model.config.architecture, *others]))
+def make_fields(backend: Backend, first: Loaded, others: Sequence[str] = ()) -> Fields:
+    """Fields with what the first model draws with in them, and those of ``others``, the families of other models.
 
-
-def make_fields(backend: Backend, first: Loaded) -> Fields:
-    """Fields with what the first model draws with in them; the backend learns which settings they are of."""
+    The backend learns which settings they are of.
+    """
     names = list(backend.models.names)
     model = gr.Dropdown(names, value=names[0], label="model", visible=len(names) > 1, elem_id="model")
     about = gr.HTML(summary_html(first.model), elem_id="about")
@@ -146,7 +143,7 @@ def make_fields(backend: Backend, first: Loaded) -> Fields:
         )
         new_seed = gr.Button("Another", elem_id="new-seed", size="sm", min_width=90, scale=0)
     groups, settings, usual = {}, [], usual_drawing(first.model)
-    for family in families_of(names, first):
+    for family in dict.fromkeys([first.model.config.architecture, *others]):
         options = options_of_family(family)
         values = [getattr(usual, one.name, one.default) for one in options]
         made = zip(options, values, strict=True)

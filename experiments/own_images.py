@@ -80,9 +80,9 @@ def main(argv: Sequence[str]) -> None:
             raise UserError(f"{folder} is of other photographs, or of another size; name another --output_dir")
         for number, task in enumerate(tasks, start=1):
             command, done = shlex.join(("python", *task.arguments)), record["commands"]
-            if done.get(task.label) == command:
+            if done.get(task.label) == command and task.product.exists():
                 continue
-            if task.label == TOKENIZER and TOKENIZER in done:
+            if task.label == TOKENIZER and done.get(TOKENIZER, command) != command:
                 raise UserError(f"{folder} has a tokenizer of other --tokenizer_steps; name another --output_dir")
             # What follows is of an earlier one, and to be done again.
             record["commands"] = {name: text for name, text in done.items() if name in ORDER[: number - 1]}

@@ -27,6 +27,7 @@ from evaluation.features.classifier import Classifier
 from evaluation.features.shipped import SIDE
 from experiments.tokens import course
 from models.loading.autoencoder import AUTOENCODER_CONFIG_NAME, read_autoencoder_config
+from runtime.errors import UserError
 from runtime.files import write_json, write_text
 from runtime.pictures import save_image
 from sampling.pictures import MIN_GRID_SIDE, caption_font, captioned, grid_of, read_png
@@ -45,8 +46,11 @@ FEW = 10  # photographs of a class
 def write_page(folder: Path, images: LabelledImages, record: dict[str, Any]) -> str:
     """Measure what was drawn, write ``results.json``, ``own.png`` and ``index.html``; return what to tell the user."""
     names = [name.split(",")[0] for name in images.class_names]
-    drawn = torch.stack([read_png(path) for path in sorted(folder.glob("samples/[0-9]*.png"))])
-    labels = np.arange(len(drawn)) % len(names)  # classes in turn
+    files = sorted(folder.glob("samples/[0-9]*.png"))
+    if not files:
+        raise UserError(f"{folder / 'samples'} holds no images; remove it, and run this once more")
+    drawn = torch.stack([read_png(path) for path in files])
+    labels = np.array([int(path.stem) % len(names) for path in files])  # classes in turn; some images may be gone
     save_image(_picture(images, drawn, labels, names), folder / PICTURE)
     loss = course(folder / "model")["loss"]
     codes = read_autoencoder_config(folder / "tokenizer/autoencoder" / AUTOENCODER_CONFIG_NAME).n_embed

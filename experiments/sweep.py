@@ -103,12 +103,14 @@ def sweep(args: SweepArgs, values: Mapping[str, Sequence[Any]], given: Collectio
     """Draw and measure each combination, cfg changing first; settings not ``given`` are for families that have them."""
     from evaluation.measure import CheckpointResults  # takes seconds to import
     from models.loading.checkpoint import config_place
-    from models.loading.save import write_recommended
+    from models.loading.save import check_recommends, write_recommended
     from models.sampling import checked_drawing
     from runtime import distributed
     from runtime.lock import lock_folder
 
     results = CheckpointResults(args)
+    if args.recommend:
+        check_recommends(config_place(results.checkpoint))
     known = {f.name for f in fields(results.model.Drawing)}
     swept = {name: found for name, found in values.items() if name in given or name in known}
     cfgs = swept.pop("cfg")

@@ -627,7 +627,7 @@ RULES = (
     Rule(
         r"python -m experiments\.study_times .*",
         files=("output/study/results.jsonl",),
-        added="--models checkerboard_4x,llamagen",
+        added="--models llamagen",
         within=timed_once,
     ),
     Rule(r"python -m experiments\.study_tables .*", says="| LlamaGen, 1 epoch | ", makes="output/study"),

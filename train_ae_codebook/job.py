@@ -8,7 +8,7 @@ import torch
 
 from data.images import CroppedImages, open_dataset
 from models.llamagen_vq import LlamaGenVQ
-from models.loading.autoencoder import open_autoencoder
+from models.loading.autoencoder import AUTOENCODER_NAMES, open_autoencoder
 from models.loading.checkpoint import CONFIG_NAME
 from models.vqvae import VQVAE
 from runtime import distributed
@@ -16,7 +16,7 @@ from runtime.config import plain, read_yaml
 from runtime.device import pick_device
 from runtime.errors import UserError
 from runtime.lock import lock_folder
-from train_ae_codebook.options import ImageArgs
+from train_ae_codebook.options import ImageArgs, RequantizeArgs
 from train_ae_codebook.tasks import AutoencoderTask, LlamaGenVQTask, RequantizeTask
 from train_ae_codebook.vqvae import VQVAETask
 from training.run_folder import holds_run
@@ -38,13 +38,15 @@ def train_autoencoder(settings: dict[str, Any], name: str) -> None:
     for remark in dict.fromkeys([*train.remarks, *validation.remarks]):
         distributed.say(remark)
     args.check_steps(args.epochs * count_steps(len(train), args))
+    folder = Path(args.output_dir or f"output/autoencoders/{name}")
+    export = Path(args.export_dir or folder / "autoencoder")
+    _check_export(export, args)
     held_out = CroppedImages(validation, args.img_size, "center")
     task = _make_task(settings, args, held_out, device)
     task.measured = "training images" if validation is train else task.measured
-    folder = Path(args.output_dir or f"output/autoencoders/{name}")
     with lock_folder(folder):
         if distributed.is_main() and holds_run(folder):
-            _check_same_images(folder / CONFIG_NAME, section, args)
+            _check_same(folder / CONFIG_NAME, section, args)
         distributed.say(
             f"{sum(p.numel() for p in task.module.parameters()):,} parameters; {len(train)} images, measured on "
             f"{len(validation)}; run folder {folder}"
@@ -53,10 +55,18 @@ def train_autoencoder(settings: dict[str, Any], name: str) -> None:
         trainer = Trainer(task, CroppedImages(train, args.img_size, args.crop), args, folder, device, kept)
         trainer.fit()
         if distributed.is_main():
-            export = Path(args.export_dir or folder / "autoencoder")
             task.export(trainer.trained, export)
             print(f"autoencoder: {export}; reconstructions: {folder / 'samples'}")
     distributed.tear_down()
+
+
+def _check_export(folder: Path, args: ImageArgs) -> None:
+    """Find out before the training whether the autoencoder can be written there, and would be found."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"export_dir {folder} is a file; name a folder")
+    published = folder / AUTOENCODER_NAMES[0]
+    if published.exists() and not isinstance(args, RequantizeArgs):
+        raise UserError(f"{published} would be taken for the new autoencoder beside it; name another export_dir")
 
 
 def _make_task(
@@ -86,9 +96,16 @@ def _start_from(module: LlamaGenVQ, path: str) -> None:
     module.load_state_dict(state, strict=False)
 
 
-def _check_same_images(path: Path, section: str, args: ImageArgs) -> None:
-    """Refuse to go on with a run, by its configuration, of other images, which would pass for one of these."""
+def _check_same(path: Path, section: str, args: ImageArgs) -> None:
+    """Refuse to go on with a run, by its configuration, of other images, or whose codes have another start."""
     saved = read_yaml(path).get(section) or {}
+    for name in ("moment_steps", "scale_sizes") if isinstance(args, RequantizeArgs) else ():
+        ours = plain(args)[name]
+        if saved.get(name, ours) != ours:
+            raise UserError(
+                f"{path.parent} holds a run with {name} {saved[name]}, not {ours}; keep it so, or name another "
+                "--output_dir"
+            )
     theirs = [saved.get(name) for name in ("dataset", "data_path")]
     if theirs != [args.dataset, args.data_path]:
         raise UserError(

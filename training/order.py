@@ -22,6 +22,7 @@ class AdaptiveOrder:
     """The share of locations to permute, a function of the step and of the weights at the last measurement."""
 
     def __init__(self, model: Generator, args: TrainArgs) -> None:
+        check_permutes(model)
         crops = held_out_images(model, args.dataset, args.data_path)
         batches = evenly_spaced(crops, min(MAX_IMAGES, len(crops)), BATCH)
         with torch.inference_mode():

@@ -64,7 +64,7 @@ def holds_run(folder: Path) -> bool:
     return (path.exists() or find_shares(path) is not None) and (folder / CONFIG_NAME).exists()
 
 
-def check_same(folder: Path, config: GeneratorConfig, autoencoder_sha256: str, resume: str | None) -> None:
+def check_same(folder: Path, config: GeneratorConfig, autoencoder_sha256: str, resume: str | None = None) -> None:
     """Refuse to go on with a run of another model or autoencoder: the folder's, or else the one of ``resume``."""
     mend = "go on with the same, or name another output_dir"
     if not holds_run(folder):

@@ -297,9 +297,10 @@ def _to_device(batch: Any, device: torch.device) -> Any:
 
 def _say_ignored(place: Path, settings: dict[str, Any]) -> None:
     """Name the settings, but for epochs, that a finished run was not trained with."""
-    trained = read_yaml(place).get("args") if place.exists() else None
-    now = settings.get("args", {})
-    other = [name for name, value in (trained or {}).items() if name != "epochs" and now.get(name, value) != value]
-    if other:
-        told = ", ".join(f"{name} {now[name]} (it has {trained[name]})" for name in other)
-        distributed.say(f"warning: no effect on a finished run: {told}")
+    saved, told = read_yaml(place) if place.exists() else {}, []
+    for section in settings.keys() & saved.keys() - {"model", "sampling"}:
+        trained, now = saved[section] or {}, settings[section]
+        other = [name for name, value in trained.items() if name != "epochs" and now.get(name, value) != value]
+        told += [f"{name} {now[name]} (it has {trained[name]})" for name in other]
+    if told:
+        distributed.say(f"warning: no effect on a finished run: {', '.join(told)}")

@@ -226,12 +226,19 @@ def infer_autoencoder_config(state: Mapping[str, Tensor], path: Path) -> Autoenc
         raise UserError(f"{path} is no autoencoder of {kind.whose} layout ({error})") from error
 
 
-def export_autoencoder(autoencoder: Autoencoder, folder: Path) -> None:
-    """Write ``checkpoint.pth``, as the release of its kind has it, and ``autoencoder_config.yaml``."""
+def export_autoencoder(autoencoder: Autoencoder, folder: Path, llamagens_names: bool = False) -> None:
+    """Write ``checkpoint.pth``, as the release of its kind has it, and ``autoencoder_config.yaml``.
+
+    With ``llamagens_names`` one of LlamaGen's kind is written as in LlamaGen's own vq_ds16_c2i.pt (method.md Sec. 3).
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    state = {published_name(key): value for key, value in autoencoder.state_dict().items()}
+    kind, state = KINDS[autoencoder.kind], autoencoder.state_dict()
+    if llamagens_names and autoencoder.kind == LlamaGenVQ.kind:
+        names = {ours: theirs for theirs, ours in kind.renamed.items()}
+        entry, state = "model", {names.get(key, key): v for key, v in state.items() if key not in kind.optional}
+    else:
+        entry, state = kind.entry, {published_name(key): value for key, value in state.items()}
     with whole(folder / AUTOENCODER_NAMES[0]) as temporary:
-        entry = KINDS[autoencoder.kind].entry
         torch.save(state if entry is None else {entry: state}, temporary)
     write_yaml(folder / AUTOENCODER_CONFIG_NAME, autoencoder_config_dict(autoencoder))
 

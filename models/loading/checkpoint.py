@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from models.config import FAMILIES, AutoencoderPaths, Drawing, GeneratorConfig, family_of
+from models.config import FAMILIES, NORM_GROUPS, AutoencoderPaths, Drawing, GeneratorConfig, family_of
 from models.family import Generator
 from models.loading.autoencoder import (
     CONFIG_NAME,
@@ -270,6 +270,11 @@ def export_published(path: str | Path, folder: str | Path) -> None:
         states = model_states(checkpoint, config, path)
         models = {key: None if state is None else build_model(state, config, path) for key, state in states.items()}
         autoencoder = models["model"].autoencoder
+        if getattr(getattr(autoencoder, "config", None), "norm_groups", NORM_GROUPS) != NORM_GROUPS:
+            raise UserError(
+                f"the published code normalizes {NORM_GROUPS} groups of channels, and this autoencoder another number; "
+                "export by --format safetensors"
+            )
         paths = AutoencoderPaths() if autoencoder is None else PUBLISHED_PATHS
         content = layout.config(models["model"], paths, path)
         recommended = recommended_settings(config_place(path), models["model"].Drawing)
@@ -277,5 +282,5 @@ def export_published(path: str | Path, folder: str | Path) -> None:
         name, weights = layout.file(models, checkpoint)
         write_weights(weights, partial / name, checkpoint.get(CLASS_NAMES))
         if autoencoder is not None:
-            export_autoencoder(autoencoder, partial / "autoenc")
+            export_autoencoder(autoencoder, partial / "autoenc", layout.llamagens_tokenizer)
         write_yaml(partial / CONFIG_NAME, content)

@@ -7,12 +7,13 @@ import errno
 import re
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from runtime import distributed
 from runtime.errors import UserError
-from runtime.files import PROJECT, hash_file, located
+from runtime.files import PROJECT, hash_file, located, write_text
 
 NAME = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>[\w.-]+))?(/(?P<inside>\w[\w./-]*))?")
 RELEASED_FOLDER = "pretrained_models"  # in which the release has its models
@@ -59,6 +60,7 @@ def fetched(name: str) -> Path:
         place, wanted = files_of(name, inside, [sibling.rfilename for sibling in info.siblings or ()])
         patterns = [_literal(file) for file in wanted]
         root = Path(snapshot_download(repo, revision=info.sha, allow_patterns=patterns))
+        _note_commit(repo, revision or constants.DEFAULT_REVISION, info.sha)
     except UserError:
         raise
     except Exception as error:  # the HTTP library below huggingface_hub, and its errors, change with the version
@@ -82,13 +84,31 @@ def _answered(error: Exception) -> bool:
 
 def _cached(repo: str, revision: str) -> Path | None:
     """The root of a repository's copy in the cache, if there is one."""
+    reference = _reference(repo, revision)
+    commit = reference.read_text().strip() if reference.is_file() else revision
+    root = _folder_of(repo) / "snapshots" / commit
+    return root if root.is_dir() else None
+
+
+def _note_commit(repo: str, revision: str, commit: str) -> None:
+    """Keep in the cache which commit a branch or tag is, so that its name serves without the hub."""
+    if revision != commit:
+        place = _reference(repo, revision)
+        with suppress(OSError, UserError):  # of a cache that nobody may write to
+            place.parent.mkdir(parents=True, exist_ok=True)
+            write_text(place, commit)
+
+
+def _reference(repo: str, revision: str) -> Path:
+    """The file of the cache that says which commit a branch or tag was when it was fetched."""
+    return _folder_of(repo) / "refs" / revision
+
+
+def _folder_of(repo: str) -> Path:
     from huggingface_hub import constants
     from huggingface_hub.file_download import repo_folder_name
 
-    folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repo, repo_type="model")
-    reference = folder / "refs" / revision
-    root = folder / "snapshots" / (reference.read_text().strip() if reference.is_file() else revision)
-    return root if root.is_dir() else None
+    return Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repo, repo_type="model")
 
 
 def snapshot_of(folder: Path) -> Path | None:

@@ -135,4 +135,4 @@ def published_file(models: Mapping[str, Any], checkpoint: Mapping[str, Any]) -> 
     return f"c2i_{SIZES.get(size, Size('custom', 0)).name}_{STRIDE * side}.pt", content
 
 
-LAYOUT = PublishedLayout((), published_config, published_file, states_of, complete_section)
+LAYOUT = PublishedLayout((), published_config, published_file, states_of, complete_section, llamagens_tokenizer=True)

@@ -11,7 +11,7 @@ from models.config import AutoencoderPaths
 from models.family import Generator
 from models.llamagen.config import STRIDE
 from models.llamagen_vq import LlamaGenVQ
-from models.loading.autoencoder import first_file, infer_autoencoder_config, read_autoencoder_state
+from models.loading.autoencoder import first_file, infer_autoencoder_config, places_of, read_autoencoder_state
 from models.loading.hub import usual_autoencoder
 from models.loading.llamagen import (
     AUTOENCODER,
@@ -91,9 +91,13 @@ def _tokenizer_file(weights: Any, path: Path) -> Path | None:
         return None
     if not isinstance(weights, str):
         raise UserError(f"{path} has vq_ckpt {weights}; it must be the tokenizer's file")
-    found = first_file(folder.absolute() / weights for folder in (path.parent, Path.cwd()))
+    found, mend = None, ""
+    try:
+        found = first_file(places_of(weights, path.parent))
+    except UserError:  # outside the folders that may be read
+        mend = "; copy it beside that file, and name it there"
     if found is None:
-        message = f"no tokenizer at {weights}, which {path} names as vq_ckpt: codes can be drawn, but no images"
+        message = f"no tokenizer at {weights}, which {path} names as vq_ckpt: codes can be drawn, but no images{mend}"
         warnings.warn(message, stacklevel=2)
     return found
 
@@ -185,4 +189,6 @@ def published_file(models: Mapping[str, Any], checkpoint: Mapping[str, Any]) -> 
     return "randar.safetensors", models["model"].state_dict()
 
 
-LAYOUT = PublishedLayout((), published_config, published_file, states_of, complete_section, translate_config)
+LAYOUT = PublishedLayout(
+    (), published_config, published_file, states_of, complete_section, translate_config, llamagens_tokenizer=True
+)

@@ -18,7 +18,7 @@ from models.loading.autoencoder import (
     save_autoencoder,
 )
 from models.loading.checkpoint import CONFIG_NAME, plain_settings
-from models.loading.hub import is_hub_name
+from models.loading.hub import is_hub_name, snapshot_of
 from models.loading.state import write_weights
 from runtime import strict_yaml
 from runtime.config import JSON, plain, read_yaml, write_yaml
@@ -61,10 +61,19 @@ def write_model(
     write_yaml(folder / config_name, {name: section for name, section in settings.items() if section})
 
 
-def write_recommended(place: Path, settings: Mapping[str, Any]) -> None:
-    """Make these settings of a drawing the ``sampling:`` section of a checkpoint's configuration; the rest stays."""
+def check_recommends(place: Path) -> None:
+    """Refuse a checkpoint's configuration that cannot be written to."""
     if not place.is_file():
         raise UserError(f"there is no {place} that could recommend settings; pass them to main_sample.py instead")
+    if snapshot_of(place.parent) is not None:
+        raise UserError(
+            f"{place} is the hub's cache's, for all programs; write a copy of the model by training.export first"
+        )
+
+
+def write_recommended(place: Path, settings: Mapping[str, Any]) -> None:
+    """Make these settings of a drawing the ``sampling:`` section of a checkpoint's configuration; the rest stays."""
+    check_recommends(place)
     section, text = {"sampling": plain_settings(settings)}, place.read_text(encoding="utf-8")
     if place.suffix == JSON:
         return write_yaml(place, read_yaml(place) | section)
@@ -94,7 +103,11 @@ def _autoencoder_paths(model: Generator, autoencoder: str | None) -> Autoencoder
     ours = {} if model.autoencoder is None else model.autoencoder.state_dict()
     if theirs.keys() != ours.keys() or not all(torch.equal(theirs[name], ours[name]) for name in ours):
         raise UserError(f"{autoencoder} holds another autoencoder than the model's; leave it out to copy that one")
-    return AutoencoderPaths(None, autoencoder) if shared else _paths_in(folder.relative_to(PROJECT).as_posix())
+    if shared:
+        return AutoencoderPaths(None, autoencoder)
+    name = folder.relative_to(PROJECT).as_posix()
+    published, ours = ((folder / one).is_file() for one in AUTOENCODER_NAMES)
+    return _paths_in(name) if ours and not published else AutoencoderPaths(None, name)
 
 
 def _paths_in(folder: str) -> AutoencoderPaths:

@@ -73,6 +73,7 @@ class PublishedLayout:
     complete: Callable[[dict[str, Any] | None, Mapping[str, Any], Path], dict[str, Any] | None] | None = None
     # The ``model:`` section that a configuration file of another schema, at a path, means; none, if it is another one.
     translate: Callable[[Mapping[str, Any], Path], dict[str, Any] | None] | None = None
+    llamagens_tokenizer: bool = False  # whether its code reads autoencoders as LlamaGen has them
 
 
 def load_exactly(module: nn.Module, state: Mapping[str, Tensor], path: Path, names: Names = ()) -> None:

@@ -73,3 +73,13 @@ def test_an_error_is_kept_and_the_next_job_is_done() -> None:
     first, second = queue.submit("a", lambda job: 1 // 0), queue.submit("a", lambda job: 2)
     assert isinstance(wait_for(first).error, ZeroDivisionError)
     assert wait_for(second).result == 2
+
+
+def test_what_lasts_is_not_cancelled_with_the_visitors_others() -> None:
+    queue, held = JobQueue(), Held()
+    drawing = queue.submit("a", held)
+    load = queue.submit("a", lambda job: "model", lasts=True)
+    assert held.begun.wait(PATIENCE)
+    queue.cancel("a")
+    assert isinstance(wait_for(drawing).error, CancelledError)
+    assert wait_for(load).result == "model"

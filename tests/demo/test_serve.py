@@ -15,6 +15,7 @@ import uvicorn
 from demo import __main__ as program
 from demo import checkpoints, serve
 from demo.guard import Guard
+from demo.page import lay_out
 from demo.serve import address_of, listen
 from runtime.errors import UserError
 from tests.command_factory import ROOT, call, save_run
@@ -170,9 +171,13 @@ def test_models_that_ship_and_runs_are_offered(tmp_path: Path, monkeypatch: pyte
         (tmp_path / "pretrained_models" / name).parent.mkdir(parents=True)
         (tmp_path / "pretrained_models" / name).touch()
     monkeypatch.setattr(checkpoints, "PROJECT", tmp_path)
-    assert checkpoints.offered() == ["output/mine", "output/own/model", "pretrained_models/npp-b"]
+    expected = {"output/mine": "checkerboard", "output/own/model": "llamagen", "pretrained_models/npp-b": "llamagen"}
+    assert checkpoints.offered() == expected
+    page, backend = lay_out(serve.DemoArgs(device="cpu"))
+    assert list(page.fields.groups) == ["checkerboard", "llamagen"]
+    assert {family for family, _ in backend.options} == {"checkerboard", "llamagen"}
     monkeypatch.setattr(checkpoints, "PROJECT", ROOT)
-    assert checkpoints.offered()[0] == "pretrained_models/cifar10-checkerboard"
+    assert next(iter(checkpoints.offered())) == "pretrained_models/cifar10-checkerboard"
 
 
 def test_a_checkpoint_that_is_not_offered_is_not_loaded() -> None:

@@ -83,7 +83,7 @@ def test_another_model_brings_its_own_fields_and_values(tmp_path: Path) -> None:
     backend = Backend(DemoArgs(device="cpu"), list(map(str, runs)))
     first = backend.models.get(str(runs[0]))
     with gr.Blocks():
-        fields = make_fields(backend, first)
+        fields = make_fields(backend, first, ["llamagen"])
     assert [group.visible for group in fields.groups.values()] == [True, False]
     assert fields.classes.visible
     updates = dict(

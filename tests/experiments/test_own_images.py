@@ -20,6 +20,7 @@ from models import load_checkpoint
 from tests.command_factory import Outcome, call, carry_out_here
 from tests.pictures import write_pictures
 
+NOTHING = {"drawn_accuracy": 0.5, "held_out_accuracy": None}
 COLOURS = {"blue ball": (40, 60, 220), "green leaf": (30, 180, 60), "red brick": (200, 50, 30)}
 
 
@@ -113,6 +114,32 @@ def test_longer_training_goes_on_and_draws_anew(
     assert "3 of 3, samples" in again.out
     assert torch.load(tmp_path / "made/model/checkpoint-last.pth", weights_only=True)["epoch"] == 4
     assert len(list((tmp_path / "made/samples").glob("[0-9]*.png"))) == 3
+
+
+def test_what_was_removed_is_made_again(
+    finished: tuple[Path, Path, Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All images; one that is gone shifts no other's class."""
+    monkeypatch.setattr(own_images, "carry_out", carry_out_here)
+    root, folder, _ = finished
+    made = shutil.copytree(folder, tmp_path / "made")
+    (made / "own.json").write_text((folder / "own.json").read_text().replace(str(folder), str(made)))
+    expected = json.loads((folder / "results.json").read_text())["drawn_accuracy"]
+    shutil.rmtree(made / "samples")
+    again = call(own_images.main, *flags(root, made))
+    assert again.code == 0, again.err
+    assert "3 of 3, samples" in again.out
+    assert json.loads((made / "results.json").read_text())["drawn_accuracy"] == expected
+    seen: list[list[int]] = []
+    monkeypatch.setattr(
+        "experiments.own_page.recognition", lambda images, drawn, labels: seen.append(labels.tolist()) or NOTHING
+    )
+    (made / "samples/000001.png").unlink()
+    assert call(own_images.main, *flags(root, made)).code == 0
+    assert seen == [[0, 2, 0, 1, 2]]
+    for file in (made / "samples").glob("0*.png"):
+        file.unlink()
+    assert "holds no images; remove it" in call(own_images.main, *flags(root, made)).error()
 
 
 def test_steps_decide_epochs() -> None:

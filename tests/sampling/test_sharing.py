@@ -16,6 +16,7 @@ from models import load_checkpoint, open_autoencoder
 from models.autoencoder import Autoencoder
 from models.family import Generator
 from models.llamagen.model import LlamaGen
+from models.loading.checkpoint import config_place, find_checkpoint
 from models.loading.save import write_recommended
 from models.loading.state import write_weights
 from runtime.config import read_yaml
@@ -125,6 +126,17 @@ def test_recommended_settings_are_written_into_what_was_saved(tmp_path: Path) ->
     write_recommended(tmp_path / "saved/config.json", {"cfg": 1e-05})
     assert load_checkpoint(tmp_path / "saved").recommended == {"cfg": 1e-05}
     assert json.loads((tmp_path / "saved/config.json").read_text()) == read_yaml(tmp_path / "saved/config.json")
+
+
+@pytest.mark.quick
+def test_nothing_is_recommended_in_the_hubs_cache(hub: Hub) -> None:
+    """Whose files are those of all programs."""
+    tiny_model().push_to_hub("someone/model", license="mit", num_samples=0)
+    place = config_place(find_checkpoint("someone/model"))
+    before = place.read_bytes()
+    with pytest.raises(UserError, match=r"write a copy of the model by training\.export first"):
+        write_recommended(place, {"cfg": 3.0})
+    assert place.read_bytes() == before
 
 
 @pytest.mark.quick

@@ -4,6 +4,7 @@ Letters: B batch, C code dimension, S side of a code map, V codes, N latents.
 """
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -164,6 +165,12 @@ def test_a_run_does_not_go_on_from_another_start(finished: tuple[Path, list[str]
     _, argv, _ = finished
     export_autoencoder(tiny_autoencoder(seed=3, ch_mult=(1, 1)), tmp_path / "other")
     assert "trained from another start" in call(command.main, *argv, "--start", str(tmp_path / "other")).error()
+
+
+def test_a_run_does_not_go_on_with_another_gathering(finished: tuple[Path, list[str], Outcome]) -> None:
+    """Its codes would start twice, or never."""
+    error = call(command.main, *finished[1], "--moment_steps", "3").error()
+    assert re.search(r"holds a run with moment_steps \d+, not 3; keep it so, or name another --output_dir$", error)
 
 
 def test_the_log_tells_moments_then_usage_of_each_scale(finished: tuple[Path, list[str], Outcome]) -> None:

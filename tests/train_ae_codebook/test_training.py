@@ -174,3 +174,19 @@ def test_the_shipped_autoencoder_reconstructs_held_out_digits() -> None:
     psnr = -10 * ((rebuilt - pixels) / 2).square().mean().log10()
     assert psnr > 20
     assert len(codes.unique()) > 0.5 * autoencoder.config.n_embed
+
+
+@pytest.mark.parametrize("name", ["", "checkpoint.pth"])
+def test_a_place_that_cannot_take_the_autoencoder_is_told_at_once(
+    name: str, finished: tuple[Path, list[str], Outcome], tmp_path: Path
+) -> None:
+    """A file, or where the weights of another would be found in its place."""
+    place = tmp_path / "export" / name
+    place.parent.mkdir(exist_ok=True)
+    place.write_text("of the user")
+    folder = tmp_path / "export" if name else place
+    places = ("--output_dir", str(tmp_path / "run"), "--export_dir", str(folder))
+    error = call(command.main, *finished[1], *places).error()
+    assert "name another export_dir" in error or "name a folder" in error
+    assert not (tmp_path / "run").exists()
+    assert place.read_text() == "of the user"

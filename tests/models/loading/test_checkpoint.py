@@ -511,6 +511,14 @@ def test_the_published_layout_cannot_say_another_scan_order(tmp_path: Path) -> N
     assert not (tmp_path / "exported").exists()
 
 
+def test_other_groups_of_channels_are_not_published(tmp_path: Path) -> None:
+    """The published code has 32."""
+    run = save_run(tmp_path / "run", tiny_model(autoencoder=tiny_autoencoder(norm_groups=8)))
+    with pytest.raises(UserError, match=r"normalizes 32 groups of channels.*export by --format safetensors"):
+        export_published(run, tmp_path / "exported")
+    assert not (tmp_path / "exported").exists()
+
+
 def test_export_leaves_a_used_folder_alone(folder: Path, tmp_path: Path) -> None:
     used = tmp_path / "used"
     used.mkdir()

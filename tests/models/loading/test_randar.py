@@ -321,6 +321,16 @@ def test_a_tokenizer_in_the_working_directory(folder: Path, tmp_path: Path, monk
     assert_same_model(load_checkpoint(folder), reference())
 
 
+def test_a_tokenizer_elsewhere_is_as_one_that_is_missing(folder: Path, tmp_path: Path) -> None:
+    """A configuration may name no files outside its folder, the project and the working directory."""
+    elsewhere = tmp_path / "elsewhere/vq.pt"
+    elsewhere.parent.mkdir()
+    shutil.move(folder / "vq.pt", elsewhere)
+    write_yaml(folder / CONFIG_NAME, theirs() | {"vq_ckpt": str(elsewhere)})
+    with pytest.warns(UserWarning, match="codes can be drawn, but no images; copy it beside that file"):
+        assert load_checkpoint(folder).autoencoder is None
+
+
 def test_without_vq_ckpt_there_is_no_tokenizer(folder: Path) -> None:
     content = theirs()
     del content["vq_ckpt"]
@@ -635,6 +645,9 @@ def test_a_run_is_exported(how: dict[str, Any], tmp_path: Path) -> None:
     images = [sample(each, [3], seeds=[5], steps=5).images for each in (ours, theirs_)]
     assert torch.equal(*images)
     assert (tmp_path / "exported/autoenc" / AUTOENCODER_CONFIG_NAME).is_file()
+    tokenizer = torch.load(tmp_path / "exported/autoenc/checkpoint.pth", weights_only=True)["model"]  # as LlamaGen's
+    assert torch.equal(tokenizer["quantize.embedding.weight"], model.autoencoder.quantize.embedding)
+    assert not {key for key in tokenizer if "parametrizations" in key or "cluster" in key or "initialized" in key}
 
 
 KINDS = {

@@ -10,7 +10,7 @@ import yaml
 
 from models.checkerboard.config import CheckerboardDrawing
 from models.family import Generator
-from models.loading.autoencoder import PROJECT, open_autoencoder
+from models.loading.autoencoder import PROJECT, export_autoencoder, open_autoencoder
 from models.loading.checkpoint import load_checkpoint
 from models.loading.save import save_model, write_recommended
 from models.sampling import checked_drawing
@@ -62,6 +62,21 @@ def test_an_autoencoder_of_the_project_is_named_and_not_copied(tmp_path: Path) -
     assert paths["checkpoint_path"] == "pretrained_models/digits/autoencoder.safetensors"
     codes = load_checkpoint(tmp_path / "saved").tokenize(torch.zeros(1, 3, 32, 32))[-1]
     assert torch.equal(codes, model.tokenize(torch.zeros(1, 3, 32, 32))[-1])
+
+
+def test_an_autoencoder_in_a_published_file_is_named_by_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("save", "autoencoder"):
+        monkeypatch.setattr(f"models.loading.{module}.PROJECT", tmp_path)
+    model = tiny_model()
+    export_autoencoder(model.autoencoder, tmp_path / "pretrained_models/autoenc")
+    for name in ("pretrained_models/autoenc", "pretrained_models/autoenc/checkpoint.pth"):
+        saved = tmp_path / name.replace("/", "-")
+        save_model(model, saved, autoencoder=str(tmp_path / name))
+        assert not (saved / "autoenc").exists()
+        codes = load_checkpoint(saved).tokenize(torch.zeros(1, 3, 32, 32))[-1]
+        assert torch.equal(codes, model.tokenize(torch.zeros(1, 3, 32, 32))[-1])
 
 
 def test_recommended_settings_come_along(tmp_path: Path) -> None:
