@@ -9,7 +9,7 @@ from demo.options import DemoArgs
 from models.family import Generator
 from models.loading.checkpoint import CHECKPOINT_NAME, find_checkpoint, load_checkpoint, read_model_config
 from models.loading.identity import model_sha256
-from pretrained_models.download import RANDAR, RASTER, TABLE
+from pretrained_models.download import FAMILIES, TABLE
 from runtime.device import pick_device
 from runtime.errors import UserError
 from runtime.files import PROJECT
@@ -57,7 +57,7 @@ class LoadedModels:
 def offered() -> dict[str, str]:
     """The family of each checkpoint that ships or was downloaded, and of runs below output/; from the project or here.
 
-    Downloads of LlamaGen and RandAR have no configuration beside them.
+    Some downloads have no configuration beside them.
     """
     pretrained = PROJECT / "pretrained_models"
     found = [path.parent for path in sorted(pretrained.glob("*/config.yaml"))]
@@ -67,8 +67,8 @@ def offered() -> dict[str, str]:
     families = {_short(folder): _family_of(folder) for folder in found}
     for file in TABLE:
         name = file.path.split("/")[0]
-        if name in (*RASTER, *RANDAR) and (pretrained / file.path).exists():
-            families[_short(pretrained / name)] = "llamagen" if name in RASTER else "randar"
+        if name in FAMILIES and (pretrained / file.path).exists():
+            families[_short(pretrained / name)] = FAMILIES[name]
     return {name: family for name, family in families.items() if family is not None}
 
 

@@ -79,10 +79,13 @@ class JobQueue:
         with self._changed:
             return len(self._jobs) > 1
 
-    def cancel(self, owner: str) -> None:
-        """End the jobs of a visitor: one under way after its step, one that waits at once."""
+    def cancel(self, owner: str, leaves: bool = False) -> None:
+        """End the jobs of a visitor: one under way after its step, one that waits at once.
+
+        Those that last end only where the visitor ``leaves``.
+        """
         with self._changed:
-            for job in [job for job in self._jobs if job.owner == owner and not job.lasts]:
+            for job in [job for job in self._jobs if job.owner == owner and (leaves or not job.lasts)]:
                 job.cancel()
                 if job is not self._jobs[0]:
                     self._jobs.remove(job)

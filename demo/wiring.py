@@ -34,7 +34,7 @@ def connect(page: Page, backend: Backend) -> None:
         _connect_editor(page, backend)
 
         def leave(request: gr.Request) -> None:
-            backend.queue.cancel(request.session_hash)
+            backend.queue.cancel(request.session_hash, leaves=True)
 
         page.blocks.unload(leave)
 

@@ -46,7 +46,7 @@ FEW = 10  # photographs of a class
 def write_page(folder: Path, images: LabelledImages, record: dict[str, Any]) -> str:
     """Measure what was drawn, write ``results.json``, ``own.png`` and ``index.html``; return what to tell the user."""
     names = [name.split(",")[0] for name in images.class_names]
-    files = sorted(folder.glob("samples/[0-9]*.png"))
+    files = sorted(file for file in folder.glob("samples/*.png") if file.stem.isdecimal())
     if not files:
         raise UserError(f"{folder / 'samples'} holds no images; remove it, and run this once more")
     drawn = torch.stack([read_png(path) for path in files])

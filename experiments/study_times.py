@@ -48,9 +48,13 @@ def measure(models: Sequence[StudyModel], device_name: str) -> list[Line]:
     from models.sampling import checked_drawing
     from runtime.device import describe_machine, pick_device
     from runtime.progress import Progress
+    from sampling.bulk import place_model
+    from sampling.options import ModelArgs
 
     device = pick_device(device_name)
-    built = {model.config: random_model(model.config_path)[0].to(device) for model in models}
+    built = {model.config: random_model(model.config_path)[0] for model in models}
+    for model in built.values():
+        place_model(model, ModelArgs(), device)  # in the precision that the study draws in
     cases = [
         (model.config, checked_drawing(built[model.config], drawing_settings(model, CFG, steps)), batch)
         for model in models
@@ -70,6 +74,7 @@ def measure(models: Sequence[StudyModel], device_name: str) -> list[Line]:
             "steps": built[config].num_steps(drawing),
             "batch_size": batch,
             "seconds": median(found),
+            "dtype": str(next(built[config].parameters()).dtype).removeprefix("torch."),
             "machine": describe_machine(device),
         }
         for (config, drawing, batch), found in zip(cases, seconds, strict=True)

@@ -67,6 +67,7 @@ TABLE = (
     File(f"maskgit/{MASKGIT_FILE}", "fun-research/TiTok", MASKGIT_FILE, None),
     *(File(f"{name}/{file}", "ziqipang/RandAR", file, None) for name, file in RANDAR.items()),
 )
+FAMILIES = {**dict.fromkeys(RASTER, "llamagen"), **dict.fromkeys(RANDAR, "randar")}  # of what has no configuration
 DEFAULT_NAMES = ("autoenc", "checkerboard-L-2x", "checkerboard-L-4x")
 NEEDS = {  # the autoencoder of each model
     "checkerboard-L-2x": "autoenc",

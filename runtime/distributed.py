@@ -93,8 +93,10 @@ def is_main() -> bool:
 
 
 def on_several_machines() -> bool:
-    """By what torchrun says of its ranks here."""
-    return num_ranks() > int(os.environ.get("LOCAL_WORLD_SIZE") or num_ranks())
+    """By what torchrun says of its ranks here, or by the names of the ranks' machines; called on all ranks."""
+    if os.environ.get("LOCAL_WORLD_SIZE"):
+        return num_ranks() > int(os.environ["LOCAL_WORLD_SIZE"])
+    return len(set(everyones(socket.gethostname()))) > 1
 
 
 def say(text: str) -> None:

@@ -19,7 +19,7 @@ from runtime.lock import lock_folder
 from train_ae_codebook.options import ImageArgs, RequantizeArgs
 from train_ae_codebook.tasks import AutoencoderTask, LlamaGenVQTask, RequantizeTask
 from train_ae_codebook.vqvae import VQVAETask
-from training.run_folder import holds_run
+from training.run_folder import begun_in
 from training.state import count_steps
 from training.trainer import Trainer
 
@@ -45,8 +45,9 @@ def train_autoencoder(settings: dict[str, Any], name: str) -> None:
     task = _make_task(settings, args, held_out, device)
     task.measured = "training images" if validation is train else task.measured
     with lock_folder(folder):
-        if distributed.is_main() and holds_run(folder):
-            _check_same(folder / CONFIG_NAME, section, args)
+        begun = begun_in(folder, args.resume)
+        if distributed.is_main() and begun is not None:
+            _check_same(begun / CONFIG_NAME, section, args)
         distributed.say(
             f"{sum(p.numel() for p in task.module.parameters()):,} parameters; {len(train)} images, measured on "
             f"{len(validation)}; run folder {folder}"

@@ -17,7 +17,7 @@ from models.loading.checkpoint import (
 )
 from runtime.config import plain, read_yaml
 from runtime.errors import UserError
-from runtime.files import move_aside
+from runtime.files import located, move_aside
 from training.state import find_shares
 
 AUTOENCODER_PATHS = AutoencoderPaths("autoenc/autoencoder_config.yaml", "autoenc/autoencoder.safetensors")
@@ -64,15 +64,25 @@ def holds_run(folder: Path) -> bool:
     return (path.exists() or find_shares(path) is not None) and (folder / CONFIG_NAME).exists()
 
 
+def begun_in(folder: Path, resume: str | None) -> Path | None:
+    """The folder of the run that a training goes on from, if its configuration is there: its own comes first."""
+    if holds_run(folder):
+        return folder
+    if resume is None:
+        return None
+    place = located(resume)
+    place = place if place.is_dir() else place.parent
+    return place if (place / CONFIG_NAME).exists() else None
+
+
 def check_same(folder: Path, config: GeneratorConfig, autoencoder_sha256: str, resume: str | None = None) -> None:
     """Refuse to go on with a run of another model or autoencoder: the folder's, or else the one of ``resume``."""
-    mend = "go on with the same, or name another output_dir"
-    if not holds_run(folder):
-        place = Path(resume or folder)
-        folder = place if place.is_dir() else place.parent
-        if resume is None or not (folder / CONFIG_NAME).exists() or not (folder / "autoenc").exists():
-            return
-        mend = "resume one of the same, or start from its weights by --weights_init"
+    mend = "resume one of the same, or start from its weights by --weights_init"
+    if holds_run(folder):
+        mend = "go on with the same, or name another output_dir"
+    folder = begun_in(folder, resume)
+    if folder is None:
+        return
     saved = read_model_config(folder / CHECKPOINT_NAME)
     ours, theirs = (asdict(replace(c, autoenc=AUTOENCODER_PATHS).canonical()) for c in (config, saved))
     other = [key for key in ours if ours[key] != theirs.get(key)]
@@ -80,5 +90,6 @@ def check_same(folder: Path, config: GeneratorConfig, autoencoder_sha256: str, r
         # A change of family explains all others, one of size most.
         key = max(other, key=lambda name: (name == "architecture", isinstance(ours[name], dict)))
         raise UserError(f"{folder} holds a run with {key} {theirs.get(key)}, not {ours[key]}; {mend}")
-    if autoencoder_hash(open_autoencoder(folder / "autoenc")) != autoencoder_sha256:
+    own = folder / "autoenc"
+    if own.exists() and autoencoder_hash(open_autoencoder(own)) != autoencoder_sha256:
         raise UserError(f"{folder} holds a run with another autoencoder; {mend}")

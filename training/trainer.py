@@ -38,6 +38,7 @@ from training.state import TrainState, images_a_step, whole_tensor
 from training.task import LossModule, Task, step_context
 
 SYNC_STEPS = 10  # between agreements of several ranks on whether to stop or save
+STILL_USED = ("epochs", "export_dir", "export_dtype")  # settings that a finished run has a use for
 UNFINISHED = ".unfinished-"  # begins the name of a file beside the samples until those of an epoch are there
 
 
@@ -296,11 +297,11 @@ def _to_device(batch: Any, device: torch.device) -> Any:
 
 
 def _say_ignored(place: Path, settings: dict[str, Any]) -> None:
-    """Name the settings, but for epochs, that a finished run was not trained with."""
+    """Name the settings that a finished run was not trained with."""
     saved, told = read_yaml(place) if place.exists() else {}, []
-    for section in settings.keys() & saved.keys() - {"model", "sampling"}:
+    for section in (name for name in settings if name in saved and name not in ("model", "sampling")):
         trained, now = saved[section] or {}, settings[section]
-        other = [name for name, value in trained.items() if name != "epochs" and now.get(name, value) != value]
+        other = [name for name, value in trained.items() if name not in STILL_USED and now.get(name, value) != value]
         told += [f"{name} {now[name]} (it has {trained[name]})" for name in other]
     if told:
         distributed.say(f"warning: no effect on a finished run: {', '.join(told)}")

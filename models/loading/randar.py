@@ -91,13 +91,13 @@ def _tokenizer_file(weights: Any, path: Path) -> Path | None:
         return None
     if not isinstance(weights, str):
         raise UserError(f"{path} has vq_ckpt {weights}; it must be the tokenizer's file")
-    found, mend = None, ""
     try:
         found = first_file(places_of(weights, path.parent))
-    except UserError:  # outside the folders that may be read
-        mend = "; copy it beside that file, and name it there"
+    except UserError as error:  # outside the folders that may be read
+        warnings.warn(f"{error}; until then codes can be drawn, but no images", stacklevel=2)
+        return None
     if found is None:
-        message = f"no tokenizer at {weights}, which {path} names as vq_ckpt: codes can be drawn, but no images{mend}"
+        message = f"no tokenizer at {weights}, which {path} names as vq_ckpt: codes can be drawn, but no images"
         warnings.warn(message, stacklevel=2)
     return found
 

@@ -83,3 +83,9 @@ def test_what_lasts_is_not_cancelled_with_the_visitors_others() -> None:
     queue.cancel("a")
     assert isinstance(wait_for(drawing).error, CancelledError)
     assert wait_for(load).result == "model"
+    held = Held()
+    queue.submit("b", held)
+    load = queue.submit("a", lambda job: "model", lasts=True)
+    queue.cancel("a", leaves=True)
+    assert isinstance(wait_for(load).error, CancelledError)
+    held.let_go.set()

@@ -358,13 +358,14 @@ def test_a_signal_ends_a_wait_for_a_rank(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("ranks", "here", "several"), [(1, None, False), (4, "4", False), (4, "2", True), (4, "", False)]
+    ("here", "names", "several"), [("4", "abcd", False), ("2", "aaaa", True), ("", "aaaa", False), (None, "aaab", True)]
 )
 def test_ranks_elsewhere_are_on_other_machines(
-    ranks: int, here: str | None, several: bool, monkeypatch: pytest.MonkeyPatch
+    here: str | None, names: str, several: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
     if here is not None:
         monkeypatch.setenv("LOCAL_WORLD_SIZE", here)
-    monkeypatch.setattr(distributed, "num_ranks", lambda: ranks)
+    monkeypatch.setattr(distributed, "num_ranks", lambda: 4)
+    monkeypatch.setattr(distributed, "everyones", lambda own: list(names))
     assert distributed.on_several_machines() == several

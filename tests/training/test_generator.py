@@ -337,10 +337,14 @@ def test_a_class_starts_as_that_of_its_name_or_as_none(
 
 def test_published_weights_without_names_know_imagenets_classes() -> None:
     saved, model = tiny_model(num_classes=1000), tiny_model(seed=7, num_classes=2)
-    model.class_names = [imagenet_names()[207], "my cat"]
-    fitted, remarks = fit_classes(model, saved.state_dict(), None)
-    assert torch.equal(fitted["class_embeddings.weight"], saved.class_embeddings.weight[[207, 1000, 1000]])
-    assert remarks[0].startswith("1 of 2 classes start as those of the same name there")
+    for name, row in ((imagenet_names()[207], 207), (imagenet_names()[281], 281), ("tabby cat", 281)):
+        model.class_names = [name, "my cat"]
+        fitted, remarks = fit_classes(model, saved.state_dict(), None)
+        assert torch.equal(fitted["class_embeddings.weight"], saved.class_embeddings.weight[[row, 1000, 1000]])
+        assert remarks[0].startswith("1 of 2 classes start as those of the same name there")
+    as_many = tiny_model(seed=7, num_classes=1000)
+    as_many.class_names = [f"class {label}" for label in range(1000)]  # whose order is all that is known of them
+    assert fit_classes(as_many, saved.state_dict(), None)[1] == []
 
 
 def test_classes_of_another_width_begin_fresh(tmp_path: Path) -> None:

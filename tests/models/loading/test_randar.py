@@ -327,7 +327,7 @@ def test_a_tokenizer_elsewhere_is_as_one_that_is_missing(folder: Path, tmp_path:
     elsewhere.parent.mkdir()
     shutil.move(folder / "vq.pt", elsewhere)
     write_yaml(folder / CONFIG_NAME, theirs() | {"vq_ckpt": str(elsewhere)})
-    with pytest.warns(UserWarning, match="codes can be drawn, but no images; copy it beside that file"):
+    with pytest.warns(UserWarning, match="copy it there and mend the path; until then codes can be drawn"):
         assert load_checkpoint(folder).autoencoder is None
 
 
