@@ -38,7 +38,7 @@ class GeneratorTask(Task):
         self.module, self.args, self.class_keys = module, args, class_keys
         self.drawing = drawing if module.config.class_cond else replace(drawing, cfg=0.0)
         self.settings = (args, self.drawing)
-        check_task(module, args, self.drawing)
+        module.check_drawing(self.drawing)
         module.prepare_training(args.attention, args.compile, args.activation_checkpointing)
         self.patch_side = 0  # of the stage under way
         self.images_seen = 0  # by this rank
