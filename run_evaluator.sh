@@ -1,12 +1,7 @@
 #!/usr/bin/env bash
 # Sample 50,000 images, then evaluate them, from any working directory: bash run_evaluator.sh --help
 set -euo pipefail
-script=${BASH_SOURCE[0]}
-while [[ -L $script ]]; do  # a link to this script elsewhere
-    link=$(readlink -- "$script")
-    [[ $link == /* ]] && script=$link || script=$(dirname -- "$script")/$link
-done
-here=$(CDPATH= cd -- "$(dirname -- "$script")" && pwd)
+here=$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")  # of the script, where it is called by a link
 python=${PYTHON:-python}
 if ! command -v "$python" > /dev/null; then
     echo "error: there is no $python; activate the environment, or name its interpreter as PYTHON=" >&2

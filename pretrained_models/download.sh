@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
 # Fetch released weights into this script's folder, from any working directory: bash download.sh --help
 set -euo pipefail
-exec "${PYTHON:-python}" "$(dirname -- "${BASH_SOURCE[0]}")/download.py" "$@"
+here=$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")  # of the script, where it is called by a link
+exec "${PYTHON:-python}" "$here/download.py" "$@"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.command_factory import start_python
+from tests.command_factory import ROOT, start, start_python
 
 COMMANDS = (
     *("main.py", "main_sample.py", "evaluator.py", "-m evaluation.run", "-m training.export"),
@@ -37,6 +37,17 @@ def test_help_does_not_wait_for_torch(command: str) -> None:
     assert "runtime.config" in imported
     slow = {"torch", "torchvision", "tensorflow", "sklearn", "scipy", "matplotlib", "timm", "pyarrow", "gradio"}
     assert not imported & slow
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("script", ["run_evaluator.sh", "experiments/study.sh", "pretrained_models/download.sh"])
+def test_a_script_finds_the_project_through_a_link(script: str, tmp_path: Path) -> None:
+    (tmp_path / "further").mkdir()
+    (tmp_path / "there.sh").symlink_to(ROOT / script)
+    (tmp_path / "further/here.sh").symlink_to("../there.sh")
+    outcome = start("bash", "here.sh", "--help", folder=tmp_path / "further")
+    assert outcome.code == 0, outcome.err
+    assert outcome.out.startswith("usage: ")
 
 
 @pytest.mark.processes
