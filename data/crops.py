@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from data.options import CropRecipe
+from data.options import NUM_CROPS, CropRecipe
 
 MARGINS = {"ten": 1.1, "ten105": 1.05, "five": 1.1}  # sides of what crops are taken from, over theirs
 
@@ -30,8 +30,10 @@ def all_crops(image: Image.Image, size: int, recipe: CropRecipe) -> Sequence[Ten
 
     ``center`` is the centre crop alone, ``flip`` that and its mirror image; ``five`` and ``ten`` first crop to
     ``int(1.1 * size)``, then take top left, top right, bottom left, bottom right and centre; ``ten`` goes on with those
-    of the mirror image; ``ten105`` is ``ten`` of ``int(1.05 * size)``.
+    of the mirror image; ``ten105`` is ``ten`` of ``int(1.05 * size)``; ``twenty`` is ``ten`` and then ``ten105``.
     """
+    if recipe == "twenty":
+        return [*all_crops(image, size, "ten"), *all_crops(image, size, "ten105")]
     if recipe in ("center", "flip"):
         square = to_bytes(center_crop(image, size))
         return [square] if recipe == "center" else [square, square.flip(2)]
@@ -44,6 +46,8 @@ def all_crops(image: Image.Image, size: int, recipe: CropRecipe) -> Sequence[Ten
 
 def crop_image(image: Image.Image, size: int, recipe: CropRecipe, crop: int) -> Tensor:
     """One of ``all_crops``, by its number."""
+    if recipe == "twenty":  # without the other half
+        recipe, crop = ("ten", crop) if crop < NUM_CROPS["ten"] else ("ten105", crop - NUM_CROPS["ten"])
     return all_crops(image, size, recipe)[crop]
 
 
@@ -55,3 +59,8 @@ def to_bytes(image: Image.Image) -> Tensor:
 def to_floats(image: Tensor) -> Tensor:
     """Bytes -> floats in [-1, 1]."""
     return image.float() / 127.5 - 1
+
+
+def from_floats(image: Tensor) -> Tensor:
+    """Floats -> the nearest bytes; those of ``to_floats`` come back as they were."""
+    return ((image.float() + 1) * 127.5).clamp(0, 255).round().to(torch.uint8)

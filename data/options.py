@@ -3,5 +3,5 @@
 from typing import Literal
 
 DatasetName = Literal["folder", "cifar10", "food101", "celeba", "digits"]
-CropRecipe = Literal["ten", "ten105", "five", "flip", "center"]
-NUM_CROPS = {"ten": 10, "ten105": 10, "five": 5, "flip": 2, "center": 1}
+CropRecipe = Literal["ten", "ten105", "twenty", "five", "flip", "center"]
+NUM_CROPS = {"ten": 10, "ten105": 10, "twenty": 20, "five": 5, "flip": 2, "center": 1}

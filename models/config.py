@@ -190,11 +190,14 @@ class GeneratorConfig:
         return self
 
 
+CFG_HELP = "guidance, cond + cfg * (cond - uncond); 0 is off. A list has one value a scale."
+
+
 @dataclass(frozen=True)
 class Drawing:
     """What decides a drawing of any family, beside labels and seeds."""
 
-    cfg: Schedule = option(1.5, "guidance, cond + cfg * (cond - uncond); 0 is off. A list has one value a scale.")
+    cfg: Schedule = option(1.5, CFG_HELP)
     temperature: Schedule = option(1.0, "divides the logits; 0 takes the likeliest code. A list has one value a scale.")
     top_k: int = option(0, "codes kept at each draw; 0 keeps all")
     top_p: float = option(1.0, "probability mass kept at each draw; 1 keeps all")

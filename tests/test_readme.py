@@ -432,8 +432,8 @@ RULES = (
         makes="npp_B.yaml --use_cache",
     ),
     Rule(
-        r"python main\.py --config configs/npp_B\.yaml --create_cache --crop ten105 .*",
-        files=("data/cached/llamagen/imagenet-32-ten105/codes.npy",),
+        r"python main\.py --config configs/npp_B\.yaml --create_cache --crop twenty .*",
+        files=("data/cached/llamagen/imagenet-32-twenty/codes.npy",),
     ),
     Rule(
         r"python main\.py --config configs/llamagen_XL\.yaml --create_cache .*",

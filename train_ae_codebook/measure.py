@@ -15,6 +15,7 @@ from skimage.metrics import structural_similarity
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from data.crops import from_floats
 from data.images import CroppedImages, open_dataset
 from evaluation.compare import warn, with_count
 from evaluation.features.classifier import Classifier
@@ -176,7 +177,10 @@ def save_pyramid(
 
 
 class EightBitImages(Images):
-    """As evaluation takes them: ``count`` crops evenly spaced over a data set, or an autoencoder's reconstructions."""
+    """As evaluation takes them: ``count`` crops evenly spaced over a data set, or an autoencoder's reconstructions.
+
+    Both rounded to bytes, so that the originals stay what they are.
+    """
 
     def __init__(self, data: CroppedImages, count: int, autoencoder: Autoencoder | None = None) -> None:
         self.data, self.autoencoder = data, autoencoder
@@ -197,7 +201,7 @@ class EightBitImages(Images):
         for images in held_out_batches(self.data, self.shape[0], size):
             if self.autoencoder is not None:
                 images = _rebuilt(self.autoencoder, images.to(self.autoencoder.device))
-            yield np.ascontiguousarray(to_uint8(images).permute(0, 2, 3, 1).cpu().numpy())
+            yield np.ascontiguousarray(from_floats(images).permute(0, 2, 3, 1).cpu().numpy())
 
 
 def measure_recognition(images: EightBitImages, labels: np.ndarray, classifier: Classifier) -> dict[str, float]:

@@ -32,8 +32,8 @@ class LoopArgs:
     )
     crop: CropRecipe = option(
         "ten",
-        "training crops: ten, ten105 (of an image 1.05 times the size, not 1.1), five (not mirrored), flip (the centre "
-        "and its mirror image) or center",
+        "training crops: ten, ten105 (of an image 1.05 times the size, not 1.1), twenty (both), five (not mirrored), "
+        "flip (the centre and its mirror image) or center",
     )
     epochs: int = option(110, "passes over the data")
     batch_size: int = option(128, "images a batch on each rank; while a cache is made, crops encoded at once")

@@ -4,7 +4,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from models.config import Drawing, GeneratorConfig, LlamaGenVQConfig, TransformerConfig, at_scale
+from models.config import (
+    CFG_HELP,
+    Drawing,
+    GeneratorConfig,
+    LlamaGenVQConfig,
+    Schedule,
+    TransformerConfig,
+    at_scale,
+)
 from runtime.config import option
 from runtime.errors import UserError, check_at_least, check_probabilities
 
@@ -68,6 +76,7 @@ class LlamaGenConfig(GeneratorConfig):
 class LlamaGenDrawing(Drawing):
     """What decides a drawing."""
 
+    cfg: Schedule = option(1.0, CFG_HELP)
     cfg_interval: int = option(-1, "guide the first cfg_interval + 2 codes alone; -1 guides all")
 
     def check(self, scale_sizes: Sequence[int]) -> None:

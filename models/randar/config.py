@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Self
 
-from models.config import MAX_CFG, Drawing, at_scale
+from models.config import CFG_HELP, MAX_CFG, Drawing, Schedule, at_scale
 from models.llamagen.config import LlamaGenConfig
 from models.randar.schedule import parallel_schedule
 from runtime.config import option
@@ -30,6 +30,7 @@ class RandARConfig(LlamaGenConfig):
 class RandARDrawing(Drawing):
     """What decides a drawing."""
 
+    cfg: Schedule = option(3.0, CFG_HELP)
     steps: int = option(
         0,
         f"steps of an image; 0 is {USUAL_STEPS}, or one code a step where there are fewer codes or with upscale 2; "

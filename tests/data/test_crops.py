@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from data.crops import center_crop, crop_image, to_bytes, to_floats
+from data.crops import all_crops, center_crop, crop_image, from_floats, to_bytes, to_floats
 from data.options import NUM_CROPS, CropRecipe
 from tests.pictures import picture
 
@@ -109,6 +109,15 @@ def test_ten_crops_are_slices_of_a_larger_square(recipe: CropRecipe, size: int, 
     assert torch.equal(crops[5], crops[1].flip(2))  # top left of the mirror image is the top right, mirrored
 
 
+def test_twenty_are_ten_of_either_margin() -> None:
+    image = picture(60, 45, seed=4)
+    assert NUM_CROPS["twenty"] == 20
+    expected = [*all_crops(image, 32, "ten"), *all_crops(image, 32, "ten105")]
+    assert torch.equal(torch.stack(list(all_crops(image, 32, "twenty"))), torch.stack(expected))
+    for crop in (0, 9, 10, 19):
+        assert torch.equal(crop_image(image, 32, "twenty", crop), expected[crop])
+
+
 def test_five_are_the_first_of_ten() -> None:
     image = picture(60, 45, seed=4)
     assert NUM_CROPS["five"] == 5
@@ -133,3 +142,9 @@ def test_center_recipe_is_the_centre_crop_itself() -> None:
 def test_bytes_become_floats_between_minus_one_and_one() -> None:
     floats = to_floats(torch.tensor([0, 51, 255], dtype=torch.uint8))
     torch.testing.assert_close(floats, torch.tensor([-1.0, -0.6, 1.0]), rtol=0, atol=1e-6)
+
+
+def test_floats_become_the_nearest_bytes() -> None:
+    every = torch.arange(256, dtype=torch.uint8)
+    assert torch.equal(from_floats(to_floats(every)), every)
+    assert from_floats(torch.tensor([-3.0, -0.9965, -0.99, 1.2])).tolist() == [0, 0, 1, 255]

@@ -365,6 +365,8 @@ def test_what_was_published_of_other_settings_is_said() -> None:
     lines = published_lines(result, PRESET, PRESETS_DRAWING)
     assert lines[2].split() == ["FID-2100", "2.735", "2.72"]
     assert lines[-1] == "not the published settings: num_samples 2100, cfg 1.6"
+    lines = published_lines(result_of(decoder_dtype="bfloat16"), PRESET, PRESETS_DRAWING)
+    assert lines[-1] == "not the published settings: decoder_dtype bfloat16"
 
 
 def test_without_a_preset_the_defaults_are_the_papers() -> None:

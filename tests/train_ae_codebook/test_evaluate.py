@@ -166,8 +166,8 @@ def test_classes_that_the_classifier_does_not_know_are_refused_at_once() -> None
 
 
 def save_images(path: Path, images: Tensor) -> Path:
-    """As evaluator.py takes them: (N, H, W, 3) by the published 8-bit rule."""
-    pixels = (((images + 1) / 2).clamp(0, 1) * 255).numpy().astype(np.uint8)
+    """As evaluator.py takes them: (N, H, W, 3), rounded to bytes."""
+    pixels = ((images + 1) * 127.5).clamp(0, 255).round().numpy().astype(np.uint8)
     np.savez(path, arr_0=pixels.transpose(0, 2, 3, 1))
     return path
 

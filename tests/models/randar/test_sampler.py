@@ -222,7 +222,7 @@ def test_a_raster_model_draws_in_raster_order_unless_told() -> None:
     model, raster = tiny_randar(scan_order="raster"), torch.arange(L).expand(2, -1)
     out = sample(model, LABELS, seeds=SEEDS, steps=-1)
     assert torch.equal(out.step[0].flatten(1), raster)
-    assert_drawn_from(model, out, raster, cfg=1.5)
+    assert_drawn_from(model, out, raster, cfg=3.0)  # of the published interface, as it is by default
     assert torch.equal(sample(model, LABELS, seeds=SEEDS, steps=-1, order=raster).codes[0], out.codes[0])
     assert torch.equal(sample(tiny_randar(), LABELS, seeds=SEEDS, steps=-1, order=raster).codes[0], out.codes[0])
     order = random_orders(2)
