@@ -181,6 +181,11 @@ class GeneratorConfig:
         """Tokens that training computes of an image: the codes of all scales."""
         return sum(side * side for side in self.scale_sizes(stride))
 
+    @property
+    def order_share(self) -> int:
+        """What an image takes for an order of its own while it is drawn, as a multiple of its keys and values."""
+        return 0
+
     def usual_autoencoder(self) -> AutoencoderConfig:
         """Architecture of the one that the family's released models have."""
         return LlamaGenVQConfig()

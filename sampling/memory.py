@@ -25,11 +25,12 @@ def batch_that_fits(free: int, image_bytes: int) -> int:
 
 
 def bytes_an_image(model: Generator, drawing: Drawing) -> int:
-    """What an image adds while it is drawn: keys and values, logits as if all codes came in one step, its pixels."""
+    """What an image adds while it is drawn: keys and values, its order, logits as if all came in one step, pixels."""
     sampler = model.sampler(1, drawing)
     rows = 1 + sampler.guided
     held = sum(tensor.nbytes for tensor in (*sampler.cache(), sampler.sequence, sampler.maps))
+    order = model.config.order_share * sum(tensor.nbytes for tensor in sampler.cache())
     logits = 4 * (rows + COPIES) * sampler.num_locations * model.num_codes
     stride = 0 if model.autoencoder is None else model.autoencoder.config.stride
     pixels = 3 * (sampler.scale_sizes[-1] * stride) ** 2
-    return held + logits + pixels * (2 * 4 + 1)  # decoded, resized, and as bytes
+    return held + order + logits + pixels * (2 * 4 + 1)  # decoded, resized, and as bytes

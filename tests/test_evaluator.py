@@ -29,6 +29,16 @@ def inception() -> Inception:
     return load_network(NetworkArgs(inception_graph=str(GRAPH)), torch.device("cpu"))
 
 
+def test_tensorflow_without_the_gpu_that_torch_has_is_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    inception()
+    assert "GPU" not in capsys.readouterr().err
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    inception()
+    assert "warning: TensorFlow sees no GPU" in capsys.readouterr().err
+
+
 def images_of(name: str) -> np.ndarray:
     with np.load(FIXTURE / f"{name}.npz") as file:
         return file["arr_0"]

@@ -26,7 +26,7 @@ from evaluation.metrics import Statistics, frechet_distance
 from evaluation.options import NetworkArgs
 from models.autoencoder import Autoencoder, resize_image, to_uint8
 from models.loading.autoencoder import open_autoencoder
-from runtime.device import pick_device
+from runtime.device import exact_float32, pick_device
 from runtime.errors import UserError
 from runtime.files import write_json
 from runtime.progress import Progress
@@ -138,7 +138,8 @@ def measure_scales(
 
 def _measure(autoencoder: Autoencoder, images: Tensor, with_ssim: bool) -> tuple[Tensor, dict[str, list[float]]]:
     """Codes (B, S, S) of images (B, 3, H, W), and metrics of each image."""
-    latents = autoencoder.encode(images)  # (B, C, S, S)
+    with exact_float32():  # as tokenize does
+        latents = autoencoder.encode(images)  # (B, C, S, S)
     codes = autoencoder.quantize_latents(latents)
     difference = autoencoder.lookup(codes) - latents
     rebuilt = autoencoder.decode(codes).clamp(-1, 1)
@@ -160,7 +161,9 @@ def _resized(autoencoder: Autoencoder, images: Tensor, side: int) -> Tensor:
 
 
 def _rebuilt(autoencoder: Autoencoder, images: Tensor) -> Tensor:
-    return autoencoder.decode(autoencoder.quantize_latents(autoencoder.encode(images)))
+    with exact_float32():  # as tokenize does
+        latents = autoencoder.encode(images)
+    return autoencoder.decode(autoencoder.quantize_latents(latents))
 
 
 @torch.no_grad()

@@ -55,7 +55,9 @@ class LoopArgs:
         "auto (bfloat16 where the GPU or CPU has it, else float32), float32, bfloat16, or float16 with loss scaling",
     )
     tf32: bool = option(
-        False, "let CUDA compute the logits, which stay in float32, by TF32: faster, with 10 bits of the fraction"
+        False,
+        "let CUDA compute by TF32 what is in float32 (the logits; of an autoencoder, all): faster, with 10 bits of the "
+        "fraction",
     )
     device: str = option("auto", "auto, cuda, mps or cpu")
     seed: int = option(0, "of every random choice; the same seed on the same machine gives the same run")

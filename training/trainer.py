@@ -38,6 +38,7 @@ from training.state import TrainState, images_a_step, whole_tensor
 from training.task import LossModule, Task, step_context
 
 SYNC_STEPS = 10  # between agreements of several ranks on whether to stop or save
+SLOW_STEP = 0.5  # seconds from which they agree at every step: torchrun kills 30 s after it has asked to stop
 STILL_USED = ("epochs", "export_dir", "export_dtype")  # settings that a finished run has a use for
 UNFINISHED = ".unfinished-"  # begins the name of a file beside the samples until those of an epoch are there
 
@@ -79,6 +80,7 @@ class Trainer:
         kind = ShardedState if args.shard else TrainState
         self.state = kind(task, args, len(dataset), device, self.dtype)
         self.stop = StopSignals()
+        self.agreed, self.sync_steps = time.monotonic(), SYNC_STEPS  # when ranks last did, and how often they do
 
     def fit(self) -> bool:
         """Train to the last epoch; return whether there was anything left to do. A lock keeps other programs out.
@@ -99,7 +101,9 @@ class Trainer:
             return False
         self.forward = LossModule(self.task)
         if distributed.num_ranks() > 1 and not self.args.shard:
-            self.forward = DistributedDataParallel(self.forward, forward_sync_buffers=False)
+            self.forward = DistributedDataParallel(
+                self.forward, forward_sync_buffers=False, gradient_as_bucket_view=True
+            )
         total = state.step + (self.args.epochs - state.epoch) * state.steps_per_epoch - state.step_in_epoch
         self.log = None
         if distributed.is_main():
@@ -220,9 +224,12 @@ class Trainer:
         save = time.monotonic() - self.last_save > 60 * self.args.save_minutes
         if distributed.num_ranks() == 1:
             return self.stop.number, save
-        if self.state.step % SYNC_STEPS:
+        if self.state.step % self.sync_steps:
             return 0, False
-        signals, saves = zip(*distributed.everyones((self.stop.number, save), "the end of a step"), strict=True)
+        slow = time.monotonic() - self.agreed > SLOW_STEP * self.sync_steps
+        told = distributed.everyones((self.stop.number, save, slow), "the end of a step")
+        signals, saves, slows = zip(*told, strict=True)
+        self.agreed, self.sync_steps = time.monotonic(), 1 if any(slows) else SYNC_STEPS
         return max(signals), any(saves)
 
     def _batches(self) -> Iterator[Any]:

@@ -32,6 +32,7 @@ class TensorFlowInception(Inception):
             wrong = f"{path} is damaged or no frozen TensorFlow graph ({error}); remove it to fetch it"
             raise UserError(wrong) from error
         self.versions = {"tensorflow": tf.__version__}
+        self.on_gpu = bool(tf.config.list_physical_devices("GPU"))
         with tf.Graph().as_default() as graph:
             self._images = tf.compat.v1.placeholder(tf.float32, (None, None, None, 3))
             try:

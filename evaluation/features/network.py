@@ -89,7 +89,13 @@ def load_network(args: NetworkArgs, device: torch.device) -> Network:
         return TorchInception(args.inception_weights, device, args.inception_sha256)
     from evaluation.features.inception_tf import TensorFlowInception
 
-    return TensorFlowInception(args.inception_graph, args.inception_sha256)
+    network = TensorFlowInception(args.inception_graph, args.inception_sha256)
+    if torch.cuda.is_available() and not network.on_gpu:
+        print(
+            "warning: TensorFlow sees no GPU and computes on the CPU, which takes long; --backend torch takes the GPU",
+            file=sys.stderr,
+        )
+    return network
 
 
 def library_versions(network: Network) -> dict[str, str]:

@@ -56,6 +56,11 @@ class CheckerboardConfig(GeneratorConfig):
         return replace(self, num_mixing_layers=self.mixing_layers)
 
     @property
+    def order_share(self) -> int:
+        """Rotations of queries and keys in each layer, and as much again half while they are laid out."""
+        return 3 if self.scan_order == "random" else 0
+
+    @property
     def mixing_layers(self) -> int:
         """Number of layers, from the first on, whose keys mix two positions."""
         every = self.num_mixing_layers is None or self.num_mixing_layers == "all"

@@ -233,7 +233,7 @@ class Checkerboard(Generator):
 
     def _mask(self, steps: Tensor) -> Mask:
         """Of steps (L,), as is fastest on the device."""
-        if self.use_flex_attention:
+        if self.use_flex_attention and self.training:  # compiled there alone
             return flex_mask(steps)
         if self.attends_in_parts and steps.device.type == "cpu":
             return BlockCausal.of_steps(steps)

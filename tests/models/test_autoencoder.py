@@ -178,7 +178,7 @@ def test_each_scale_encodes_the_image_at_its_own_size() -> None:
 def test_a_part_of_the_images_at_a_time_gets_the_same_codes(monkeypatch: pytest.MonkeyPatch) -> None:
     autoencoder, images = tiny_autoencoder(), torch.randn(5, 3, 32, 32).clamp(-1, 1)
     expected, sizes = autoencoder.tokenize(images, (1, 3, 8)), []
-    monkeypatch.setattr(autoencoders, "ENCODED_PIXELS", 2 * 32 * 32)
+    monkeypatch.setattr(autoencoders, "ENCODED_PIXELS_CPU", 2 * 32 * 32)
     encode = autoencoder.encode
     monkeypatch.setattr(autoencoder, "encode", lambda part: sizes.append(tuple(part.shape[::3])) or encode(part))
     for codes, same in zip(autoencoder.tokenize(images, (1, 3, 8)), expected, strict=True):

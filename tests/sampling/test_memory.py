@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import pytest
+import torch
 
 from models.config import Drawing
 from models.family import DECODING_MEMORY, Generator, Sampler
@@ -24,6 +25,19 @@ def test_an_image_is_counted_with_all_that_a_sampler_holds_for_it(make: Callable
     counted, logits = bytes_an_image(model, drawing), 4 * model.num_locations * model.num_codes
     assert (held[1] - held[0]) // 4 + logits < counted
     assert counted < (held[1] - held[0]) // 4 + 8 * logits + 30 * (2 * model.config.img_size) ** 2
+
+
+@torch.inference_mode()
+def test_an_order_of_its_own_is_counted() -> None:
+    """The rotations that a sampler holds of 5 images, those of 1 taken off, are four images' share."""
+    model, held = tiny_model(scan_order="random"), []
+    drawing = model.Drawing(cfg=1.5)
+    for sampler in _samplers(model, drawing):
+        next(sampler.draw(torch.zeros(sampler.batch, dtype=torch.long), torch.arange(sampler.batch)))
+        rotations = (pair for blocks in sampler.blocks for block in blocks for pair in block.rotary.cos_sin)
+        held.append(sum(part.nbytes for pair in rotations for part in pair))
+    counted = bytes_an_image(model, drawing) - bytes_an_image(tiny_model(), drawing)
+    assert (held[1] - held[0]) / 4 <= counted <= (held[1] - held[0]) / 2
 
 
 def _samplers(model: Generator, drawing: Drawing) -> list[Sampler]:
