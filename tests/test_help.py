@@ -9,6 +9,7 @@ from tests.command_factory import ROOT, start, start_python
 
 COMMANDS = (
     *("main.py", "main_sample.py", "evaluator.py", "-m evaluation.run", "-m training.export"),
+    "-m runtime.environment",
     *("train_ae_codebook/main.py", "-m train_ae_codebook.main", "train_ae_codebook/evaluate.py"),
     *("-m experiments.sweep", "-m experiments.compare", "-m experiments.curves", "-m experiments.mixing"),
     *(

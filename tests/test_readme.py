@@ -630,6 +630,7 @@ RULES = (
         added="--models llamagen",
         within=timed_once,
     ),
+    Rule(r"python -m runtime\.environment", says="cpu: "),
     Rule(r"python -m experiments\.study_tables .*", says="| LlamaGen, 1 epoch | ", makes="output/study"),
     Rule(
         r"python -m experiments\.study_figures .*",
@@ -822,7 +823,7 @@ def options(program: str, *flags: str) -> dict[str, str]:
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_help_says_what_every_option_means(program: str) -> None:
     explained = options(program)
-    assert len(re.findall(r"^  (?:-h, )?--", help_text(program), flags=re.MULTILINE)) == len(explained) > 1
+    assert len(re.findall(r"^  (?:-h, )?--", help_text(program), flags=re.MULTILINE)) == len(explained) > 0
     assert not [name for name, text in explained.items() if len(text.split()) < 2]
 
 
