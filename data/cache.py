@@ -217,6 +217,11 @@ class PartialCache:
         return self.folder.replace(self.final)
 
 
+def num_unreadable(folder: Path) -> int:
+    """How many images of a complete cache could not be read when it was made: others stand in for them."""
+    return int(np.count_nonzero(_open_arrays(folder, read_manifest(folder), "r")["status"] == UNREADABLE))
+
+
 class TokenCache(Dataset):
     """(codes, label) of (index, crop) pairs, a whole batch at a time; pages are shared by all processes that read.
 

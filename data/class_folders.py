@@ -44,6 +44,11 @@ def read_split(split: Split[Place]) -> ClassFolders:
     if strange:
         raise UserError(f"{folder}/{strange[0]} is a class that {split.training} lacks; add it there, or move it away")
     keys, labels = _images(folder, folders, class_keys, left_out)
+    if len(class_keys) == 1 and isinstance(folder, Path) and all(key.count("/") > 1 for key in keys):
+        only = class_keys[0]
+        remarks.append(
+            f"{folder} has one class, {only}, with folders in it; name {folder}/{only} if they are the classes"
+        )
     lacking = [name for name in class_keys if name not in folders]
     remarks += [f"{folder} has no images of {', '.join(lacking)}"] if lacking else []
     remarks += [f"{folder}: {text}"] if (text := left_out_text(left_out)) else []

@@ -3,6 +3,7 @@
 Training, --check_data, editing, references and samples all come through here, so that a file means the same to each.
 """
 
+import errno
 import io
 import os
 import re
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from data.zip_entries import ZipEntry
 from runtime.errors import UserError
@@ -23,7 +24,22 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".ppm", ".pg
 OTHER_PHOTOGRAPHS = (".heic", ".heif", ".avif", ".gif", ".jp2", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".psd")
 MAX_PROPORTION = 100  # long side over short side; scaled to a square's height, longer ones would fill the memory
 SIXTEEN_BIT_FORMATS = ("PNG", "PPM")  # whose mode I holds 16 bits; of a TIFF it may be 32, whose white nobody knows
-RESOURCE_FORKS = "__MACOSX"  # what macOS adds to archives
+# Folders that no user has made: macOS's of archives, thumbnails and waste of a NAS, a disk's own.
+OF_THE_SYSTEM = ("__MACOSX", "@eaDir", "#recycle", "lost+found", "$RECYCLE.BIN", "System Volume Information")
+# What an OSError says of a file; another one with a number is of the machine: its disk, its network, its memory.
+OF_THE_FILE = {
+    *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG),
+    *(errno.EINVAL, errno.EOVERFLOW),  # of damaged numbers in it
+}
+TURNED = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # back, by the orientation that EXIF data say
 
 Place = Path | ZipEntry  # a file or folder, on the disk or in an archive
 Entry = os.DirEntry[str] | ZipEntry
@@ -43,7 +59,7 @@ class Listing(NamedTuple):
 def list_images(folder: Place) -> Listing:
     """Images at any depth. Links are followed, but one that leads back to a folder above it, of the listed or higher.
 
-    Left out, and counted by kind: names that begin with a dot and all below them, macOS's resource forks, broken links,
+    Left out, and counted by kind: names that begin with a dot and all below them, folders of systems, broken links,
     what is no regular file, and files of other suffixes.
     """
     found = Listing([], Counter())
@@ -105,7 +121,16 @@ def read_image(source: Path | bytes | BinaryIO, ground: str = "white", name: str
     except UnreadableImageError as error:
         raise UnreadableImageError(f"{name} {error}") from error
     except Exception as error:  # of a damaged file, decoders raise anything
+        raise_of_machine(error)
         raise damaged(name, error) from error
+
+
+def raise_of_machine(error: Exception) -> None:
+    """Raise an error again that tells of the machine, and nothing of the file that could not be read."""
+    if isinstance(error, MemoryError):
+        raise error
+    if isinstance(error, OSError) and error.errno is not None and error.errno not in OF_THE_FILE:
+        raise error
 
 
 def damaged(name: str, error: Exception) -> UnreadableImageError:
@@ -129,12 +154,21 @@ def to_rgb(image: Image.Image, ground: str = "white") -> Image.Image:
     if image.mode == "F" or (image.mode == "I" and image.format not in SIXTEEN_BIT_FORMATS):
         kind = "floating-point numbers" if image.mode == "F" else "32-bit integers"
         raise UnreadableImageError(f"holds {kind}, whose black and white are not known; convert it to 8 bits")
-    image = ImageOps.exif_transpose(image)
+    image = _upright(image)
     if image.mode.startswith("I"):
         image = _eight_bits(image)
     if image.has_transparency_data:
         image = over(image, ground)
     return image.convert("RGB")
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """As its EXIF data say, also where something else in them is wrong, which Pillow could not write again."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # of what Pillow writes
+        method = TURNED.get(image.getexif().get(ExifTags.Base.Orientation))
+        return image if method is None else image.transpose(method)
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
@@ -172,8 +206,8 @@ def _entries(folder: Place, left_out: Counter[str]) -> Iterator[Entry]:
         for entry in entries:
             if entry.name.startswith("."):
                 left_out["hidden"] += 1
-            elif entry.name == RESOURCE_FORKS:
-                left_out[RESOURCE_FORKS] += 1
+            elif entry.name in OF_THE_SYSTEM:
+                left_out[entry.name] += 1
             else:
                 yield entry
 

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import Dataset
 
-from data.files import UnreadableImageError, damaged, read_image
+from data.files import UnreadableImageError, damaged, raise_of_machine, read_image
 from models.class_names import human_names
 
 
@@ -62,6 +62,7 @@ class StoredImages(LabelledImages):
         except UnreadableImageError:
             raise
         except Exception as error:  # of damage, decoders raise anything
+            raise_of_machine(error)
             raise damaged(self.title(index), error) from error
 
     def read(self, index: int) -> Image.Image:

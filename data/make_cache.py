@@ -19,6 +19,7 @@ from data.cache import (
     begin_cache,
     check_images,
     check_manifest,
+    num_unreadable,
     partial_folder,
 )
 from data.crops import all_crops, to_floats
@@ -68,6 +69,11 @@ class CacheMaker:
                     return self._make(folder)
         self.check(folder)
         distributed.say(f"the cache {folder} is complete already")
+        if lacking := num_unreadable(folder):
+            distributed.say(
+                f"{lacking} of its images could not be read, others stand in for them; mend them, and add "
+                "--rebuild_cache to make it again"
+            )
         return folder
 
     def check(self, folder: Path) -> None:
@@ -77,9 +83,11 @@ class CacheMaker:
             check_images(folder, self.images)
 
     def _make_way(self, place: Path, complete: bool) -> None:
-        """Move a cache aside that cannot be used, or not be gone on with."""
+        """Move a cache aside that cannot be used, or not be gone on with, or that lacks images."""
         if place.exists():
             try:
+                if complete and num_unreadable(place):
+                    raise UserError("images that could not be read may have been mended")
                 self.check(place)
                 if complete:
                     TokenCache(place, self.manifest, scale_sizes=()).check_codes()

@@ -57,12 +57,21 @@ class Table:
 
     def labels(self) -> list[int | str | None]:
         """The label of each row; None is of a row that has none."""
+        import pyarrow as pa
         import pyarrow.parquet as pq
 
-        column = pq.ParquetFile(self.path, metadata=self.metadata).read([self.label], use_threads=False)[0]
+        try:
+            column = pq.ParquetFile(self.path, metadata=self.metadata).read([self.label], use_threads=False)[0]
+        except (pa.ArrowException, OSError) as error:
+            raise _not_whole(self.path, error) from error
         if self.text:
             return [(word or "").strip() or None for word in column.to_pylist()]
         return column.to_pylist() if column.null_count else column.to_numpy().tolist()  # the latter is faster
+
+
+def _not_whole(path: Path, error: Exception) -> UserError:
+    reason = " ".join(str(error).split())
+    return UserError(f"{path} is no whole .parquet file ({reason}); fetch it again")
 
 
 class ParquetImages(StoredImages):
@@ -186,7 +195,7 @@ def open_file(path: Path) -> Table:
         metadata = pq.read_metadata(path)
         schema = metadata.schema.to_arrow_schema()
     except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path} is no whole .parquet file ({error}); fetch it again") from error
+        raise _not_whole(path, error) from error
     image = _chosen([column.name for column in schema if _holds_images(column.type)], IMAGE)
     label = _chosen([column.name for column in schema if column.name in (LABEL, *OTHER_LABELS)], LABEL)
     text = label is not None and _is_text(schema.field(label).type)

@@ -1,5 +1,6 @@
 """A .zip as a tree of files and folders, which ``data.files`` lists as it lists those on the disk."""
 
+import re
 import stat
 import zlib
 from collections import Counter
@@ -80,7 +81,7 @@ def read_zip(archive: Path) -> Archive:
         path, known = _path_of(info)
         guessed += [] if known else [path]
         names = path.split("/")
-        if ".." in names or names[0] == "" or names[0].endswith(":"):
+        if ".." in names or names[0] == "" or re.fullmatch("[A-Za-z]:", names[0]):
             left_out["paths that lead out of the archive"] += 1
         elif stat.S_ISLNK(info.external_attr >> 16):
             left_out["links"] += 1

@@ -125,7 +125,8 @@ class Backend:
 def class_choices(model: Generator) -> list[tuple[str, int]]:
     """Name and index of each class."""
     names = ClassNames(model).names or [f"class {label}" for label in range(model.config.num_classes)]
-    return [(name, label) for label, name in enumerate(names)]
+    # A browser takes no bytes that are no text, as a folder's name may hold.
+    return [(name.encode("utf-8", "replace").decode(), label) for label, name in enumerate(names)]
 
 
 def usual_drawing(model: Generator) -> Drawing:

@@ -1,5 +1,6 @@
 """Hashes, and files that appear whole or not at all."""
 
+import errno
 import json
 import os
 import shutil
@@ -37,14 +38,15 @@ def whole(path: Path) -> Iterator[Path]:
         yield temporary
         flush(temporary)
         temporary.replace(path)
-        flush(path.parent)
+        flush_folder(path.parent)
     except (OSError, RuntimeError) as error:
         full = ("PytorchStreamWriter", "inline_container")  # what torch.save says where a file takes no more
         if isinstance(error, RuntimeError) and not any(word in str(error) for word in full):
             raise
+        mend = "name another file" if getattr(error, "errno", None) == errno.ENAMETOOLONG else "free some space"
         raise UserError(
             f"could not write {path} ({getattr(error, 'strerror', None) or error}); what was there before is "
-            "untouched: free some space and run the command again"
+            f"untouched: {mend} and run the command again"
         ) from error
     finally:
         with suppress(OSError):
@@ -132,8 +134,17 @@ def composed(name: str) -> str:
     return name if name.isascii() else unicodedata.normalize("NFC", name)
 
 
+def flush_folder(path: Path) -> None:
+    """Have the system write a folder's list of names to the disk, where it can: shared folders refuse."""
+    try:
+        flush(path)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.EIO):
+            raise
+
+
 def flush(path: Path) -> None:
-    """Have the system write a file, or a folder's list of names, to the disk."""
+    """Have the system write a file to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -41,7 +41,7 @@ from models.scales import join_scales, split_scales
 from runtime import distributed
 from runtime.device import fetch
 from runtime.errors import UserError
-from runtime.files import flush, free_name, hash_file, read_json, same_settings, whole, write_json
+from runtime.files import flush, flush_folder, free_name, hash_file, read_json, same_settings, whole, write_json
 from sampling.options import Format
 from sampling.pictures import png_has_its_end, read_png, save_png, write_npz
 
@@ -228,7 +228,7 @@ class SampleFolder:
                 save_png(image, temporary, {PNG_TEXT: self._about(index)})
                 flush(temporary)
                 temporary.replace(self.path / image_name(index))
-            flush(self.path)
+            flush_folder(self.path)
         _write_batch(self.mine, indices, [_hash(image) for image in images], kept)
 
     def _about(self, index: int) -> str:

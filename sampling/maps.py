@@ -83,7 +83,9 @@ def save_animation(samples: Samples, model: Generator, path: Path) -> None:
     """
     samples = samples.first(MAX_ANIMATED, model.device)
     last_step = num_steps(samples) - 1
-    frames = [_grid(step_images(samples, model, step)) for step in range(last_step)]
+    side = samples.images.shape[-1]  # which may be another than the model's
+    steps = (step_images(samples, model, step) for step in range(last_step))
+    frames = [_grid(F.interpolate(images, (side, side), mode="nearest-exact")) for images in steps]
     frames.append(_grid(model.to_uint8(samples.images)))
     durations = [FRAME_MS] * last_step + [HOLD_MS]
     with whole(path) as temporary:
@@ -91,11 +93,15 @@ def save_animation(samples: Samples, model: Generator, path: Path) -> None:
 
 
 def entropy_by_step(samples: Samples) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean, 25th and 75th percentile, over images and locations, of the entropy (nats) of each step, (steps,) each."""
-    entropy, step = (_numpy(join_scales(maps)) for maps in (samples.entropy, samples.step))
-    drawn = [entropy[step == i] for i in range(num_steps(samples))]
-    low, high = np.array([np.percentile(values, [25, 75]) for values in drawn]).T
-    return np.array([values.mean() for values in drawn]), low, high
+    """Mean, 25th and 75th percentile, over images and locations, of the entropy (nats) of each step, (steps,) each.
+
+    NaN of a step that drew nothing: codes that an edit keeps do not count.
+    """
+    parts = samples.entropy, samples.step, samples.probability
+    entropy, step, probability = (_numpy(join_scales(maps)) for maps in parts)
+    drawn = [entropy[(step == i) & ~np.isnan(probability)] for i in range(num_steps(samples))]
+    low, high = np.array([np.percentile(values, [25, 75]) if len(values) else [np.nan] * 2 for values in drawn]).T
+    return np.array([values.mean() if len(values) else np.nan for values in drawn]), low, high
 
 
 def num_steps(samples: Samples) -> int:

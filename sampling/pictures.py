@@ -38,6 +38,8 @@ def read_png(path: Path) -> Tensor:
     """One image (3, H, W), uint8."""
     try:
         with Image.open(path) as image:
+            if image.mode != "RGB":
+                raise ValueError(f"its pixels are {image.mode}, not RGB as they were written")
             return to_bytes(image)
     except (OSError, SyntaxError, ValueError) as error:
         raise UserError(f"{path} is damaged ({error}); remove it, and run the same command again") from error

@@ -203,7 +203,10 @@ def _seed_of(generator: int | torch.Generator | None) -> int:
     if generator is None or isinstance(generator, torch.Generator):
         device = "cpu" if generator is None else generator.device
         return int(torch.randint(NUM_SEEDS, (), generator=generator, device=device))
-    return whole_number(generator, "generator")
+    seed = whole_number(generator, "generator")
+    if not 0 <= seed < NUM_SEEDS:
+        raise UserError(f"generator is {seed}; it must lie between 0 and 2**32 - 1")
+    return seed
 
 
 def whole_number(value: Any, name: str) -> int:

@@ -28,7 +28,7 @@ from models.loading.checkpoint import CHECKPOINT_NAME, SHARED_SUFFIX, model_clas
 from models.loading.state import read_torch_file
 from runtime import distributed
 from runtime.errors import UserError
-from runtime.files import flush, whole
+from runtime.files import flush_folder, whole
 from training.options import LoopArgs
 from training.state import PLACE_NAME, TrainState, find_shares
 from training.task import Task
@@ -63,7 +63,7 @@ class ShardedState(TrainState):
                 folder.rename(old)
             partial.rename(folder)
             path.unlink(missing_ok=True)  # weights that were joined before are not these
-            flush(folder.parent)
+            flush_folder(folder.parent)
             shutil.rmtree(old, ignore_errors=True)
         distributed.barrier("the checkpoint")
 

@@ -68,7 +68,10 @@ def fetched(name: str) -> Path:
         if root is None:
             raise UserError(explained(name, repo, error)) from error
         files = [file.relative_to(root).as_posix() for file in root.rglob("*") if file.is_file()]
-        place, wanted = files_of(name, inside, files)
+        try:
+            place, wanted = files_of(name, inside, files)
+        except UserError:  # the copy holds something else of the repository
+            raise UserError(explained(name, repo, error)) from error
         distributed.say(f"{repo}: the hub cannot be reached; taking the copy of revision {root.name} in {root}")
     for file in wanted:
         _verify(root / file, name)

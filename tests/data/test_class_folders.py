@@ -73,6 +73,17 @@ def test_one_class_written_in_two_ways_is_refused(tmp_path: Path) -> None:
         read_class_folders(tmp_path, held_out=False)
 
 
+def test_one_class_that_holds_folders_is_said(tmp_path: Path) -> None:
+    """As where the folder above the classes was named."""
+    write_pictures(tmp_path, {"images/ant": 2, "images/bee": 1})
+    found = read_class_folders(tmp_path, held_out=False)
+    assert found.class_keys == ["images"]
+    assert found.remarks == [
+        f"{tmp_path} has one class, images, with folders in it; name {tmp_path}/images if they are the classes"
+    ]
+    assert read_class_folders(tmp_path / "images", held_out=False).remarks == []
+
+
 def test_hidden_folders_are_no_classes_and_what_is_left_out_is_said(tmp_path: Path) -> None:
     write_pictures(tmp_path, {"a": 1, ".ipynb_checkpoints": 1, "a/.ipynb_checkpoints": 2})
     (tmp_path / "notes.txt").touch()

@@ -1,5 +1,7 @@
 """Listing and reading of image files: what is left out is counted by kind, what is read means one thing."""
 
+import errno
+import io
 import os
 from pathlib import Path
 
@@ -91,14 +93,20 @@ def test_accents_are_composed() -> None:
     assert composed("cafe\u0301") == composed("caf\xe9") == "caf\xe9"
 
 
+@pytest.mark.parametrize("damaged", [False, True])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_a_photo_is_upright_whatever_way_it_was_held(tmp_path: Path, orientation: int) -> None:
+def test_a_photo_is_upright_whatever_way_it_was_held(
+    tmp_path: Path, orientation: int, damaged: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where something else in its EXIF data is wrong: Pillow turns it, and then fails to write them again."""
     upright = picture(24, 16, seed=0)
     undo = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # Pillow's transpositions that turn upright into the stored one
     stored = upright if orientation == 1 else upright.transpose(Image.Transpose(undo[orientation]))
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
     stored.save(tmp_path / "x.png", exif=exif)
+    if damaged:
+        monkeypatch.setattr(Image.Exif, "tobytes", _not_to_be_written)
     assert np.array_equal(read_image(tmp_path / "x.png")[0], upright)
 
 
@@ -145,6 +153,39 @@ def test_a_thread_of_an_image_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UnreadableImageError, match="1 x 4000 pixels"):
         read_image(tmp_path / "x.png")
     assert to_rgb(Image.new("RGB", (10, 1000))).size == (10, 1000)
+
+
+def _not_to_be_written(exif: Image.Exif) -> bytes:
+    raise TypeError("required argument is not an integer")
+
+
+class _Failing(io.BytesIO):
+    """A file whose disk fails."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.error = error
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), OSError(errno.ESTALE, ""), MemoryError()])
+def test_a_fault_of_the_machine_is_none_of_the_image(error: Exception) -> None:
+    """Else a disk that fails for a second would leave images out of a cache for good."""
+    with pytest.raises(type(error)) as found:
+        read_image(_Failing(error), name="x.png")
+    assert not isinstance(found.value, UnreadableImageError)
+    with pytest.raises(UnreadableImageError, match=r"x\.png cannot be read as an image"):
+        read_image(_Failing(OSError("broken data stream")), name="x.png")
+
+
+def test_folders_of_systems_are_left_out(tmp_path: Path) -> None:
+    for name in ("a.png", "@eaDir/a.png/SYNOPHOTO_THUMB_XL.png", "lost+found/b.png", "c/$RECYCLE.BIN/d.png"):
+        save(tmp_path / name)
+    found = list_images(tmp_path)
+    assert found.files == [tmp_path / "a.png"]
+    assert found.left_out == {"@eaDir": 1, "lost+found": 1, "$RECYCLE.BIN": 1}
 
 
 @pytest.mark.parametrize("content", [b"", b"no image", b"\x89PNG\r\n\x1a\n" + bytes(20), b"II*\0\x08\0\0\0\xff\xff"])

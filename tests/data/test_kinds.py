@@ -337,7 +337,7 @@ def write_zip(path: Path, members: dict[str, bytes], method: int = zipfile.ZIP_D
 @pytest.mark.parametrize("above", ["", "wrapped/", "train/", "wrapped/train/"])
 def test_class_folders_in_an_archive(tmp_path: Path, above: str, method: int) -> None:
     members = {f"{above}{name}": jpeg(seed) for seed, name in enumerate(("bee/1.jpg", "ant/2.jpg", "ant/more/1.jpg"))}
-    members |= {"__MACOSX/ant/._2.jpg": b"", f"{above}ant/notes.txt": b"", "../x.jpg": b"", "/etc/y.jpg": b""}
+    members |= {"__MACOSX/ant/._2.jpg": b"", f"{above}ant/notes.txt": b"", "../x.jpg": b"", "C:/y.jpg": b""}
     path = write_zip(tmp_path / "pets.zip", members, method)
     images = opened(path)
     assert images.keys == ["ant/2.jpg", "ant/more/1.jpg", "bee/1.jpg"]
@@ -349,6 +349,22 @@ def test_class_folders_in_an_archive(tmp_path: Path, above: str, method: int) ->
 
 def test_an_archive_of_one_class_is_not_unwrapped(tmp_path: Path) -> None:
     assert opened(write_zip(tmp_path / "x.zip", {"ant/1.jpg": b"", "ant/2.jpg": b""})).class_keys == ["ant"]
+
+
+def test_only_a_letter_before_a_colon_leads_out_of_an_archive(tmp_path: Path) -> None:
+    images = opened(write_zip(tmp_path / "x.zip", {"cat:/1.jpg": b"", "dog/1.jpg": b"", "D:/bee/1.jpg": b""}))
+    assert images.class_keys == ["cat:", "dog"]
+    assert "1 paths that lead out of the archive" in " ".join(images.remarks)
+
+
+def test_damaged_labels_of_a_table_are_one_sentence(tmp_path: Path) -> None:
+    """The footer, which is read first, is whole."""
+    path = write_parquet(tmp_path / "x.parquet", [0, 1], ["ant", "bee"])
+    content = bytearray(path.read_bytes())
+    footer = 8 + int.from_bytes(content[-8:-4], "little")
+    content[4:-footer] = bytes(len(content) - 4 - footer)
+    path.write_bytes(content)
+    assert f"{path} is no whole .parquet file" in refusal(path)
 
 
 def test_a_folder_that_is_taken_for_a_wrapper_is_named(tmp_path: Path) -> None:

@@ -383,6 +383,25 @@ def test_unreadable_images_follow_the_live_rule(
     assert cached_labels.tolist() == labels.tolist() == [1] * 10 + [0] * 10
 
 
+def test_images_that_have_been_mended_are_taken_by_a_rebuilt_cache(
+    tmp_path: Path, pets: Path, autoencoder: Autoencoder, undisturbed: np.ndarray, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A complete cache says that it lacks one; made again, the earlier one is moved aside."""
+    path = pets / "bee" / "002.jpg"
+    content = path.read_bytes()
+    damage(path, "truncated")
+    maker = make(images_of(pets), autoencoder)
+    folder = maker.create(tmp_path)
+    path.write_bytes(content)
+    assert maker.create(tmp_path) == folder
+    assert "1 of its images could not be read" in capsys.readouterr().out
+    assert np.array_equal(codes_of(maker.create(tmp_path, rebuild=True)), undisturbed)
+    assert np.load(folder / "status.npy").tolist() == [DONE] * 8
+    assert np.load(folder.with_name(f"{folder.name}.1") / "status.npy")[-1] == UNREADABLE
+    maker.create(tmp_path, rebuild=True)
+    assert not folder.with_name(f"{folder.name}.2").exists()
+
+
 def test_too_many_unreadable_images_stop_creation_until_they_are_mended(
     tmp_path: Path, pets: Path, autoencoder: Autoencoder, undisturbed: np.ndarray
 ) -> None:

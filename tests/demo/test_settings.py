@@ -6,7 +6,7 @@ from typing import Any
 import gradio as gr
 import pytest
 
-from demo.backend import Backend
+from demo.backend import Backend, class_choices
 from demo.options import DemoArgs
 from demo.page import make_fields
 from demo.settings import field_of, options_of_family, read_settings, shown
@@ -98,3 +98,10 @@ def test_another_model_brings_its_own_fields_and_values(tmp_path: Path) -> None:
     }
     assert values["top_k"] == 7
     assert values["cfg"] == "0.0"
+
+
+def test_a_class_whose_name_is_no_text_can_be_shown() -> None:
+    """Of a folder whose name is not UTF-8: a browser takes no half characters."""
+    model = tiny_model()
+    model.class_names = ["caf\udce9", *(f"number {label}" for label in range(1, model.config.num_classes))]
+    assert class_choices(model)[:2] == [("caf?", 0), ("number 1", 1)]

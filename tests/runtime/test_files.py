@@ -1,8 +1,10 @@
 """Files that appear whole or not at all: killed writers, full disks, several writers at once; names that are free."""
 
+import errno
 import os
 import signal
 import socket
+import stat
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -143,6 +145,28 @@ def test_several_processes_at_once_leave_one_whole_file(tmp_path: Path) -> None:
     os.close(start)
     assert path.read_text() in texts
     assert others(path) == []
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.EBADF])
+def test_a_shared_folder_that_cannot_be_flushed_is_written_to(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As VirtualBox's and old kernels' network folders answer; files can be."""
+    flush = os.fsync
+
+    def fail(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(number, os.strerror(number))
+        flush(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fail)
+    write_text(tmp_path / "x.txt", NEW)
+    assert (tmp_path / "x.txt").read_text() == NEW
+
+
+def test_a_name_that_is_too_long_asks_for_another(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"\(File name too long\).*: name another file and run the command again"):
+        write_text(tmp_path / ("x" * 250), NEW)
 
 
 def write_much(temporary: Path) -> None:

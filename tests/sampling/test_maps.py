@@ -1,5 +1,6 @@
 """Pictures of how samples come about, against the samples they show."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -136,6 +137,19 @@ def test_animation_has_one_frame_a_step_and_holds_the_final_images(
     assert [path.name for path in tmp_path.iterdir()] == ["steps.gif"]
 
 
+def test_animation_of_images_of_another_size_grows_at_theirs(
+    drawn: tuple[Checkerboard, Samples], tmp_path: Path
+) -> None:
+    model, samples = drawn
+    large = replace(samples, images=samples.images.repeat_interleave(4, 2).repeat_interleave(4, 3))
+    save_animation(large, model, tmp_path / "steps.gif")
+    frames, _ = read_frames(tmp_path / "steps.gif")
+    assert {frame.shape for frame in frames} == {(2 * 130 + 2, 2 * 130 + 2, 3)}
+    shown = step_images(samples, model, 2).repeat_interleave(4, 2).repeat_interleave(4, 3)
+    expected = make_grid(shown, nrow=2, padding=2, pad_value=255).permute(1, 2, 0).numpy()
+    assert np.abs(frames[2].astype(int) - expected).mean() < 6
+
+
 def test_animation_shows_the_first_16_images(tmp_path: Path) -> None:
     model = build_model(scale_min_size=4)
     samples = sample(model, [0] * 17, steps_per_scale=1, seeds=range(17))
@@ -152,6 +166,21 @@ def test_entropy_by_step_summarizes_images_and_locations(drawn: tuple[Checkerboa
         values = torch.cat([e[s == step] for e, s in zip(samples.entropy, samples.step, strict=True)])
         quartiles = values.quantile(torch.tensor([0.25, 0.75]))
         np.testing.assert_allclose([mean[step], low[step], high[step]], [values.mean(), *quartiles], rtol=1e-5)
+
+
+def test_kept_codes_have_no_part_in_the_entropy_of_steps(drawn: tuple[Checkerboard, Samples]) -> None:
+    model, _ = drawn
+    codes, labels = [torch.zeros(2, s, s, dtype=torch.long) for s in model.scale_sizes], [0, 1]
+    keep = [torch.zeros(2, s, s, dtype=torch.bool) for s in model.scale_sizes]
+    keep[0][:], keep[-1][:, :4] = True, True
+    out = sample(model, labels, steps_per_scale=2, seeds=range(2), keep=keep, keep_codes=codes)
+    mean, low, _ = entropy_by_step(out)
+    first = int(out.step[0].max())
+    assert np.isnan(mean[: first + 1]).all()
+    assert np.isnan(low[: first + 1]).all()
+    last = num_steps(out) - 1
+    new = (out.step[-1] == last) & ~keep[-1]
+    np.testing.assert_allclose(mean[last], out.entropy[-1][new].mean(), rtol=1e-5)
 
 
 def test_entropy_figure_is_a_png(drawn: tuple[Checkerboard, Samples], tmp_path: Path) -> None:

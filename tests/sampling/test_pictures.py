@@ -10,7 +10,8 @@ from torch import Tensor
 from torchvision.utils import make_grid
 
 from models.autoencoder import to_uint8
-from sampling.pictures import caption_font, grid_of, save_grid, save_labelled_grid, save_png
+from runtime.errors import UserError
+from sampling.pictures import caption_font, grid_of, read_png, save_grid, save_labelled_grid, save_png
 
 pytestmark = pytest.mark.quick
 
@@ -152,3 +153,10 @@ def test_a_missing_folder_is_an_error_that_names_the_file(tmp_path: Path) -> Non
     with pytest.raises(FileNotFoundError) as error:
         save_png(numbered(1)[0], tmp_path / "nowhere/a.png")
     assert str(error.value.filename).endswith("nowhere/a.png")
+
+
+def test_a_png_of_other_pixels_than_ours_is_refused(tmp_path: Path) -> None:
+    """As optimizers make them grey; it is drawn again."""
+    Image.new("L", (8, 8)).save(tmp_path / "x.png")
+    with pytest.raises(UserError, match=r"x\.png is damaged \(its pixels are L, not RGB.*; remove it"):
+        read_png(tmp_path / "x.png")

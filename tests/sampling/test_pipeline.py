@@ -70,6 +70,9 @@ def test_a_generator_decides() -> None:
     pipe = Pipeline(tiny_model())
     first, again, other = (pipe(2, generator=torch.Generator().manual_seed(seed)).seeds for seed in (1, 1, 2))
     assert first == again != other
+    for seed in (-1, 2**32):  # which torch would take for others
+        with pytest.raises(UserError, match=f"generator is {seed}; it must lie between 0 and"):
+            pipe(2, generator=seed)
     torch.manual_seed(3)
     assert pipe(2).seeds != pipe(2).seeds
 

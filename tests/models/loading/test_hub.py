@@ -73,6 +73,13 @@ def test_what_is_in_the_cache_is_not_fetched_again_and_serves_without_network(
                 assert "cannot be reached; taking the copy" in capsys.readouterr().out
 
 
+def test_a_model_that_the_copy_lacks_is_out_of_reach_not_absent(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    load_checkpoint(f"{REPO}/ours")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match=f"{REPO}/two .*cannot be fetched from the hub .*HF_HUB_OFFLINE"):
+        load_checkpoint(f"{REPO}/two")
+
+
 def test_programs_take_names_of_the_hub(hub: Hub, tmp_path: Path) -> None:
     outcome = call(main_sample.main, "--checkpoint", f"{REPO}/two", "--labels", "3", "--output_dir", "drawn")
     assert outcome.code == 0, outcome.err
