@@ -37,7 +37,7 @@ class BenchmarkArgs:
     )
     modes: tuple[Literal["eager", "compiled"], ...] = option(("eager", "compiled"), "eager, compiled")
     drawing: dict[str, Any] = option(
-        dict, "settings of the drawing, as in '{steps_per_scale: 8}'; cfg 1.5 and the family's otherwise"
+        dict, "settings of the drawing, as in '{steps_per_scale: 8}'; what is usual for the family otherwise"
     )
     repeats: int = option(3, "timed runs after one more; medians count")
     device: str = option("auto", "auto, cuda, mps or cpu")

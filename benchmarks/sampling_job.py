@@ -53,8 +53,8 @@ class Case:
 
 def print_rows(args: BenchmarkArgs) -> None:
     """Measure every case that ``args`` name, and print the table."""
-    steps = args.drawing or "the usual steps"
-    print(f"{describe_machine(pick_device(args.device))}; guided (cfg 1.5), {steps}, seconds of a batch")
+    steps = args.drawing or "as is usual for each family"
+    print(f"{describe_machine(pick_device(args.device))}; guided, {steps}, seconds of a batch")
     print(ROW.format(*COLUMNS), flush=True)
     for case in product(args.configs, args.dtypes, args.batch_sizes, args.modes):
         times = _in_process(measure_times, Case(*case, args))

@@ -217,9 +217,9 @@ class PartialCache:
         return self.folder.replace(self.final)
 
 
-def num_unreadable(folder: Path) -> int:
-    """How many images of a complete cache could not be read when it was made: others stand in for them."""
-    return int(np.count_nonzero(_open_arrays(folder, read_manifest(folder), "r")["status"] == UNREADABLE))
+def unreadable_images(folder: Path) -> list[int]:
+    """The images that could not be read when a complete cache was made: others stand in for them."""
+    return np.flatnonzero(_open_arrays(folder, read_manifest(folder), "r")["status"] == UNREADABLE).tolist()
 
 
 class TokenCache(Dataset):

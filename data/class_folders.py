@@ -47,7 +47,7 @@ def read_split(split: Split[Place]) -> ClassFolders:
     if len(class_keys) == 1 and isinstance(folder, Path) and all(key.count("/") > 1 for key in keys):
         only = class_keys[0]
         remarks.append(
-            f"{folder} has one class, {only}, with folders in it; name {folder}/{only} if they are the classes"
+            f"{folder} has one class, {only}, with folders in it; if they are the classes, move them up into {folder}"
         )
     lacking = [name for name in class_keys if name not in folders]
     remarks += [f"{folder} has no images of {', '.join(lacking)}"] if lacking else []

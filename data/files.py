@@ -121,15 +121,16 @@ def read_image(source: Path | bytes | BinaryIO, ground: str = "white", name: str
     except UnreadableImageError as error:
         raise UnreadableImageError(f"{name} {error}") from error
     except Exception as error:  # of a damaged file, decoders raise anything
-        raise_of_machine(error)
+        raise_of_machine(error, name)
         raise damaged(name, error) from error
 
 
-def raise_of_machine(error: Exception) -> None:
-    """Raise an error again that tells of the machine, and nothing of the file that could not be read."""
+def raise_of_machine(error: Exception, name: str) -> None:
+    """Raise an error again that tells of the machine, and nothing of the file ``name`` that could not be read."""
     if isinstance(error, MemoryError):
         raise error
     if isinstance(error, OSError) and error.errno is not None and error.errno not in OF_THE_FILE:
+        error.filename = error.filename or name
         raise error
 
 
@@ -164,6 +165,7 @@ def to_rgb(image: Image.Image, ground: str = "white") -> Image.Image:
 
 def _upright(image: Image.Image) -> Image.Image:
     """As its EXIF data say, also where something else in them is wrong, which Pillow could not write again."""
+    image.load()  # what is damaged is an error here already
     try:
         return ImageOps.exif_transpose(image)
     except Exception:  # of what Pillow writes

@@ -62,7 +62,7 @@ class StoredImages(LabelledImages):
         except UnreadableImageError:
             raise
         except Exception as error:  # of damage, decoders raise anything
-            raise_of_machine(error)
+            raise_of_machine(error, self.title(index))
             raise damaged(self.title(index), error) from error
 
     def read(self, index: int) -> Image.Image:

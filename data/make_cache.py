@@ -19,8 +19,8 @@ from data.cache import (
     begin_cache,
     check_images,
     check_manifest,
-    num_unreadable,
     partial_folder,
+    unreadable_images,
 )
 from data.crops import all_crops, to_floats
 from data.files import UnreadableImageError
@@ -69,7 +69,7 @@ class CacheMaker:
                     return self._make(folder)
         self.check(folder)
         distributed.say(f"the cache {folder} is complete already")
-        if lacking := num_unreadable(folder):
+        if lacking := len(unreadable_images(folder)):
             distributed.say(
                 f"{lacking} of its images could not be read, others stand in for them; mend them, and add "
                 "--rebuild_cache to make it again"
@@ -83,16 +83,24 @@ class CacheMaker:
             check_images(folder, self.images)
 
     def _make_way(self, place: Path, complete: bool) -> None:
-        """Move a cache aside that cannot be used, or not be gone on with, or that lacks images."""
+        """Move a cache aside that cannot be used or gone on with, or that lacks images which can be read now."""
         if place.exists():
             try:
-                if complete and num_unreadable(place):
-                    raise UserError("images that could not be read may have been mended")
                 self.check(place)
                 if complete:
                     TokenCache(place, self.manifest, scale_sizes=()).check_codes()
+                if not complete or not any(map(self._is_readable, unreadable_images(place))):
+                    return
             except UserError:
-                move_aside(place)
+                pass
+            move_aside(place)
+
+    def _is_readable(self, index: int) -> bool:
+        try:
+            self.images.read(index)
+        except UnreadableImageError:
+            return False
+        return True
 
     def _make(self, folder: Path) -> Path:
         if distributed.on_several_machines():  # which would write whole pages of one file over each other's

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from data.class_labels import labels_of, read_names
-from data.files import UnreadableImageError, left_out_text
+from data.files import UnreadableImageError, left_out_text, raise_of_machine
 from data.labelled_images import StoredImages
 from data.splits import split_shards
 from runtime.errors import UserError
@@ -63,6 +63,7 @@ class Table:
         try:
             column = pq.ParquetFile(self.path, metadata=self.metadata).read([self.label], use_threads=False)[0]
         except (pa.ArrowException, OSError) as error:
+            raise_of_machine(error, str(self.path))
             raise _not_whole(self.path, error) from error
         if self.text:
             return [(word or "").strip() or None for word in column.to_pylist()]
@@ -195,6 +196,7 @@ def open_file(path: Path) -> Table:
         metadata = pq.read_metadata(path)
         schema = metadata.schema.to_arrow_schema()
     except (pa.ArrowException, OSError) as error:
+        raise_of_machine(error, str(path))
         raise _not_whole(path, error) from error
     image = _chosen([column.name for column in schema if _holds_images(column.type)], IMAGE)
     label = _chosen([column.name for column in schema if column.name in (LABEL, *OTHER_LABELS)], LABEL)

@@ -128,7 +128,7 @@ def published_lines(result: Mapping[str, Any], preset: PresetName, drawing: Draw
         lines.append(f"{name:<{width}} {measured:>10} {published:>10}")
     expected = plain(RunArgs(preset=preset).completed()) | plain(drawing)
     names = ("checkpoint", "use_ema", "reference", "resize_to", "num_samples", "backend")
-    names += ("dtype", "decoder_dtype", *plain(drawing))
+    names += ("decoder_dtype", *plain(drawing))
     changed = [f"{name} {result['run'][name]}" for name in names if result["run"][name] != expected[name]]
     return [*lines, f"not the published settings: {', '.join(changed)}"] if changed else lines
 

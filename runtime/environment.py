@@ -12,12 +12,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-
-from packaging.requirements import Requirement
+from typing import TYPE_CHECKING
 
 from runtime import PROJECT
 from runtime.command import run
 from runtime.config import parse_flags
+
+if TYPE_CHECKING:
+    from packaging.requirements import Requirement
 
 NAME = "progressive-checkerboard"
 OPTIONAL = {"requirements-demo.txt": "the page in the browser"}  # what a file of packages is for
@@ -44,8 +46,10 @@ def _packages() -> Iterator[str]:
             yield state_of(requirement, f"for {purpose}", name)
 
 
-def needed(path: Path) -> list[Requirement]:
+def needed(path: Path) -> "list[Requirement]":
     """What a file of packages lists; of an installed project, which has no such file, what it depends on."""
+    from packaging.requirements import Requirement  # which may be missing itself
+
     if path.exists():
         lines = path.read_text(encoding="utf-8").splitlines()
         return [Requirement(line) for line in lines if line.strip() and not line.startswith(("#", "-"))]
@@ -54,7 +58,7 @@ def needed(path: Path) -> list[Requirement]:
     return [Requirement(line) for line in importlib.metadata.requires(NAME) or ()]
 
 
-def state_of(requirement: Requirement, purpose: str, path: str) -> str:
+def state_of(requirement: "Requirement", purpose: str, path: str) -> str:
     """A package's version, or what is wrong with it."""
     try:
         version = importlib.metadata.version(requirement.name)
@@ -68,10 +72,19 @@ def state_of(requirement: Requirement, purpose: str, path: str) -> str:
 def _devices() -> Iterator[str]:
     """What torch computes on, or why it cannot be loaded."""
     try:
-        torch = import_module("torch")
+        import_module("torch")
     except Exception as error:  # a broken installation raises anything
         yield f"torch cannot be loaded: {error}"
         return
+    try:
+        yield from _devices_of_torch()
+    except RuntimeError as error:  # of a driver that does not fit
+        yield f"torch cannot use what is there: {error}"
+
+
+def _devices_of_torch() -> Iterator[str]:
+    import torch
+
     from runtime.device import describe_machine, pick_dtype
 
     kinds = ["cpu", *(["mps"] if torch.backends.mps.is_available() else [])]

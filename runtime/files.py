@@ -139,7 +139,7 @@ def flush_folder(path: Path) -> None:
     try:
         flush(path)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.EIO):
+        if error.errno not in (errno.EINVAL, errno.EBADF, errno.ENOTSUP):
             raise
 
 

@@ -420,7 +420,7 @@ RULES = (
     ),
     Rule(
         r"python main\.py --config configs/cifar10_randar_random\.yaml --create_cache --use_cache false .*",
-        files=("data/cached/cifar10-32-center/codes.npy",),
+        files=("data/cached/cifar10-32-flip/codes.npy",),
     ),
     trains(r"llamagen_cifar10\.yaml", "output/llamagen_cifar10"),
     trains(r"npp_cifar10\.yaml", "output/npp_cifar10"),

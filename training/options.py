@@ -123,7 +123,9 @@ class TrainArgs(LoopArgs):
     check_data: bool = option(False, "report the classes and unreadable files of the dataset, and stop")
     create_cache: bool = option(False, "write the cache of codes first; without --use_cache, stop there")
     rebuild_cache: bool = option(
-        False, "with create_cache: move a cache aside that is of other images or another autoencoder, and make it again"
+        False,
+        "with create_cache: move a cache aside that is of other images or another autoencoder, or lacks images that "
+        "have been mended, and make it again",
     )
     use_cache: bool = option(False, "train from the cache of codes")
     verify_cache: int = option(

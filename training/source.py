@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch.utils.data import Dataset
 
-from data.cache import Manifest, TokenCache, cache_name, describe, is_complete, num_unreadable, read_manifest
+from data.cache import Manifest, TokenCache, cache_name, describe, is_complete, read_manifest, unreadable_images
 from data.code_folders import CodeFolders
 from data.images import CroppedImages, check_num_classes, dataset_name, open_dataset
 from data.labelled_images import LabelledImages
@@ -111,7 +111,7 @@ def open_source(config: GeneratorConfig, args: TrainArgs) -> Source:
             "it with them"
         )
         remarks = [remark]
-        if lacking := num_unreadable(cache):
+        if lacking := len(unreadable_images(cache)):
             remarks.append(f"{lacking} of its images could not be read when it was made; others stand in for them")
         found = Source(cache, manifest.num_images, manifest.class_keys, manifest.class_names, None, remarks)
     else:

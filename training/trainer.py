@@ -80,7 +80,7 @@ class Trainer:
         kind = ShardedState if args.shard else TrainState
         self.state = kind(task, args, len(dataset), device, self.dtype)
         self.stop = StopSignals()
-        self.agreed, self.sync_steps = time.monotonic(), SYNC_STEPS  # when ranks last did, and how often they do
+        self.agreed, self.sync_steps = time.monotonic(), 1  # when ranks last did, and after how many steps they will
 
     def fit(self) -> bool:
         """Train to the last epoch; return whether there was anything left to do. A lock keeps other programs out.

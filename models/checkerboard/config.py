@@ -57,7 +57,7 @@ class CheckerboardConfig(GeneratorConfig):
 
     @property
     def order_share(self) -> int:
-        """Rotations of queries and keys in each layer, and as much again half while they are laid out."""
+        """The rotations of queries and keys take twice as much, and half as much more while they are put in order."""
         return 3 if self.scan_order == "random" else 0
 
     @property

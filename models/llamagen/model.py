@@ -134,7 +134,7 @@ class LlamaGen(Generator):
             raise UserError(f"{name} has the attention sdpa alone, which is causal without a mask; set attention sdpa")
         self.activation_checkpointing = activation_checkpointing
         if compiled:
-            # A drop path of its own makes each layer another graph, and so does each stage's number of patches.
+            # Each layer has its own drop path rate, and each stage its own number of patches: a graph for every pair.
             config, graphs = torch._dynamo.config, 8 * len(self.layers)
             config.recompile_limit = max(graphs, config.recompile_limit)
             config.accumulated_recompile_limit = max(graphs, config.accumulated_recompile_limit)

@@ -79,7 +79,7 @@ def test_one_class_that_holds_folders_is_said(tmp_path: Path) -> None:
     found = read_class_folders(tmp_path, held_out=False)
     assert found.class_keys == ["images"]
     assert found.remarks == [
-        f"{tmp_path} has one class, images, with folders in it; name {tmp_path}/images if they are the classes"
+        f"{tmp_path} has one class, images, with folders in it; if they are the classes, move them up into {tmp_path}"
     ]
     assert read_class_folders(tmp_path / "images", held_out=False).remarks == []
 

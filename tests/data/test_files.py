@@ -159,6 +159,30 @@ def _not_to_be_written(exif: Image.Exif) -> bytes:
     raise TypeError("required argument is not an integer")
 
 
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_damage_within_a_file_is_never_read_past(tmp_path: Path, suffix: str, orientation: int) -> None:
+    """What Pillow refuses to decode at once it may decode at the second try, in black."""
+    path, refused = tmp_path / f"x.{suffix}", 0
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    picture(64, 48, seed=0).save(path, exif=exif)
+    content, rng = path.read_bytes(), np.random.default_rng(0)
+    for _ in range(40):
+        damaged = bytearray(content)
+        for place in rng.integers(len(content) // 4, len(content), 4):
+            damaged[place] = rng.integers(256)
+        path.write_bytes(damaged)
+        try:
+            with Image.open(path) as image:
+                image.load()
+        except Exception:
+            refused += 1
+            with pytest.raises(UnreadableImageError):
+                read_image(path)
+    assert refused > 3
+
+
 class _Failing(io.BytesIO):
     """A file whose disk fails."""
 
@@ -176,6 +200,7 @@ def test_a_fault_of_the_machine_is_none_of_the_image(error: Exception) -> None:
     with pytest.raises(type(error)) as found:
         read_image(_Failing(error), name="x.png")
     assert not isinstance(found.value, UnreadableImageError)
+    assert getattr(found.value, "filename", "x.png") == "x.png"
     with pytest.raises(UnreadableImageError, match=r"x\.png cannot be read as an image"):
         read_image(_Failing(OSError("broken data stream")), name="x.png")
 

@@ -45,6 +45,11 @@ def test_a_broken_torch_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "GB free in" in outcome.out
 
 
+def test_what_reads_the_list_may_be_missing_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "packaging.requirements", None)
+    assert "run pip install -r requirements.txt" in call(main).error()
+
+
 def test_packages_of_an_installed_project_are_those_it_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.metadata, "requires", lambda name: ["torch>=2.14"])
     assert [str(requirement) for requirement in needed(tmp_path / "requirements.txt")] == ["torch>=2.14"]
