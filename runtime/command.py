@@ -142,7 +142,7 @@ def explain(error: BaseException) -> tuple[str, int] | None:
         place = error.filename or ("output" if full else "")
         hint = "; free some space and run the same command again" if full else ""
         if number in (errno.EIO, errno.ESTALE):
-            hint = "; its disk or network failed: run the same command again, or move it away if it fails again"
+            hint = "; its disk or network failed; run the same command again"
         return f"error: {place}{': ' if place else ''}{error.strerror}{hint}", USER_ERROR
     return None
 
