@@ -25,6 +25,7 @@ from models.sampling import checked_drawing
 from runtime.command import explain
 from runtime.config import Option, typed
 from runtime.errors import UserError
+from runtime.files import as_text
 from sampling.labels import labels_text
 from sampling.options import ModelArgs, SampleArgs
 
@@ -125,8 +126,7 @@ class Backend:
 def class_choices(model: Generator) -> list[tuple[str, int]]:
     """Name and index of each class."""
     names = ClassNames(model).names or [f"class {label}" for label in range(model.config.num_classes)]
-    # A browser takes no bytes that are no text, as a folder's name may hold.
-    return [(name.encode("utf-8", "replace").decode(), label) for label, name in enumerate(names)]
+    return [(as_text(name), label) for label, name in enumerate(names)]
 
 
 def usual_drawing(model: Generator) -> Drawing:

@@ -195,6 +195,12 @@ class GeneratorConfig:
         return self
 
 
+def check_seed(seed: int, name: str) -> None:
+    """Refuse a number that decides all images and that torch would take for another one."""
+    if not 0 <= seed < NUM_SEEDS:
+        raise UserError(f"{name} is {seed}; it must lie between 0 and 2**32 - 1")
+
+
 CFG_HELP = "guidance, cond + cfg * (cond - uncond); 0 is off. A list has one value a scale."
 
 

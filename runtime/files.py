@@ -134,6 +134,11 @@ def composed(name: str) -> str:
     return name if name.isascii() else unicodedata.normalize("NFC", name)
 
 
+def as_text(name: str) -> str:
+    """A name that can be shown: what is no text in it, as a file's name may hold, becomes ``?``."""
+    return name.encode("utf-8", "replace").decode()
+
+
 def flush_folder(path: Path) -> None:
     """Have the system write a folder's list of names to the disk, where it can: shared folders refuse."""
     try:

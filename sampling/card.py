@@ -17,7 +17,7 @@ from models.loading.checkpoint import plain_settings
 from runtime import strict_yaml
 from runtime.config import plain
 from runtime.errors import UserError
-from runtime.files import read_json
+from runtime.files import as_text, read_json
 
 TASK = "unconditional-image-generation"  # the nearest that the hub knows
 LIBRARY = "progressive-checkerboard"
@@ -93,7 +93,7 @@ def card_of_autoencoder(autoencoder: Autoencoder, name: str, about: About, has_s
 
 def plain_text(text: str) -> str:
     """A name in a line of Markdown, where nothing of it is taken for markup; what is no text becomes ``?``."""
-    line = " ".join(text.encode("utf-8", "replace").decode().split())
+    line = " ".join(as_text(text).split())
     return re.sub(r"([\\`*_{}\[\]<>#|!~])", r"\\\1", line)
 
 

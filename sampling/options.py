@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from models.config import FAMILIES, NUM_SEEDS
+from models.config import FAMILIES, check_seed
 from runtime.config import Option, option, options_of
 from runtime.errors import UserError, check_at_least
 
@@ -42,8 +42,7 @@ class SamplingArgs(ModelArgs):
 
     def __post_init__(self) -> None:
         check_at_least(1, self, "batch_size", "resize_to")
-        if not 0 <= self.seed < NUM_SEEDS:
-            raise UserError(f"seed is {self.seed}; it must lie between 0 and 2**32 - 1")
+        check_seed(self.seed, "seed")
 
 
 @dataclass(frozen=True)

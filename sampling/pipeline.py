@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from models.class_names import ClassNames
-from models.config import NUM_SEEDS
+from models.config import NUM_SEEDS, check_seed
 from models.draw import as_labels, image_seed
 from models.family import Generator, Sampler, Samples
 from models.loading.checkpoint import load_checkpoint
@@ -204,8 +204,7 @@ def _seed_of(generator: int | torch.Generator | None) -> int:
         device = "cpu" if generator is None else generator.device
         return int(torch.randint(NUM_SEEDS, (), generator=generator, device=device))
     seed = whole_number(generator, "generator")
-    if not 0 <= seed < NUM_SEEDS:
-        raise UserError(f"generator is {seed}; it must lie between 0 and 2**32 - 1")
+    check_seed(seed, "generator")
     return seed
 
 

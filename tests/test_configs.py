@@ -130,3 +130,11 @@ def test_its_header_says_how_to_run_it_and_what_it_reaches(path: Path) -> None:
     assert f"python main.py --config configs/{path.name}" in text
     assert "Needs: " in text
     assert re.search(r"^# Reaches(, by the paper)?: ", text, re.MULTILINE)
+
+
+@pytest.mark.parametrize("order", ["random", "raster"])
+def test_the_page_of_cifar10_trains_what_the_study_has_measured(order: str) -> None:
+    names = (f"cifar10_randar_{order}", f"study/randar_{order}")
+    ours, studys = (yaml.safe_load((ROOT / f"configs/{name}.yaml").read_text()) for name in names)
+    del studys["args"]["output_dir"]
+    assert ours == studys

@@ -138,8 +138,7 @@ def measure_scales(
 
 def _measure(autoencoder: Autoencoder, images: Tensor, with_ssim: bool) -> tuple[Tensor, dict[str, list[float]]]:
     """Codes (B, S, S) of images (B, 3, H, W), and metrics of each image."""
-    with exact_float32():  # as tokenize does
-        latents = autoencoder.encode(images)  # (B, C, S, S)
+    latents = _latents(autoencoder, images)
     codes = autoencoder.quantize_latents(latents)
     difference = autoencoder.lookup(codes) - latents
     rebuilt = autoencoder.decode(codes).clamp(-1, 1)
@@ -160,10 +159,14 @@ def _resized(autoencoder: Autoencoder, images: Tensor, side: int) -> Tensor:
     return resize_image(images.to(autoencoder.device), side * autoencoder.config.stride)
 
 
+def _latents(autoencoder: Autoencoder, images: Tensor) -> Tensor:
+    """(B, C, S, S), of which the codes are those of ``tokenize``."""
+    with exact_float32():
+        return autoencoder.encode(images)
+
+
 def _rebuilt(autoencoder: Autoencoder, images: Tensor) -> Tensor:
-    with exact_float32():  # as tokenize does
-        latents = autoencoder.encode(images)
-    return autoencoder.decode(autoencoder.quantize_latents(latents))
+    return autoencoder.decode(autoencoder.quantize_latents(_latents(autoencoder, images)))
 
 
 @torch.no_grad()
