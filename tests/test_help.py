@@ -1,6 +1,7 @@
 """--help comes before anything heavy is imported, and drawing imports no more than it needs."""
 
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -46,7 +47,7 @@ def test_a_script_finds_the_project_through_a_link(script: str, tmp_path: Path) 
     (tmp_path / "further").mkdir()
     (tmp_path / "there.sh").symlink_to(ROOT / script)
     (tmp_path / "further/here.sh").symlink_to("../there.sh")
-    outcome = start("bash", "here.sh", "--help", folder=tmp_path / "further")
+    outcome = start("bash", "here.sh", "--help", folder=tmp_path / "further", PYTHON=sys.executable)
     assert outcome.code == 0, outcome.err
     assert outcome.out.startswith("usage: ")
 
