@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from models.family import Generator
     from sampling import Pipeline
 
-dependencies = ["torch", "torchvision", "numpy", "yaml", "timm", "safetensors", "huggingface_hub"]
+dependencies = ["torch", "torchvision", "numpy", "yaml", "timm", "safetensors", "huggingface_hub", "PIL", "tqdm"]
 # torch.hub takes the folder out of the path again, but some modules are imported when they are needed.
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 

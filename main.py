@@ -1,6 +1,8 @@
-"""Train a progressive-checkerboard model from a YAML configuration.
+"""Train an autoregressive image model (checkerboard, llamagen or randar) from a YAML configuration.
 
     python main.py --config configs/quickstart.yaml
+
+--config FILE --help lists the options of the family of that file.
 
 The same command again goes on where the run stopped. Several GPUs or machines: torchrun --nproc_per_node=N main.py ...
 """

@@ -22,7 +22,7 @@ from demo.jobs import Job, JobQueue
 from demo.pictures import grid_html, scales_html
 from models.config import Drawing
 from models.family import Generator, Samples
-from models.sampling import checked_drawing
+from models.sampling import checked_drawing, warnings_of
 from runtime.config import as_flags
 from runtime.errors import UserError
 from runtime.files import whole, write_json
@@ -161,7 +161,7 @@ def draw(loaded: Loaded, request: DrawingRequest, root: Path, job: Job, queue: J
         args = replace(args, edit=str(folder / IMAGE_NAME), mask=str(folder / MASK_NAME))
     _keep(folder, images, labels, loaded, args, drawing, edit)
     steps = model.num_steps(drawing)
-    command, warnings = command_of(args, drawing, model), drawing.warnings(model.scale_sizes)
+    command, warnings = command_of(args, drawing, model), warnings_of(model, drawing)
     drawn = Drawn(loaded, images, captions, out.samples[0], edit, folder, command, steps, seconds, warnings, "")
     return replace(drawn, first_scales=drawn.scales(0))
 

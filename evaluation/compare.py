@@ -65,7 +65,7 @@ def warnings_of_pair(reference: ImageSet, samples: ImageSet, network: Network) -
     if reference.shape and samples.shape and reference.shape[1:] != samples.shape[1:]:
         sizes = [f"{width} x {height}" for _, height, width in (reference.shape, samples.shape)]
         found.append(
-            f"the reference has {sizes[0]} pixels, the samples {sizes[1]}; their metrics compare with no one's"
+            f"the reference has {sizes[0]} pixels, the samples {sizes[1]}; such metrics compare with no others"
         )
     if reference.digests is not None and samples.digests is not None:
         copies = int(np.isin(samples.digests, reference.digests).sum())

@@ -43,6 +43,15 @@ def evenly_spaced(
         raise UserError(f"{unreadable} of the images cannot be read; move the files named above away")
 
 
+def held_out_codes(
+    model: Generator, crops: CroppedImages, count: int, batch_size: int, share: tuple[int, int] = (0, 1)
+) -> list[tuple[list[Tensor], Tensor]]:
+    """Codes (B, S, S) of each scale, and labels (B,), on the model's device, of the batches of ``evenly_spaced``."""
+    batches = evenly_spaced(crops, count, batch_size, share)
+    with torch.inference_mode():
+        return [(model.tokenize(pixels.to(model.device)), labels.to(model.device)) for pixels, labels in batches]
+
+
 class CodeScores:
     """Sums up batches: mean nats a token, accuracy of the likeliest code, expected calibration error (ECE).
 

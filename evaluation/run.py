@@ -26,6 +26,7 @@ from models.config import Drawing
 from runtime.command import run
 from runtime.config import check_keys, parse_open_flags, plain
 from runtime.errors import UserError
+from runtime.files import located
 from sampling.options import drawing_options
 
 PREFIX = "CHECKERBOARD_"  # of variables that are settings
@@ -112,7 +113,8 @@ def delete_samples(folder: Path, result: Mapping[str, Any]) -> None:
 
 
 def default_folder(args: RunArgs, drawing: Drawing) -> str:
-    name = args.preset or Path(args.checkpoint).resolve().name
+    place = located(args.checkpoint).resolve()
+    name = args.preset or (place.parent if place.is_file() else place).name
     features = "" if args.features == RunArgs.features else f"-{args.features}"
     size = "" if args.resize_to is None else f"-{args.resize_to}px"
     return f"output/evaluation/{name}-{drawing.label}-{args.num_samples}-seed{args.seed}{size}{features}"

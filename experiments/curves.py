@@ -92,7 +92,7 @@ def draw(
         axes.set(xlabel="epoch", ylabel=label)
         axes.grid(alpha=0.3)
     if held_out:
-        if "loss_scale_1" in entries[0]:
+        if len(panels[0].lines) > 1:  # one for each scale
             means = smooth([entry.get("loss", math.nan) for entry in entries], smoothing)
             panels[0].plot(epochs, means, color="black", linewidth=1, label="all codes")
         x, y = ([entry[name] for entry in held_out] for name in ("epoch", "val_loss"))

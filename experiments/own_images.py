@@ -12,7 +12,7 @@ import math
 import shlex
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -64,6 +64,7 @@ def main(argv: Sequence[str]) -> None:
     from data.images import open_dataset  # takes seconds to import
     from experiments.own_page import write_page
 
+    args = replace(args, data_path=str(located(args.data_path)))
     images, folder = open_dataset("folder", args.data_path, args.img_size), Path(args.output_dir)
     if len(images.class_keys) < 2:
         raise UserError(f"{args.data_path} has one class; put your photographs into a folder for each of two or more")

@@ -19,7 +19,7 @@ from models.linear import MANY_LOGITS, Linear, linear, linear_cross_entropy
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask  # takes seconds, which few need
 
-PART = 96  # tokens at least that attend by one call
+PART = 96  # the fewest tokens that attend by one call
 
 
 class BlockCausal(NamedTuple):
@@ -210,7 +210,7 @@ class Attention(nn.Module):
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
-    """(B, h, T, d) of queries (B, h, T, d), and of keys and values of all tokens that ``mask`` speaks of.
+    """(B, h, T, d) of queries (B, h, T, d), and of the keys and values that ``mask`` is of.
 
     Mixed precision on a CPU computes it in float32: bfloat16 is no faster there, and its gradients up to five times as
     slow.
@@ -310,8 +310,9 @@ class Transformer(nn.Module):
     ) -> Tensor:
         """Run the inputs (B, T, D) of tokens ``start...start + T``, in the order drawn; add them to the cache.
 
-        ``mask`` is (T, tokens so far), True where attention is allowed, or the same for FlexAttention; None where all
-        of it is. ``start`` is the index of the first token, or (T,) of all (see ``KVCache.append``).
+        ``mask`` is (T, tokens so far), True where attention is allowed, or the same as blocks or for FlexAttention;
+        "causal"; or None where all is allowed. ``start`` is the index of the first token, or (T,) of all (see
+        ``KVCache.append``).
         """
         checkpointing = self.activation_checkpointing and self.training
         for index, (layer, modulation) in enumerate(zip(self.layers, modulations, strict=True)):

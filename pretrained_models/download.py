@@ -80,8 +80,9 @@ EPILOG = """\
 A name is a folder of these (default: {default}; a model fetches its autoencoder too):
 {files}
 
-Run the same command again to verify the files, or to go on after an interruption: whole files stay, the one that was
-cut off is fetched anew. A killed run may leave a folder .download-* behind, which you may delete.
+Run the same command again to go on after an interruption: whole files stay, the one that was cut off is fetched again.
+It also verifies the files of deigen/checkerboardgen, whose SHA-256 are recorded here. A killed run may leave a folder
+.download-* behind, which you may delete.
 
 The environment may set PYTHON (the interpreter), HF_ENDPOINT (a mirror of the hub), HF_TOKEN (your access token),
 HF_HUB_OFFLINE=1 (verify what is there and touch no network), HF_HUB_ETAG_TIMEOUT and HF_HUB_DOWNLOAD_TIMEOUT (seconds
@@ -99,7 +100,7 @@ def main(argv: Sequence[str] | None = None, *, table: Sequence[File] = TABLE, fo
     files = "\n".join(f"  {file.path:<{width}} {file.repo}" for file in table)
     parser = argparse.ArgumentParser(
         prog="bash pretrained_models/download.sh",
-        description="Fetch released weights from the Hugging Face hub; each file is verified by its SHA-256.",
+        description="Fetch released weights from the Hugging Face hub; each download is compared with its SHA-256.",
         epilog=EPILOG.format(default=" ".join(DEFAULT_NAMES), files=files),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -23,6 +23,7 @@ from runtime.errors import UserError
 from runtime.files import located, write_text
 
 JSON = ".json"
+OPTIONS = "options"  # heading of a program's own, below which argparse has --help
 Settings = TypeVar("Settings")
 Words = Sequence[str]  # of a command line, without the program's name
 Kinds = type | tuple[type, ...]  # of one section: its keys are those of all
@@ -98,7 +99,7 @@ def parse_open_flags(
 ) -> tuple[Settings, dict[str, Any]]:
     """As ``parse_flags``, with options that the dataclass lacks, by heading: those that were given, by name."""
     parser = _Parser(prog, description)
-    for heading, options in {"options": options_of(kind), **more}.items():
+    for heading, options in {OPTIONS: options_of(kind), **more}.items():
         parser.add_options(heading, options)
     given, _ = parser.parse(argv, positional)
     own = {f.name for f in fields(kind)}
@@ -253,7 +254,7 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(message.removeprefix("argument "))
 
     def add_options(self, heading: str, options: Iterable[Option]) -> None:
-        group = self.add_argument_group(heading)
+        group = self if heading == OPTIONS else self.add_argument_group(heading)
         for option in options:
             told = is_dataclass(option.hint) or option.default is None  # of None the explanation says what it means
             text = option.help if told else f"{option.help} (default: {_shown(option.default)})"

@@ -92,7 +92,7 @@ def _devices_of_torch() -> Iterator[str]:
         device = torch.device(name)
         memory = ""
         if device.type == "cuda":
-            memory = f", {torch.cuda.get_device_properties(device).total_memory / 2**30:.0f} GB"
+            memory = f", {torch.cuda.get_device_properties(device).total_memory / 1e9:.0f} GB"
         dtype = str(pick_dtype("auto", device, trains=True)).removeprefix("torch.")
         yield f"{name}: {describe_machine(device)}{memory}, trains in {dtype}"
     if torch.version.cuda is not None and not torch.cuda.is_available():

@@ -82,7 +82,7 @@ def sample_settings(
 
     ``args`` are options by name, with ``seed`` and ``format``, and the model's identity; of ``files`` the hashes count.
     """
-    names = class_names(model) or []
+    names = class_names(model) if model.config.class_cond else None
     return {
         **args,
         **{f"{name}_sha256": None if path is None else hash_file(Path(path)) for name, path in files.items()},
@@ -95,7 +95,7 @@ def sample_settings(
             {
                 "file": image_name(i) if args["format"] == "png" else None,
                 "label": label,
-                "class": names[label] if label < len(names) else None,
+                "class": names[label] if names and label < len(names) else None,
                 "seed": image_seed(args["seed"], i),
             }
             for i, label in enumerate(labels)

@@ -131,13 +131,14 @@ def choose_labels(model: Generator, args: SampleArgs) -> list[int]:
     """The class of each image that is asked for."""
     if not model.config.class_cond and (args.labels is not None or args.label_file is not None):
         raise UserError("this model was trained without classes; leave out --labels and --label_file")
-    if args.labels is None and args.label_file is None and (args.num_samples or 0) >= model.config.num_classes:
-        return balanced_labels(model, args.num_samples)
+    count = args.num_samples
+    if args.labels is None and args.label_file is None and count is not None and count >= model.config.num_classes:
+        return balanced_labels(model, count)
     if args.label_file is not None:
         labels = read_labels(args.label_file, model)
     else:
         labels = shown_labels(model, NUM_SHOWN) if args.labels is None else parse_labels(args.labels, model)
-    return labels if args.num_samples is None else [labels[i % len(labels)] for i in range(args.num_samples)]
+    return labels if count is None else [labels[i % len(labels)] for i in range(count)]
 
 
 def _prepare(folder: SampleFolder, model: Generator, request: Request, args: SampleArgs, sha256: str) -> bool:

@@ -1,6 +1,6 @@
 """The options of every program that draws."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from models.config import FAMILIES, check_seed
@@ -56,7 +56,7 @@ class SampleArgs(SamplingArgs):
         "classes than num_samples",
     )
     list_classes: bool = option(False, "print the index and name of each class of the checkpoint, and stop")
-    label_file: str | None = option(None, "text file of them instead, one on a line")
+    label_file: str | None = option(None, "text file of the classes to draw instead of labels, one on a line")
     num_samples: int | None = option(None, "number of images, the classes in turn; default one of each label")
     compile: bool = option(False, "compile the steps, for many images on a GPU; on a CPU it gains nothing")
     output_dir: str | None = option(
@@ -101,8 +101,17 @@ def drawing_options() -> dict[str, list[Option]]:
     of_family = {name: {o.name: o for o in options_of(family.load("drawing"))} for name, family in FAMILIES.items()}
     headed: dict[str, dict[str, Option]] = {}
     for known in of_family.values():
-        for name, found in known.items():
-            whose = [family for family, others in of_family.items() if name in others]
-            others = "" if len(whose) == len(of_family) else f", {' and '.join(whose)} alone"
-            headed.setdefault(f"how each image is drawn{others}", {}).setdefault(name, found)
+        for name in known:
+            found = {family: others[name] for family, others in of_family.items() if name in others}
+            whose = "" if len(found) == len(of_family) else f", {' and '.join(found)} only"
+            headed.setdefault(f"how each image is drawn{whose}", {}).setdefault(name, _of_families(found))
     return {heading: list(options.values()) for heading, options in headed.items()}
+
+
+def _of_families(found: dict[str, Option]) -> Option:
+    """One option for all families that have it; where their defaults differ, the explanation lists them."""
+    one, *others = found.values()
+    if all(other.default == one.default for other in others):
+        return one
+    defaults = ", ".join(f"{family} {option.default}" for family, option in found.items())
+    return replace(one, default=None, help=f"{one.help} (default: the checkpoint's, or {defaults})")

@@ -9,6 +9,7 @@ Letters: N images, H, W sides of images in pixels, S side of a scale.
 """
 
 import operator
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,7 +25,7 @@ from models.config import NUM_SEEDS, check_seed
 from models.draw import as_labels, image_seed
 from models.family import Generator, Sampler, Samples
 from models.loading.checkpoint import load_checkpoint
-from models.sampling import checked_drawing
+from models.sampling import checked_drawing, warnings_of
 from models.scales import split_scales
 from runtime.command import short_reason
 from runtime.device import DTYPES
@@ -70,7 +71,7 @@ class StepProgress:
     def images(self) -> list[Image.Image]:
         """The batch so far: what is drawn, and the scale before, pale, where nothing is drawn yet.
 
-        None while a drawing of twice the side makes the small images that it starts from.
+        Empty while a drawing of twice the side makes the small images that it starts from.
         """
         samples = self.so_far()
         return [] if samples is None else to_pil(step_images(samples, self.sampler.model, self.step))
@@ -151,6 +152,8 @@ class Pipeline:
             raise UserError("guidance and cfg are the same setting; give one of them")
         settings = settings if guidance is None else settings | {"cfg": guidance}
         drawing = checked_drawing(self.model, settings, keeps=change is not None)
+        for warning in warnings_of(self.model, drawing):
+            warnings.warn(warning, stacklevel=2)
         self.model.check_labels(as_labels(labels))
         seed = _seed_of(generator)
         if whole_number(batch_size, "batch_size") < 1:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.command_factory import ROOT, start, start_python
+import main_sample
+from tests.command_factory import ROOT, call, start, start_python
 
 COMMANDS = (
     *("main.py", "main_sample.py", "evaluator.py", "-m evaluation.run", "-m training.export"),
@@ -39,6 +40,12 @@ def test_help_does_not_wait_for_torch(command: str) -> None:
     assert "runtime.config" in imported
     slow = {"torch", "torchvision", "tensorflow", "sklearn", "scipy", "matplotlib", "timm", "pyarrow", "gradio"}
     assert not imported & slow
+
+
+def test_a_default_that_differs_between_families_is_told_of_each() -> None:
+    text = " ".join(call(main_sample.main, "--help").out.split())
+    assert "or checkerboard 1.5, llamagen 1.0, randar 3.0)" in text
+    assert text.count("options:") == 1
 
 
 @pytest.mark.processes

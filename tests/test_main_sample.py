@@ -543,6 +543,17 @@ def test_without_labels_classes_take_turns(
     assert len(pngs(tmp_path / "new")) == len(labels)
 
 
+def test_an_unconditional_model_of_data_that_has_classes(tmp_path: Path) -> None:
+    """Trained with num_classes 0; no image is said to be of the first class."""
+    model = tiny_model(class_cond=False, num_classes=0)
+    model.class_names = ["cat", "dog"]
+    folder = save_run(tmp_path / "run", model)
+    draw(tmp_path / "all", checkpoint=folder)
+    draw(tmp_path / "some", "--num_samples", "3", checkpoint=folder)
+    assert len(pngs(tmp_path / "all")) == 16
+    assert [image["class"] for image in read_settings(tmp_path / "some")["images"]] == [None] * 3
+
+
 def test_an_unconditional_model(tmp_path: Path) -> None:
     folder = save_run(tmp_path / "run", tiny_model(class_cond=False))
     draw(tmp_path / "new", "--num_samples", "3", "--cfg", "0", checkpoint=folder)

@@ -81,7 +81,8 @@ class LlamaGenVQTask(AutoencoderTask):
         codes = self.module.quantize_latents(z)
         usage = self.module.cluster_usage_train
         usage.lerp_(code_frequencies(codes, len(usage)), USAGE_RATE)
-        if self.args.revive_freq and context.step % self.args.revive_freq == self.args.revive_freq - 1:
+        every = self.args.revive_freq
+        if every and context.step % every == every - 1 and context.batch == 0:
             self._revive(z.detach(), context.rank_rng)
             codes = self.module.quantize_latents(z)
         quantized = self.module.lookup(codes)
@@ -163,9 +164,9 @@ class RequantizeTask(AutoencoderTask):
             self.module.gather(context.step, scale, latents_NC, rng)
             counts = {f"latents_scale_{side}": self.module.count[i] for i, side in enumerate(self.sides)}
             return Loss(self._no_gradient(), lambda: counts)
-        if context.step == self.args.moment_steps:
+        if context.step == self.args.moment_steps and context.batch == 0:
             self.module.begin(rng)
-        elif self._revives(context.step):
+        elif self._revives(context.step) and context.batch == 0:
             self.module.revive(self.args.dead_below, rng)
         return self._quantize(scale, latents_NC)
 

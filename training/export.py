@@ -64,7 +64,7 @@ def main(argv: Sequence[str]) -> None:
     from sampling.sharing import push_to_hub, save_pretrained
     from training.sharded import join_shares
 
-    join_shares(Path(args.checkpoint))
+    join_shares(args.checkpoint)
     place = args.output_dir
     if args.format == "published":
         export_published(args.checkpoint, place)

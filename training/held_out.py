@@ -5,7 +5,7 @@ import random
 import torch
 
 from data.images import CroppedImages
-from evaluation.likelihood import evenly_spaced, held_out_images
+from evaluation.likelihood import held_out_codes, held_out_images
 from models.family import Generator, StepContext
 from runtime import distributed
 from runtime.errors import UserError
@@ -29,11 +29,7 @@ class HeldOutLoss:
     def __init__(self, model: Generator, args: TrainArgs) -> None:
         crops = check_held_out(model, args)
         share = distributed.rank(), distributed.num_ranks()
-        with torch.inference_mode():
-            self.batches = [
-                (model.tokenize(pixels.to(model.device)), labels.to(model.device))
-                for pixels, labels in evenly_spaced(crops, args.val_images, args.batch_size, share)
-            ]
+        self.batches = held_out_codes(model, crops, args.val_images, args.batch_size, share)
 
     @torch.no_grad()
     def measure(self, model: Generator) -> float:

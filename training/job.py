@@ -73,6 +73,8 @@ def prepare_and_train(
             if distributed.is_main():
                 begin_run(folder, autoencoder)
             distributed.barrier()
+            if args.weights_init and args.resume and not holds_run(folder):
+                distributed.say(f"{args.weights_init} is left out: the run goes on from {args.resume}")
             if starts_from_weights(args, folder):
                 for remark in initialize_from(model, args.weights_init):
                     distributed.say(remark)
@@ -106,8 +108,8 @@ def train(trainer: Trainer) -> None:
             say_chance(trainer.logged_loss, model.num_codes)
         distributed.say(f"samples: {folder / 'samples'}; checkpoint: {folder / CHECKPOINT_NAME}")
     score = folder / f"samples/digits_{trainer.state.epoch:04d}.txt"
-    scored = args.shard or args.dataset != "digits" or not model.config.class_cond
-    if not distributed.from_main(scored or score.exists()):
+    wants_score = args.dataset == "digits" and model.config.class_cond and not args.shard
+    if distributed.from_main(wants_score and not score.exists()):
         lines = score_digits(trainer.trained.eval(), NUM_SCORED_DIGITS, task.drawing, folder / "samples/.digits")
         distributed.say("\n".join(["drawn digits, by the classifier in pretrained_models/classifiers:", *lines]))
         if distributed.is_main():

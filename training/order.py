@@ -2,7 +2,7 @@
 
 import torch
 
-from evaluation.likelihood import CodeScores, evenly_spaced, held_out_images
+from evaluation.likelihood import CodeScores, held_out_codes, held_out_images
 from models.family import Generator, StepContext
 from runtime.errors import UserError
 from training.options import TrainArgs
@@ -24,11 +24,7 @@ class AdaptiveOrder:
     def __init__(self, model: Generator, args: TrainArgs) -> None:
         check_permutes(model)
         crops = held_out_images(model, args.dataset, args.data_path)
-        batches = evenly_spaced(crops, min(MAX_IMAGES, len(crops)), BATCH)
-        with torch.inference_mode():
-            self.batches = [
-                (model.tokenize(pixels.to(model.device)), labels.to(model.device)) for pixels, labels in batches
-            ]
+        self.batches = held_out_codes(model, crops, min(MAX_IMAGES, len(crops)), BATCH)
         self.model, self.share = model, 1.0
 
     def share_of(self, context: StepContext) -> float:

@@ -17,8 +17,8 @@ from models.loading.checkpoint import (
 )
 from runtime.config import plain, read_yaml
 from runtime.errors import UserError
-from runtime.files import located, move_aside
-from training.state import find_shares
+from runtime.files import move_aside
+from training.state import find_shares, run_checkpoint
 
 AUTOENCODER_PATHS = AutoencoderPaths("autoenc/autoencoder_config.yaml", "autoenc/autoencoder.safetensors")
 
@@ -38,8 +38,8 @@ def sampling_settings(folder: Path, drawing: Drawing, configuration: Path | None
     if place is None:
         return own
     found, before = plain_settings(recommended_settings(place, type(drawing))), read_yaml(place).get("args") or {}
-    of_previews = {name: before[name] for name in own | found if name in before}
-    return own if not found or found == {name: of_previews.get(name) for name in found} else found
+    of_previews = {name: before.get(name) for name in found}
+    return own if found == of_previews else found  # what differs was written there by a sweep or by hand
 
 
 def begin_run(folder: Path, autoencoder: Autoencoder) -> None:
@@ -70,8 +70,7 @@ def begun_in(folder: Path, resume: str | None) -> Path | None:
         return folder
     if resume is None:
         return None
-    place = located(resume)
-    place = place if place.is_dir() else place.parent
+    place = run_checkpoint(resume).parent
     return place if (place / CONFIG_NAME).exists() else None
 
 

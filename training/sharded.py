@@ -24,13 +24,13 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_f
 
 from models.family import Generator
 from models.loading.autoencoder import load_autoencoder
-from models.loading.checkpoint import CHECKPOINT_NAME, SHARED_SUFFIX, model_class, read_model_config
+from models.loading.checkpoint import SHARED_SUFFIX, model_class, read_model_config
 from models.loading.state import read_torch_file
 from runtime import distributed
 from runtime.errors import UserError
 from runtime.files import flush_folder, whole
 from training.options import LoopArgs
-from training.state import PLACE_NAME, TrainState, find_shares
+from training.state import PLACE_NAME, TrainState, find_shares, run_checkpoint
 from training.task import Task
 
 
@@ -58,11 +58,11 @@ class ShardedState(TrainState):
         if distributed.is_main():
             with whole(partial / PLACE_NAME) as temporary:
                 torch.save(place, temporary)
+            path.unlink(missing_ok=True)  # weights that were joined before are not these; shares can be joined again
             if folder.exists():
                 shutil.rmtree(old, ignore_errors=True)
                 folder.rename(old)
             partial.rename(folder)
-            path.unlink(missing_ok=True)  # weights that were joined before are not these
             flush_folder(folder.parent)
             shutil.rmtree(old, ignore_errors=True)
         distributed.barrier("the checkpoint")
@@ -73,8 +73,7 @@ class ShardedState(TrainState):
         return find_shares(path) is not None
 
     def find(self, resume: str) -> Path:
-        place = Path(resume)
-        path = place / CHECKPOINT_NAME if place.is_dir() else place
+        path = run_checkpoint(resume)
         if find_shares(path) is None:
             raise UserError(
                 f"no sharded run at {resume}; name the folder of one, or start from weights by weights_init"
@@ -122,16 +121,16 @@ def share_out(module: Generator, dtype: torch.dtype) -> None:
     register_fsdp_forward_method(module, "training_loss")  # which needs the weights whole, as a forward pass does
 
 
-def join_shares(place: Path) -> None:
+def join_shares(place: str | Path) -> None:
     """Write the weights of shares, if any, to their ``checkpoint-last.pth``, which ``place`` is or holds."""
-    path = place / CHECKPOINT_NAME if place.is_dir() else place
+    path = run_checkpoint(place)
     shares, folder = find_shares(path), path.parent
     if shares is None or path.exists():
         return
-    place, config = read_torch_file(shares / PLACE_NAME), read_model_config(path)
+    rest, config = read_torch_file(shares / PLACE_NAME), read_model_config(path)
     state = {"model": model_class(config)(config, load_autoencoder(config.autoenc, folder)).state_dict()}
     _read_shares(state, shares, alone=True)
-    _write_joined(path, state["model"], place)
+    _write_joined(path, state["model"], rest)
 
 
 def _read_shares(shares: dict[str, Any], folder: Path, alone: bool = False) -> None:

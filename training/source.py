@@ -126,9 +126,11 @@ def open_source(config: GeneratorConfig, args: TrainArgs) -> Source:
 
 def with_num_classes(config: GeneratorConfig, source: Source) -> GeneratorConfig:
     """The configuration with as many classes as the data has, if it leaves that open."""
-    if config.num_classes or not config.class_cond:
+    if config.num_classes:
         return config
     if source.codes is not None:
+        if not config.class_cond:
+            return config
         raise UserError("folders of codes do not tell how many classes there are; set num_classes")
     return replace(config, num_classes=len(source.class_keys))
 

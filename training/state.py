@@ -9,12 +9,12 @@ from timm.utils import ModelEmaV3
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from models.loading.checkpoint import SHARED_SUFFIX, find_checkpoint
+from models.loading.checkpoint import CHECKPOINT_NAME, SHARED_SUFFIX, find_checkpoint
 from models.loading.state import read_torch_file
 from runtime import distributed
 from runtime.device import fuses_optimizer
 from runtime.errors import UserError
-from runtime.files import whole
+from runtime.files import located, whole
 from training.options import LoopArgs
 from training.task import Task
 
@@ -30,7 +30,9 @@ class TrainState:
     def __init__(self, task: Task, args: LoopArgs, num_images: int, device: torch.device, dtype: torch.dtype) -> None:
         self.task, self.args, self.num_images = task, args, num_images
         self.module = task.module.to(device).train()
-        groups = param_groups_weight_decay(self.module, args.weight_decay)
+        groups = param_groups_weight_decay(self.module, args.weight_decay or 1.0)  # of 0 it makes other groups
+        for group in groups:
+            group["weight_decay"] = args.weight_decay if group["weight_decay"] else 0.0
         fused = not args.shard and fuses_optimizer(device)
         self.optimizer = torch.optim.AdamW(groups, lr=args.lr, betas=tuple(args.betas), fused=fused)
         self.ema = ModelEmaV3(self.module, decay=args.ema_decay, use_warmup=args.ema_warmup) if args.ema else None
@@ -127,8 +129,13 @@ class TrainState:
             kind = "without" if self.ema else "with"
             raise UserError(f"{path} was trained {kind} ema; keep it so, or name another output_dir")
         self.check_place(saved, path)
-        self.module.load_state_dict(saved["model"])
         groups = self.optimizer.state_dict()["param_groups"]  # betas and weight decay of now, not of then
+        if [group["params"] for group in saved["optimizer"]["param_groups"]] != [group["params"] for group in groups]:
+            raise UserError(
+                f"{path} has its optimizer's state in another order, as a version of before had it without weight "
+                f"decay; start from its weights by {self.task.starts_by}"
+            )
+        self.module.load_state_dict(saved["model"])
         self.optimizer.load_state_dict(saved["optimizer"] | {"param_groups": groups})
         if saved["scaler"]:  # empty but after float16
             self.scaler.load_state_dict(saved["scaler"])
@@ -169,6 +176,12 @@ class TrainState:
     def _data_order(self) -> dict[str, int]:
         """What decides which images a step of an epoch sees."""
         return {"images": self.num_images, "images_a_step": images_a_step(self.args), "seed": self.args.seed}
+
+
+def run_checkpoint(place: str | Path) -> Path:
+    """The checkpoint of a run, which ``place`` is or whose folder it is, whether or not the file is there."""
+    path = located(place)
+    return path / CHECKPOINT_NAME if path.is_dir() else path
 
 
 def find_shares(path: Path) -> Path | None:

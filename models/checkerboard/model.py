@@ -197,7 +197,7 @@ class Checkerboard(Generator):
         layout: Layout | None = None,
         generator: torch.Generator | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """(B, L, V) logits in scan order, and their mean cross-entropy in nats, each of the tokens before its block.
+        """(B, L, V) logits in scan order, each told of the tokens before its block, and their mean cross-entropy, nats.
 
         Of (B, S, S) codes of each scale and labels (B,). A ``layout`` wins over ``steps_per_scale``; ``generator``, on
         the device, draws random scan orders, and in training mode what labels are dropped and codes replaced.

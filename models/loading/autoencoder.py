@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor
 
 from models.autoencoder import Autoencoder
@@ -21,7 +20,14 @@ from models.config import NORM_GROUPS, AutoencoderConfig, AutoencoderPaths
 from models.llamagen_vq import LlamaGenVQ
 from models.loading.autoencoder_kinds import KINDS, kind_of
 from models.loading.hub import WEIGHTS_SUFFIXES, here, is_hub_name, snapshot_of
-from models.loading.state import load_exactly, our_names, published_name, read_torch_file, write_weights
+from models.loading.state import (
+    load_exactly,
+    our_names,
+    published_name,
+    read_safetensors,
+    read_torch_file,
+    write_weights,
+)
 from runtime.config import dataclass_from_dict, plain, read_yaml, write_yaml
 from runtime.errors import UserError
 from runtime.files import PROJECT, located, read_json, whole
@@ -145,10 +151,7 @@ def first_file(places: Iterable[Path]) -> Path | None:
 def read_autoencoder_state(path: Path) -> dict[str, Tensor]:
     """An autoencoder's weights under our names: safetensors, ``state_dict``, ``model`` (LlamaGen), or bare."""
     if path.suffix == ".safetensors":
-        try:
-            return _our_names(load_file(path))
-        except SafetensorError as error:
-            raise UserError(f"{path} is damaged or no safetensors file ({error}); get it again") from error
+        return _our_names(read_safetensors(path))
     checkpoint = read_torch_file(path)
     for key in ("state_dict", "model"):
         if isinstance(checkpoint.get(key), dict):

@@ -6,6 +6,7 @@ Letters: K classes, D hidden size. A table is (K + 1, D), a row for each class, 
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor
 
 from models.class_names import NUM_IMAGENET, imagenet_names
@@ -22,9 +23,10 @@ def fit_classes(
     does: so the loss begins near its own. Without names on both sides a table of as many rows stays as it is; 1000 rows
     without names are ImageNet's classes, unless they fit no name and are as many.
     """
-    key, names = model.class_table, model.class_names
+    key, names = model.class_table, model.class_names if model.config.class_cond else None
     if key is None or key not in saved or saved[key].shape[1:] != model.state_dict()[key].shape[1:]:
         return dict(saved), []
+    saved = _with_row_of_none(saved, key, NUM_IMAGENET if saved_names is None else len(saved_names))
     num_classes, num_saved = (len(table) - 1 for table in (model.state_dict()[key], saved[key]))
     unnamed = saved_names is None and num_saved == NUM_IMAGENET  # as published files are
     if unnamed:
@@ -38,7 +40,13 @@ def fit_classes(
     if unnamed and not known and num_classes == num_saved:  # ImageNet's, called otherwise
         return dict(saved), []
     remark = f"{known} of {num_classes} classes start as those of the same name there, the others as no class does"
-    return {**saved, key: saved[key][[*rows, num_saved]]}, [remark]
+    return {**saved, key: saved[key][[*rows, num_saved]]}, [remark] if model.config.class_cond else []
+
+
+def _with_row_of_none(saved: Mapping[str, Tensor], key: str, num_classes: int) -> Mapping[str, Tensor]:
+    """Weights whose table has a row for no class: of a model trained without, the mean of its classes' rows."""
+    table = saved[key]
+    return {**saved, key: torch.cat([table, table.mean(0, keepdim=True)])} if len(table) == num_classes else saved
 
 
 def _rows(num_classes: int, num_saved: int, names: Sequence[str] | None, saved: Sequence[str] | None) -> list[int]:

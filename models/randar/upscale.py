@@ -37,8 +37,8 @@ class UpscaleSampler(RandARSampler):
 
     @torch.inference_mode()
     def __init__(self, model: "RandAR", batch: int, drawing: RandARDrawing, compiled: bool = False) -> None:
-        super().__init__(model, batch, drawing, compiled)
         self.small = RandARSampler(model, batch, drawing.first_stage(), compiled)
+        super().__init__(model, batch, drawing, compiled)
         self.side = self.scale_sizes[0]  # 2S
         self.first_location = self.small.num_locations  # so that their noise is not that of the small image
         at = torch.arange(self.num_locations, device=model.device)
@@ -49,6 +49,9 @@ class UpscaleSampler(RandARSampler):
     def strengths(self) -> tuple[float, ...]:
         drawing = self.drawing
         return (at_scale(drawing.cfg, 0), drawing.spatial_cfg) if drawing.spatial_cfg else super().strengths()
+
+    def cache(self) -> list[Tensor]:
+        return [*super().cache(), *self.small.cache()]
 
     def rotation_table(self) -> CosSin:
         model = self.model

@@ -270,6 +270,12 @@ def test_presets_are_rows_of_the_papers_table(preset: PresetName) -> None:
     assert default_folder(args, drawing).startswith(f"output/evaluation/{preset}-cfg{cfg}-")
 
 
+def test_the_folder_is_called_by_the_checkpoints(tmp_path: Path) -> None:
+    """Two runs hold files of one name."""
+    for checkpoint in (CHECKPOINT, CHECKPOINT / "checkpoint-last.pth"):
+        assert default_folder(RunArgs(checkpoint=str(checkpoint)), Drawing()).startswith("output/evaluation/tiny-2x-")
+
+
 # gpt.md Sec. 7: folder, cfg_scale, FID, and side that images are resized to
 LLAMAGEN = {
     "llamagen-b-256": ("llamagen-b", 2.0, 5.46, None),

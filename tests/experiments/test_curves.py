@@ -64,6 +64,12 @@ def test_a_model_of_one_scale_has_a_line(tmp_path: Path) -> None:
     assert accuracies == pytest.approx([0, 1 / 9, 2 / 9])
 
 
+def test_the_mean_is_a_line_too_where_no_scale_is_of_one_code(tmp_path: Path) -> None:
+    entries = [{"step": 1, "epoch": 1, "loss": 3.0, "lr": 0.1, "loss_scale_2": 2.0, "loss_scale_4": 4.0}]
+    figure = curves.draw(entries, [{"epoch": 1, "val_loss": 3.5}], None, 1)
+    assert [line.get_ydata().tolist() for line in figure.axes[0].lines] == [[2.0], [4.0], [3.0], [3.5]]
+
+
 def test_held_out_loss_is_a_line_beside_the_mean_of_all_scales(tmp_path: Path) -> None:
     write_run(tmp_path, [1, 2, 3])
     with (tmp_path / "log.jsonl").open("a") as file:

@@ -40,6 +40,16 @@ def test_an_order_of_its_own_is_counted() -> None:
     assert (held[1] - held[0]) / 4 <= counted <= (held[1] - held[0]) / 2
 
 
+def test_twice_the_side_is_counted_with_its_first_stage() -> None:
+    model = tiny_randar()
+    drawing = model.Drawing(upscale=2)
+    small, large = (model.sampler(1, of) for of in (drawing.first_stage(), drawing))
+    held = sum(t.nbytes for run in (small, large) for t in (*run.kv_cache.keys, *run.kv_cache.values))
+    logits = 4 * 3 * large.num_locations * model.num_codes  # of three rows an image
+    assert held + logits < bytes_an_image(model, drawing)
+    assert sum(tensor.nbytes for tensor in large.cache()) == held
+
+
 def _samplers(model: Generator, drawing: Drawing) -> list[Sampler]:
     return [model.sampler(batch, drawing) for batch in (1, 5)]
 

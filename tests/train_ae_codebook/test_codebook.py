@@ -3,6 +3,7 @@
 Letters: B batch, C code dimension, S side of a code map, V codes, N latents.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -235,6 +236,16 @@ def test_a_step_revives_if_its_number_is_due(number: int, images: Tensor) -> Non
     moved = (task.module.quantize.embedding != before).any(1)
     assert moved[::2].tolist() == [number in (8, 12)] * 16
     assert not moved[1::2].any()
+
+
+@pytest.mark.parametrize("number", [1, 8])
+def test_the_codes_begin_and_are_revived_once_a_step(number: int, images: Tensor) -> None:
+    """Where a step gathers several batches, the first has done it."""
+    task = started()
+    task.module.usage[1::2] = 1 / 32
+    before = task.module.quantize.embedding.detach().clone()
+    task.loss([images], replace(step(number), batch=1))
+    assert torch.equal(task.module.quantize.embedding, before)
 
 
 def test_averages_of_latents_are_the_codes(images: Tensor) -> None:

@@ -3,6 +3,8 @@
 Letters: B batch, C code dimension, S side of the code map, V codes.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -144,6 +146,13 @@ def test_codes_are_revived_at_their_steps_alone(number: int, revive_freq: int, i
         loss = task.loss([images, None], step(number))
     assert torch.equal(task.module.quantize.embedding, before)
     assert loss.metrics()["dead_codes"] >= 0.4
+
+
+def test_codes_are_revived_once_a_step(images: Tensor) -> None:
+    task, before = prepared()
+    with torch.no_grad():
+        task.loss([images, None], replace(step(9), batch=1))
+    assert torch.equal(task.module.quantize.embedding, before)
 
 
 def test_the_loss_of_a_revival_is_that_of_the_new_codes(images: Tensor) -> None:

@@ -347,6 +347,23 @@ def test_published_weights_without_names_know_imagenets_classes() -> None:
     assert fit_classes(as_many, saved.state_dict(), None)[1] == []
 
 
+def test_a_published_table_without_a_row_of_no_class_gets_the_mean_of_its_classes() -> None:
+    model = tiny_model(seed=7, num_classes=2)
+    model.class_names = [imagenet_names()[207], "my cat"]
+    key, rows = "class_embeddings.weight", torch.randn(1000, 32)
+    fitted, remarks = fit_classes(model, {key: rows}, None)
+    assert torch.equal(fitted[key], torch.stack([rows[207], rows.mean(0), rows.mean(0)]))
+    assert remarks[0].startswith("1 of 2 classes start as those of the same name there")
+
+
+def test_a_model_without_classes_starts_from_the_row_of_none() -> None:
+    saved, model = tiny_model(), tiny_model(seed=7, class_cond=False, num_classes=3)
+    model.class_names = ["all"]  # of its data, which it does not learn
+    fitted, remarks = fit_classes(model, saved.state_dict(), [f"class {label}" for label in range(10)])
+    assert torch.equal(fitted["class_embeddings.weight"], saved.class_embeddings.weight[[10, 10, 10, 10]])
+    assert remarks == []
+
+
 def test_classes_of_another_width_begin_fresh(tmp_path: Path) -> None:
     wider = replace(TINY_TRANSFORMER, hidden_size=64, num_attention_heads=8, intermediate_size=512)
     model = tiny_model(num_classes=3, llama_config=wider)

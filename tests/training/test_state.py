@@ -57,6 +57,25 @@ def test_weight_decay_and_betas_follow_the_command_line_when_going_on(stopped: P
     assert state.optimizer.state_dict()["state"][0]["step"] == 14
 
 
+@pytest.mark.quick
+def test_each_weight_keeps_its_moments_when_weight_decay_is_left_out_or_comes(tmp_path: Path) -> None:
+    """timm makes one group where there is no decay, and two, in another order, where there is some."""
+    kept, file = [], tmp_path / LAST
+    for weight_decay in (0.01, 0.0, 0.3):
+        state = tiny_trainer(tmp_path, weight_decay=weight_decay).state
+        if not kept:
+            for parameter in state.module.parameters():
+                parameter.grad = torch.randn_like(parameter)
+            state.update(1e-3)
+        else:
+            state.load(file)
+        kept.append([state.optimizer.state[parameter]["exp_avg"] for parameter in state.module.parameters()])
+        state.save(file)
+        assert {group["weight_decay"] for group in state.optimizer.param_groups} == {0.0, weight_decay}
+    for moments in kept[1:]:
+        assert all(torch.equal(first, then) for first, then in zip(kept[0], moments, strict=True))
+
+
 # Kills and full disks
 
 
