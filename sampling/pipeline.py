@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from models.class_names import ClassNames
-from models.config import NUM_SEEDS, check_seed
+from models.config import NUM_SEEDS, Drawing, check_seed
 from models.draw import as_labels, image_seed
 from models.family import Generator, Sampler, Samples
 from models.loading.checkpoint import load_checkpoint
@@ -146,14 +146,7 @@ class Pipeline:
         labels = self._labels(class_labels, num_images)
         if output_type not in ("pil", "np", "pt"):
             raise UserError(f"output_type is {output_type}; it must be pil, np or pt")
-        if "guidance_scale" in settings:
-            raise UserError("guidance_scale is guidance + 1 here; give guidance instead, which is 0 for none")
-        if guidance is not None and "cfg" in settings:
-            raise UserError("guidance and cfg are the same setting; give one of them")
-        settings = settings if guidance is None else settings | {"cfg": guidance}
-        drawing = checked_drawing(self.model, settings, keeps=change is not None)
-        for warning in warnings_of(self.model, drawing):
-            warnings.warn(warning, stacklevel=2)
+        drawing = self._drawing(guidance, settings, keeps=change is not None)
         self.model.check_labels(as_labels(labels))
         seed = _seed_of(generator)
         if whole_number(batch_size, "batch_size") < 1:
@@ -174,6 +167,18 @@ class Pipeline:
         return PipelineOutput(
             _as_type(torch.cat(pixels), output_type), labels, [image_seed(seed, i) for i in range(len(labels))], samples
         )
+
+    def _drawing(self, guidance: float | Sequence[float] | None, settings: dict[str, Any], keeps: bool) -> Drawing:
+        """Checked settings of a drawing; what has no effect is a warning."""
+        if "guidance_scale" in settings:
+            raise UserError("guidance_scale is guidance + 1 here; give guidance instead, which is 0 for none")
+        if guidance is not None and "cfg" in settings:
+            raise UserError("guidance and cfg are the same setting; give one of them")
+        settings = settings if guidance is None else settings | {"cfg": guidance}
+        drawing = checked_drawing(self.model, settings, keeps)
+        for warning in warnings_of(self.model, drawing):
+            warnings.warn(warning, stacklevel=3)
+        return drawing
 
     def edit(
         self,

@@ -193,3 +193,8 @@ def test_what_a_callback_keeps_stays_as_it_was() -> None:
         for scale, final, steps in zip(samples.codes, out.samples[0].codes, samples.step, strict=True):
             assert torch.equal(scale[steps <= step], final[steps <= step])
     assert not torch.equal(seen[0].codes[-1], seen[-1].codes[-1])
+
+
+def test_a_setting_without_effect_is_a_warning() -> None:
+    with pytest.warns(UserWarning, match="cfg has no effect at the scales"):
+        Pipeline(tiny_model())(1, generator=0, guidance=2.0, cfg_start_step=1000)
