@@ -14,6 +14,7 @@ COMMANDS = (
     "-m runtime.environment",
     *("train_ae_codebook/main.py", "-m train_ae_codebook.main", "train_ae_codebook/evaluate.py"),
     *("-m experiments.sweep", "-m experiments.compare", "-m experiments.curves", "-m experiments.mixing"),
+    "-m experiments.orders",
     *(
         "-m experiments.study",
         "-m experiments.study_figures",

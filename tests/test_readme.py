@@ -374,15 +374,20 @@ def makes_autoencoder(
 
 
 SAMPLE = r"python main_sample\.py "
-CIFAR = r"config_cifar10\.yaml"
 ONE_CASE = (
     "--configs [configs/quickstart.yaml] --batch_sizes [1] --modes [eager] --dtypes [float32] --repeats 1 "
     "--drawing '{steps_per_scale: 2}'"
 )
 RULES = (
     trains(r"quickstart\.yaml", "output/quickstart", check=check_quickstart),
-    trains(CIFAR, "output/config_cifar10"),
-    trains(CIFAR + r" --data_path path/to/images --autoenc .*", "output/own-model"),
+    trains(r"config_cifar10\.yaml", "output/config_cifar10"),
+    trains(
+        r"study/checkerboard_2x\.yaml --num_classes 0 .*",
+        "output/own-model",
+        added="--batch_size 4 --epochs 1 --warmup_epochs 0 --llama_config.num_hidden_layers 1",
+    ),
+    Rule(r"python main\.py --config configs/npp_B\.yaml --help", says="--patch_level"),
+    Rule(r"python main\.py .* --print_config", says=r"\n  scale_ratio: 4.0\n"),
     trains(r"own_32\.yaml --data_path path/to/images --autoenc .*", "output/mine/model", added="--batch_size 4"),
     Rule(
         r"python -m experiments\.own_images --data_path path/to/images",
@@ -465,12 +470,13 @@ RULES = (
         added="--dataset folder --data_path data/cifar10 --batch_size 5 --cached_path data/cached-ranks",
     ),
     Rule(
-        SAMPLE + "--checkpoint output/quickstart --num_samples 40 --animation --output_dir samples/digits",
+        SAMPLE
+        + "--checkpoint pretrained_models/digits-checkerboard --num_samples 40 --animation --output_dir samples/digits",
         files=tuple(f"samples/digits/{name}" for name in ("000001.png", "grid.png", "samples.json", "animation.gif")),
         added="--num_samples 2",
     ),
     Rule(
-        SAMPLE + "--checkpoint output/quickstart .*--maps --animation --output_dir samples/maps",
+        SAMPLE + "--checkpoint pretrained_models/digits-checkerboard .*--maps --animation --output_dir samples/maps",
         files=tuple(
             f"samples/maps/{name}"
             for name in (
@@ -498,7 +504,7 @@ RULES = (
         files=("samples/2*/000015.png", "samples/2*/grid.png"),
     ),
     Rule(SAMPLE + ".* --output_dir samples/three", check=check_three),
-    Rule(SAMPLE + "--checkpoint output/quickstart --edit .*", check=check_edit),
+    Rule(SAMPLE + "--checkpoint pretrained_models/digits-checkerboard --edit .*", check=check_edit),
     Rule(
         SAMPLE + "--checkpoint output/cifar10_randar_random --edit .*",
         files=("samples/randar-edit/000006.png",),
@@ -560,8 +566,8 @@ RULES = (
         added=f"--num_samples 8 {STAND_IN}",
     ),
     Rule(
-        r"bash run_evaluator\.sh --checkpoint output/quickstart --features digits .*",
-        files=("output/evaluation/quickstart-*/result.json",),
+        r"bash run_evaluator\.sh --checkpoint pretrained_models/digits-checkerboard --features digits .*",
+        files=("output/evaluation/digits-checkerboard-*/result.json",),
         added="--num_samples 12",
     ),
     Rule(
@@ -594,9 +600,9 @@ RULES = (
         added="--cfg 0:1:1 --steps_per_scale 1 --num_samples 5",
     ),
     Rule(
-        r"python -m experiments\.sweep --checkpoint output/quickstart .*",
-        files=("output/sweep/quickstart/sweep.csv", "output/sweep/quickstart/sweep.png"),
-        makes="output/sweep/quickstart",
+        r"python -m experiments\.sweep --checkpoint pretrained_models/digits-checkerboard .*",
+        files=("output/sweep/digits-checkerboard/sweep.csv", "output/sweep/digits-checkerboard/sweep.png"),
+        makes="output/sweep/digits-checkerboard",
         added="--cfg 0:0.5:0.5 --steps_per_scale 1 --num_samples 5",
     ),
     Rule(
@@ -606,6 +612,7 @@ RULES = (
     ),
     Rule(r"python -m experiments\.compare .*", files=("output/compare.png",), says="4 steps: FD-digits-5 "),
     Rule(r"python -m experiments\.mixing .*", files=("output/mixing.png",), says="^layer 0: "),
+    Rule(r"python -m experiments\.orders .*", files=("output/orders.png",), says="13 steps"),
     Rule(r"python -m experiments\.curves .*", files=("output/curves.png",)),
     Rule(
         r"python -m experiments\.likelihood --checkpoint output/cifar10_randar_random --order (random|raster)",
@@ -613,7 +620,7 @@ RULES = (
     ),
     Rule(r"python -m experiments\.likelihood .*digits", says="nats a token, .* on 297 held-out images"),
     Rule(
-        r"python -m experiments\.timing --checkpoint output/quickstart .*",
+        r"python -m experiments\.timing --checkpoint pretrained_models/digits-checkerboard .*",
         added="--batch_size 2 --repeats 1",
         says="13 steps, .* s an image",
     ),
@@ -888,8 +895,8 @@ def test_links_and_pictures_exist(page: str) -> None:
 
 
 def layout() -> dict[str, str]:
-    """Folders of the README's table, and where to start reading each."""
-    return dict(re.findall(r"^\| `([\w/]+)/` \|.*\| `(.*)` \|$", PAGES["README.md"], flags=re.MULTILINE))
+    """Folders of the table for contributors, and where to start reading each."""
+    return dict(re.findall(r"^\| `([\w/]+)/` \|.*\| `(.*)` \|$", PAGES["CONTRIBUTING.md"], flags=re.MULTILINE))
 
 
 @pytest.mark.quick
@@ -906,15 +913,11 @@ def test_files_and_folders_in_text_exist(page: str) -> None:
 
 @pytest.mark.quick
 def test_the_table_names_every_configuration() -> None:
-    """``a_b.yaml``, then suffixes: ``_c`` stands for ``a_b_c.yaml``, or if there is none for ``a_c.yaml``."""
+    """``a_{b,c}.yaml`` stands for two."""
     named = set()
-    for row in re.findall(r"^\| (`\w+\.yaml`.*?) \|", PAGES["README.md"], flags=re.MULTILINE):
-        first, *suffixes = re.findall(r"`([\w.]+)`", row)
-        stem = first.removesuffix(".yaml")
-        named.add(stem)
-        for suffix in suffixes:
-            longer = (ROOT / f"configs/{stem}{suffix}.yaml").is_file()
-            named.add((stem if longer else stem.rpartition("_")[0]) + suffix)
+    table = PAGES["docs/training.md"].split("## Configurations")[1].split("\n## ")[0]
+    for first, choices, last in re.findall(r"`(\w+)(?:\{([\w,]+)\})?(\w*)\.yaml`", table):
+        named |= {first + choice + last for choice in choices.split(",")}
     assert named == {path.stem for path in (ROOT / "configs").glob("*.yaml")}
 
 

@@ -77,7 +77,7 @@ class LlamaGenDrawing(Drawing):
     """What decides a drawing."""
 
     cfg: Schedule = option(1.0, CFG_HELP)
-    cfg_interval: int = option(-1, "guide the first cfg_interval + 2 codes alone; -1 guides all")
+    cfg_interval: int = option(-1, "guide only the first cfg_interval + 2 codes; -1 guides all")
 
     def check(self, scale_sizes: Sequence[int]) -> None:
         super().check(scale_sizes)
