@@ -25,8 +25,8 @@ NAMES = {
     "raster_2x": "raster order 2x",
     "llamagen": "LlamaGen",
     "npp": "NPP",
-    "randar_random": "RandAR",
-    "randar_raster": "RandAR, raster",
+    "randar_random": "RandAR, random order",
+    "randar_raster": "RandAR, raster order",
 }
 
 

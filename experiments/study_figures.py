@@ -30,7 +30,7 @@ from experiments.study_facts import (
     read_lines,
     warn_of_mixtures,
 )
-from experiments.study_plan import BATCH, usual_epochs
+from experiments.study_plan import BATCH, PICTURED, usual_epochs
 from experiments.tokens import PANELS
 from experiments.tokens import draw as draw_courses
 from runtime.command import run
@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 
 ORDERS = ("checkerboard_2x", "random_2x", "raster_2x")
 COLOURS = {name: f"C{number}" for number, name in enumerate(NAMES)}
+# Of the pictures, in turn.
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 MARKERS = dict(zip(NAMES, "os^Dv<>Pp", strict=True))
 
 
@@ -103,7 +105,7 @@ def draw_seconds(lines: Sequence[Line]) -> "Figure | None":
         if found:  # room at both sides: what differs by noise alone should look so
             axes.set_xlim(min(found.values()) / 1.5, max(found.values()) * 1.5)
     panels[0].set_ylabel(_distance(lines))
-    figure.suptitle("; ".join(machines), fontsize=9)
+    figure.supxlabel(f"on {'; '.join(machines)}", fontsize=8, color="gray", x=0.99, ha="right")
     return _finished(figure, *panels)
 
 
@@ -129,6 +131,11 @@ def draw_pictures(pictures: Mapping[Key, Path]) -> "Figure | None":
         axes.imshow(Image.open(file))
         axes.set(xticks=[], yticks=[])
         axes.set_ylabel(name_of(*key), rotation=0, ha="right", va="center", fontsize=8)
+    first, width = figure.axes[0], Image.open(next(iter(shown.values()))).width / PICTURED
+    names = [CLASSES[number % len(CLASSES)] for number in range(PICTURED)]
+    first.xaxis.tick_top()
+    first.set_xticks([width * (number + 0.5) for number in range(PICTURED)], names, fontsize=8)
+    first.tick_params(length=0)
     return figure
 
 
