@@ -196,9 +196,10 @@ def draw_figure(rows: Sequence[Row]) -> "Figure":
     others = [name for name in names[: names.index("steps")] if name != "cfg"]
     if len({str([row[name] for name in others]) for row in rows}) < len({row["steps"] for row in rows}):
         others.append("steps")  # which is a setting then, not what others make
+    others = [name for name in others if len({str(row[name]) for row in rows}) > 1]
     curves: dict[str, list[Row]] = {}
     for row in sorted(rows, key=lambda row: at_scale(row["cfg"], -1)):
-        curves.setdefault(", ".join(str(row[name]) for name in others), []).append(row)
+        curves.setdefault(", ".join(f"{name.replace('_', ' ')} {row[name]}" for name in others), []).append(row)
     measured = [[row for row in curve if _is_finite(row[metrics[0]])] for curve in curves.values()]
     best = [min(curve, key=lambda row: row[metrics[0]]) for curve in measured if curve]
     best.sort(key=lambda row: row["steps"])
@@ -219,7 +220,8 @@ def draw_figure(rows: Sequence[Row]) -> "Figure":
             if real is not None:
                 panel.axhline(real, color="black", linestyle="--", label="real images" if panel is by_cfg else None)
     panels[1, 0].set_xlabel("cfg")
-    panels[0, 0].legend(title=", ".join(others).replace("_", " ") or None, fontsize=8)
+    if panels[0, 0].get_legend_handles_labels()[0]:
+        panels[0, 0].legend(fontsize=8)
     for panel in panels[1, 1:]:
         panel.set_xlabel("steps in all")
         panels[0, 1].set_title(f"at the cfg of the lowest {metrics[0]}", fontsize=10)

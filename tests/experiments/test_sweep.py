@@ -276,7 +276,8 @@ def test_any_setting_of_the_drawing_is_swept(checkpoint: Path, tmp_path: Path) -
     curves = [
         line.get_label() for line in draw_figure([dict(row, cfg=1.0, **numbers(row)) for row in rows]).axes[0].lines
     ]
-    assert curves == ["2, 0.5, 0", "2, 0.5, 5", "2, 1.0, 0", "2, 1.0, 5", "real images"]
+    settings = [f"temperature {temperature}, top k {k}" for temperature in (0.5, 1.0) for k in (0, 5)]
+    assert curves == [*settings, "real images"]
 
 
 def test_a_model_without_classes_is_swept_without_guidance(tmp_path: Path) -> None:
@@ -305,10 +306,10 @@ def test_the_figure_has_a_curve_for_each_number_of_steps(own: bool) -> None:
         for cfg in (3.0, 1.0, 2.0)
     ]
     panels = draw_figure(rows).axes
-    curves = {line.get_label(): line.get_xydata().tolist() for line in panels[0].lines}
-    assert curves.pop("real images") == [[0, 4], [1, 4]]
+    curves = {line.get_label().split()[-1]: line.get_xydata().tolist() for line in panels[0].lines}
+    assert curves.pop("images") == [[0, 4], [1, 4]]
     assert curves == {"2": [[1, 11], [2, 10], [3, 11]], "4": [[1, 13], [2, 12], [3, 11]]}
-    scores = {line.get_label(): line.get_xydata().tolist() for line in panels[2].lines}
+    scores = {line.get_label().split()[-1]: line.get_xydata().tolist() for line in panels[2].lines}
     assert scores == {steps: [[1, 1], [2, 2], [3, 3]] for steps in ("2", "4")}
     first, second = (8, 16) if own else (2, 4)
     assert panels[1].lines[0].get_xydata().tolist() == [[first, 10], [second, 11]]
@@ -349,4 +350,4 @@ def test_settings_that_are_lists_are_curves_of_their_own() -> None:
         for cfg, temperature, fid in ((1.0, [1, 1], 5.0), (2.0, [1, 1], 4.0), (1.0, [1, 0.9], 3.0))
     ]
     curves = {line.get_label(): line.get_xydata().tolist() for line in draw_figure(rows).axes[0].lines}
-    assert curves == {"[1, 1]": [[1, 5], [2, 4]], "[1, 0.9]": [[1, 3]]}
+    assert curves == {"temperature [1, 1]": [[1, 5], [2, 4]], "temperature [1, 0.9]": [[1, 3]]}
