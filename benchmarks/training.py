@@ -46,7 +46,15 @@ def main(argv: Sequence[str]) -> None:
 
     from benchmarks.measure import RecordProducts, now, products_of_linear, random_batch, time_products
     from models.loading.checkpoint import random_model
-    from runtime.device import autocast, describe_machine, describe_size, fuses_optimizer, pick_device, pick_dtype
+    from runtime.device import (
+        autocast,
+        describe_machine,
+        describe_size,
+        dtype_name,
+        fuses_optimizer,
+        pick_device,
+        pick_dtype,
+    )
     from training.task import step_context
 
     device = pick_device(args.device)
@@ -72,7 +80,7 @@ def main(argv: Sequence[str]) -> None:
     total = sum(medians)
     products = [product for call in record.products for product in products_of_linear(*call.args[:2])]
     seconds = np.median([time_products(products, device) for _ in range(args.steps)])
-    precision = str(dtype).removeprefix("torch.")
+    precision = dtype_name(dtype)
     print(f"{args.config}, batch {args.batch_size}, {precision}, {describe_size(model)}; {describe_machine(device)}")
     for name, value in zip(("forward", "backward", "optimizer", "step"), (*medians, total), strict=True):
         print(f"{name:>16}: {value:7.3f} s, {value / total:6.1%}")

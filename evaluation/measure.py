@@ -23,7 +23,7 @@ from models.loading.identity import model_sha256
 from models.sampling import warnings_of
 from runtime import distributed
 from runtime.config import plain
-from runtime.device import pick_device
+from runtime.device import dtype_name, pick_device
 from runtime.files import move_aside, read_json, same_settings, write_json
 from sampling.bulk import Request, draw_into, place_model, stored_side
 from sampling.folder import SampleFolder, remove_samples, sample_settings
@@ -119,7 +119,7 @@ class CheckpointResults:
         names += ["backend", "no_prec_recall"] if self.args.features == "inception" else []
         chosen = {name: getattr(self.args, name) for name in names}
         versions = {"drawing_version": DRAWING_VERSION, "metrics_version": VERSION}
-        dtype = str(self.model.dtype).removeprefix("torch.")
+        dtype = dtype_name(self.model.dtype)
         chosen["class_names"] = _sha256_of(class_names(self.model) or [])  # by which the class accuracy counts
         return plain(drawing) | chosen | {"dtype": dtype} | versions | self.hashes
 

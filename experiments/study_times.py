@@ -46,7 +46,7 @@ def measure(models: Sequence[StudyModel], device_name: str) -> list[Line]:
     from experiments.timing import time_batches  # takes seconds to import
     from models.loading.checkpoint import random_model
     from models.sampling import checked_drawing
-    from runtime.device import describe_machine, pick_device
+    from runtime.device import describe_machine, dtype_name, pick_device
     from runtime.progress import Progress
     from sampling.bulk import place_model
     from sampling.options import ModelArgs
@@ -74,7 +74,7 @@ def measure(models: Sequence[StudyModel], device_name: str) -> list[Line]:
             "steps": built[config].num_steps(drawing),
             "batch_size": batch,
             "seconds": median(found),
-            "dtype": str(next(built[config].parameters()).dtype).removeprefix("torch."),
+            "dtype": dtype_name(next(built[config].parameters()).dtype),
             "machine": describe_machine(device),
         }
         for (config, drawing, batch), found in zip(cases, seconds, strict=True)

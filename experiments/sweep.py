@@ -23,7 +23,7 @@ import numpy as np
 import yaml
 
 from evaluation.options import CheckpointArgs
-from models.config import at_scale
+from models.config import Drawing, at_scale
 from runtime.command import run
 from runtime.config import as_flags, option, parse_open_flags, typed
 from runtime.errors import UserError
@@ -103,7 +103,7 @@ def sweep(args: SweepArgs, values: Mapping[str, Sequence[Any]], given: Collectio
     """Draw and measure each combination, cfg changing first; settings not ``given`` are for families that have them."""
     from evaluation.measure import CheckpointResults  # takes seconds to import
     from models.loading.checkpoint import config_place
-    from models.loading.save import check_recommends, write_recommended
+    from models.loading.save import check_recommends
     from models.sampling import checked_drawing
     from runtime import distributed
     from runtime.lock import lock_folder
@@ -146,18 +146,24 @@ def sweep(args: SweepArgs, values: Mapping[str, Sequence[Any]], given: Collectio
             save_figure(draw_figure(rows()), figure)
             print(f"{table}, {figure}")
             if args.recommend:
-                distance, _ = metric_names(rows())
-                measured = [drawing for drawing, result in found.items() if _is_finite(result[distance])]
-                if not measured:
-                    raise UserError(f"no {distance} came out as a number; nothing is recommended")
-                best = min(measured, key=lambda drawing: found[drawing][distance])
-                place, chosen = config_place(results.checkpoint), {"cfg": best.cfg, **best.changed}
-                write_recommended(place, chosen)
-                told = shlex.join(as_flags(chosen))
-                print(f"recommended from now on, in {place}: {told} ({distance} {found[best][distance]:.4g})")
+                recommend(found, metric_names(rows())[0], config_place(results.checkpoint))
                 if args.use_ema:
                     warnings.warn("these suit the averaged weights; add --use_ema where you draw", stacklevel=2)
     distributed.tear_down()
+
+
+def recommend(found: Mapping[Drawing, Mapping[str, Any]], distance: str, place: Path) -> None:
+    """Write the settings of the lowest distance, of the results of drawings, into a configuration."""
+    from models.loading.save import write_recommended  # takes seconds to import
+
+    measured = [drawing for drawing, result in found.items() if _is_finite(result[distance])]
+    if not measured:
+        raise UserError(f"no {distance} came out as a number; nothing is recommended")
+    best = min(measured, key=lambda drawing: found[drawing][distance])
+    chosen = {"cfg": best.cfg, **best.changed}
+    write_recommended(place, chosen)
+    told = shlex.join(as_flags(chosen))
+    print(f"recommended from now on, in {place}: {told} ({distance} {found[best][distance]:.4g})")
 
 
 def _row(result: Mapping[str, Any], columns: Sequence[str], settings: dict[str, Any]) -> Row:

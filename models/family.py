@@ -328,7 +328,7 @@ class Sampler(ABC):
         """(B, L, n) noise for ``models.draw.draw`` of seeds (B,), of locations in the order (B or 1, L) drawn."""
         return code_noise(seeds, self.first_location + order, self.model.num_codes)
 
-    def order_numbers(self, seeds: Tensor) -> Tensor:
+    def order_uniforms(self, seeds: Tensor) -> Tensor:
         """(B, L) numbers by location, to be sorted for a random order."""
         locations = self.first_location + torch.arange(self.num_locations, device=seeds.device)
         return uniforms(seeds, locations[None], 1, ORDER).squeeze(-1)

@@ -187,11 +187,11 @@ def modulate(x: Tensor, shift_scale: ShiftScale) -> Tensor:
 
 
 class Attention(nn.Module):
-    """``turn`` applies a rotation to queries and keys: ``rotate``, or another that the family needs."""
+    """``apply_rotation`` rotates queries and keys: ``rotate``, or another that the family needs."""
 
-    def __init__(self, config: TransformerConfig, turn: Callable[[Tensor, CosSin], Tensor] = rotate) -> None:
+    def __init__(self, config: TransformerConfig, apply_rotation: Callable[[Tensor, CosSin], Tensor] = rotate) -> None:
         super().__init__()
-        self.turn = turn
+        self.apply_rotation = apply_rotation
         self.num_heads = config.num_attention_heads
         self.wqkv = Linear(config.hidden_size, 3 * config.hidden_size, bias=False)
         self.wo = Linear(config.hidden_size, config.hidden_size, bias=False)
@@ -202,8 +202,8 @@ class Attention(nn.Module):
         qkv = self.wqkv(x).unflatten(-1, (3, self.num_heads, -1))  # (B, T, 3, h, d)
         qkv = qkv.permute(0, 2, 3, 1, 4)  # (B, 3, h, T, d)
         v = qkv[:, 2]
-        turned = self.turn(qkv[:, :2], rotary.of_layer(layer))
-        q, k = (turned if _mixed_on_cpu(x) else as_dtype(turned, v.dtype)).unbind(1)  # (B, h, T, d)
+        rotated = self.apply_rotation(qkv[:, :2], rotary.of_layer(layer))
+        q, k = (rotated if _mixed_on_cpu(x) else as_dtype(rotated, v.dtype)).unbind(1)  # (B, h, T, d)
         if cache is not None:
             k, v = cache.append(layer, start, k, v)
         return self.wo(attend(q, k, v, mask).transpose(1, 2).reshape(x.shape))

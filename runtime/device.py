@@ -123,6 +123,11 @@ def describe_size(model: nn.Module) -> str:
     return f"{trained:.1f}M parameters + {frozen:.1f}M autoencoder"
 
 
+def dtype_name(dtype: torch.dtype) -> str:
+    """``float32`` and so on."""
+    return str(dtype).removeprefix("torch.")
+
+
 def describe_machine(device: torch.device) -> str:
     """The processor that computes, of a CPU its vector instructions and number of threads, and torch's version."""
     if device.type == "cuda":

@@ -85,7 +85,7 @@ def _devices() -> Iterator[str]:
 def _devices_of_torch() -> Iterator[str]:
     import torch
 
-    from runtime.device import describe_machine, pick_dtype
+    from runtime.device import describe_machine, dtype_name, pick_dtype
 
     kinds = ["cpu", *(["mps"] if torch.backends.mps.is_available() else [])]
     for name in [*(f"cuda:{i}" for i in range(torch.cuda.device_count())), *kinds]:
@@ -93,7 +93,7 @@ def _devices_of_torch() -> Iterator[str]:
         memory = ""
         if device.type == "cuda":
             memory = f", {torch.cuda.get_device_properties(device).total_memory / 1e9:.0f} GB"
-        dtype = str(pick_dtype("auto", device, trains=True)).removeprefix("torch.")
+        dtype = dtype_name(pick_dtype("auto", device, trains=True))
         yield f"{name}: {describe_machine(device)}{memory}, trains in {dtype}"
     if torch.version.cuda is not None and not torch.cuda.is_available():
         yield f"this torch is made for CUDA {torch.version.cuda}, and sees no GPU"

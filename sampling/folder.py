@@ -39,7 +39,7 @@ from models.draw import DRAWING_VERSION, image_seed
 from models.family import Generator, Samples
 from models.scales import join_scales, split_scales
 from runtime import distributed
-from runtime.device import fetch
+from runtime.device import dtype_name, fetch
 from runtime.errors import UserError
 from runtime.files import flush, flush_folder, free_name, hash_file, read_json, same_settings, whole, write_json
 from sampling.options import Format
@@ -87,8 +87,8 @@ def sample_settings(
         **args,
         **{f"{name}_sha256": None if path is None else hash_file(Path(path)) for name, path in files.items()},
         "drawing_version": DRAWING_VERSION,
-        "resolved_dtype": str(model.dtype).removeprefix("torch."),
-        "resolved_decoder_dtype": str(model.autoencoder.decoder_dtype).removeprefix("torch."),
+        "resolved_dtype": dtype_name(model.dtype),
+        "resolved_decoder_dtype": dtype_name(model.autoencoder.decoder_dtype),
         "resolved_device": str(model.device),
         "torch": version("torch"),
         "images": [

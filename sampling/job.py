@@ -20,7 +20,7 @@ from models.loading.identity import model_sha256
 from models.sampling import checked_drawing, warnings_of
 from runtime import distributed
 from runtime.config import as_flags
-from runtime.device import describe_size, pick_device
+from runtime.device import describe_size, dtype_name, pick_device
 from runtime.errors import UserError
 from runtime.files import free_name, whole
 from runtime.lock import lock_folder
@@ -65,7 +65,7 @@ def draw_samples(args: SampleArgs, settings: dict[str, Any]) -> None:
             request = replace(request, sampler=sampler_of(model, request))
             distributed.say(
                 f"{describe_size(model)}; {len(labels)} images of {side} px in {model.num_steps(drawing)} steps, "
-                f"{request.sampler.batch} at once; {str(model.dtype).removeprefix('torch.')} on {device}"
+                f"{request.sampler.batch} at once; {dtype_name(model.dtype)} on {device}"
             )
             if args.compile:
                 start = time.perf_counter()

@@ -15,7 +15,7 @@ from models.llamagen.config import LlamaConfig
 from models.llamagen.patches import signed_pairs
 from models.randar.config import RandARConfig
 from models.randar.model import RandAR
-from models.randar.sequence import turned_by
+from models.randar.sequence import rotation_at
 from models.randar.upscale import extrapolated_rotation
 from models.scales import join_scales
 from tests.factory import randomize
@@ -80,7 +80,7 @@ def at_instructions(
                 token = token.masked_fill(lacking.gather(1, location[:, None]), 0)
             tokens.append(token)
             places.append(1 + location)
-    x = model.transform(torch.stack(tokens, 1), turned_by(table, torch.stack(places, 1)), "causal")
+    x = model.transform(torch.stack(tokens, 1), rotation_at(table, torch.stack(places, 1)), "causal")
     return model.logits(x[:, -drawn:])
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 import evaluator
 from data.files import IMAGE_SUFFIXES
-from evaluation.features.network import Inception, fetched, load_network
+from evaluation.features.network import Inception, downloaded, load_network
 from evaluation.metrics import statistics_of
 from evaluation.options import GRAPH_URL, NetworkArgs
 from tests.command_factory import ROOT, Outcome, call, start_python
@@ -266,7 +266,7 @@ def test_offline_one_line_says_what_to_fetch_and_where_to_put_it(
     assert f"put it at {place}" in message
     assert not list(place.parent.iterdir())
     shutil.copyfile(GRAPH, place)
-    assert fetched(GRAPH_URL, "--inception_graph") == place  # by hand: there is nothing to compare it with
+    assert downloaded(GRAPH_URL, "--inception_graph") == place  # by hand: there is nothing to compare it with
 
 
 def test_distances_are_of_half_precision_unless_they_overflow() -> None:

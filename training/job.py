@@ -13,7 +13,7 @@ from models.loading.autoencoder import autoencoder_hash, beside, load_autoencode
 from models.loading.checkpoint import CHECKPOINT_NAME, initialize_from, model_class, recommended_settings
 from models.loading.state import without_memory
 from runtime import distributed
-from runtime.device import describe_size, pick_device
+from runtime.device import describe_size, dtype_name, pick_device
 from runtime.files import write_text
 from runtime.lock import lock_folder
 from training.generator import GeneratorTask, check_patches, check_task
@@ -97,7 +97,7 @@ def train(trainer: Trainer) -> None:
     distributed.say(
         f"{describe_size(model)}; scales {' '.join(map(str, model.scale_sizes))}; {len(trainer.dataset)} images of "
         f"{model.config.num_classes} classes; {trainer.state.steps_per_epoch} steps an epoch on {ranks}; "
-        f"{str(trainer.dtype).removeprefix('torch.')} on {trainer.device.type}; attention {args.attention}; "
+        f"{dtype_name(trainer.dtype)} on {trainer.device.type}; attention {args.attention}; "
         f"run folder {folder}"
     )
     num_steps = args.epochs * trainer.state.steps_per_epoch

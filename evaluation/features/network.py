@@ -127,14 +127,14 @@ def inception_file(copy: str | Path | None, url: str, flag: str, pinned: str | N
 
     UserError if its SHA-256 is not the one that the user pinned.
     """
-    path = fetched(url, flag, pinned) if copy is None else Path(copy)
+    path = downloaded(url, flag, pinned) if copy is None else Path(copy)
     found = hash_file(path)
     if pinned is not None and found != pinned.lower():
         raise UserError(f"{path} has SHA-256 {found}, not the {pinned} of --inception_sha256; name another file")
     return path, found
 
 
-def fetched(url: str, flag: str, expected: str | None = None) -> Path:
+def downloaded(url: str, flag: str, expected: str | None = None) -> Path:
     """The file of a URL in the user's cache folder, fetched the first time; ``flag`` names a copy instead.
 
     UserError if it cannot be fetched, is not the file that was fetched, or not the one that is expected by its SHA-256,

@@ -137,7 +137,7 @@ class Checkerboard(Generator):
             blocks = training_blocks(self.scale_sizes, context.step_rng)
         else:
             blocks = sampling_blocks(self.scale_sizes, FIXED_STEPS_PER_SCALE)
-        layout = self.layout(blocks, self.draw_order(len(labels), context.rank_rng))
+        layout = self.layout(blocks, self.order_uniforms(len(labels), context.rank_rng))
         outputs, targets = self._outputs(codes, labels, layout, context.rank_rng)
         head = self.head_parameters()
         loss = head_loss(outputs, targets, *head)
@@ -157,7 +157,7 @@ class Checkerboard(Generator):
         if order is not None:
             self.check_takes_order()
         blocks = (drawing or CheckerboardDrawing()).blocks(self.scale_sizes)
-        layout = self.layout(blocks, self.draw_order(len(labels), rng))
+        layout = self.layout(blocks, self.order_uniforms(len(labels), rng))
         return self(codes, labels, layout=layout)[0], in_scan_order(join_scales(codes), layout)
 
     def sampler(self, batch: int, drawing: CheckerboardDrawing, compiled: bool = False) -> Sampler:
@@ -182,7 +182,7 @@ class Checkerboard(Generator):
         positions = random_positions(self.scale_sizes, order_uniforms)
         return make_layout(self.scale_sizes, blocks, positions).to(self.device)
 
-    def draw_order(self, batch: int, generator: torch.Generator | None) -> Tensor | None:
+    def order_uniforms(self, batch: int, generator: torch.Generator | None) -> Tensor | None:
         """(B, L) numbers that order the locations of each image of a model of random order; None for other models."""
         if self.config.scan_order != "random":
             return None
@@ -204,7 +204,7 @@ class Checkerboard(Generator):
         """
         if layout is None:
             blocks = sampling_blocks(self.scale_sizes, steps_per_scale)
-            layout = self.layout(blocks, self.draw_order(len(labels), generator))
+            layout = self.layout(blocks, self.order_uniforms(len(labels), generator))
         outputs, targets = self._outputs(codes, labels, layout, generator)
         logits = self.logits(outputs, *self.head_parameters())
         return logits, F.cross_entropy(logits.flatten(0, 1), targets.flatten())

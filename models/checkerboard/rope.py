@@ -5,7 +5,7 @@ R rows of the table: every location, then the class token, then the empty token 
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -38,7 +38,7 @@ def initial_angles(scale_sizes: Sequence[int], head_dim: int) -> Tensor:
 class Rotary:
     """Rotations of a run of tokens: ``cos_sin`` for each layer that mixes, then for all others."""
 
-    cos_sin: list[CosSin]  # broadcast over (B, 2, h, T, d): queries and keys turn at once
+    cos_sin: list[CosSin]  # broadcast over (B, 2, h, T, d): queries and keys are rotated at once
 
     def of_layer(self, layer: int) -> CosSin:
         return self.cos_sin[min(layer, len(self.cos_sin) - 1)]
@@ -54,18 +54,20 @@ class Rotary:
         """The same in one piece of memory: made layer by layer, they hold half as much again in the gaps between."""
         if len(self.cos_sin) == 1:
             return self
-        real, imaginary = (torch.stack(parts).unbind() for parts in zip(*self.cos_sin[:-1], strict=True))
-        return Rotary([*zip(real, imaginary, strict=True), self.cos_sin[-1]])
+        cos, sin = (torch.stack(parts).unbind() for parts in zip(*self.cos_sin[:-1], strict=True))
+        return Rotary([*zip(cos, sin, strict=True), self.cos_sin[-1]])
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> "Rotary":
-        return Rotary([(change(real), change(imaginary)) for real, imaginary in self.cos_sin])
+        return Rotary([(change(cos), change(sin)) for cos, sin in self.cos_sin])
 
 
 def rotary_of(queries: CosSin, keys: Iterable[CosSin]) -> Rotary:
-    """Rotations from (real, imaginary) parts: (b, 1 or h, T, d) of queries; (b, h, T, d) of each layer's own keys."""
-    both = (zip(queries, pair, strict=True) for pair in keys)
-    cos_sin = [signed(torch.stack([q.expand_as(k), k], dim=1) for q, k in parts) for parts in both]
-    return Rotary([*cos_sin, signed(part.unsqueeze(1) for part in queries)])  # where keys turn as the queries
+    """Rotations of (cos, sin): (b, 1 or h, T, d) of queries; (b, h, T, d) of the keys of each layer that mixes."""
+    cos_sin = []
+    for of_layer in keys:
+        both = [torch.stack([q.expand_as(k), k], dim=1) for q, k in zip(queries, of_layer, strict=True)]
+        cos_sin.append(signed(both))
+    return Rotary([*cos_sin, signed(part.unsqueeze(1) for part in queries)])  # elsewhere keys rotate as queries do
 
 
 class RotaryEmbedding(nn.Module):
@@ -90,13 +92,16 @@ class RotaryEmbedding(nn.Module):
     def forward(self, positions: Tensor, prev_positions: Tensor) -> Rotary:
         """Rotations of the class token followed by the tokens at ``positions`` (b, L)."""
         current = self._lookup(positions)
-        queries = (current[..., 0], current[..., 1])
+        queries = current.unbind(-1)
         if self.mixing_coeffs is None:
             return rotary_of(queries, [])
         previous = self._lookup(torch.where(prev_positions == NO_LOCATION, self.empty_row, prev_positions))
-        weights = torch.sigmoid(self.mixing_coeffs)[:, None, :, None, None, None]  # (layer, b, h, T, d, 2)
-        mixed = (torch.lerp(previous, current, w) for w in weights)  # one layer at a time: all at once takes memory
-        return rotary_of(queries, (keys.unbind(-1) for keys in mixed))
+        return rotary_of(queries, self._mixed(current, previous))
+
+    def _mixed(self, current: Tensor, previous: Tensor) -> Iterator[CosSin]:
+        """(b, h, T, d) each of the keys of a layer, layer by layer: all at once would take memory."""
+        for weight in torch.sigmoid(self.mixing_coeffs):  # (h,)
+            yield torch.lerp(previous, current, weight[:, None, None, None]).unbind(-1)
 
     def _lookup(self, rows: Tensor) -> Tensor:
         """(b, 1, 1 + L, d, 2) unit complex numbers of the class row and then ``rows`` (b, L)."""

@@ -73,7 +73,7 @@ class CheckerboardSampler(Sampler):
         model = self.model
         random_order = model.config.scan_order == "random"
         if self.layout is None or random_order:
-            self._place(self.order_numbers(seeds) if random_order else None)
+            self._place(self.order_uniforms(seeds) if random_order else None)
         self.noise = self.code_noise(seeds, self.layout.positions)
         if self.guided:
             labels = torch.cat([labels, torch.full_like(labels, model.unconditional_label)])

@@ -68,6 +68,6 @@ def signed_pairs(rotation: Tensor) -> CosSin:
 
 
 def rotate_pairs(x: Tensor, cos_sin: CosSin) -> Tensor:
-    """Turn adjacent components (a, b) of (..., d) into (a cos - b sin, b cos + a sin), in float32."""
+    """Rotate adjacent components (a, b) of (..., d) into (a cos - b sin, b cos + a sin), in float32."""
     swapped = x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
     return torch.addcmul(x * cos_sin[0], swapped, cos_sin[1])

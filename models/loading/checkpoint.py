@@ -4,14 +4,14 @@ Reading runs no code of the file: tensors, plain containers, paths and an ``argp
 through, nothing else. Nothing is loaded in part: missing, unexpected or misshapen keys are an error that lists them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from models.config import FAMILIES, NORM_GROUPS, AutoencoderPaths, Drawing, GeneratorConfig, family_of
+from models.config import FAMILIES, NORM_GROUPS, AutoencoderPaths, Drawing, Family, GeneratorConfig, family_of
 from models.family import Generator
 from models.loading.autoencoder import (
     CONFIG_NAME,
@@ -31,6 +31,7 @@ from models.loading.state import (
     AUTOENCODER_PREFIX,
     CLASS_NAMES,
     Names,
+    PublishedLayout,
     check_finite,
     holds_autoencoder,
     load_exactly,
@@ -146,10 +147,8 @@ def config_of(path: Path, content: Mapping[str, Any]) -> GeneratorConfig:
     """The configuration of the model whose file at ``path`` has this content: what is beside it, and what it tells."""
     place = config_place(path)
     section = _model_section(place) if place.exists() else None
-    for family in FAMILIES.values() if section is None else [family_of(section)]:
-        layout = family.load("published")
-        if layout is not None and layout.complete is not None:
-            section = layout.complete(section, content, path)
+    for layout in published_layouts(FAMILIES.values() if section is None else [family_of(section)]):
+        section = layout.complete(section, content, path)
     section = _model_section(place) if section is None else section  # what is missing is said there
     config = dataclass_from_dict(family_of(section).load("config"), section, str(place))
     if config.class_cond and not config.num_classes:
@@ -172,12 +171,18 @@ def read_model_config(checkpoint_path: Path) -> GeneratorConfig:
     return dataclass_from_dict(family_of(section).load("config"), section, str(path))
 
 
+def published_layouts(families: Iterable[Family]) -> Iterator[PublishedLayout]:
+    """Of those families whose weights were published."""
+    found = (family.load("published") for family in families)
+    return (layout for layout in found if layout is not None)
+
+
 def _model_section(path: Path) -> dict[str, Any]:
     content = read_yaml(path)
     section = content.get("model")
-    for family in FAMILIES.values() if section is None else ():
-        layout = family.load("published")
-        section = section or (layout is not None and layout.translate is not None and layout.translate(content, path))
+    if section is None:
+        translated = (layout.translate(content, path) for layout in published_layouts(FAMILIES.values()))
+        section = next((found for found in translated if found), None)
     if not isinstance(section, dict):
         raise UserError(f"{path} has no model: section; put back the {CONFIG_NAME} that came with the checkpoint")
     return section
@@ -250,7 +255,7 @@ def model_states(
 ) -> dict[str, dict[str, Tensor] | None]:
     """Weights under our names, ``model`` and, if there are any, ``model_ema``, of the contents of a file."""
     layout, names = FAMILIES[config.architecture].load("published"), names_of(config)
-    found = checkpoint if layout is None or layout.states is None else layout.states(checkpoint)
+    found = checkpoint if layout is None else layout.states(checkpoint)
     if not isinstance(found.get("model"), dict):
         raise UserError(f"{path} has no model entry; it is no checkpoint of this model")
     ema, model = found.get("model_ema"), our_names(found["model"], names)

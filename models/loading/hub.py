@@ -128,7 +128,7 @@ def snapshot_of(folder: Path) -> Path | None:
     return cache.joinpath(*parts[:3]) if len(parts) >= 3 and parts[1] == "snapshots" else None
 
 
-def usual_autoencoder(place: Path, name: str, model: Path) -> dict[str, Any]:
+def autoencoder_section(place: Path, name: str, model: Path) -> dict[str, Any]:
     """The ``autoenc:`` of a published file of weights, at ``model``, that comes without a configuration.
 
     It is where download.sh puts it; else, of a model of the hub, the hub's of this name. Of others there is none.

@@ -12,7 +12,7 @@ from torch import Tensor
 from models.config import AutoencoderPaths
 from models.family import Generator
 from models.llamagen.config import STRIDE, LlamaGenConfig
-from models.loading.hub import usual_autoencoder
+from models.loading.hub import autoencoder_section
 from models.loading.state import PublishedLayout, our_names
 from runtime.errors import UserError
 
@@ -75,7 +75,7 @@ def complete_section(section: dict[str, Any] | None, content: Mapping[str, Any],
             "config.yaml beside it whose model.llama_config names num_attention_heads"
         )
     usual = alone and len(state[HEAD]) == LlamaGenConfig.vocab_size
-    autoencoder = usual_autoencoder(AUTOENCODER, AUTOENCODER_NAME, path) if usual else {}
+    autoencoder = autoencoder_section(AUTOENCODER, AUTOENCODER_NAME, path) if usual else {}
     found = {
         "architecture": "llamagen",
         "num_classes": args.get("num_classes") or len(state[TABLE]) - 1,

@@ -12,7 +12,7 @@ from models.family import Generator
 from models.llamagen.config import STRIDE
 from models.llamagen_vq import LlamaGenVQ
 from models.loading.autoencoder import first_file, infer_autoencoder_config, places_of, read_autoencoder_state
-from models.loading.hub import usual_autoencoder
+from models.loading.hub import autoencoder_section
 from models.loading.llamagen import (
     AUTOENCODER,
     AUTOENCODER_NAME,
@@ -132,7 +132,7 @@ def complete_section(section: dict[str, Any] | None, content: Mapping[str, Any],
         size["num_attention_heads"] = heads
     usual = AUTOENCODERS.get(found["vocab_size"])
     if alone and "autoenc" not in section and usual is not None:
-        found |= usual_autoencoder(*usual, path)
+        found |= autoencoder_section(*usual, path)
     return found | section | {"llama_config": size | given}
 
 

@@ -67,12 +67,14 @@ class PublishedLayout:
     # Name and contents of the exported file, of ``model`` and ``model_ema`` and the checkpoint that they are of.
     file: Callable[[Mapping[str, Any], Mapping[str, Any]], tuple[str, dict[str, Any]]]
     # ``model`` and ``model_ema`` of a file's contents; by default the entries that are called so.
-    states: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
+    states: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda content: content
     # The ``model:`` section, completed by what the contents of the file at a path tell; as it is, or none, if they are
     # not of this layout.
-    complete: Callable[[dict[str, Any] | None, Mapping[str, Any], Path], dict[str, Any] | None] | None = None
+    complete: Callable[[dict[str, Any] | None, Mapping[str, Any], Path], dict[str, Any] | None] = (
+        lambda section, content, path: section
+    )
     # The ``model:`` section that a configuration file of another schema, at a path, means; none, if it is another one.
-    translate: Callable[[Mapping[str, Any], Path], dict[str, Any] | None] | None = None
+    translate: Callable[[Mapping[str, Any], Path], dict[str, Any] | None] = lambda content, path: None
     llamagens_tokenizer: bool = False  # whether its code reads autoencoders as LlamaGen has them
 
 

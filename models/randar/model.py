@@ -18,7 +18,7 @@ from models.llamagen.model import INIT_STD, LlamaGen, seeded
 from models.llamagen.patches import pair_rotation, rotate_pairs
 from models.randar.config import RandARConfig, RandARDrawing
 from models.randar.sampler import RandARSampler
-from models.randar.sequence import checked_order, interleave, raster_order, turned_by
+from models.randar.sequence import checked_order, interleave, raster_order, rotation_at
 from models.randar.upscale import UpscaleSampler
 from models.transformer import CosSin, as_dtype
 from runtime.errors import UserError
@@ -97,7 +97,7 @@ class RandAR(LlamaGen):
         x = torch.cat([self.embed_labels(labels).unsqueeze(1), interleave(instructions, tokens)], dim=1)
         places = F.pad(interleave(1 + order, 1 + order), (1, 0))  # (B, 1 + 2L), the class token's is row 0
         # Nothing reads x_L: without it the sequence has 2L tokens, an even number.
-        return self.transform(x[:, :-1], turned_by(table, places[:, :-1]), "causal")[:, 1::2]
+        return self.transform(x[:, :-1], rotation_at(table, places[:, :-1]), "causal")[:, 1::2]
 
     def in_order(self, codes: Sequence[Tensor], order: Tensor | None) -> Tensor:
         """(B, L) codes in the order drawn, of (B, S, S) codes."""

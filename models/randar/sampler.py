@@ -19,7 +19,7 @@ from models.config import at_scale
 from models.draw import draw, guide
 from models.family import Sampler, Setting
 from models.randar.config import RandARDrawing
-from models.randar.sequence import checked_order, interleave, raster_order, turned_by
+from models.randar.sequence import checked_order, interleave, raster_order, rotation_at
 from models.transformer import KVCache, Start, float32_logits
 
 if TYPE_CHECKING:
@@ -147,7 +147,7 @@ class RandARSampler(Sampler):
         if raster:
             order = raster_order(self.batch, self.num_locations, seeds.device)
         else:
-            order = self.order_numbers(seeds).argsort(dim=1) if self.given_order is None else self.given_order
+            order = self.order_uniforms(seeds).argsort(dim=1) if self.given_order is None else self.given_order
         self.order.copy_(order)
         self.step_map.zero_()
         if self.kept is None or raster:
@@ -203,6 +203,6 @@ def draw_codes(
     slots = run.places[start : start + x.shape[1]] if isinstance(start, int) else start
     so_far = run.places[: start + x.shape[1]] if isinstance(start, int) else run.places
     mask = so_far <= slots[:, None]
-    x = model.transform(x, turned_by(run.table, places), mask, run.kv_cache, start)
+    x = model.transform(x, rotation_at(run.table, places), mask, run.kv_cache, start)
     logits = run.guide(float32_logits(x[:, -drawn.shape[1] :], run.head), strengths)
     run.store(drawn, *draw(logits, noise, temperature, run.drawing.top_k, run.drawing.top_p))

@@ -37,7 +37,7 @@ def interleave(instructions: Tensor, tokens: Tensor) -> Tensor:
     return torch.stack([instructions, tokens], dim=2).flatten(1, 2)
 
 
-def turned_by(table: CosSin, places: Tensor) -> SameRotation:
+def rotation_at(table: CosSin, places: Tensor) -> SameRotation:
     """The rotation of tokens (B, T) by the rows of a table: 0 for the class token, 1 + location for others."""
     cos, sin = (F.embedding(places, part)[:, None, None] for part in table)  # (B, 1, 1, T, d)
     return SameRotation((cos, sin))

@@ -87,7 +87,7 @@ class UpscaleSampler(RandARSampler):
     def _place_small(self, seeds: Tensor) -> None:
         """Put what was drawn small into its places, and fix the order of the rest."""
         L, small = self.num_locations // 4, self.small
-        uniforms = self.order_numbers(seeds)
+        uniforms = self.order_uniforms(seeds)
         half = self.side // 2
         even = 2 * (small.order // half * self.side + small.order % half)  # (B, L)
         others = (uniforms + 2 * self.even).argsort(dim=1)[:, : 3 * L]

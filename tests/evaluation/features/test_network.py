@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from evaluation.cache_folder import cache_folder
-from evaluation.features.network import fetched, load_network
+from evaluation.features.network import downloaded, load_network
 from evaluation.options import NetworkArgs
 from runtime.errors import UserError
 from tests.command_factory import ROOT
@@ -63,7 +63,7 @@ def server(tmp_path: Path, monkeypatch: Patch) -> Iterator[Server]:
 @pytest.mark.parametrize("expected", [None, SHA256, SHA256.upper()])
 def test_a_file_is_fetched_once(name: str, expected: str | None, server: Server) -> None:
     for _ in range(2):
-        path = fetched(server.url(name), "--copy", expected)
+        path = downloaded(server.url(name), "--copy", expected)
         assert path.read_bytes() == CONTENT
     assert server.num_requests == 1
 
@@ -71,7 +71,7 @@ def test_a_file_is_fetched_once(name: str, expected: str | None, server: Server)
 @pytest.mark.parametrize(("name", "expected"), [("weights.pth", OTHER), ("weights-2015-12-05-00000000.pth", None)])
 def test_a_download_of_another_sha256_is_refused(name: str, expected: str | None, server: Server) -> None:
     with pytest.raises(UserError, match=f"has SHA-256 {SHA256}, but 0+ is expected"):
-        fetched(server.url(name), "--copy", expected)
+        downloaded(server.url(name), "--copy", expected)
     assert not list(cache_folder().iterdir())
 
 
@@ -81,7 +81,7 @@ def test_a_file_in_the_cache_of_another_sha256_is_refused(name: str, expected: s
     path = cache_folder() / name
     path.write_bytes(CONTENT)
     with pytest.raises(UserError, match=f"{name} has SHA-256 {SHA256}, but 0+ is expected; remove it"):
-        fetched(server.url(name), "--copy", expected)
+        downloaded(server.url(name), "--copy", expected)
     assert path.read_bytes() == CONTENT
     assert server.num_requests == 0
 
@@ -89,33 +89,33 @@ def test_a_file_in_the_cache_of_another_sha256_is_refused(name: str, expected: s
 def test_a_download_cut_short_leaves_nothing(server: Server) -> None:
     server.length += 5
     with pytest.raises(UserError, match=r"cannot be downloaded .* or name a copy with --copy"):
-        fetched(server.url("weights.pth"), "--copy")
+        downloaded(server.url("weights.pth"), "--copy")
     assert not list(cache_folder().iterdir())
 
 
 def test_a_file_that_changed_or_whose_record_is_damaged(server: Server) -> None:
-    path = fetched(server.url("weights.pth"), "--copy")
+    path = downloaded(server.url("weights.pth"), "--copy")
     record = path.with_name("weights.pth.json")
     text = record.read_text()
     path.write_bytes(CONTENT[:-1])
     with pytest.raises(UserError, match=r"is not the file that was fetched; remove it and weights\.pth\.json"):
-        fetched(server.url("weights.pth"), "--copy")
+        downloaded(server.url("weights.pth"), "--copy")
     path.write_bytes(CONTENT)
     record.write_text(text[:20])
     with pytest.raises(UserError, match="is not the file that was fetched"):
-        fetched(server.url("weights.pth"), "--copy")
+        downloaded(server.url("weights.pth"), "--copy")
 
 
 def test_no_place_for_a_file(server: Server, tmp_path: Path, monkeypatch: Patch) -> None:
     (tmp_path / "file").write_bytes(b"")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     with pytest.raises(UserError, match="set XDG_CACHE_HOME to a folder that can be written to"):
-        fetched(server.url("weights.pth"), "--copy")
+        downloaded(server.url("weights.pth"), "--copy")
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.delenv("HOME")
     monkeypatch.setattr("pwd.getpwuid", lambda _: (_ for _ in ()).throw(KeyError()))
     with pytest.raises(UserError, match="there is no home folder to keep files in; set XDG_CACHE_HOME"):
-        fetched(server.url("weights.pth"), "--copy")
+        downloaded(server.url("weights.pth"), "--copy")
 
 
 def test_a_caller_pins_the_file() -> None:

@@ -190,7 +190,7 @@ def test_no_code_reaches_its_own_block_or_an_earlier_one(variant: str, steps: in
     """Image i has the code of location i changed; logits of all tokens up to and in its block are equal bit by bit."""
     model = tiny_model(**VARIANTS[variant])
     L = model.num_locations
-    order = model.draw_order(1, None)  # one random order for all, so that images compare
+    order = model.order_uniforms(1, None)  # one random order for all, so that images compare
     layout = model.layout(sampling_blocks(model.scale_sizes, steps, remainder), order)
     sequence = join_scales(random_codes(model, batch=1)).repeat(L, 1)
     changed = sequence + torch.eye(L, dtype=torch.long)
