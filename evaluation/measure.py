@@ -26,7 +26,7 @@ from runtime.config import plain
 from runtime.device import dtype_name, pick_device
 from runtime.files import move_aside, read_json, same_settings, write_json
 from sampling.bulk import Request, draw_into, place_model, stored_side
-from sampling.folder import SampleFolder, remove_samples, sample_settings
+from sampling.folder import GRID_NAME, SampleFolder, remove_samples, sample_settings
 from sampling.labels import balanced_labels
 from sampling.memory import pick_batch_size
 from sampling.pictures import save_grid
@@ -149,7 +149,7 @@ class CheckpointResults:
                 remove_samples(samples)
             else:
                 first = torch.from_numpy(next(open_images(samples).batches(IN_GRID)))
-                save_grid(first.permute(0, 3, 1, 2), samples / "grid.png", COLUMNS)
+                save_grid(first.permute(0, 3, 1, 2), samples / GRID_NAME, COLUMNS)
         return distributed.from_main(result, "the metrics")
 
     def _warn(self, texts: Sequence[str]) -> None:

@@ -102,10 +102,12 @@ def _order(name: str, batch: int, num_locations: int, rng: Any) -> Any:
     """(B, L) raster indices in the order to score them; None for the model's own."""
     import torch
 
+    from models.scales import raster_order
+
     if name == "own":
         return None
     if name == "raster":
-        return torch.arange(num_locations, device=rng.device).expand(batch, -1)
+        return raster_order(batch, num_locations, rng.device)
     return torch.rand(batch, num_locations, device=rng.device, generator=rng).argsort(dim=1)
 
 

@@ -25,3 +25,8 @@ def split_scales(values: Tensor, scale_sizes: Sequence[int]) -> list[Tensor]:
     """(B, L) by location -> (B, S, S) of each scale."""
     slices = zip(scale_sizes, scale_slices(scale_sizes), strict=True)
     return [values[:, locations].unflatten(1, (side, side)) for side, locations in slices]
+
+
+def raster_order(batch: int, num_locations: int, device: torch.device) -> Tensor:
+    """(B, L) raster indices, the same for each image."""
+    return torch.arange(num_locations, device=device).expand(batch, -1)

@@ -4,6 +4,7 @@ import torch
 
 from evaluation.likelihood import CodeScores, held_out_codes, held_out_images
 from models.family import Generator, StepContext
+from models.scales import raster_order
 from runtime.errors import UserError
 from training.options import TrainArgs
 
@@ -39,7 +40,7 @@ class AdaptiveOrder:
         scores = CodeScores()
         self.model.eval()
         for codes, labels in self.batches:
-            raster = torch.arange(self.model.num_locations, device=labels.device).expand(len(labels), -1)
+            raster = raster_order(len(labels), self.model.num_locations, labels.device)
             scores.add(*self.model.score(codes, labels, raster))
         self.model.train()
         return scores.results()["ece"]

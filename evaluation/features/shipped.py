@@ -6,9 +6,10 @@ from typing import Literal
 
 from runtime.config import option
 from runtime.errors import UserError
+from runtime.files import PROJECT
 
 ClassifierName = Literal["digits", "cifar10"]
-FOLDER = Path(__file__).resolve().parents[2] / "pretrained_models/classifiers"
+FOLDER = PROJECT / "pretrained_models/classifiers"
 SIDE = 32  # pixels of the images that it reads
 Split = Literal["train", "test"]
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from models.checkerboard.config import CheckerboardConfig
 from models.config import AutoencoderPaths
 from models.family import Generator
-from models.loading.state import AUTOENCODER_PREFIX, PublishedLayout, published_name
+from models.loading.state import AUTOENCODER_PREFIX, CLASS_NAMES, PublishedLayout, published_name
 from runtime.errors import UserError
 
 # Parts of our names and of the published ones, replaced in this order.
@@ -37,8 +37,8 @@ def published_file(models: Mapping[str, Any], checkpoint: Mapping[str, Any]) -> 
     """Weights with the autoencoder's among them, under the published names."""
     content = {key: None if model is None else published_state(model) for key, model in models.items()}
     content |= {"optimizer": None, "scaler": None, "epoch": checkpoint.get("epoch", 0), "args": argparse.Namespace()}
-    if checkpoint.get("class_names") is not None:
-        content["class_names"] = checkpoint["class_names"]
+    if checkpoint.get(CLASS_NAMES) is not None:
+        content[CLASS_NAMES] = checkpoint[CLASS_NAMES]
     return "checkpoint-last.pth", content
 
 

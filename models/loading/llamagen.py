@@ -13,8 +13,9 @@ from models.config import AutoencoderPaths
 from models.family import Generator
 from models.llamagen.config import STRIDE, LlamaGenConfig
 from models.loading.hub import autoencoder_section
-from models.loading.state import PublishedLayout, our_names
+from models.loading.state import CLASS_NAMES, PublishedLayout, our_names
 from runtime.errors import UserError
+from runtime.files import PROJECT
 
 
 class Size(NamedTuple):
@@ -38,7 +39,7 @@ STATES = ("model", "module", "state_dict")  # of DDP, DeepSpeed and others; with
 NO_WEIGHTS = re.compile(r"(.*\.)?(freqs_cis|causal_mask|kv_cache\.[kv]_cache)")
 IN_NAME = re.compile(r"_(256|384|512)(?!\d)")
 # The autoencoder of every released model, where download.sh puts it: of a file that has no config.yaml beside it.
-AUTOENCODER = Path(__file__).resolve().parents[2] / "pretrained_models/llamagen/vq_ds16_c2i.pt"
+AUTOENCODER = PROJECT / "pretrained_models/llamagen/vq_ds16_c2i.pt"
 AUTOENCODER_NAME = "FoundationVision/LlamaGen/vq_ds16_c2i.pt"  # on the hub
 
 
@@ -130,8 +131,8 @@ def published_file(models: Mapping[str, Any], checkpoint: Mapping[str, Any]) -> 
     if models["model_ema"] is not None:
         content["ema"] = models["model_ema"].state_dict()
     content["args"] = argparse.Namespace(**args, vocab_size=config.vocab_size)
-    if checkpoint.get("class_names") is not None:
-        content["class_names"] = checkpoint["class_names"]
+    if checkpoint.get(CLASS_NAMES) is not None:
+        content[CLASS_NAMES] = checkpoint[CLASS_NAMES]
     return f"c2i_{SIZES.get(size, Size('custom', 0)).name}_{STRIDE * side}.pt", content
 
 

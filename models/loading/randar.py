@@ -28,10 +28,11 @@ from models.randar.config import RandARConfig
 from models.vqvae import VQVAE
 from runtime import distributed
 from runtime.errors import UserError
+from runtime.files import PROJECT
 
 USUAL_MULTIPLE = 256
 USUAL_HEAD_DIM, USUAL_LOCATIONS = 64, 256  # of every released file; neither can be read off the weights
-MASKGIT = AUTOENCODER.parents[1] / "maskgit/maskgit-vqgan-imagenet-f16-256.bin"
+MASKGIT = PROJECT / "pretrained_models/maskgit/maskgit-vqgan-imagenet-f16-256.bin"
 AUTOENCODERS = {  # of released files, by V: where download.sh puts each, and its name on the hub
     16384: (AUTOENCODER, AUTOENCODER_NAME),
     1024: (MASKGIT, f"fun-research/TiTok/{MASKGIT.name}"),

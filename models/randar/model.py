@@ -18,8 +18,9 @@ from models.llamagen.model import INIT_STD, LlamaGen, seeded
 from models.llamagen.patches import pair_rotation, rotate_pairs
 from models.randar.config import RandARConfig, RandARDrawing
 from models.randar.sampler import RandARSampler
-from models.randar.sequence import checked_order, interleave, raster_order, rotation_at
+from models.randar.sequence import checked_order, interleave, rotation_at
 from models.randar.upscale import UpscaleSampler
+from models.scales import raster_order
 from models.transformer import CosSin, as_dtype
 from runtime.errors import UserError
 

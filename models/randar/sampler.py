@@ -19,7 +19,8 @@ from models.config import at_scale
 from models.draw import draw, guide
 from models.family import Sampler, Setting
 from models.randar.config import RandARDrawing
-from models.randar.sequence import checked_order, interleave, raster_order, rotation_at
+from models.randar.sequence import checked_order, interleave, rotation_at
+from models.scales import raster_order
 from models.transformer import KVCache, Start, float32_logits
 
 if TYPE_CHECKING:

@@ -11,11 +11,6 @@ from models.transformer import CosSin, SameRotation
 from runtime.errors import UserError
 
 
-def raster_order(batch: int, num_locations: int, device: torch.device) -> Tensor:
-    """(B, L)"""
-    return torch.arange(num_locations, device=device).expand(batch, -1)
-
-
 def checked_order(order: Tensor, batch: int, num_locations: int, device: torch.device) -> Tensor:
     """(B, L) int64 on a device; a UserError for what is not one permutation of all locations an image."""
     try:
