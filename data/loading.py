@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from multiprocessing import RawValue
-from multiprocessing.connection import Listener
+from multiprocessing.connection import Listener, wait
 from multiprocessing.reduction import ForkingPickler
 from types import FrameType
 from typing import Any
@@ -64,7 +64,7 @@ def load_batches(
         raise _placed(error) from error
     try:
         for found in iterator:
-            batch = found.open() if isinstance(found, _Parcel) else found
+            batch = _opened(found, iterator) if isinstance(found, _Parcel) else found
             if isinstance(batch, _Failure):
                 raise batch.error
             yield batch
@@ -78,6 +78,19 @@ def load_batches(
             end = threading.Thread(target=iterator._shutdown_workers, daemon=True)
             end.start()
             end.join(END)
+
+
+def _opened(parcel: "_Parcel", iterator: Any) -> Any:
+    """What is in a parcel; a RuntimeError if the process that sent it was killed, which breaks the connection to it."""
+    try:
+        return parcel.open()
+    except (OSError, RuntimeError) as error:
+        wait([worker.sentinel for worker in iterator._workers], timeout=1)  # the connection breaks a moment before
+        codes = [worker.exitcode for worker in iterator._workers if worker.exitcode]
+        if not codes:
+            raise
+        end = f"was killed by signal: {signal.strsignal(-codes[0])}" if codes[0] < 0 else f"ended with {codes[0]}"
+        raise RuntimeError(f"DataLoader worker {end}") from error
 
 
 def one_ahead(batches: Iterator[Any]) -> Iterator[Any]:

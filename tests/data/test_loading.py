@@ -8,6 +8,7 @@ import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from data import loading
 from data.images import UnreadableImageError, open_dataset
 from data.labelled_images import StoredImages
 from data.loading import load_batches, one_ahead
@@ -145,6 +147,26 @@ def test_a_process_that_is_killed_is_one_line(number: signal.Signals, words: lis
 
     line = outcome_of(trouble).error()
     assert all(word in line for word in words), line
+
+
+def test_a_process_that_is_killed_after_it_has_sent_a_batch_is_the_same_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch can be taken over only as long as the process lives that sent it."""
+
+    def late(parcel: Any) -> Any:
+        with suppress(RuntimeError):  # torch's word of the death, which may come later
+            time.sleep(2)
+        return opened(parcel)
+
+    def trouble(item: int) -> None:
+        if item == 2:  # of the third batch, which the process of the first one reads
+            time.sleep(0.7)
+            os.kill(os.getpid(), signal.SIGBUS)
+
+    opened = loading._Parcel.open
+    monkeypatch.setattr(loading._Parcel, "open", late)
+    line = outcome_of(trouble).error()
+    assert "/dev/shm" in line
+    assert "ulimit" not in line
 
 
 @pytest.mark.quick
