@@ -41,8 +41,11 @@ class CodeFolders(Dataset):
         self.remarks = [remark for folder in self.folders for remark in folder.remarks]
         self.num_crops = len(self.folders) * math.lcm(*(folder.num_maps for folder in self.folders))
 
-    def check(self, scale_sizes: Sequence[int], num_codes: int, num_classes: int) -> None:
-        """Refuse codes that are not of a model's one scale; each code and label is checked when it is read."""
+    def check(self, scale_sizes: Sequence[int], num_codes: int, num_classes: int | None) -> None:
+        """Refuse codes that are not of a model's one scale; each code and label is checked when it is read.
+
+        ``num_classes`` is None of a model that learns no classes.
+        """
         if [side * side for side in scale_sizes] != [self.num_locations]:
             raise UserError(
                 f"{self.folders[0].path} holds {self.num_locations} codes an image, but the model has the scales "

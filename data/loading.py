@@ -64,7 +64,9 @@ def load_batches(
         raise _placed(error) from error
     try:
         for found in iterator:
-            batch = _opened(found, iterator) if isinstance(found, _Parcel) else found
+            batch = found.open() if isinstance(found, _Parcel) else found
+            if isinstance(batch, _Undelivered):
+                _check_processes(iterator)
             if isinstance(batch, _Failure):
                 raise batch.error
             yield batch
@@ -80,17 +82,13 @@ def load_batches(
             end.join(END)
 
 
-def _opened(parcel: "_Parcel", iterator: Any) -> Any:
-    """What is in a parcel; a RuntimeError if the process that sent it was killed, which breaks the connection to it."""
-    try:
-        return parcel.open()
-    except (OSError, RuntimeError) as error:
-        wait([worker.sentinel for worker in iterator._workers], timeout=1)  # the connection breaks a moment before
-        codes = [worker.exitcode for worker in iterator._workers if worker.exitcode]
-        if not codes:
-            raise
+def _check_processes(iterator: Any) -> None:
+    """A RuntimeError if a process was killed, as torch raises it: the connection to it breaks a moment before."""
+    wait([worker.sentinel for worker in iterator._workers], timeout=1)
+    codes = [worker.exitcode for worker in iterator._workers if worker.exitcode]
+    if codes:
         end = f"was killed by signal: {signal.strsignal(-codes[0])}" if codes[0] < 0 else f"ended with {codes[0]}"
-        raise RuntimeError(f"DataLoader worker {end}") from error
+        raise RuntimeError(f"DataLoader worker {end}")
 
 
 def one_ahead(batches: Iterator[Any]) -> Iterator[Any]:
@@ -130,14 +128,18 @@ class _Parcel:
         self.content = content
 
     def open(self) -> Any:
+        """The batch, or what went wrong on its way."""
         try:
             return pickle.loads(self.content)
-        except (EOFError, ConnectionError) as error:
-            raise OSError(errno.EMFILE, "a process that loads images cannot hand them over") from error
+        except (EOFError, ConnectionError):
+            return _Undelivered(OSError(errno.EMFILE, "a process that loads images cannot hand them over"))
+        except (OSError, RuntimeError) as error:
+            return _Undelivered(error)
 
     def pin_memory(self) -> Any:
         """Called by torch, in a thread."""
-        return _pinned(self.open())
+        batch = self.open()
+        return batch if isinstance(batch, _Failure) else _pinned(batch)
 
 
 class _Failure:
@@ -145,6 +147,10 @@ class _Failure:
 
     def __init__(self, error: Exception) -> None:
         self.error = error
+
+
+class _Undelivered(_Failure):
+    """A batch that was read, and could not be taken over."""
 
 
 def _portable(error: Exception) -> Exception:

@@ -100,6 +100,8 @@ def read_labels(
         named = [entry["label"] if entry["class"] is None else entry["class"] for entry in drawn] or images.labels()
     except (KeyError, TypeError):
         return None, [f"{images.path}: its samples.json does not say the classes"]
+    if drawn and None in named:
+        return None, [f"{images.path}: its model was trained without classes"]
     named = [composed(name) if isinstance(name, str) else name for name in named]
     index_of = {key: index for index, name in enumerate(class_names) for key in (index, composed(name))}
     folders = isinstance(images, FolderImages) and not drawn

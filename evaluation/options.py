@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from evaluation.features.shipped import statistics_file
@@ -194,3 +195,11 @@ class RunArgs(CheckpointArgs):
         checkpoint, resize_to = self.checkpoint or preset.checkpoint, self.resize_to or preset.resize_to
         reference = self.reference or self.shipped_reference or str(REFERENCE)
         return replace(self, checkpoint=checkpoint, resize_to=resize_to, reference=reference)
+
+
+def checkpoint_label(place: Path) -> str:
+    """What results call a checkpoint: its folder, and, of a file that is not the folder's usual one, its name too."""
+    if not place.is_file():
+        return place.name
+    usual = place.stem in ("checkpoint-last", "model") or len(list(place.parent.glob(f"*{place.suffix}"))) == 1
+    return place.parent.name if usual else f"{place.parent.name}-{place.stem}"

@@ -21,7 +21,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from evaluation.options import PRESETS, REFERENCE, REFERENCE_URL, PresetName, RunArgs
+from evaluation.options import PRESETS, REFERENCE, REFERENCE_URL, PresetName, RunArgs, checkpoint_label
 from models.config import Drawing
 from runtime.command import run
 from runtime.config import check_keys, parse_open_flags, plain
@@ -113,8 +113,7 @@ def delete_samples(folder: Path, result: Mapping[str, Any]) -> None:
 
 
 def default_folder(args: RunArgs, drawing: Drawing) -> str:
-    place = located(args.checkpoint).resolve()
-    name = args.preset or (place.parent if place.is_file() else place).name
+    name = args.preset or checkpoint_label(located(args.checkpoint).resolve())
     features = "" if args.features == RunArgs.features else f"-{args.features}"
     size = "" if args.resize_to is None else f"-{args.resize_to}px"
     return f"output/evaluation/{name}-{drawing.label}-{args.num_samples}-seed{args.seed}{size}{features}"

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, get_args
 import numpy as np
 
 from models.checkerboard.order import ScanOrder, progressive_checkerboard, sampling_blocks
+from models.config import check_seed
 from runtime.command import run
 from runtime.config import option, parse_flags
 from runtime.errors import UserError
@@ -33,6 +34,9 @@ class OrdersArgs:
     steps_per_scale: int = option(4, "steps of each scale")
     seed: int = option(0, "of the random order, which differs from image to image")
     output: str = option("output/orders.png", "picture to write")
+
+    def __post_init__(self) -> None:
+        check_seed(self.seed, "seed")
 
 
 def main(argv: Sequence[str]) -> None:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import yaml
 
-from evaluation.options import CheckpointArgs
+from evaluation.options import CheckpointArgs, checkpoint_label
 from models.config import Drawing, at_scale
 from runtime.command import run
 from runtime.config import as_flags, option, parse_open_flags, typed
@@ -118,7 +118,7 @@ def sweep(args: SweepArgs, values: Mapping[str, Sequence[Any]], given: Collectio
     choices = [dict(zip(swept, chosen, strict=True)) for chosen in product(*swept.values())]
     drawings = [checked_drawing(results.model, choice) for choice in choices]
     columns = ["cfg", *(name for name in swept if name != "cfg" and (name in DEFAULTS or len(swept[name]) > 1))]
-    folder = Path(args.output_dir or f"output/sweep/{results.checkpoint.absolute().parent.name}")
+    folder = Path(args.output_dir or f"output/sweep/{checkpoint_label(results.checkpoint.absolute())}")
     num_steps, is_main = results.model.num_steps, distributed.is_main()
     with lock_folder(folder):
         found = {drawing: results.find(folder / drawing.label, drawing) for drawing in drawings}

@@ -43,7 +43,8 @@ def whole(path: Path) -> Iterator[Path]:
         full = ("PytorchStreamWriter", "inline_container")  # what torch.save says where a file takes no more
         if isinstance(error, RuntimeError) and not any(word in str(error) for word in full):
             raise
-        if isinstance(error, OSError) and error.filename not in (None, str(temporary), str(path)):
+        named = {error.filename, error.filename2} - {None} if isinstance(error, OSError) else None
+        if named and not named & {str(temporary), str(path)}:
             raise  # of another file, which was read meanwhile
         mend = "name another file" if getattr(error, "errno", None) == errno.ENAMETOOLONG else "free some space"
         raise UserError(

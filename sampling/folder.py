@@ -94,7 +94,7 @@ def sample_settings(
         "images": [
             {
                 "file": image_name(i) if args["format"] == "png" else None,
-                "label": label,
+                "label": label if model.config.class_cond else None,
                 "class": names[label] if names and label < len(names) else None,
                 "seed": image_seed(args["seed"], i),
             }

@@ -109,9 +109,9 @@ def drawing_options() -> dict[str, list[Option]]:
 
 
 def _of_families(found: dict[str, Option]) -> Option:
-    """One option for all families that have it; where their defaults differ, the explanation lists them."""
+    """One option for all families that have it; where their defaults differ, ``--help`` shows all."""
     one, *others = found.values()
     if all(other.default == one.default for other in others):
         return one
     defaults = ", ".join(f"{family} {option.default}" for family, option in found.items())
-    return replace(one, default=None, help=f"{one.help} (default: the checkpoint's, or {defaults})")
+    return replace(one, default=f"the checkpoint's, or {defaults}")

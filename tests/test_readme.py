@@ -384,7 +384,7 @@ RULES = (
     trains(
         r"study/checkerboard_2x\.yaml --num_classes 0 .*",
         "output/own-model",
-        added="--batch_size 4 --epochs 1 --warmup_epochs 0 --llama_config.num_hidden_layers 1",
+        added="--batch_size 4 --epochs 1 --eval_freq 1 --warmup_epochs 0 --llama_config.num_hidden_layers 1",
     ),
     Rule(r"python main\.py --config configs/npp_B\.yaml --help", says="--patch_level"),
     Rule(r"python main\.py .* --print_config", says=r"\n  scale_ratio: 4.0\n"),

@@ -84,12 +84,10 @@ class ShardedState(TrainState):
         folder = find_shares(path)
         saved, shares = read_torch_file(folder / PLACE_NAME), self._shares()
         self.check_place(saved, folder)
-        groups = [{key: group[key] for key in ("betas", "weight_decay")} for group in self.optimizer.param_groups]
+        groups = shares["optimizer"].pop("param_groups")  # settings of now, not of then
         _read_shares(shares, folder)
         set_model_state_dict(self.module, shares["model"])
-        set_optimizer_state_dict(self.module, self.optimizer, shares["optimizer"])
-        for group, now in zip(self.optimizer.param_groups, groups, strict=True):
-            group.update(now)  # settings of now, not of then
+        set_optimizer_state_dict(self.module, self.optimizer, shares["optimizer"] | {"param_groups": groups})
         self.return_to(saved)
 
     def join(self, path: Path) -> None:

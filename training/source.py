@@ -43,7 +43,7 @@ class Source:
         """
         own = config.scale_sizes(autoencoder.config.stride)
         if self.codes is not None:
-            self.codes.check(own, autoencoder.config.n_embed, config.num_classes)
+            self.codes.check(own, autoencoder.config.n_embed, config.num_classes if config.class_cond else None)
             return self.codes
         if not (args.create_cache or args.use_cache or args.verify_cache):
             return CroppedImages(self.images, config.img_size, args.crop)
@@ -126,11 +126,9 @@ def open_source(config: GeneratorConfig, args: TrainArgs) -> Source:
 
 def with_num_classes(config: GeneratorConfig, source: Source) -> GeneratorConfig:
     """The configuration with as many classes as the data has, if it leaves that open."""
-    if config.num_classes:
+    if config.num_classes or not config.class_cond:
         return config
     if source.codes is not None:
-        if not config.class_cond:
-            return config
         raise UserError("folders of codes do not tell how many classes there are; set num_classes")
     return replace(config, num_classes=len(source.class_keys))
 

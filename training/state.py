@@ -1,5 +1,6 @@
 """All that changes while a run trains, and the file that it goes on from."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -129,19 +130,25 @@ class TrainState:
             kind = "without" if self.ema else "with"
             raise UserError(f"{path} was trained {kind} ema; keep it so, or name another output_dir")
         self.check_place(saved, path)
-        groups = self.optimizer.state_dict()["param_groups"]  # betas and weight decay of now, not of then
-        if [group["params"] for group in saved["optimizer"]["param_groups"]] != [group["params"] for group in groups]:
-            raise UserError(
-                f"{path} has its optimizer's state in another order, as a version of before had it without weight "
-                f"decay; start from its weights by {self.task.starts_by}"
-            )
         self.module.load_state_dict(saved["model"])
-        self.optimizer.load_state_dict(saved["optimizer"] | {"param_groups": groups})
+        groups = self.optimizer.state_dict()["param_groups"]  # betas and weight decay of now, not of then
+        self.optimizer.load_state_dict({"state": self._moments_of(saved["optimizer"]), "param_groups": groups})
         if saved["scaler"]:  # empty but after float16
             self.scaler.load_state_dict(saved["scaler"])
         if self.ema is not None:
             self.ema.module.load_state_dict(saved["model_ema"])
         self.return_to(saved)
+
+    def _moments_of(self, optimizer: Mapping[str, Any]) -> dict[int, Any]:
+        """A saved optimizer's state by the number of each weight in today's groups.
+
+        Runs without weight decay once had one group, which numbered the weights in the order of the module.
+        """
+        if len(optimizer["param_groups"]) == len(self.optimizer.param_groups):
+            return optimizer["state"]
+        grouped = [id(parameter) for group in self.optimizer.param_groups for parameter in group["params"]]
+        trained = [id(parameter) for parameter in self.module.parameters() if parameter.requires_grad]
+        return {grouped.index(trained[number]): state for number, state in optimizer["state"].items()}
 
     def place(self) -> dict[str, Any]:
         """All of a checkpoint but the weights and what is kept of each; called on all ranks. None of it is bad."""

@@ -100,8 +100,17 @@ def initialize_from(model: Generator, path: str | Path) -> list[str]:
     checkpoint = read_weights(path)
     saved, _ = split_off_autoencoder(model_states(checkpoint, model.config, path)["model"])
     check_finite(saved, path, names_of(model.config))
-    saved, remarks = fit_classes(model, saved, checkpoint.get(CLASS_NAMES))
+    saved, remarks = fit_classes(model, saved, checkpoint.get(CLASS_NAMES), _num_learned(checkpoint, path))
     return model.initialize_from(saved, str(path)) + remarks
+
+
+def _num_learned(checkpoint: Mapping[str, Any], path: Path) -> int | None:
+    """How many classes a checkpoint's model learned, 0 of one without; None if nothing tells."""
+    try:
+        config = config_of(path, checkpoint)
+    except UserError:  # of weights without a configuration
+        return None
+    return config.num_classes if config.class_cond else 0
 
 
 def find_checkpoint(path: str | Path) -> Path:

@@ -14,20 +14,23 @@ from models.family import Generator
 
 
 def fit_classes(
-    model: Generator, saved: Mapping[str, Tensor], saved_names: Sequence[str] | None
+    model: Generator, saved: Mapping[str, Tensor], saved_names: Sequence[str] | None, num_learned: int | None = None
 ) -> tuple[dict[str, Tensor], list[str]]:
     """Weights ``saved`` of classes of these names, with a table of this model's classes; and a remark if it is another.
 
     A class begins with the row of the class of its name there, or of one of its names, which commas separate. One that
     is not there begins as an image without a class, of which a model trained for guidance knows more than a fresh row
     does: so the loss begins near its own. Without names on both sides a table of as many rows stays as it is; 1000 rows
-    without names are ImageNet's classes, unless they fit no name and are as many.
+    without names are ImageNet's classes, unless they fit no name and are as many. ``num_learned`` is how many classes
+    the saved model learned, 0 of one without, None if that is not known.
     """
     key, names = model.class_table, model.class_names if model.config.class_cond else None
     if key is None or key not in saved or saved[key].shape[1:] != model.state_dict()[key].shape[1:]:
         return dict(saved), []
-    saved = _with_row_of_none(saved, key, NUM_IMAGENET if saved_names is None else len(saved_names))
+    saved = _with_row_of_none(saved, key, num_learned)
     num_classes, num_saved = (len(table) - 1 for table in (model.state_dict()[key], saved[key]))
+    if num_learned == 0:
+        return {**saved, key: saved[key][[num_saved] * (num_classes + 1)]}, []
     unnamed = saved_names is None and num_saved == NUM_IMAGENET  # as published files are
     if unnamed:
         saved_names = imagenet_names()
@@ -43,8 +46,8 @@ def fit_classes(
     return {**saved, key: saved[key][[*rows, num_saved]]}, [remark] if model.config.class_cond else []
 
 
-def _with_row_of_none(saved: Mapping[str, Tensor], key: str, num_classes: int) -> Mapping[str, Tensor]:
-    """Weights whose table has a row for no class: of a model trained without, the mean of its classes' rows."""
+def _with_row_of_none(saved: Mapping[str, Tensor], key: str, num_classes: int | None) -> Mapping[str, Tensor]:
+    """Weights whose table has a row for no class: of a model trained without one, the mean of its classes' rows."""
     table = saved[key]
     return {**saved, key: torch.cat([table, table.mean(0, keepdim=True)])} if len(table) == num_classes else saved
 

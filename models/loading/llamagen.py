@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from models.class_names import NUM_IMAGENET
 from models.config import AutoencoderPaths
 from models.family import Generator
 from models.llamagen.config import STRIDE, LlamaGenConfig
@@ -79,13 +80,18 @@ def complete_section(section: dict[str, Any] | None, content: Mapping[str, Any],
     autoencoder = autoencoder_section(AUTOENCODER, AUTOENCODER_NAME, path) if usual else {}
     found = {
         "architecture": "llamagen",
-        "num_classes": args.get("num_classes") or len(state[TABLE]) - 1,
+        "num_classes": args.get("num_classes") or _num_classes(len(state[TABLE])),
         "vocab_size": len(state[HEAD]),
         **autoencoder,
         **section,
         "llama_config": {**size, "num_attention_heads": heads, **given},
     }
     return found if "img_size" in section else found | {"img_size": _image_size(args, path)}
+
+
+def _num_classes(rows: int) -> int:
+    """Of a table with a row for no class, or of ImageNet's classes without one."""
+    return rows if rows == NUM_IMAGENET else rows - 1
 
 
 def size_of(state: Mapping[str, Tensor]) -> dict[str, int]:

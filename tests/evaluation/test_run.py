@@ -271,9 +271,15 @@ def test_presets_are_rows_of_the_papers_table(preset: PresetName) -> None:
 
 
 def test_the_folder_is_called_by_the_checkpoints(tmp_path: Path) -> None:
-    """Two runs hold files of one name."""
+    """Two runs hold files of one name, and a run several files."""
     for checkpoint in (CHECKPOINT, CHECKPOINT / "checkpoint-last.pth"):
-        assert default_folder(RunArgs(checkpoint=str(checkpoint)), Drawing()).startswith("output/evaluation/tiny-2x-")
+        assert default_folder(RunArgs(checkpoint=str(checkpoint)), Drawing()).startswith(
+            "output/evaluation/tiny-2x-cfg"
+        )
+    for name in ("checkpoint-last.pth", "checkpoint-0010.pth", "checkpoint-0020.pth"):
+        (tmp_path / name).touch()
+    names = {default_folder(RunArgs(checkpoint=str(file)), Drawing()) for file in (tmp_path, *tmp_path.iterdir())}
+    assert len(names) == 3
 
 
 # gpt.md Sec. 7: folder, cfg_scale, FID, and side that images are resized to

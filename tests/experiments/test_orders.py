@@ -49,3 +49,7 @@ def test_the_command_writes_a_picture(tmp_path: Path) -> None:
 @pytest.mark.parametrize("sides", ["[]", "[0,2]", "[4,2]", "[2,2]"])
 def test_sides_that_are_no_pyramid_are_refused(sides: str) -> None:
     assert call(orders.main, "--scale_sizes", sides).error().startswith("--scale_sizes are the sides of the scales")
+
+
+def test_a_negative_seed_is_refused() -> None:
+    assert "seed is -1" in call(orders.main, "--seed", "-1").error()

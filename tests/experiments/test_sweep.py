@@ -306,11 +306,12 @@ def test_the_figure_has_a_curve_for_each_number_of_steps(own: bool) -> None:
         for cfg in (3.0, 1.0, 2.0)
     ]
     panels = draw_figure(rows).axes
-    curves = {line.get_label().split()[-1]: line.get_xydata().tolist() for line in panels[0].lines}
-    assert curves.pop("images") == [[0, 4], [1, 4]]
-    assert curves == {"2": [[1, 11], [2, 10], [3, 11]], "4": [[1, 13], [2, 12], [3, 11]]}
-    scores = {line.get_label().split()[-1]: line.get_xydata().tolist() for line in panels[2].lines}
-    assert scores == {steps: [[1, 1], [2, 2], [3, 3]] for steps in ("2", "4")}
+    curves = {line.get_label(): line.get_xydata().tolist() for line in panels[0].lines}
+    assert curves.pop("real images") == [[0, 4], [1, 4]]
+    name = "steps per scale" if own else "steps"
+    assert curves == {f"{name} 2": [[1, 11], [2, 10], [3, 11]], f"{name} 4": [[1, 13], [2, 12], [3, 11]]}
+    scores = {line.get_label(): line.get_xydata().tolist() for line in panels[2].lines}
+    assert scores == {steps: [[1, 1], [2, 2], [3, 3]] for steps in (f"{name} 2", f"{name} 4")}
     first, second = (8, 16) if own else (2, 4)
     assert panels[1].lines[0].get_xydata().tolist() == [[first, 10], [second, 11]]
     assert panels[3].lines[0].get_xydata().tolist() == [[first, 2], [second, 3]]

@@ -351,7 +351,7 @@ def test_a_published_table_without_a_row_of_no_class_gets_the_mean_of_its_classe
     model = tiny_model(seed=7, num_classes=2)
     model.class_names = [imagenet_names()[207], "my cat"]
     key, rows = "class_embeddings.weight", torch.randn(1000, 32)
-    fitted, remarks = fit_classes(model, {key: rows}, None)
+    fitted, remarks = fit_classes(model, {key: rows}, None, 1000)
     assert torch.equal(fitted[key], torch.stack([rows[207], rows.mean(0), rows.mean(0)]))
     assert remarks[0].startswith("1 of 2 classes start as those of the same name there")
 
@@ -362,6 +362,14 @@ def test_a_model_without_classes_starts_from_the_row_of_none() -> None:
     fitted, remarks = fit_classes(model, saved.state_dict(), [f"class {label}" for label in range(10)])
     assert torch.equal(fitted["class_embeddings.weight"], saved.class_embeddings.weight[[10, 10, 10, 10]])
     assert remarks == []
+
+
+def test_what_learned_no_classes_gives_its_row_of_none_to_all(tmp_path: Path) -> None:
+    """Though its data has classes, and its table rows for them."""
+    saved, model = tiny_model(class_cond=False), tiny_model(seed=7)
+    saved.class_names = model.class_names = [f"class {label}" for label in range(10)]
+    initialize_from(model, save_run(tmp_path / "run", saved))
+    assert torch.equal(model.class_embeddings.weight, saved.class_embeddings.weight[[10] * 11])
 
 
 def test_classes_of_another_width_begin_fresh(tmp_path: Path) -> None:

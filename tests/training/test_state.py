@@ -76,6 +76,31 @@ def test_each_weight_keeps_its_moments_when_weight_decay_is_left_out_or_comes(tm
         assert all(torch.equal(first, then) for first, then in zip(kept[0], moments, strict=True))
 
 
+@pytest.mark.quick
+def test_a_file_of_one_group_is_gone_on_from(tmp_path: Path) -> None:
+    """As runs without weight decay had it: all weights in one, in the order of the module."""
+    trainer = tiny_trainer(tmp_path, weight_decay=0.0)
+    state, file = trainer.state, tmp_path / LAST
+    for parameter in state.module.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    state.update(1e-3)
+    trained = [parameter for parameter in state.module.parameters() if parameter.requires_grad]
+    moments = [state.optimizer.state[parameter]["exp_avg"] for parameter in trained]
+    state.optimizer.load_state_dict(state.optimizer.state_dict())
+    state.save(file)
+    content = read_torch_file(file)
+    content["optimizer"] = {
+        "state": {number: state.optimizer.state[parameter] for number, parameter in enumerate(trained)},
+        "param_groups": [{**content["optimizer"]["param_groups"][0], "params": list(range(len(trained)))}],
+    }
+    torch.save(content, tmp_path / "old.pth")  # another, since what was read is mapped to memory
+    other = tiny_trainer(tmp_path, weight_decay=0.0).state
+    other.load(tmp_path / "old.pth")
+    parameters = (parameter for parameter in other.module.parameters() if parameter.requires_grad)
+    found = [other.optimizer.state[parameter]["exp_avg"] for parameter in parameters]
+    assert all(torch.equal(first, then) for first, then in zip(moments, found, strict=True))
+
+
 # Kills and full disks
 
 
