@@ -19,7 +19,7 @@ from training.options import TrainArgs
 
 def main(argv: Sequence[str]) -> None:
     if not argv:
-        raise UserError("name a configuration, as in main.py --config configs/quickstart.yaml; docs/training.md lists them")
+        raise UserError("name a configuration, such as --config configs/quickstart.yaml; docs/training.md lists them")
     path = config_path(argv)
     family = family_of({} if path is None else read_yaml(located(path)).get("model") or {})
     sections = {"model": family.load("config"), "args": (TrainArgs, family.load("drawing"))}
