@@ -22,7 +22,7 @@ from models.loading.autoencoder import autoencoder_hash, export_autoencoder, sav
 from models.loading.state import without_memory
 from runtime import distributed
 from runtime.config import plain
-from runtime.device import DTYPES
+from runtime.device import DTYPES, pick_dtype
 from runtime.errors import UserError
 from train_ae_codebook.codebook import USAGE_RATE, Codebook, code_frequencies, dead_codes, perplexity
 from train_ae_codebook.measure import ScaleMetrics, held_out_batches, measure_scales, save_pyramid
@@ -71,6 +71,10 @@ class LlamaGenVQTask(AutoencoderTask):
         super().__init__(args, module.config.stride, args.scale_sizes, validation)
         self.module = module
         self.precision = DTYPES.get(args.dtype, torch.float32)
+        usual = pick_dtype("auto", device, trains=True)
+        if self.precision == torch.bfloat16 and device.type == "cpu" and usual != torch.bfloat16:
+            distributed.say("this CPU has no instructions for bfloat16; training in float32, which is faster here")
+            self.precision = usual
         self.perceptual = PerceptualDistance().to(device) if args.perceptual else None
         self.adversary = Adversary(args.discriminator_lr, args.accum_steps, device) if args.discriminator else None
 

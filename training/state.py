@@ -170,10 +170,12 @@ class TrainState:
 
     def check_place(self, saved: dict[str, Any], path: Path) -> None:
         """Refuse a place that this run cannot go on from."""
-        if saved["step_in_epoch"] and saved["data_order"] != self._data_order():
+        before, now = saved["data_order"], self._data_order()
+        if saved["step_in_epoch"] and before != now:
+            name = next(name for name in now if now[name] != before.get(name))
             raise UserError(
-                f"{path} stopped inside an epoch with {saved['data_order']}, which is now {self._data_order()}; go on "
-                "with the same, or name another output_dir"
+                f"{path} stopped inside an epoch with {name.replace('_', ' ')} {before.get(name)}, not {now[name]}; "
+                "go on with the same, or name another output_dir"
             )
         described = self.task.describe()
         for key, other in (("class_keys", "on other classes than the data's"), ("start_hash", "from another start")):

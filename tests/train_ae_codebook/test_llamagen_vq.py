@@ -176,9 +176,14 @@ def test_the_largest_scale_must_be_that_of_the_images() -> None:
         LlamaGenVQTask(tiny_autoencoder(ch_mult=(1, 1)), ae_args(img_size=12), digits("val", 64), CPU)
 
 
+@pytest.mark.parametrize("here", [True, False], ids=["a CPU with bfloat16", "one without"])
 @pytest.mark.parametrize("dtype", ["auto", "float32", "bfloat16"])
-def test_the_module_is_an_autoencoder_in_float32_if_nothing_else_is_said(dtype: str) -> None:
+def test_the_module_is_an_autoencoder_in_float32_if_nothing_else_is_said(
+    dtype: str, here: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("runtime.device.cpu_has_bfloat16", lambda: here)
     task = ae_task(dtype=dtype)
-    assert task.precision == (torch.bfloat16 if dtype == "bfloat16" else torch.float32)
+    assert task.precision == (torch.bfloat16 if here and dtype == "bfloat16" else torch.float32)
+    assert ("training in float32" in capsys.readouterr().out) == (dtype == "bfloat16" and not here)
     assert isinstance(task.module, Autoencoder)
     assert task.describe()["config"]["n_embed"] == 64
