@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 
-from models.checkerboard.order import ScanOrder, progressive_checkerboard, sampling_blocks
+from models.checkerboard.order import ScanOrder, sampling_blocks
 from models.config import check_seed
 from runtime.command import run
 from runtime.config import option, parse_flags
@@ -51,17 +51,18 @@ def main(argv: Sequence[str]) -> None:
 
 def step_maps(order: ScanOrder, scale_sizes: Sequence[int], steps_per_scale: int, seed: int) -> list[np.ndarray]:
     """The step, counted over all scales from 0, of each location: a map (S, S) for each scale."""
-    rng, maps, first = np.random.default_rng(seed), [], 0
-    for side, lengths in zip(scale_sizes, sampling_blocks(scale_sizes, steps_per_scale), strict=True):
-        if order == "random":
-            locations = rng.permutation(side * side)
-        else:
-            locations = np.array(progressive_checkerboard(side) if order == "checkerboard" else range(side * side))
-        steps = np.empty(side * side, int)
-        steps[locations] = np.repeat(np.arange(first, first + len(lengths)), lengths)
-        maps.append(steps.reshape(side, side))
-        first += len(lengths)
-    return maps
+    import torch  # takes seconds to import
+
+    from models.checkerboard.layout import fixed_positions, make_layout, random_positions
+    from models.scales import split_scales
+
+    if order == "random":
+        count = sum(side * side for side in scale_sizes)
+        positions = random_positions(scale_sizes, torch.rand(1, count, generator=torch.Generator().manual_seed(seed)))
+    else:
+        positions = fixed_positions(scale_sizes, order)
+    layout = make_layout(scale_sizes, sampling_blocks(scale_sizes, steps_per_scale), positions)
+    return [steps[0].numpy() for steps in split_scales(layout.step_of_location(), scale_sizes)]
 
 
 def draw(orders: dict[str, list[np.ndarray]]) -> "Figure":

@@ -57,7 +57,7 @@ class CheckerboardConfig(GeneratorConfig):
 
     @property
     def order_share(self) -> int:
-        """The rotations of queries and keys take twice as much, and half as much more while they are put in order."""
+        """Rotations of queries and keys take twice as much, and their copy as much again while it is made."""
         return 3 if self.scan_order == "random" else 0
 
     @property

@@ -30,6 +30,10 @@ class Layout:
     prev_positions: Tensor
     steps: Tensor  # (L,) the step, counted over all scales from 0, that draws each token
 
+    def step_of_location(self) -> Tensor:
+        """(b, L) the step that draws each location."""
+        return torch.empty_like(self.positions).scatter_(1, self.positions, self.steps.expand_as(self.positions))
+
     def to(self, device: torch.device) -> "Layout":
         moved = (send(t, device) for t in (self.positions, self.prev_positions, self.steps))
         return Layout(self.scale_sizes, self.blocks, *moved)

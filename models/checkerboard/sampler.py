@@ -62,8 +62,7 @@ class CheckerboardSampler(Sampler):
             first_step += len(blocks)
 
     def step_of_location(self) -> Tensor:
-        positions, steps = self.layout.positions, self.layout.steps
-        return torch.empty_like(positions).scatter_(1, positions, steps.expand_as(positions))
+        return self.layout.step_of_location()
 
     def cache(self) -> list[Tensor]:
         return [*self.kv_cache.keys, *self.kv_cache.values]
