@@ -45,7 +45,8 @@ def choose_split(root: Place, parts: Mapping[str, Part], held_out: bool, shape: 
         return Split(training[0], training[0], [])
     if not rest:
         raise UserError(
-            f"{root} has no {called['val']} or {called['test']}; add one, or take the training images instead"
+            f"{root} has no {called['val']} or {called['test']}; add one, or give --split train to a program that has "
+            "that option"
         )
     remarks = [f"{root}: {called[rest[0]]} is taken, {called[rest[1]]} is not used"] if len(rest) > 1 else []
     return Split(parts[rest[0]], (training or [parts[rest[0]]])[0], remarks)

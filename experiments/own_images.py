@@ -76,7 +76,12 @@ def main(argv: Sequence[str]) -> None:
     tasks = list(own_tasks(args, len(images), len(images.class_keys)))
     folder.mkdir(parents=True, exist_ok=True)
     with lock_folder(folder):
-        record = read_json(folder / RECORD) or photographs | {"commands": {}, "minutes": {}}
+        record = read_json(folder / RECORD)
+        if record is None:
+            if any(not path.name.startswith(".") for path in folder.iterdir()):
+                raise UserError(f"{folder} holds files of something else; name another --output_dir")
+            record = photographs | {"commands": {}, "minutes": {}}
+            write_json(folder / RECORD, record)
         if not same_settings(record, photographs, ["commands", "minutes"]):
             raise UserError(f"{folder} is of other photographs, or of another size; name another --output_dir")
         for number, task in enumerate(tasks, start=1):

@@ -16,11 +16,11 @@ from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from difflib import get_close_matches
 from itertools import zip_longest
 from pathlib import Path
-from types import UnionType
+from types import MappingProxyType, UnionType
 from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from runtime.errors import UserError
-from runtime.files import located, write_text
+from runtime.files import did_you_mean, located, write_text
 
 JSON = ".json"
 OPTIONS = "options"  # heading of a program's own, below which argparse has --help
@@ -55,18 +55,25 @@ class Option:
 
 
 Groups = Mapping[str, Sequence[Option]]  # by heading
+Owners = Mapping[str, str]  # whose a setting is that this program has not, by name
 
 
 def parse_config(
-    argv: Words, prog: str, description: str, sections: Mapping[str, Kinds], others: Words = ()
+    argv: Words,
+    prog: str,
+    description: str,
+    sections: Mapping[str, Kinds],
+    others: Words = (),
+    owners: Owners = MappingProxyType({}),
 ) -> tuple[dict[str, Any], str]:
     """Settings of a command line over its ``--config`` YAML over the defaults, and the configuration's name.
 
     ``sections`` has the dataclass, or dataclasses, of each section of the YAML; an instance of each comes back.
-    ``others`` are sections for other programs. An unknown key or flag, or a value of the wrong type, is a UserError.
+    ``others`` are sections for other programs, ``owners`` tells whose other settings are. An unknown key or flag, or a
+    value of the wrong type, is a UserError.
     """
     several = {section: kinds if isinstance(kinds, tuple) else (kinds,) for section, kinds in sections.items()}
-    parser = _Parser(prog, description)
+    parser = _Parser(prog, description, owners)
     parser.add_argument("--config", metavar="YAML", help="configuration file; flags override it")
     parser.add_argument("--print_config", action="store_true", help="print the resulting configuration and stop")
     for section, kinds in several.items():
@@ -75,13 +82,15 @@ def parse_config(
     path = found.config
     content = {} if path is None else read_yaml(located(path))
     check_keys(content, (*sections, *others), str(path))
+    section_of = {f.name: section for section, kinds in several.items() for kind in kinds for f in fields(kind)}
     settings = {}
     for section, kinds in several.items():
         where = f"{path}: {section}"
         values = _mapping({} if content.get(section) is None else content[section], where)
-        owners = {f.name: kind for kind in kinds for f in fields(kind)}
-        check_keys(values, owners, where)
-        made = [_make(kind, {k: v for k, v in values.items() if owners[k] is kind}, given, where) for kind in kinds]
+        kind_of = {f.name: kind for kind in kinds for f in fields(kind)}
+        elsewhere = {name: f"section {other}" for name, other in section_of.items() if name not in kind_of}
+        check_keys(values, kind_of, where, {**elsewhere, **owners})
+        made = [_make(kind, {k: v for k, v in values.items() if kind_of[k] is kind}, given, where) for kind in kinds]
         settings[section] = tuple(made) if isinstance(sections[section], tuple) else made[0]
     if found.print_config:
         print(to_yaml(settings), end="")
@@ -118,11 +127,11 @@ def as_flags(settings: Mapping[str, Any]) -> list[str]:
     return words
 
 
-def config_path(argv: Words) -> str | None:
-    """The YAML that a command line names, if any."""
-    found = None
+def given_text(argv: Words, name: str) -> str | None:
+    """What a command line has for an option, before it is read as a whole; None if nothing."""
+    found, flag = None, f"--{name}"
     for word, following in zip_longest(argv, argv[1:]):
-        if word == "--config" or word.startswith("--config="):
+        if word == flag or word.startswith(f"{flag}="):
             found = word.partition("=")[2] or following
     return found
 
@@ -206,10 +215,14 @@ def from_text(text: str, option: Option) -> Any:
     return typed(value, option.hint, option.name)
 
 
-def check_keys(values: Iterable[str], known: Collection[str], where: str) -> None:
-    """Refuse keys that are not known, naming the nearest one that is."""
+def check_keys(
+    values: Iterable[str], known: Collection[str], where: str, owners: Owners = MappingProxyType({})
+) -> None:
+    """Refuse keys that are not known, telling whose they are, or the nearest one that is known."""
     for key in values:
         if key not in known:
+            if key in owners:
+                raise UserError(f"{where} has {key}, which belongs to {owners[key]}; move it or leave it out")
             near = get_close_matches(str(key), known, n=1, cutoff=0.5)
             suggestion = f"; did you mean {near[0]}?" if near else f"; known are {', '.join(known)}"
             raise UserError(f"unknown key {key} in {where}{suggestion}")
@@ -222,7 +235,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if path.is_dir():
         raise UserError(f"{path} is a folder; name the YAML file in it")
     if not path.is_file():
-        raise UserError(f"no such file: {path}")
+        raise UserError(f"no such file: {path}{did_you_mean(path)}")
     try:
         content = (json.loads if path.suffix == JSON else strict_yaml.load)(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -243,11 +256,12 @@ def write_yaml(path: Path, content: Mapping[str, Any]) -> None:
 class _Parser(argparse.ArgumentParser):
     """argparse as we use it: values as text, mistakes as ``UserError``."""
 
-    def __init__(self, prog: str, description: str) -> None:
+    def __init__(self, prog: str, description: str, owners: Owners = MappingProxyType({})) -> None:
         formatter = argparse.RawDescriptionHelpFormatter
         usage = f"{prog} [--option VALUE ...]"
         super().__init__(usage=usage, description=description, formatter_class=formatter, allow_abbrev=False)
         self.options: dict[str, Option] = {}
+        self._owners = owners
         self._negative_number_matcher = re.compile(r"-\.?\d")  # argparse does not know -1e-3
 
     def error(self, message: str) -> NoReturn:
@@ -267,16 +281,24 @@ class _Parser(argparse.ArgumentParser):
         for word in left:
             free = next((name for name in positional if getattr(found, name) is None), None)
             if word.startswith("-") or free is None:
-                unknown = word.split("=")[0]
-                near = get_close_matches(unknown, self._option_string_actions, n=1)
-                if not near and not word.startswith("-"):
-                    raise UserError(
-                        f"{word} belongs to no option; put a value that has spaces in quotes, or see --help"
-                    )
-                raise UserError(f"unknown option {unknown}; " + (f"did you mean {near[0]}?" if near else "see --help"))
+                raise UserError(self._answer(word))
             setattr(found, free, word)
         given = {name: text for name in self.options if (text := getattr(found, name)) is not None}
         return {name: from_text(text, self.options[name]) for name, text in given.items()}, found
+
+    def _answer(self, word: str) -> str:
+        """What to say of a word that is no option, and no value of one."""
+        unknown = word.split("=")[0]
+        owner = self._owners.get(unknown.removeprefix("--"))
+        near = get_close_matches(unknown, self._option_string_actions, n=1)
+        if word.startswith("-") and owner:
+            return f"{unknown} belongs to {owner}; leave it out, or take a configuration that has it"
+        if near or word.startswith("-"):
+            return f"unknown option {unknown}; " + (f"did you mean {near[0]}?" if near else "see --help")
+        wanted = "--config" if word.endswith((".yaml", ".yml")) else "--checkpoint"
+        if wanted in self._option_string_actions and Path(word).exists():
+            return f"{word} belongs to no option; did you mean {wanted} {word}?"
+        return f"{word} belongs to no option; put a value that has spaces in quotes, or see --help"
 
     def _completed(self, argv: Words, words: bool) -> list[str]:
         """``--use_cache`` alone means ``--use_cache=true``; where ``words`` may follow, before one of them too."""

@@ -8,6 +8,7 @@ import socket
 import unicodedata
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from difflib import get_close_matches
 from hashlib import file_digest
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,17 @@ def new_folder(folder: Path) -> Iterator[Path]:
     if folder.exists():
         folder.rmdir()  # empty, as checked above
     partial.rename(folder)
+
+
+def did_you_mean(path: Path) -> str:
+    """Names what is there and differs from a missing path in one misspelt name; nothing if there is none."""
+    parent = next((parent for parent in path.parents if parent.is_dir()), None)
+    if parent is None or path.exists():
+        return ""
+    missing, *rest = path.relative_to(parent).parts
+    names = [entry.name for entry in parent.iterdir()] if os.access(parent, os.R_OK | os.X_OK) else []
+    near = [parent.joinpath(name, *rest) for name in get_close_matches(missing, names, cutoff=0.8)]
+    return next((f"; did you mean {found}?" for found in near if found.exists()), "")
 
 
 def write_text(path: Path, text: str) -> None:

@@ -408,6 +408,22 @@ def test_a_mistake_is_answered_by_one_line(
     assert not (tmp_path / "run" / LAST).exists()
 
 
+def test_a_setting_of_another_family_is_told_whose_it_is(root: Path, tmp_path: Path) -> None:
+    command = tiny_command(root, tmp_path / "run")
+    whose = "belongs to architecture llamagen or randar"
+    assert f"--vocab_size {whose}" in call(main.main, *command, "--vocab_size", "64").error()
+    config = tiny_yaml(root, tmp_path)
+    config.write_text(config.read_text().replace("model:\n", "model:\n  vocab_size: 64\n"))
+    assert f"model has vocab_size, which {whose}" in call(main.main, "--config", str(config)).error()
+
+
+def test_the_family_is_that_of_the_flag(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main.main(["--architecture", "randar", "--vocab_size", "64", "--print_config"])
+    assert "vocab_size: 64" in capsys.readouterr().out
+    assert "known are checkerboard, llamagen, randar" in call(main.main, "--architecture", "gpt").error()
+
+
 def test_a_configuration_that_is_wrong_or_not_there(root: Path, tmp_path: Path) -> None:
     config = tiny_yaml(root, tmp_path)
     config.write_text(config.read_text().replace("epochs:", "epocs:"))

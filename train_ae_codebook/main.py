@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, t
 
 from models.config import LlamaGenVQConfig, VQVAEConfig
 from runtime.command import run
-from runtime.config import config_path, parse_config, read_yaml
+from runtime.config import given_text, parse_config, read_yaml
 from runtime.files import located
 from train_ae_codebook.options import AutoencoderArgs, RequantizeArgs, VQVAEArgs
 
@@ -27,7 +27,7 @@ OTHERS = {  # by the section that tells
 
 
 def main(argv: Sequence[str]) -> None:
-    path = config_path(argv)
+    path = given_text(argv, "config")
     content = {} if path is None else read_yaml(located(path))
     sections = next((others for section, others in OTHERS.items() if section in content), WHOLE)
     settings, name = parse_config(argv, "train_ae_codebook/main.py", __doc__, sections)

@@ -44,7 +44,7 @@ from models.sampling import checked_drawing
 from runtime import distributed
 from runtime.config import dataclass_from_dict, read_yaml, write_yaml
 from runtime.errors import UserError
-from runtime.files import PROJECT, located, new_folder
+from runtime.files import PROJECT, did_you_mean, located, new_folder
 
 CHECKPOINT_NAME = "checkpoint-last.pth"
 NAMES_IN_FOLDER = (CHECKPOINT_NAME, "train_state.pt")  # ours, and that of RandAR's CIFAR-10 baseline
@@ -147,9 +147,11 @@ def _mend_of_missing(file: Path) -> str:
     """What to do about a checkpoint that is not there."""
     if file.with_suffix(SHARED_SUFFIX).exists():
         return f"join the weights of this sharded run by python -m training.export --checkpoint {file.parent}"
+    near = did_you_mean(file)
     places = [place for place in (file, file.parent) if place.absolute().parent == PROJECT / "pretrained_models"]
-    name = f" {places[0].name}" if places else ""
-    return f"train one with main.py, or fetch the released ones with bash pretrained_models/download.sh{name}"
+    name = f" {places[0].name}" if places and not near else ""
+    usual = f"train one with main.py, or fetch the released ones with bash pretrained_models/download.sh{name}"
+    return f"{near.removeprefix('; ')} If not, {usual}" if near else usual
 
 
 def config_of(path: Path, content: Mapping[str, Any]) -> GeneratorConfig:

@@ -129,7 +129,7 @@ def test_without_a_split_all_are_training_images(places: dict[str, Path], kind: 
         alone[kind].write_text("".join(f"{line.rpartition(',')[0]}\n" for line in alone[kind].read_text().splitlines()))
     images = open_dataset("folder", str(alone[kind]), SIZE)
     assert len(images) == (6 if kind in ("parquet", "tar") else 11)
-    with pytest.raises(UserError, match=r"has no .*val.* or .*test.*; add one, or take the training images"):
+    with pytest.raises(UserError, match=r"has no .*val.* or .*test.*; add one, or give --split train"):
         open_dataset("folder", str(alone[kind]), SIZE, "val")
 
 

@@ -73,6 +73,14 @@ def test_one_command_makes_tokenizer_model_images_and_a_page(finished: tuple[Pat
             assert len(picture.convert("RGB").getcolors(1 << 24)) > 50
 
 
+def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
+    root, folder = write_photographs(tmp_path / "photos", 2), tmp_path / "run"
+    folder.mkdir()
+    (folder / "config.yaml").write_text("model: {}\n")
+    assert "holds files of something else" in call(own_images.main, *flags(root, folder)).error()
+    assert [path.name for path in folder.iterdir()] == ["config.yaml"]
+
+
 def test_it_starts_from_the_shipped_weights(finished: tuple[Path, Path, Outcome]) -> None:
     """Two steps move them little; the classes are new."""
     ours, theirs = load_checkpoint(finished[1] / "model"), load_checkpoint("pretrained_models/cifar10-checkerboard")

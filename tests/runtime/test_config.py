@@ -17,8 +17,8 @@ from models.llamagen_vq import LlamaGenVQ
 from runtime.config import (
     Kinds,
     as_flags,
-    config_path,
     dataclass_from_dict,
+    given_text,
     option,
     options_of,
     parse_config,
@@ -112,9 +112,10 @@ def test_the_name_of_a_configuration_is_its_files(config: str) -> None:
 
 
 def test_the_path_of_a_configuration_is_known_before_its_sections(config: str) -> None:
-    assert config_path(["--epochs", "3", "--config", config]) == config_path([f"--config={config}"]) == config
-    assert config_path(["--epochs", "3"]) is None
-    assert config_path(["--config"]) is None
+    for argv in (["--epochs", "3", "--config", config], [f"--config={config}"]):
+        assert given_text(argv, "config") == config
+    assert given_text(["--epochs", "3"], "config") is None
+    assert given_text(["--config"], "config") is None
 
 
 # Two dataclasses in one section
@@ -167,6 +168,24 @@ def test_options_that_the_dataclass_lacks_are_given_back_by_name() -> None:
         parse_open_flags(["--steps_per_scal", "3"], "x", "", Pair, more)
 
 
+def test_a_file_in_place_of_an_option_is_told_which_takes_it(tmp_path: Path) -> None:
+    (path := tmp_path / "mine.yaml").touch()
+    with pytest.raises(UserError, match=f"{path} belongs to no option; did you mean --config {path}"):
+        parse(str(path))
+
+
+def test_a_misspelt_path_is_answered_by_the_near_one(tmp_path: Path) -> None:
+    (tmp_path / "quickstart.yaml").touch()
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "a.yaml").touch()
+    near = {"quikstart.yaml": "quickstart.yaml", "foldr/a.yaml": "folder/a.yaml"}
+    for name, found in near.items():
+        with pytest.raises(UserError, match=rf"no such file: {tmp_path / name}; did you mean {tmp_path / found}\?$"):
+            parse("--config", str(tmp_path / name))
+    with pytest.raises(UserError, match="no such file: [^;]*$"):
+        parse("--config", str(tmp_path / "foldr/b.yaml"))  # is not in the near folder either
+
+
 def test_a_command_without_a_yaml() -> None:
     assert parse_flags(["--ema", "--epochs", "2"], "x", "", LoopArgs) == LoopArgs(ema=True, epochs=2)
     with pytest.raises(UserError, match="unknown option --epocs; did you mean --epochs"):
@@ -212,6 +231,7 @@ def test_an_unknown_flag_suggests_the_near_one(flag: str, answer: str) -> None:
     [
         ("args:\n  epocs: 5", "unknown key epocs in {}: args; did you mean epochs?"),
         ("modle:\n  img_size: 5", "unknown key modle in {}; did you mean model?"),
+        ("args:\n  img_size: 5", "{}: args has img_size, which belongs to section model; move it or leave it out"),
         (
             "model:\n  llama_config: {hidden: 5}",
             "unknown key hidden in {}: model: llama_config; did you mean hidden_size?",
@@ -473,8 +493,8 @@ def test_a_negative_number_may_have_an_exponent() -> None:
 
 
 def test_the_last_of_several_configurations_counts(config: str) -> None:
-    assert config_path(["--config", "first.yaml", f"--config={config}"]) == config
-    assert config_path(["--epochs", "3"]) is None
+    assert given_text(["--config", "first.yaml", f"--config={config}"], "config") == config
+    assert given_text(["--epochs", "3"], "config") is None
 
 
 def test_text_alone_may_stand_for_a_group(tmp_path: Path) -> None:
