@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from data.options import DatasetName
+from models.config import CHECKPOINT_HELP
 from runtime.command import run
 from runtime.config import option, parse_flags
 from runtime.errors import UserError, check_at_least
@@ -23,7 +24,7 @@ from runtime.files import write_json
 class LikelihoodArgs:
     """What to measure."""
 
-    checkpoint: str | None = option(None, "checkpoint file, or the folder holding checkpoint-last.pth")
+    checkpoint: str | None = option(None, CHECKPOINT_HELP)
     use_ema: bool = option(False, "take the averaged weights of the checkpoint")
     dataset: DatasetName = option("folder", "folder (images of your own), cifar10, food101, celeba or digits")
     data_path: str = option("data/cifar10", "root of the dataset, whose held-out images are taken")

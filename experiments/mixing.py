@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from models.config import CHECKPOINT_HELP
 from runtime.command import run
 from runtime.config import option, parse_flags
 from runtime.errors import UserError
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 class MixingArgs:
     """What to draw."""
 
-    checkpoint: str | None = option(None, "checkpoint file, or the folder holding checkpoint-last.pth")
+    checkpoint: str | None = option(None, CHECKPOINT_HELP)
     use_ema: bool = option(False, "take the averaged weights of the checkpoint")
     output: str = option("output/mixing.png", "picture to write")
 

@@ -202,6 +202,7 @@ def check_seed(seed: int, name: str) -> None:
 
 
 CFG_HELP = "guidance, cond + cfg * (cond - uncond); 0 is off. A list has one value a scale."
+CHECKPOINT_HELP = "checkpoint file, its folder, or its name on the Hugging Face hub (owner/name)"
 
 
 @dataclass(frozen=True)

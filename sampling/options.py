@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from models.config import FAMILIES, check_seed
+from models.config import CHECKPOINT_HELP, FAMILIES, check_seed
 from runtime.config import Option, option, options_of
 from runtime.errors import UserError, check_at_least
 
@@ -14,7 +14,7 @@ Format = Literal["png", "npz"]
 class ModelArgs:
     """Which model draws, where and in which precision."""
 
-    checkpoint: str | None = option(None, "checkpoint file, or the folder holding checkpoint-last.pth")
+    checkpoint: str | None = option(None, CHECKPOINT_HELP)
     use_ema: bool = option(False, "take the averaged weights of the checkpoint")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
         "auto", "precision of the transformer's weights: auto (bfloat16 where the GPU has it, else float32), or a name"
@@ -52,8 +52,8 @@ class SampleArgs(SamplingArgs):
     config: str | None = option(None, "a training configuration instead of a checkpoint: random weights, for a trial")
     labels: str | None = option(
         None,
-        "classes to draw, by index or name, separated by commas; default all in turn, but 16 if there are more "
-        "classes than num_samples",
+        "classes to draw, by index or name, separated by commas; default all in turn, or a choice of 16 if there are "
+        "more of them than num_samples",
     )
     list_classes: bool = option(False, "print the index and name of each class of the checkpoint, and stop")
     label_file: str | None = option(None, "text file of the classes to draw instead of labels, one on a line")

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from models.config import CHECKPOINT_HELP
 from runtime.command import run
 from runtime.config import option, parse_flags
 from runtime.errors import UserError
@@ -21,7 +22,7 @@ from runtime.errors import UserError
 class ExportArgs:
     """What to export."""
 
-    checkpoint: str | None = option(None, "checkpoint file, or the folder holding checkpoint-last.pth")
+    checkpoint: str | None = option(None, CHECKPOINT_HELP)
     output_dir: str | None = option(None, "folder to write; new or empty")
     format: Literal["published", "safetensors", "hub"] = option(
         "published", "published layout; model.safetensors; or that with a model card, as the hub has it"

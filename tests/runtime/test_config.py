@@ -182,7 +182,7 @@ def test_a_misspelt_path_is_answered_by_the_near_one(tmp_path: Path) -> None:
     for name, found in near.items():
         with pytest.raises(UserError, match=rf"no such file: {tmp_path / name}; did you mean {tmp_path / found}\?$"):
             parse("--config", str(tmp_path / name))
-    with pytest.raises(UserError, match="no such file: [^;]*$"):
+    with pytest.raises(UserError, match=r"no such file: [^;]*$"):
         parse("--config", str(tmp_path / "foldr/b.yaml"))  # is not in the near folder either
 
 
