@@ -87,8 +87,15 @@ def assert_expected(result: dict[str, Any], *left_out: str) -> None:
             assert found == pytest.approx(value, abs=SHARE_TOLERANCE), name
 
 
-def test_figures_from_npz(tmp_path: Path) -> None:
-    result, outcome = evaluate(copy_npz("reference", tmp_path), copy_npz("samples", tmp_path))
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Outcome, Path]:
+    """The figures of the fixture's two npz, what was said, and the folder of all files."""
+    folder = tmp_path_factory.mktemp("measured")
+    return *evaluate(copy_npz("reference", folder), copy_npz("samples", folder)), folder
+
+
+def test_figures_from_npz(measured: tuple[dict[str, Any], Outcome, Path]) -> None:
+    result, outcome, _ = measured
     assert_expected(result)
     assert (result["num_reference"], result["num_samples"]) == (300, 250)
     assert len(result["samples"]["sha256"]) == len(result["inception_sha256"]) == 64
@@ -119,27 +126,23 @@ def test_statistics_without_images_leave_out_precision_and_recall(tmp_path: Path
     assert "Precision: not measured" in outcome.out
 
 
-def test_no_prec_recall_before_the_paths(tmp_path: Path) -> None:
+def test_the_batch_size_decides_nothing_and_options_stand_before_the_paths(tmp_path: Path) -> None:
     reference, samples = copy_npz("reference", tmp_path), copy_npz("samples", tmp_path)
-    outcome = call(evaluator.main, "--no_prec_recall", str(reference), f"--inception_graph={GRAPH}", str(samples))
+    result = tmp_path / "result.json"
+    flags = ("--no_prec_recall", "--batch_size", "1", "--output_file", str(result))
+    outcome = call(evaluator.main, *flags, str(reference), f"--inception_graph={GRAPH}", str(samples))
     assert outcome.code == 0, outcome.err
+    assert_expected(json.loads(result.read_text()), "Precision", "Recall")
     assert "Recall: not measured" in outcome.out
 
 
-@pytest.mark.parametrize("batch_size", ["1", "100"])
-def test_the_batch_size_decides_nothing(batch_size: str, tmp_path: Path) -> None:
-    result, _ = evaluate(copy_npz("reference", tmp_path), copy_npz("samples", tmp_path), "--batch_size", batch_size)
-    assert_expected(result)
-
-
-def test_the_second_time_the_reference_is_not_computed(tmp_path: Path) -> None:
-    reference, samples = copy_npz("reference", tmp_path), copy_npz("samples", tmp_path)
-    first, _ = evaluate(reference, samples)
-    second, outcome = evaluate(reference, samples)
+def test_the_second_time_the_reference_is_not_computed(measured: tuple[dict[str, Any], Outcome, Path]) -> None:
+    first, _, folder = measured
+    second, outcome = evaluate(folder / "reference.npz", folder / "samples.npz")
     assert first == second
     assert " of 250 images" in outcome.err
     assert " of 300 images" not in outcome.err
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["reference.npz", "result.json", "samples.npz"]
+    assert sorted(path.name for path in folder.iterdir()) == ["reference.npz", "result.json", "samples.npz"]
 
 
 def test_a_process_of_its_own(tmp_path: Path) -> None:
