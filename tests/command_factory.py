@@ -60,8 +60,8 @@ def call(main: Callable[[Sequence[str]], None], *argv: str) -> Outcome:
 
 
 def start(*command: str, folder: Path = ROOT, **environment: str) -> Outcome:
-    """Run a command in a process of its own, on one thread."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    """Run a command in a process of its own, with more in its environment."""
+    environment = os.environ | environment
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=PATIENCE)
     return Outcome(done.returncode, done.stdout, done.stderr)
 

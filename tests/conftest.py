@@ -1,5 +1,6 @@
 """Fixtures that every test may use."""
 
+import os
 import random
 from collections.abc import Iterator
 
@@ -10,9 +11,14 @@ import torch
 from runtime.device import pick_device
 from tests.factory import CPU, Reference, load_reference
 
+# One thread for each process: more gain nothing on tiny tensors, and on a busy machine they wait for each other for
+# minutes. The first is of NumPy and of commands in processes of their own, the others are TensorFlow's.
+THREADS = ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS")
+
 
 def pytest_configure() -> None:
-    """One thread: more gain nothing on tiny tensors, and on a busy machine they wait for each other for minutes."""
+    """Before workers start, which have the environment of this process."""
+    os.environ |= dict.fromkeys(THREADS, "1")
     torch.set_num_threads(1)
 
 

@@ -37,7 +37,6 @@ def stored() -> NotebookNode:
 def test_it_runs(stored: NotebookNode, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """In a kernel of its own, where it lies; the true class has the lowest loss, and what ships is what a run shows."""
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.delenv("MPLBACKEND", raising=False)
     fresh = nbformat.from_dict(stored)
     for cell in code_cells(fresh):

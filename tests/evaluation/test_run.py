@@ -49,7 +49,7 @@ def by_inception() -> tuple[str, ...]:
     return ("--features", "inception", "--inception_graph", graph, "--reference", reference)
 
 
-ENVIRONMENT = {"PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
+ENVIRONMENT = {"PYTHON": sys.executable}
 
 
 def start_run(folder: Path, *flags: str, **variables: str) -> Outcome:
