@@ -100,9 +100,9 @@ def on_several_machines() -> bool:
 
 
 def say(text: str) -> None:
-    """Print a line once, whatever the number of ranks."""
+    """Print a line once, whatever the number of ranks; a warning to stderr, as Python's own."""
     if is_main():
-        print(text, flush=True)
+        print(text, file=sys.stderr if text.startswith("warning: ") else sys.stdout, flush=True)
 
 
 def barrier(what: str = "") -> None:

@@ -190,4 +190,4 @@ def _finish(
     duplicates = folder.finish(labels)
     if duplicates and args.edit is None:
         first = ", ".join(map(str, duplicates[0][:5]))
-        print(f"warning: {sum(map(len, duplicates))} images have a double, as {first} (all in samples.json)")
+        distributed.say(f"warning: {sum(map(len, duplicates))} images have a double, as {first} (all in samples.json)")

@@ -148,7 +148,7 @@ def test_the_same_command_again_does_not_train_again(finished: tuple[Path, Path,
     assert again.code == 0, again.err
     assert f"going on from {folder / LAST}: epoch 2, step 30" in again.out
     assert "is finished with 2 epochs; a higher --epochs goes on with it" in again.out
-    assert re.search(r"warning: no effect on a finished run: lr 0.5 \(it has [\d.e-]+\)\n", again.out)
+    assert re.search(r"warning: no effect on a finished run: lr 0.5 \(it has [\d.e-]+\)\n", again.err)
     assert not SCORE.search(again.out)
     assert (folder / LAST).read_bytes() == before
     assert (folder / "config.yaml").read_bytes() == settings

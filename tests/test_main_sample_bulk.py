@@ -344,7 +344,7 @@ def test_a_list_of_labels_gives_the_images_of_each(undisturbed: Path, tmp_path: 
 
 def test_doubles_are_reported_and_recorded(tmp_path: Path) -> None:
     outcome = draw(tmp_path / "new", "--temperature", "0", "--labels", "1,2,1")
-    assert "warning: 2 images have a double, as 0, 2 (all in samples.json)\n" in outcome.out
+    assert "warning: 2 images have a double, as 0, 2 (all in samples.json)\n" in outcome.err
     assert read_settings(tmp_path / "new")["duplicates"] == [[0, 2]]
     outcome = draw(tmp_path / "other", "--labels", "1,2,1")
     assert "have a double" not in outcome.out
