@@ -115,6 +115,11 @@ class CroppedImages(Dataset):
     def __len__(self) -> int:
         return len(self.images)
 
+    def check_all_readable(self) -> None:
+        """UserError if another image has stood in for one, where each image counts."""
+        if count := int(self.unreadable.count_nonzero()):
+            raise UserError(f"{count} of the images cannot be read; move the files named above away")
+
     def collate(self, items: list[tuple[Tensor, int]]) -> list[Tensor]:
         return default_collate(items)
 

@@ -36,6 +36,10 @@ class LabelledImages(Dataset):
         """CRC-32 of what is stored, to tell a changed image by. Raises UnreadableImageError."""
         raise NotImplementedError
 
+    def read_with_checksum(self, index: int) -> tuple[Image.Image, int]:
+        """Both at once, for less than one after the other."""
+        return self.read(index), self.checksum(index)
+
 
 class StoredImages(LabelledImages):
     """Images as bytes of an image format, in files of their own or in archives.
@@ -70,6 +74,10 @@ class StoredImages(LabelledImages):
 
     def checksum(self, index: int) -> int:
         return zlib.crc32(self.content(index))
+
+    def read_with_checksum(self, index: int) -> tuple[Image.Image, int]:
+        content = self.content(index)
+        return read_image(content, name=self.title(index))[0], zlib.crc32(content)
 
 
 class ImageFiles(StoredImages):

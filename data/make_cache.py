@@ -171,5 +171,5 @@ class CacheMaker:
 
 def _read(images: LabelledImages, manifest: Manifest, index: int) -> tuple[Tensor, int]:
     """(K, 3, size, size) crops as bytes of an image, and its checksum."""
-    checksum = images.checksum(index)
-    return torch.stack(list(all_crops(images.read(index), manifest.img_size, manifest.crop))), checksum
+    image, checksum = images.read_with_checksum(index)
+    return torch.stack(list(all_crops(image, manifest.img_size, manifest.crop))), checksum

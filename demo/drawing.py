@@ -160,7 +160,7 @@ def draw(loaded: Loaded, request: DrawingRequest, root: Path, job: Job, queue: J
         save_image(request.mask, folder / MASK_NAME)
         args = replace(args, edit=str(folder / IMAGE_NAME), mask=str(folder / MASK_NAME))
     _keep(folder, images, labels, loaded, args, drawing, edit)
-    steps = model.num_steps(drawing)
+    steps = num_steps(out.samples[0])
     command, warnings = command_of(args, drawing, model), warnings_of(model, drawing)
     drawn = Drawn(loaded, images, captions, out.samples[0], edit, folder, command, steps, seconds, warnings, "")
     return replace(drawn, first_scales=drawn.scales(0))

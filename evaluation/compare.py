@@ -15,6 +15,7 @@ from evaluation.metrics import SPLIT, frechet_distance, inception_score, is_by_c
 from runtime.errors import UserError
 
 FULL = 50_000  # samples whose FID needs no N beside its name
+NUM_OF_REFERENCE = 10_000  # images of ADM's references of 256 pixels, to which precision and recall are compared
 SCORE, SHUFFLED_SCORE = "Inception Score", "Inception Score (shuffled)"
 Metrics = dict[str, float | None]  # by name; None for what the sets have no images, statistics or labels for
 
@@ -66,6 +67,12 @@ def warnings_of_pair(reference: ImageSet, samples: ImageSet, network: Network) -
         sizes = [f"{width} x {height}" for _, height, width in (reference.shape, samples.shape)]
         found.append(
             f"the reference has {sizes[0]} pixels, the samples {sizes[1]}; such metrics compare with no others"
+        )
+    by_neighbours = reference.features is not None and not network.class_names
+    if by_neighbours and reference.shape[0] < NUM_OF_REFERENCE:
+        found.append(
+            f"{reference.path}: precision and recall are of its {reference.shape[0]} images; only those of as many "
+            "compare"
         )
     if reference.digests is not None and samples.digests is not None:
         copies = int(np.isin(samples.digests, reference.digests).sum())

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from data.loading import one_ahead
 from evaluation.cache_folder import Arrays, keep_features, kept_features
 from evaluation.features.network import Network, library_versions
 from evaluation.image_files import FolderImages, Images, open_images
@@ -23,7 +24,6 @@ from runtime.files import composed
 from runtime.progress import Progress
 from sampling.folder import NPZ_NAME, SETTINGS_NAME
 
-FEW_REFERENCES = 10_000  # images of ADM's reference sets of 256 pixels, to which precision and recall are compared
 Origin = Literal["computed", "stored", "of another program"]
 
 
@@ -75,7 +75,7 @@ def load_image_set(
             "and its resizing are ADM's; there is no sFID, precision or recall"
         ]
     if stored and (images.shape is None or not features):
-        found.warnings = [*found.warnings, *few_warnings(images, network, stored, features)]
+        found.warnings = [*found.warnings, *few_warnings(images, network, stored)]
         return found
     arrays = (_cached_features if cache else compute_features)(images, network, batch_size, all_ranks)
     if not stored:
@@ -163,15 +163,16 @@ def compute_features(images: Images, network: Network, batch_size: int, all_rank
     rank, num_ranks = (distributed.rank(), distributed.num_ranks()) if all_ranks else (0, 1)
     found: list[np.ndarray] = []  # of each kind of features
     with Progress(desc="features", total=num_images, unit="image", leave=None, disable=rank > 0) as bar:
-        for i, batch in enumerate(images.batches(batch_size)):
+        for i, batch in enumerate(one_ahead(images.batches(batch_size))):
             mine = i % num_ranks == rank
             if mine or i == 0:  # every rank learns the widths
                 new, first = network(batch), i * batch_size
                 found = found or [np.zeros((num_images, array.shape[1]), dtype=np.float32) for array in new]
                 for all_rows, rows in zip(found, new, strict=True) if mine else ():
                     all_rows[first : first + len(batch)] = rows
-            digests += [int.from_bytes(blake2b(image, digest_size=8).digest(), "little") for image in batch]
-            grey = grey and bool((batch == batch[..., :1]).all())
+            if rank == 0:
+                digests += [int.from_bytes(blake2b(image, digest_size=8).digest(), "little") for image in batch]
+                grey = grey and bool((batch == batch[..., :1]).all())
             bar.update(len(batch))
     if num_ranks > 1:
         distributed.barrier("features")  # sums are less patient; rank 0 may compute those of the reference before
@@ -224,8 +225,8 @@ def warnings_of(images: Images, arrays: Arrays, network: Network, stored: bool =
     return [*few_warnings(images, network, stored), *(f"{images.path}: {warning}" for warning in found)]
 
 
-def few_warnings(images: Images, network: Network, stored: bool, features: bool = True) -> list[str]:
-    """Whether too few images make a metric doubtful; precision and recall only where their ``features`` are needed.
+def few_warnings(images: Images, network: Network, stored: bool) -> list[str]:
+    """Whether too few images make distances doubtful.
 
     Stored statistics may be of more images than the file holds, as ADM's are of all ImageNet; ``num_images`` says it.
     """
@@ -235,8 +236,6 @@ def few_warnings(images: Images, network: Network, stored: bool, features: bool 
     if measured is not None and measured < network.few:
         few = f"{measured} images are fewer than {network.few}"
         found.append(f"{few}: Fréchet distances are far too high and compare with nothing")
-    if stored and features and held is not None and held < FEW_REFERENCES and not network.class_names:
-        found.append(f"precision and recall are of its {held} images; only those of as many compare")
     return [f"{images.path}: {warning}" for warning in found]
 
 

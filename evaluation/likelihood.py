@@ -38,9 +38,7 @@ def evenly_spaced(
     first, ranks = share
     for numbers in torch.arange(count).split(batch_size)[first::ranks]:
         yield crops.collate([crops[int(i) * len(crops) // count, 0] for i in numbers])
-    unreadable = int(crops.unreadable.count_nonzero())
-    if unreadable:
-        raise UserError(f"{unreadable} of the images cannot be read; move the files named above away")
+    crops.check_all_readable()
 
 
 def held_out_codes(

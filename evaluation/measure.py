@@ -26,7 +26,7 @@ from runtime.config import plain
 from runtime.device import dtype_name, pick_device
 from runtime.files import move_aside, read_json, same_settings, write_json
 from sampling.bulk import Request, draw_into, place_model, stored_side
-from sampling.folder import GRID_NAME, SampleFolder, remove_samples, sample_settings
+from sampling.folder import GRID_NAME, SETTINGS_NAME, SampleFolder, remove_samples, sample_settings
 from sampling.labels import balanced_labels
 from sampling.memory import pick_batch_size
 from sampling.pictures import save_grid
@@ -38,6 +38,8 @@ IN_GRID, COLUMNS = 100, 10
 class Measurement:
     """Compares samples with a reference; made and used on all ranks, each of which computes a share of the features.
 
+    UserError if the reference has neither images nor statistics of this network.
+
     Args:
         network: computes the features; None on other ranks than 0 leaves all to that one.
         neighbours: of Inception: measure precision and recall.
@@ -45,6 +47,8 @@ class Measurement:
     """
 
     def __init__(self, network: Network | None, reference: Path, neighbours: bool = True, batch_size: int = 64) -> None:
+        if distributed.is_main():
+            check_reference(reference, network.key_suffixes[0], network.class_weights.shape[0])
         self.network, self.path, self.batch_size = network, reference, batch_size
         self.by_neighbours = neighbours and isinstance(network, Inception)
         self.shared = all(distributed.everyones(network is not None, "the network"))
@@ -105,7 +109,6 @@ class CheckpointResults:
         self.measurement = Measurement(network, reference, not args.no_prec_recall)
         self.hashes: dict[str, str] = {}  # of all that decides the results but settings
         if distributed.is_main():
-            check_reference(reference, network.key_suffixes[0], network.class_weights.shape[0])
             self.hashes = {
                 "model_sha256": identity,
                 "reference_sha256": open_images(reference).sha256,
@@ -124,8 +127,11 @@ class CheckpointResults:
         return plain(drawing) | chosen | {"dtype": dtype} | versions | self.hashes
 
     def find(self, folder: Path, drawing: Drawing) -> dict[str, Any] | None:
-        """The result in a folder, if it is there and of the same settings."""
-        return distributed.from_main(find_result(folder / RESULT_NAME, self.settings(drawing)))
+        """The result in a folder, if it is there and of the same settings, without its samples if they are to go."""
+        result = distributed.from_main(find_result(folder / RESULT_NAME, self.settings(drawing)))
+        if result is not None and self.args.delete_samples and distributed.is_main():
+            delete_samples(folder / SAMPLES_NAME, result)
+        return result
 
     def make(self, folder: Path, drawing: Drawing, **more: Any) -> dict[str, Any]:
         """Draw and measure into a folder, going on with what is drawn already; ``more`` are entries of the result.
@@ -161,6 +167,15 @@ class CheckpointResults:
 
 def _sha256_of(names: Sequence[str]) -> str:
     return sha256("\n".join(names).encode(errors="surrogateescape")).hexdigest()
+
+
+def delete_samples(folder: Path, result: Mapping[str, Any]) -> None:
+    """Remove the samples that a result is of, if they are there; others stay."""
+    found = read_json(folder / SETTINGS_NAME)
+    if found is not None and same_settings(found, result["sampling"] or {}, ("images", "duplicates")):
+        remove_samples(folder)
+    elif folder.is_dir():
+        print(f"{folder} holds samples of other settings than this result's, which stay")
 
 
 def find_result(file: Path, wanted: Mapping[str, Any]) -> dict[str, Any] | None:

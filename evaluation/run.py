@@ -75,7 +75,7 @@ def check_inputs(args: RunArgs) -> None:
 def sample_and_evaluate(args: RunArgs, given: dict[str, Any]) -> None:
     """On all ranks: sample, with ``given`` settings of the drawing, and evaluate, unless it is done; print metrics."""
     from evaluation.compare import metric_lines, print_report  # takes seconds to import
-    from evaluation.measure import RESULT_NAME, SAMPLES_NAME, CheckpointResults
+    from evaluation.measure import RESULT_NAME, CheckpointResults
     from models.sampling import checked_drawing
     from runtime import distributed
     from runtime.lock import lock_folder
@@ -87,8 +87,6 @@ def sample_and_evaluate(args: RunArgs, given: dict[str, Any]) -> None:
     with lock_folder(folder):
         known = results.find(folder, drawing)
         result = known or results.make(folder, drawing, published=preset.published if preset else None)
-        if args.delete_samples and distributed.is_main() and (folder / SAMPLES_NAME).is_dir():
-            delete_samples(folder / SAMPLES_NAME, result)
     if distributed.is_main():
         if known is None:
             print_report(result)
@@ -98,18 +96,6 @@ def sample_and_evaluate(args: RunArgs, given: dict[str, Any]) -> None:
             print("\n".join(metric_lines(result)))
         print(f"everything measured and set: {folder / RESULT_NAME}")
     distributed.tear_down()
-
-
-def delete_samples(folder: Path, result: Mapping[str, Any]) -> None:
-    """Remove the samples that a result is of; others stay."""
-    from runtime.files import read_json, same_settings
-    from sampling.folder import SETTINGS_NAME, remove_samples
-
-    found = read_json(folder / SETTINGS_NAME)
-    if found is not None and same_settings(found, result["sampling"] or {}, ("images", "duplicates")):
-        remove_samples(folder)
-    else:
-        print(f"{folder} holds samples of other settings than this result's, which stay")
 
 
 def default_folder(args: RunArgs, drawing: Drawing) -> str:

@@ -8,7 +8,8 @@ of it, from the least to the greatest. A dashed line is what real images have.
 
 import csv
 import math
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NEAR = 1.02  # times the lowest distance
+# Columns of a sweep that must agree for distances to compare.
+SAME = ("features", "backend", "reference_sha256", "inception_sha256", "classifier_sha256", "metrics_version")
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,8 @@ def main(argv: Sequence[str]) -> None:
     if len(names) > 1:
         raise UserError(f"the sweeps measured different things, {' and '.join(sorted(d for d, _ in names))}")
     distance, score = names.pop()
+    for message in differences(tables):
+        warnings.warn(message, stacklevel=2)
     points = {name: best_points(rows, distance, score) for name, rows in tables.items()}
     for name, line in points.items():
         for point in line:
@@ -78,6 +83,15 @@ def read_table(folder: Path) -> list[dict[str, str]]:
     if not {"cfg", "steps"} <= rows[0].keys():
         raise UserError(f"{path} is no table of experiments.sweep; run its sweep again")
     return rows
+
+
+def differences(tables: dict[str, list[dict[str, str]]]) -> Iterator[str]:
+    """A sentence on each thing that must be the same for distances to compare, and is not."""
+    for name in SAME:
+        found = {folder: rows[0].get(name) for folder, rows in tables.items()}
+        if len(set(found.values())) > 1:
+            told = ", ".join(f"{value or 'none'} in {folder}" for folder, value in found.items())
+            yield f"the sweeps differ in {name} ({told}): their distances do not compare"
 
 
 def best_points(rows: Sequence[dict[str, str]], distance: str, score: str) -> list[Point]:

@@ -5,7 +5,7 @@ python -m experiments.curves --run output/config_cifar10 --output curves.png
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,17 +57,32 @@ def read_events(folder: Path) -> list[dict[str, Any]]:
 
 
 def read_steps(folder: Path) -> list[dict[str, float]]:
-    """What a run logged of its steps, in order; of a step logged twice the later entry."""
-    by_step = {entry["step"]: entry for entry in read_events(folder) if "lr" in entry}
+    """What a run logged of its steps, in order, but for those that were lost."""
+    by_step: dict[int, dict[str, float]] = {}
+    for entry in read_events(folder):
+        if entry.get("event") == "start":
+            by_step = without_lost(by_step, entry)
+        elif "lr" in entry:
+            by_step[entry["step"]] = entry
     if not by_step:
         raise UserError(f"{folder / 'log.jsonl'} holds no metrics; train longer, or with a lower --log_freq")
     return [by_step[step] for step in sorted(by_step)]
 
 
+def without_lost(by_step: Mapping[int, Any], start: Mapping[str, Any]) -> dict[int, Any]:
+    """What stays of a run that was killed, or begun anew, when it starts from an earlier step than it had come to."""
+    return {step: kept for step, kept in by_step.items() if step <= start["step"]}
+
+
 def read_held_out(folder: Path) -> list[dict[str, float]]:
-    """What a run logged of held-out images, in order; of an epoch logged twice the later entry."""
-    by_epoch = {entry["epoch"]: entry for entry in read_events(folder) if "val_loss" in entry}
-    return [by_epoch[epoch] for epoch in sorted(by_epoch)]
+    """What a run logged of held-out images, in order, but for what was lost."""
+    by_step: dict[int, dict[str, float]] = {}
+    for entry in read_events(folder):
+        if entry.get("event") == "start":
+            by_step = without_lost(by_step, entry)
+        elif "val_loss" in entry:
+            by_step[entry["step"]] = entry
+    return [by_step[step] for step in sorted(by_step)]
 
 
 def draw(

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 ORDER = TOKENIZER, MODEL, SAMPLES = "tokenizer", "model", "samples"  # steps, and folders within the output folder
 CODES = "codes"  # another folder
 RECORD = "own.json"  # what the folder is of, and the minutes of each step
+OUTPUT, PROGRAMS = "{output_dir}", "{project}"  # stand for their paths there, since folders are moved
 STEPS = {32: (250, 1200), 256: (2000, 4000)}  # of the tokenizer and of the model, by pixels
 
 
@@ -85,10 +86,11 @@ def main(argv: Sequence[str]) -> None:
         if not same_settings(record, photographs, ["commands", "minutes"]):
             raise UserError(f"{folder} is of other photographs, or of another size; name another --output_dir")
         for number, task in enumerate(tasks, start=1):
-            command, done = shlex.join(("python", *task.arguments)), record["commands"]
-            if done.get(task.label) == command and task.product.exists():
+            command, done = command_of(task), record["commands"]
+            portable = command.replace(str(folder.absolute()), OUTPUT).replace(str(PROJECT), PROGRAMS)
+            if done.get(task.label) == portable and task.product.exists():
                 continue
-            if task.label == TOKENIZER and done.get(TOKENIZER, command) != command:
+            if task.label == TOKENIZER and done.get(TOKENIZER, portable) != portable:
                 raise UserError(f"{folder} has a tokenizer of other --tokenizer_steps; name another --output_dir")
             # What follows is of an earlier one, and to be done again.
             record["commands"] = {name: text for name, text in done.items() if name in ORDER[: number - 1]}
@@ -100,9 +102,14 @@ def main(argv: Sequence[str]) -> None:
                 write_json(folder / RECORD, record)
             if not task.product.exists():
                 raise UserError(f"{task.product} is missing although its command has ended; run this once more")
-            record["commands"][task.label] = command
+            record["commands"][task.label] = portable
             write_json(folder / RECORD, record)
-        print(write_page(folder, images, record))
+        print(write_page(folder, images, record, [command_of(task) for task in tasks]))
+
+
+def command_of(task: Task) -> str:
+    """As a user would type it."""
+    return shlex.join(("python", *task.arguments))
 
 
 def listing_sha256(images: "StoredImages") -> str:

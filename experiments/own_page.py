@@ -43,8 +43,11 @@ HARDLY = 0.25  # of the way from guessing to photographs
 FEW = 10  # photographs of a class
 
 
-def write_page(folder: Path, images: LabelledImages, record: dict[str, Any]) -> str:
-    """Measure what was drawn, write ``results.json``, ``own.png`` and ``index.html``; return what to tell the user."""
+def write_page(folder: Path, images: LabelledImages, record: dict[str, Any], commands: Sequence[str]) -> str:
+    """Measure what was drawn, write ``results.json``, ``own.png`` and ``index.html``; return what to tell the user.
+
+    ``record`` is of the folder, and the page ends with the ``commands``.
+    """
     names = [name.split(",")[0] for name in images.class_names]
     files = sorted(file for file in folder.glob("samples/*.png") if file.stem.isdecimal())
     if not files:
@@ -59,7 +62,7 @@ def write_page(folder: Path, images: LabelledImages, record: dict[str, Any]) -> 
     results |= {"loss": float(loss[-20:].mean()), "loss_of_guessing": math.log(codes), "chance": 1 / len(names)}
     results |= recognition(images, drawn, labels)
     write_json(folder / RESULTS, results)
-    write_text(folder / PAGE, page(folder, results, record["commands"], names))
+    write_text(folder / PAGE, page(folder, results, commands, names))
     return "\n".join([*verdict(results), f"look at {folder / PAGE}; drawn images: {folder / 'samples'}"])
 
 
@@ -159,7 +162,7 @@ def _blank(images: Tensor) -> Tensor:
     return torch.full_like(images[:1], 255)
 
 
-def page(folder: Path, results: dict[str, Any], commands: dict[str, str], names: Sequence[str]) -> str:
+def page(folder: Path, results: dict[str, Any], commands: Sequence[str], names: Sequence[str]) -> str:
     """In HTML that needs nothing but the pictures beside it."""
     held_out = results["held_out_accuracy"]
     facts = {
@@ -209,6 +212,6 @@ pre {{ background: #f4f4f4; padding: 1em; overflow-x: auto }}
 <p>Photographs at each size of the pyramid, over what their codes still hold. The model cannot draw finer.</p>
 <img src="{rebuilt}" alt="Photographs over their reconstructions, at each scale">
 <h2>The commands</h2>
-<pre>{html.escape(chr(10).join(commands.values()))}</pre>
+<pre>{html.escape(chr(10).join(commands))}</pre>
 </html>
 """

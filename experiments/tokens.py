@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.curves import read_events, smooth
+from experiments.curves import read_events, smooth, without_lost
 from runtime.command import run
 from runtime.config import option, parse_flags
 from runtime.errors import UserError
@@ -69,7 +69,7 @@ def course(folder: Path) -> dict[str, np.ndarray]:
         at = (entry["step"], entry["time"])
         if starts:
             images_a_step = entry.get("images_a_step", 0)
-            rows = {step: row for step, row in rows.items() if step <= entry["step"]}
+            rows = without_lost(rows, entry)
         else:
             rows[entry["step"]] = [images, tokens, minutes, entry["loss"], share**-0.5]
     if not rows:

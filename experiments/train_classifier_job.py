@@ -1,6 +1,6 @@
 """What train_classifier.py does once its arguments are understood. Letters: B images, H, W their sides in pixels."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,15 +14,17 @@ from tqdm import tqdm
 from data.crops import crop_image
 from data.images import CroppedImages, open_dataset
 from data.labelled_images import LabelledImages
-from evaluation.features.classifier import Classifier, ClassifierNetwork, save_network
+from evaluation.features.classifier import Classifier, ClassifierNetwork, network_file, save_network
 from evaluation.features.shipped import SIDE, ClassifierConfig, ClassifierSize
 from experiments.train_classifier import ClassifierArgs
 from models.family import Loss, StepContext
 from runtime import distributed
 from runtime.config import plain
 from runtime.device import pick_device
+from runtime.errors import UserError
 from runtime.lock import lock_folder
 from runtime.progress import Progress
+from training.run_folder import holds_run
 from training.task import Task
 from training.trainer import Trainer
 
@@ -43,7 +45,7 @@ class ClassifierTask(Task):
         logits = self.module(augment(images, self.args, context.rank_rng))
         return Loss(F.cross_entropy(logits, labels), lambda: {"accuracy": (logits.argmax(1) == labels).float().mean()})
 
-    def show(self, module: ClassifierNetwork, folder: Path, name: str) -> dict[str, float]:
+    def show(self, module: ClassifierNetwork, folder: Path, name: str) -> Iterator[dict[str, float]]:
         """Accuracy on held-out images, 0..1."""
         device, right, count = module.head.weight.device, 0, len(self.held_out)
         for indices in torch.arange(count).split(BATCH_SIZE):
@@ -51,7 +53,7 @@ class ClassifierTask(Task):
             right += int((module(images.to(device)).argmax(1).cpu() == labels).sum())
         if distributed.is_main():
             tqdm.write(f"{name}: {right / count:.2%} of {count} held-out images recognised")
-        return {"held_out_accuracy": right / count}
+        yield {"held_out_accuracy": right / count}
 
     def describe(self) -> dict[str, Any]:
         return {"config": asdict(self.module.config), "class_keys": list(self.module.config.class_keys)}
@@ -89,11 +91,20 @@ def train_classifier(size: ClassifierSize, args: ClassifierArgs, name: str) -> N
     task = ClassifierTask(network, args, CroppedImages(data[1], SIDE, "center"))
     settings = {"model": plain(size), "args": plain(args)}
     trainer = Trainer(task, CroppedImages(data[0], SIDE, args.crop), args, folder, device, settings)
+    target = Path(args.export_dir or folder / "classifier")
+    check_export(target, size.name, new=not holds_run(folder))
     with lock_folder(folder):
         trainer.fit()
         if distributed.is_main():
-            export(trainer.trained, data, Path(args.export_dir or folder / "classifier"), device)
+            export(trainer.trained, data, target, device)
     distributed.tear_down()
+
+
+def check_export(folder: Path, name: str, new: bool) -> None:
+    """Refuse to replace the classifier of another run, which is what a ``new`` one finds."""
+    place = network_file(folder, name)
+    if new and place.exists():
+        raise UserError(f"{place} is there already, of another run; move it away, or name another export_dir")
 
 
 def export(network: ClassifierNetwork, data: Sequence[LabelledImages], folder: Path, device: torch.device) -> None:

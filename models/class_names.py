@@ -4,6 +4,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
+from functools import cache
 from typing import TYPE_CHECKING
 
 from models.family import Generator
@@ -29,7 +30,12 @@ def human_names(class_keys: Sequence[str]) -> list[str]:
 
 def imagenet_names() -> list[str]:
     """Human names of ImageNet's 1000 classes in the field's order, several for one class separated by commas."""
-    return human_names(imagenet_keys())
+    return list(_imagenet_names())
+
+
+@cache
+def _imagenet_names() -> tuple[str, ...]:
+    return tuple(human_names(imagenet_keys()))
 
 
 def imagenet_keys() -> list[str]:
@@ -37,6 +43,7 @@ def imagenet_keys() -> list[str]:
     return _imagenet().label_names()
 
 
+@cache
 def _imagenet() -> "ImageNetInfo":
     from timm.data import ImageNetInfo  # takes a second to import
 
@@ -116,11 +123,8 @@ def _words(name: str) -> set[str]:
 
 
 def _number(name: str) -> float | None:
-    """What number a name is, if it is one."""
-    try:
-        return float(name)
-    except ValueError:
-        return None
+    """What number a name is, if it is one in digits."""
+    return float(name) if re.fullmatch(r"[-+]?\d+(\.\d*)?", name.strip()) else None
 
 
 def _by_name(names: Sequence[Iterable[str]], fold: Callable[[str], str]) -> dict[str, list[int]]:

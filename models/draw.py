@@ -12,6 +12,7 @@ from torch import Tensor
 
 from models.config import NUM_SEEDS
 from models.noise import CODES, exponentials
+from models.scales import join_scales
 from runtime.errors import UserError
 
 INDEX_TYPES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
@@ -49,6 +50,21 @@ def checked_seeds(seeds: Sequence[int], num_labels: int, batch: int) -> Tensor:
     if not all(0 <= seed < NUM_SEEDS for seed in seeds):
         raise UserError("seeds must lie between 0 and 2**32 - 1")
     return torch.tensor(seeds, dtype=torch.long)
+
+
+def checked_maps(maps: Sequence[Tensor] | None, shapes: Sequence[tuple[int, ...]], name: str) -> Tensor:
+    """(B, L) what maps (B, S, S) of all scales hold; UserError if they have other ``shapes``."""
+    if maps is None or [tuple(scale.shape) for scale in maps] != list(shapes):
+        raise UserError(f"{name} must be a list of one map for each scale, of shapes {list(shapes)}")
+    return join_scales([torch.as_tensor(scale) for scale in maps])
+
+
+def check_codes(codes: Tensor, num_codes: int) -> None:
+    """Refuse codes to keep that are none of a model's."""
+    if codes.dtype not in INDEX_TYPES:
+        raise UserError(f"keep_codes are {codes.dtype}; give whole numbers, as model.tokenize does")
+    if codes.min() < 0 or codes.max() >= num_codes:
+        raise UserError(f"keep_codes must lie between 0 and {num_codes - 1}")
 
 
 def guide(logits: Tensor, cfg: float | Tensor) -> Tensor:

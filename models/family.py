@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from models.autoencoder import Autoencoder, to_uint8
 from models.config import Drawing, GeneratorConfig
-from models.draw import INDEX_TYPES, as_labels, checked_seeds, code_noise
+from models.draw import INDEX_TYPES, as_labels, check_codes, checked_maps, checked_seeds, code_noise
 from models.noise import ORDER, uniforms
 from models.pretrained import Pretrained
 from models.scales import join_scales, scale_slices, split_scales
@@ -138,8 +138,8 @@ class Generator(Pretrained, nn.Module, ABC):
         drawing.check(self.scale_sizes)
 
     @abstractmethod
-    def num_steps(self, drawing: Drawing) -> int:
-        """Steps that one image takes."""
+    def num_steps(self, drawing: Drawing, num_kept: int = 0) -> int:
+        """Steps that one image takes, of which so many locations keep their codes."""
 
     def prepare_training(self, attention: str, compiled: bool, activation_checkpointing: bool) -> None:
         """Set how, not what, the training computes, ``attention`` by sdpa or flex; UserError if that cannot be."""
@@ -223,10 +223,13 @@ class Generator(Pretrained, nn.Module, ABC):
         return self.autoencoder.codebook()
 
     def tokenize(self, images: Tensor) -> list[Tensor]:
-        """Codes (B, S, S) of each scale of images (B, 3, H, W) in [-1, 1]; the image size must be the model's."""
+        """Codes (B, S, S) of each scale of images (B, 3, H, W), floats in [-1, 1]; else a UserError."""
         size = self.config.img_size
-        if images.shape[-2:] != (size, size):
-            raise UserError(f"images are {tuple(images.shape[-2:])} pixels; this model takes {size} x {size}")
+        if images.ndim != 4 or images.shape[1:] != (3, size, size) or not images.is_floating_point():
+            raise UserError(
+                f"images have shape {tuple(images.shape)} and type {images.dtype}; give floats in [-1, 1] of shape "
+                f"(B, 3, {size}, {size})"
+            )
         return self.autoencoder.tokenize(images, tuple(self.scale_sizes))
 
     def decode(self, codes: Tensor) -> Tensor:
@@ -248,6 +251,7 @@ class Generator(Pretrained, nn.Module, ABC):
             raise UserError(
                 f"labels have shape {tuple(labels.shape)} and type {labels.dtype}; give one class index an image"
             )
+        labels = labels.long()  # small types cannot hold the numbers below
         if not self.config.class_cond and (labels != self.unconditional_label).any():
             raise UserError(f"this model knows no classes; give {self.unconditional_label} as the label of each image")
         wrong = labels[(labels < 0) | (labels > self.config.num_classes)]
@@ -363,7 +367,8 @@ class Sampler(ABC):
         """What was drawn; the last scale is decoded. Numbers that are not finite, or steps left, are a UserError."""
         if not self.finished:
             raise UserError("the samples are not drawn yet; go through all steps first")
-        maps = (self.sequence.clone(), *self.maps.clone(), self.step_of_location().expand(self.batch, -1))
+        steps = self.step_of_location().expand(self.batch, -1)
+        maps = (self.sequence.clone(), *self.maps.clone(), steps.clone())
         codes, entropy, probability, step = (split_scales(values, self.scale_sizes) for values in maps)
         images = None if self.model.autoencoder is None else self.model.decode(codes[-1])
         self._check_finite(images)
@@ -388,13 +393,6 @@ class Sampler(ABC):
         if keep is None and keep_codes is None:
             return None
         shapes = [(self.batch, side, side) for side in self.scale_sizes]
-        for name, maps in (("keep", keep), ("keep_codes", keep_codes)):
-            if maps is None or [tuple(scale.shape) for scale in maps] != shapes:
-                raise UserError(f"{name} must be a list of one map for each scale, of shapes {shapes}")
-        kept, codes = join_scales(keep), join_scales(keep_codes)
-        num_codes = self.model.num_codes
-        if codes.dtype not in INDEX_TYPES:
-            raise UserError(f"keep_codes are {codes.dtype}; give whole numbers, as model.tokenize does")
-        if codes.min() < 0 or codes.max() >= num_codes:
-            raise UserError(f"keep_codes must lie between 0 and {num_codes - 1}")
+        kept, codes = (checked_maps(maps, shapes, name) for name, maps in (("keep", keep), ("keep_codes", keep_codes)))
+        check_codes(codes, self.model.num_codes)
         return kept.bool().to(self.model.device), codes.long().to(self.model.device)

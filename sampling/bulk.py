@@ -39,6 +39,11 @@ class Request:
     resize_to: int | None = None  # side in pixels of what is stored, if not the model's
     sampler: Sampler | None = None  # of ``sampler_of``, to be used again; else drawing makes one
 
+    def num_steps(self, model: Generator) -> int:
+        """Steps that each image takes."""
+        kept = [] if self.constraint is None else self.constraint.mask
+        return model.num_steps(self.drawing, sum(int(mask.sum()) for mask in kept))
+
 
 def place_model(model: Generator, args: ModelArgs, device: torch.device) -> None:
     """Bring a model to a device, and it and its decoder to their precisions."""
@@ -110,7 +115,7 @@ def draw_into(
     todo = distributed.from_main(folder.todo, "a look at the folder of samples")
     mine = todo[distributed.rank() :: distributed.num_ranks()].tolist()
     total, on_main = len(request.labels), distributed.is_main()
-    num_steps = model.num_steps(request.drawing)
+    num_steps = request.num_steps(model)
     bar = Progress(
         desc="sampling", total=total, initial=total - len(todo), unit="image", leave=None, disable=not on_main
     )

@@ -68,6 +68,8 @@ def make_edit(image: Picture, mask: Picture, model: Generator, blend: int = 0) -
 
 def _fading(redraw: Tensor, blend: int) -> Tensor:
     """(H, W) 1 where a mask is True, and beside it less by 1 / (blend + 1) a pixel, down to 0."""
+    if not blend:
+        return redraw.float()
     from scipy.ndimage import distance_transform_edt  # takes a while to import
 
     distance = torch.from_numpy(distance_transform_edt(~redraw.numpy()).astype(np.float32))

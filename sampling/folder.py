@@ -54,10 +54,12 @@ UNUSED_NAME = ".progress.unused"  # progress that is being prepared, or removed
 MADE_OF_ALL = (MAPS_NAME, GRID_NAME, ENTROPY_NAME, ANIMATION_NAME, CODES_NAME, NPZ_NAME)
 # Moved aside in this order: progress never stays with the settings of others.
 OUR_FILES = (PROGRESS_NAME, f"{NUMBER}.png", f"maps_{NUMBER}.png", *MADE_OF_ALL, UNUSED_NAME, SETTINGS_NAME)
-# Settings that change no image but by rounding; of files that were read, hashes count, or what is made of them.
+# Settings that change no image but by rounding, and those of which something else is recorded: of files the hashes, of
+# labels what each image has, of devices and precisions those that were found.
 UNIMPORTANT = (
     *("batch_size", "compile", "output_dir", "duplicates"),
     *("checkpoint", "config", "edit", "mask", "label_file"),
+    *("labels", "num_samples", "list_classes", "device", "dtype"),
 )
 # Settings that say nothing of one image.
 OF_ALL = ("images", "labels", "num_samples", "format", "save_codes", "maps", "animation", "list_classes")
@@ -89,7 +91,7 @@ def sample_settings(
         "drawing_version": DRAWING_VERSION,
         "resolved_dtype": dtype_name(model.dtype),
         "resolved_decoder_dtype": dtype_name(model.autoencoder.decoder_dtype),
-        "resolved_device": str(model.device),
+        "resolved_device": model.device.type,
         "torch": version("torch"),
         "images": [
             {

@@ -64,7 +64,7 @@ def draw_samples(args: SampleArgs, settings: dict[str, Any]) -> None:
         if _prepare(folder, model, request, args, sha256):
             request = replace(request, sampler=sampler_of(model, request))
             distributed.say(
-                f"{describe_size(model)}; {len(labels)} images of {side} px in {model.num_steps(drawing)} steps, "
+                f"{describe_size(model)}; {len(labels)} images of {side} px in {request.num_steps(model)} steps, "
                 f"{request.sampler.batch} at once; {dtype_name(model.dtype)} on {device}"
             )
             if args.compile:
@@ -186,7 +186,8 @@ def _finish(
             save_maps(samples, model, folder.path)
             save_entropy_by_step(samples, folder.path / sample_folder.ENTROPY_NAME)
         if args.animation:
-            save_animation(samples, model, folder.path / sample_folder.ANIMATION_NAME)
+            finish = {} if edit is None else {"finish": edit.paste_back}
+            save_animation(samples, model, folder.path / sample_folder.ANIMATION_NAME, **finish)
     duplicates = folder.finish(labels)
     if duplicates and args.edit is None:
         first = ", ".join(map(str, duplicates[0][:5]))

@@ -4,6 +4,7 @@ Letters: B images, S side of a scale, C code dimension, H, W image sides in pixe
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -76,16 +77,19 @@ def save_entropy_by_step(samples: Samples, path: Path) -> None:
     save_figure(figure, path, DPI)
 
 
-def save_animation(samples: Samples, model: Generator, path: Path) -> None:
+def save_animation(
+    samples: Samples, model: Generator, path: Path, finish: Callable[[Tensor], Tensor] = lambda images: images
+) -> None:
     """Write a GIF of the images appearing, one frame a step; the last one, the final images, stays for 2 s.
 
+    ``finish`` is what became of the final images (B, 3, H, W) of bytes after they were drawn, and becomes of all.
     Only the first 16 images are shown, in a square grid: a frame is decoded at once and every frame stays in memory.
     """
     samples = samples.first(MAX_ANIMATED, model.device)
     last_step = num_steps(samples) - 1
     side = samples.images.shape[-1]  # which may be another than the model's
     steps = (step_images(samples, model, step) for step in range(last_step))
-    frames = [_grid(F.interpolate(images, (side, side), mode="nearest-exact")) for images in steps]
+    frames = [_grid(finish(F.interpolate(images, (side, side), mode="nearest-exact"))) for images in steps]
     frames.append(_grid(model.to_uint8(samples.images)))
     durations = [FRAME_MS] * last_step + [HOLD_MS]
     with whole(path) as temporary:

@@ -65,7 +65,7 @@ class StepProgress:
         steps = sampler.step_of_location().expand(sampler.batch, -1)
         if not (steps == self.step).any():
             return None
-        codes, step = (split_scales(values, sampler.scale_sizes) for values in (sampler.sequence.clone(), steps))
+        codes, step = (split_scales(values.clone(), sampler.scale_sizes) for values in (sampler.sequence, steps))
         return Samples(None, codes, [], step, [])
 
     def images(self) -> list[Image.Image]:
@@ -153,16 +153,17 @@ class Pipeline:
             raise UserError(f"batch_size is {batch_size}; it must be at least 1")
         request = Request(labels, drawing, seed, batch_size, constraint=change and change.constraint)
         request = replace(request, sampler=sampler_of(self.model, request))
+        num_steps = request.num_steps(self.model)
         first, pixels, samples = 0, [], []
 
         def on_step(step: int) -> None:
             if callback is not None:
-                callback(StepProgress(step, self.model.num_steps(drawing), first, request.sampler))
+                callback(StepProgress(step, num_steps, first, request.sampler))
 
         for indices, out in draw_many(self.model, request, on_step=on_step):
             images = self.model.to_uint8(out.images)
             pixels.append((images if change is None else change.paste_back(images)).cpu())
-            samples.append(out.first(len(indices)))
+            samples.append(replace(out, images=None).first(len(indices)))
             first += len(indices)
         return PipelineOutput(
             _as_type(torch.cat(pixels), output_type), labels, [image_seed(seed, i) for i in range(len(labels))], samples
@@ -197,9 +198,10 @@ class Pipeline:
 
     def _labels(self, class_labels: Labels, num_images: int | None) -> list[int]:
         """Class indices, one an image."""
-        names, given = ClassNames(self.model), class_labels
+        given = class_labels
         given = given.tolist() if isinstance(given, Tensor | np.ndarray | np.generic) else given
         given = list(given) if isinstance(given, Sequence) and not isinstance(given, str | bytes) else [given]
+        names = ClassNames(self.model) if any(isinstance(x, str) for x in given) else None
         labels = [names.label(x) if isinstance(x, str) else whole_number(x, "a label") for x in given]
         if not labels or (num_images is not None and whole_number(num_images, "num_images") < 1):
             raise UserError("there is nothing to draw; give at least one label, and num_images of at least 1")

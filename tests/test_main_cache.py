@@ -326,6 +326,15 @@ def test_a_cache_serves_without_its_images(work: Work) -> None:
     assert "num_classes is 3; set num_classes 2" in command(work.flags(*flags, "--num_classes", "3")).error()
 
 
+def test_a_cache_serves_by_another_path_of_its_images(work: Work) -> None:
+    assert command(work.flags("--create_cache", "--crop", "center")).code == 0
+    (work.folder / "links").mkdir()
+    (work.folder / "links/pets").symlink_to(work.folder / "pets")
+    flags = ("--crop", "center", "--use_cache", "--data_path", str(work.folder / "links/pets"))
+    outcome = command(work.flags(*flags))
+    assert outcome.code == 0, outcome.err
+
+
 def test_a_cache_of_another_folder_of_the_same_name_is_refused(work: Work) -> None:
     assert command(work.flags("--create_cache", "--crop", "center")).code == 0
     write_pictures(work.folder / "others/pets", {"ant": 8, "bee": 8})

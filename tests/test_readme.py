@@ -652,9 +652,7 @@ RULES = (
         files=("output/classifiers/classifier_digits/classifier/digits.safetensors",),
         added="--epochs 1",
     ),
-    makes_autoencoder(
-        "config_digits", "output/digits", "--batch_size 300 --full_size_share 0 --export_dir output/digits"
-    ),
+    makes_autoencoder("config_digits", "output/digits", "--batch_size 300 --full_size_share 0"),
     makes_autoencoder(
         "config_own_32", "output/mine/tokenizer/autoencoder", "--batch_size 12", makes="output/mine/tokenizer"
     ),

@@ -105,7 +105,7 @@ class Tiny(Generator):
     def sampler(self, batch: int, drawing: TinyDrawing, compiled: bool = False) -> Sampler:
         return TinySampler(self, batch, drawing, compiled)
 
-    def num_steps(self, drawing: TinyDrawing) -> int:
+    def num_steps(self, drawing: TinyDrawing, num_kept: int = 0) -> int:
         return self.num_locations
 
     def order(self, direction: Direction) -> Tensor:

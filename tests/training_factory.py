@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -91,8 +91,8 @@ PREVIEW = CheckerboardDrawing(steps_per_scale=1)
 class QuietTask(GeneratorTask):
     """Draws no grid of samples, which would take longer than the steps of a tiny run; measures if asked to."""
 
-    def show(self, module: Checkerboard, folder: Path, name: str) -> dict[str, float]:
-        return super().show(module, folder, name) if self.args.eval_samples or self.args.val_images else {}
+    def show(self, module: Checkerboard, folder: Path, name: str) -> Iterator[dict[str, float]]:
+        return super().show(module, folder, name) if self.args.eval_samples or self.args.val_images else iter(())
 
 
 def fresh_model(**overrides: Any) -> Checkerboard:

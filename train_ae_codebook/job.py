@@ -40,12 +40,12 @@ def train_autoencoder(settings: dict[str, Any], name: str) -> None:
     args.check_steps(args.epochs * count_steps(len(train), args))
     folder = Path(args.output_dir or f"output/autoencoders/{name}")
     export = Path(args.export_dir or folder / "autoencoder")
-    _check_export(export, args)
+    begun = begun_in(folder, args.resume)
+    _check_export(export, args, new=begun is None)
     held_out = CroppedImages(validation, args.img_size, "center")
     task = _make_task(settings, args, held_out, device)
     task.measured = "training images" if validation is train else task.measured
     with lock_folder(folder):
-        begun = begun_in(folder, args.resume)
         if distributed.is_main() and begun is not None:
             _check_same(begun / CONFIG_NAME, section, args)
         distributed.say(
@@ -61,13 +61,19 @@ def train_autoencoder(settings: dict[str, Any], name: str) -> None:
     distributed.tear_down()
 
 
-def _check_export(folder: Path, args: ImageArgs) -> None:
-    """Find out before the training whether the autoencoder can be written there, and would be found."""
+def _check_export(folder: Path, args: ImageArgs, new: bool) -> None:
+    """Find out before the training whether the autoencoder can be written there, and would be found.
+
+    What a ``new`` run finds there is of another one.
+    """
     if folder.exists() and not folder.is_dir():
         raise UserError(f"export_dir {folder} is a file; name a folder")
-    published = folder / AUTOENCODER_NAMES[0]
-    if published.exists() and not isinstance(args, RequantizeArgs):
-        raise UserError(f"{published} would be taken for the new autoencoder beside it; name another export_dir")
+    published, ours = (folder / name for name in AUTOENCODER_NAMES)
+    written, other = (published, ours) if isinstance(args, RequantizeArgs) else (ours, published)
+    if other.exists():
+        raise UserError(f"{other} is another autoencoder than the one to be written beside it; name another export_dir")
+    if new and written.exists():
+        raise UserError(f"{written} is there already, of another run; move it away, or name another export_dir")
 
 
 def _make_task(

@@ -70,11 +70,14 @@ def evaluate(args: EvaluateArgs) -> None:
     sides = args.scale_sizes or sorted({round(full / 2**i) for i in range(full.bit_length() + 1)} - {0})
     count = min(args.num_images or len(data), len(data))
     originals, labels = EightBitImages(data, count), np.array([])
+    if count < 2 and (args.features is not None or inception is not None):
+        raise UserError("distances need at least 2 images; raise num_images, or measure no features")
     classifier = None if args.features is None else Classifier(args.features, device)
     if classifier is not None:
         labels = originals.labels(classifier.class_names)
     batches = Progress(held_out_batches(data, count), total=-(-count // BATCH), unit="batch")
     by_side, num_used = measure_scales(autoencoder, batches, sides, with_ssim=True)
+    data.check_all_readable()
     print(f"{args.autoencoder} on {count} images ({args.split}) of {data.images.name}")
     print(table(by_side))
     print(f"{num_used} of {autoencoder.config.n_embed} codes occur at some scale")
@@ -223,8 +226,6 @@ def measure_rfid(
     autoencoder: Autoencoder, data: CroppedImages, count: int, inception: Network
 ) -> tuple[str, float, list[str]]:
     """rFID: its name with the number of images below 50,000, its value, and what is doubtful about it."""
-    if count < 2:
-        raise UserError("rFID needs at least 2 images; raise num_images, or leave the Inception weights out")
     statistics, warnings = [], []
     for images in (EightBitImages(data, count), EightBitImages(data, count, autoencoder)):
         found = compute_features(images, inception, BATCH)

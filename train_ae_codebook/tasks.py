@@ -4,7 +4,7 @@ Letters: B batch, C code dimension, S side of a code map, V codes, N latents of 
 size of the pyramid, so that small ones are represented too. The small VQ-VAE is trained in vqvae.py.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -48,14 +48,14 @@ class AutoencoderTask(Task):
         """The whole autoencoder, of the module that is trained."""
         return module
 
-    def show(self, module: nn.Module, folder: Path, name: str) -> dict[str, float]:
-        """Write originals over reconstructions at every scale; return metrics of the validation images."""
+    def show(self, module: nn.Module, folder: Path, name: str) -> Iterator[dict[str, float]]:
+        """Write originals over reconstructions at every scale; yield metrics of the validation images."""
         if not distributed.is_main():
-            return {}
+            return
         autoencoder = self.assemble(module)
         save_pyramid(autoencoder, self.validation, self.sides, folder / f"{name}.png")
         found, _ = measure_scales(autoencoder, held_out_batches(self.validation), self.sides)
-        return self.logged(found, name)
+        yield self.logged(found, name)
 
     def logged(self, by_side: Mapping[int, ScaleMetrics], name: str) -> dict[str, float]:
         """What the log gets of metrics of each scale: PSNR (dB) and usage at the full size. Pictures have the name."""

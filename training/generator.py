@@ -1,5 +1,6 @@
 """A generator as a training task: codes of a batch -> loss; a grid of samples now and then."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -79,27 +80,26 @@ class GeneratorTask(Task):
             saved = f"; so far {1 - self.tokens_share:.1%} of the tokens are saved" if epoch else ""
             tqdm.write(f"epoch {epoch:.4g}: learning from {what}{saved}")
 
-    def show(self, module: Generator, folder: Path, name: str) -> dict[str, float]:
-        """Write a grid, a row a class, up to 16, always by the same noise; return what is measured."""
+    def show(self, module: Generator, folder: Path, name: str) -> Iterator[dict[str, float]]:
+        """Write a grid, a row a class, up to 16, always by the same noise; yield what is measured."""
         if self.args.shard:  # no rank has all weights
             distributed.say("no samples, because the model is shared out; draw them by main_sample.py")
-            return {}
+            return
         labels = shown_labels(module, MAX_ROWS)
         rows = [label for label in labels for _ in range(COLUMNS)]
         images = draw_on_all_ranks(module, Request(rows, self.drawing))
         if images is not None:
             captions = class_captions(module, labels)
             save_grid(module.to_uint8(images), folder / f"{name}.png", COLUMNS, captions if any(captions) else ())
-        metrics = {}
         if self.held_out is not None:
-            metrics["val_loss"] = self.held_out.measure(module)
-            distributed.say(f"val_loss {metrics['val_loss']:.4f}, of {self.args.val_images} held-out images")
+            loss = self.held_out.measure(module, 1.0 if self.order is None else self.order.share)
+            distributed.say(f"val_loss {loss:.4f}, of {self.args.val_images} held-out images")
+            yield {"val_loss": loss}
         if self.evaluation is not None:
             labels = balanced_labels(module, self.args.eval_samples)
             at_once = distributed.from_main(pick_batch_size(module, self.drawing))
             request = Request(labels, self.drawing, FIRST_SEED, at_once)
-            metrics |= self.evaluation.measure(module, request, folder / f".{name}")
-        return metrics
+            yield self.evaluation.measure(module, request, folder / f".{name}")
 
     def state(self) -> dict[str, Any]:
         state = {"images_seen": self.images_seen, "tokens_share": self.tokens_share}

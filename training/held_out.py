@@ -32,13 +32,16 @@ class HeldOutLoss:
         self.batches = held_out_codes(model, crops, args.val_images, args.batch_size, share)
 
     @torch.no_grad()
-    def measure(self, model: Generator) -> float:
-        """Nats a token, on all ranks; of a family that learns from patches, of single codes."""
+    def measure(self, model: Generator, shuffled: float = 1.0) -> float:
+        """Nats a token, on all ranks; of a family that learns from patches, of single codes.
+
+        ``shuffled`` is as of a ``StepContext``: what training does now.
+        """
         total = torch.zeros(2, dtype=torch.float64)  # sum over images, their number
         for i, (codes, labels) in enumerate(self.batches):
             number = i * distributed.num_ranks() + distributed.rank()
             rng = torch.Generator(model.device).manual_seed(number)
-            context = StepContext(number, 0.0, 0, random.Random(number), rng, logs=False)
+            context = StepContext(number, 0.0, 0, random.Random(number), rng, shuffled=shuffled, logs=False)
             loss = model.training_loss(codes, labels, context).value
             total += torch.tensor([float(loss) * len(labels), len(labels)])
         distributed.add_up(total)

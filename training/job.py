@@ -103,13 +103,13 @@ def train(trainer: Trainer) -> None:
     num_steps = args.epochs * trainer.state.steps_per_epoch
     if args.adaptive_order and num_steps <= FIRST_STEPS:
         distributed.say(f"warning: adaptive_order has no effect in {num_steps} steps; it begins after {FIRST_STEPS}")
-    if trainer.fit():
+    if trained := trainer.fit():
         if trainer.logged_loss is not None:  # steps were taken, and not only a last preview made up for
             say_chance(trainer.logged_loss, model.num_codes)
         distributed.say(f"samples: {folder / 'samples'}; checkpoint: {folder / CHECKPOINT_NAME}")
     score = folder / f"samples/digits_{trainer.state.epoch:04d}.txt"
     wants_score = args.dataset == "digits" and model.config.class_cond and not args.shard
-    if distributed.from_main(wants_score and not score.exists()):
+    if distributed.from_main(wants_score and (trained or not score.exists())):
         lines = score_digits(trainer.trained.eval(), NUM_SCORED_DIGITS, task.drawing, folder / "samples/.digits")
         distributed.say("\n".join(["drawn digits, by the classifier in pretrained_models/classifiers:", *lines]))
         if distributed.is_main():

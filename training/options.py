@@ -76,8 +76,8 @@ class LoopArgs:
         check_at_least(0, self, "eval_freq", "keep_freq", "save_minutes")
         if not all(0 <= beta < 1 for beta in self.betas) or not 0 <= self.ema_decay < 1:
             raise UserError(f"betas {list(self.betas)} and ema_decay {self.ema_decay} must lie in 0..1, 1 excluded")
-        if any(factor <= 0 for factor in self.lr_drops.values()):
-            raise UserError(f"lr_drops {self.lr_drops} must hold factors above 0")
+        if any(factor <= 0 for factor in self.lr_drops.values()) or any(start < 0 for start in self.lr_drops):
+            raise UserError(f"lr_drops {self.lr_drops} must hold factors above 0, at epochs or shares from 0 on")
         if self.warmup_epochs > self.epochs:
             raise UserError(
                 f"warmup_epochs is {self.warmup_epochs:g}, more than the {self.epochs} of the run; lower it"
@@ -221,6 +221,7 @@ class TrainArgs(LoopArgs):
 
     def _check_stages(self) -> None:
         """Refuse settings of stages that make no sense, or do nothing."""
+        check_at_least(1, self, "patch_level")
         stage_ends(self.epochs, self.patch_level, self.epoch_rate)
         check_at_least(0, self, "end_lr")
         check_probabilities(self, "decay_ratio")

@@ -36,12 +36,14 @@ class Evaluation:
             check_reference(place, Inception.key_suffixes[0])
         self.measurement: Measurement | None = None
         try:
-            self.measurement = Measurement(load_on_all_ranks(args, device), place)
+            network = load_on_all_ranks(args, device)
         except UserError as error:
             if not downloads:
                 raise
             if distributed.is_main():
                 warn([f"no FID during training: {error}"])
+        else:
+            self.measurement = Measurement(network, place)
 
     def measure(self, model: Generator, request: Request, folder: Path) -> dict[str, float]:
         """Metrics by name, on rank 0, which prints them, of the request's images; they pass through ``folder``."""
@@ -69,7 +71,8 @@ def measure_new(measurement: Measurement, model: Generator, request: Request, fo
     """Draw and measure images that pass through ``folder``; the result, on rank 0."""
     if distributed.is_main():
         shutil.rmtree(folder, ignore_errors=True)  # what a killed run left there may be of other weights
-    result = measurement.draw_and_measure(model, request, folder)
-    if distributed.is_main():
-        shutil.rmtree(folder)
-    return result
+    try:
+        return measurement.draw_and_measure(model, request, folder)
+    finally:
+        if distributed.is_main():
+            shutil.rmtree(folder, ignore_errors=True)

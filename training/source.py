@@ -1,6 +1,7 @@
 """What a run of main.py learns from: images, a cache of their codes, or such a cache whose images are elsewhere."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -100,7 +101,7 @@ def open_source(config: GeneratorConfig, args: TrainArgs) -> Source:
         return Source(cache, len(codes), keys, human_names(keys) if known else None, None, codes.remarks, codes)
     if _serves_alone(cache, args):
         manifest, path = read_manifest(cache), _path_of(args)
-        if manifest.data_path != path and Path(path).exists():
+        if manifest.data_path != path and Path(path).exists() and not _is_same(manifest.data_path, path):
             raise UserError(
                 f"{cache} was made of the images in {manifest.data_path}, not of those in {path}; add --check_images "
                 "if they are the same, or set another cached_path"
@@ -136,6 +137,13 @@ def with_num_classes(config: GeneratorConfig, source: Source) -> GeneratorConfig
 def _path_of(args: TrainArgs) -> str:
     """Where the images are, from any working directory."""
     return "" if args.dataset == "digits" else str(located(args.data_path).absolute())
+
+
+def _is_same(first: str, second: str) -> bool:
+    """Whether two paths name one folder, as by a link."""
+    with suppress(OSError):  # where one is gone
+        return Path(first).samefile(second)
+    return False
 
 
 def _serves_alone(cache: Path, args: TrainArgs) -> bool:

@@ -1,6 +1,7 @@
 """What a trainer knows of the thing that it trains."""
 
 import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,8 +23,8 @@ class Task(Protocol):
     def loss(self, batch: Any, context: StepContext) -> Loss:
         """The loss of a batch, and what else is logged of it."""
 
-    def show(self, module: nn.Module, folder: Path, name: str) -> dict[str, float]:
-        """Called on all ranks: draw with a (possibly averaged) module, write ``folder / name...``, return metrics."""
+    def show(self, module: nn.Module, folder: Path, name: str) -> Iterator[dict[str, float]]:
+        """Called on all ranks: draw with a (possibly averaged) module, write ``folder / name...``, yield metrics."""
 
     def describe(self) -> dict[str, Any]:
         """Plain entries for the checkpoint, such as the configuration."""

@@ -158,7 +158,8 @@ class Trainer:
         try:
             # A few shapes once are not worth compiling.
             with waiting(0), torch.no_grad(), torch.compiler.set_stance("force_eager"):
-                metrics = self.task.show(self.trained, folder, name)
+                for found in self.task.show(self.trained, folder, name):
+                    metrics |= found
                 distributed.barrier(f"the samples of {name}")
         except Stopped as stop:
             raise Stopped(stop.signal_number, saved=True) from stop  # the checkpoint came first

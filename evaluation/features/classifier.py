@@ -73,7 +73,7 @@ class Classifier(Network):
 
     def __init__(self, name: ClassifierName, device: torch.device, folder: Path = FOLDER) -> None:
         self.name, self._folder, self._device = name, folder, device
-        path = folder / f"{name}.safetensors"
+        path = network_file(folder, name)
         self._network = _read_network(path).to(device)
         self.class_names = list(self._network.config.class_keys)
         self.class_weights = self._network.head.weight.detach().T.float().cpu().numpy()
@@ -122,10 +122,15 @@ class Classifier(Network):
         return real
 
 
+def network_file(folder: Path, name: str) -> Path:
+    """The weights of a classifier of this name."""
+    return folder / f"{name}.safetensors"
+
+
 def save_network(network: ClassifierNetwork, folder: Path) -> Path:
     """Write a classifier in half precision."""
     folder.mkdir(parents=True, exist_ok=True)
-    state, path = deepcopy(network).cpu().half().state_dict(), folder / f"{network.config.name}.safetensors"
+    state, path = deepcopy(network).cpu().half().state_dict(), network_file(folder, network.config.name)
     with whole(path) as temporary:
         temporary.write_bytes(save(state, {"config": json.dumps(asdict(network.config))}))
     return path

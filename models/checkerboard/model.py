@@ -163,7 +163,7 @@ class Checkerboard(Generator):
     def sampler(self, batch: int, drawing: CheckerboardDrawing, compiled: bool = False) -> Sampler:
         return CheckerboardSampler(self, batch, drawing, compiled)
 
-    def num_steps(self, drawing: CheckerboardDrawing) -> int:
+    def num_steps(self, drawing: CheckerboardDrawing, num_kept: int = 0) -> int:
         return sum(map(len, drawing.blocks(self.scale_sizes)))
 
     def undrawn_latents(self, codes: Sequence[Tensor], scale: int) -> Tensor:

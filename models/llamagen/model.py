@@ -227,7 +227,7 @@ class LlamaGen(Generator):
     def sampler(self, batch: int, drawing: LlamaGenDrawing, compiled: bool = False) -> Sampler:
         return LlamaGenSampler(self, batch, drawing, compiled)
 
-    def num_steps(self, drawing: LlamaGenDrawing) -> int:
+    def num_steps(self, drawing: LlamaGenDrawing, num_kept: int = 0) -> int:
         return self.num_locations
 
     def to_uint8(self, images: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ from models.loading.state import (
 )
 from runtime.config import dataclass_from_dict, plain, read_yaml, write_yaml
 from runtime.errors import UserError
-from runtime.files import PROJECT, located, read_json, whole
+from runtime.files import PROJECT, did_you_mean, located, read_json, whole
 
 AUTOENCODER_CONFIG_NAME = "autoencoder_config.yaml"
 AUTOENCODER_NAMES = ("checkpoint.pth", "autoencoder.safetensors")  # the published one's, ours
@@ -47,7 +47,8 @@ def load_autoencoder(paths: AutoencoderPaths, folder: Path | None = None) -> Aut
     tried = places_of(paths.checkpoint_path, folder)
     within = next((place for place in tried if place.is_dir()), None)
     if within is not None:
-        return load_autoencoder(replace(_files_in(within), params=paths.params), within)
+        found = _files_in(within)
+        return load_autoencoder(replace(found, params={**found.params, **paths.params}), within)
     checkpoint_path = first_file(tried)
     if checkpoint_path is None and is_hub_name(paths.checkpoint_path):
         return open_autoencoder(paths.checkpoint_path)
@@ -56,6 +57,10 @@ def load_autoencoder(paths: AutoencoderPaths, folder: Path | None = None) -> Aut
             f"no autoencoder weights at {' nor at '.join(map(str, tried))}; mend autoenc.checkpoint_path, or fetch the "
             "released ones with bash pretrained_models/download.sh autoenc"
         )
+    config_path = paths.config_path
+    if folder is None and config_path is not None and first_file(places_of(config_path, None)) is None:
+        near = did_you_mean(Path(config_path))
+        raise UserError(f"no such file: {config_path}{near}; mend autoenc.config_path, or set it to null")
     return build_autoencoder(read_autoencoder_state(checkpoint_path), paths, folder, checkpoint_path)
 
 
@@ -98,6 +103,7 @@ def _section_in(folder: Path) -> AutoencoderPaths | None:
     for place in (folder / CONFIG_NAME, folder / HUB_CONFIG_NAME):
         model = read_yaml(place).get("model") if place.is_file() else None
         section = model.get("autoenc") if isinstance(model, dict) else None
+        section = AutoencoderPaths.of_text(section) if isinstance(section, str) else section
         if isinstance(section, dict) and section.get("checkpoint_path"):
             return dataclass_from_dict(AutoencoderPaths, section, f"{place}: autoenc")
     return None
@@ -262,6 +268,7 @@ def save_autoencoder(autoencoder: Autoencoder, folder: Path, dtype: torch.dtype 
     folder.mkdir(parents=True, exist_ok=True)
     state = autoencoder.state_dict()
     state = {key: value.to(dtype) if value.is_floating_point() else value for key, value in state.items()}
+    state = {key: value.contiguous() for key, value in state.items()}
     with whole(folder / AUTOENCODER_NAMES[1]) as temporary:
         temporary.write_bytes(save(state))
     write_yaml(folder / AUTOENCODER_CONFIG_NAME, autoencoder_config_dict(autoencoder))

@@ -169,10 +169,22 @@ def config_of(path: Path, content: Mapping[str, Any]) -> GeneratorConfig:
 
 def config_place(path: Path) -> Path:
     """Where the configuration of the checkpoint at ``path`` is, the nearest; or should be: beside it."""
+    beside = path.with_name(CONFIG_NAME)
+    if beside.exists():
+        return beside
     folders = (path.parent, *path.absolute().parents[1 : 1 + FOLDERS_ABOVE])
     places = (folder / name for folder in folders for name in (CONFIG_NAME, HUB_CONFIG_NAME))
-    known = (place for place in places if place.exists() and (place.name == CONFIG_NAME or has_section(place, "model")))
-    return next(known, path.with_name(CONFIG_NAME))
+    return next((place for place in places if place.exists() and _describes_model(place)), beside)
+
+
+def _describes_model(place: Path) -> bool:
+    """Whether a configuration is of a model: those of other programs have the same name."""
+    if place.name == HUB_CONFIG_NAME:
+        return has_section(place, "model")
+    try:
+        return isinstance(_found_section(place), dict)
+    except UserError:
+        return False
 
 
 def read_model_config(checkpoint_path: Path) -> GeneratorConfig:
@@ -188,12 +200,18 @@ def published_layouts(families: Iterable[Family]) -> Iterator[PublishedLayout]:
     return (layout for layout in found if layout is not None)
 
 
-def _model_section(path: Path) -> dict[str, Any]:
+def _found_section(path: Path) -> Any:
+    """What a configuration has as its ``model:`` section, or its translation from a published one; None of neither."""
     content = read_yaml(path)
     section = content.get("model")
     if section is None:
         translated = (layout.translate(content, path) for layout in published_layouts(FAMILIES.values()))
         section = next((found for found in translated if found), None)
+    return section
+
+
+def _model_section(path: Path) -> dict[str, Any]:
+    section = _found_section(path)
     if not isinstance(section, dict):
         raise UserError(f"{path} has no model: section; put back the {CONFIG_NAME} that came with the checkpoint")
     return section

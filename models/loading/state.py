@@ -119,6 +119,7 @@ def write_weights(content: dict[str, Any], path: Path, class_names: list[str] | 
     if path.suffix == ".safetensors":
         path.touch()  # with the rights of a new file; safetensors alone would let nobody else read it
         rights = path.stat().st_mode
+        content = {name: tensor.contiguous() for name, tensor in content.items()}  # as the format wants them
         save_file(content, path, {CLASS_NAMES: json.dumps(class_names)} if class_names else None)
         path.chmod(rights)
     else:

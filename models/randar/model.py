@@ -136,8 +136,14 @@ class RandAR(LlamaGen):
         cut_off = self.autoencoder is not None and self.autoencoder.kind == "maskgit"
         return to_uint8(images) if cut_off else super().to_uint8(images)
 
-    def num_steps(self, drawing: RandARDrawing) -> int:
+    def scan_order(self, drawing: RandARDrawing) -> str:
+        """The order that a drawing takes if none is given."""
+        return self.config.scan_order if drawing.draw_order == "model" else drawing.draw_order
+
+    def num_steps(self, drawing: RandARDrawing, num_kept: int = 0) -> int:
+        """In raster order, codes that are kept are passed through as if they were drawn."""
         if drawing.upscale == 1:
-            return len(drawing.schedule(self.num_locations))
+            num_known = 0 if self.scan_order(drawing) == "raster" else num_kept
+            return len(drawing.schedule(self.num_locations - num_known))
         first = len(drawing.first_stage().schedule(self.num_locations))
         return first + len(drawing.schedule(4 * self.num_locations, self.num_locations))

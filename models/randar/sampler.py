@@ -99,13 +99,15 @@ class RandARSampler(Sampler):
         self.class_tokens = self.embed_labels(labels)
         temperature = self.setting(at_scale(drawing.temperature, 0), zero_is_special=True)
         noise = self.code_noise(seeds, self.order)
+        numbers = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts, dtype=torch.long))
+        numbers = (self.first_step + numbers).to(self.order.device).expand(self.batch, -1)
+        self.step_map.scatter_(1, self.order[:, num_known:], numbers)
         known = slice(0, num_known)
         for number, count in enumerate(counts):
             step = Step(number, known, slice(known.stop, known.stop + count))
             share = known.stop / self.num_locations if drawing.cfg_schedule == "linear" else 1.0
             strengths = tuple(self.setting(share * strength) for strength in self.strengths())
             self.draw_codes(self, *self.fed(step), noise[:, step.drawn], strengths, temperature)
-            self.step_map.scatter_(1, self.order[:, step.drawn], self.first_step + number)
             known = step.drawn
             yield self.first_step + number
 
@@ -143,8 +145,7 @@ class RandARSampler(Sampler):
 
         In raster order kept locations stay in their places: a model of that order knows no other.
         """
-        scan_order = self.model.config.scan_order if self.drawing.draw_order == "model" else self.drawing.draw_order
-        raster = scan_order == "raster" and self.given_order is None
+        raster = self.model.scan_order(self.drawing) == "raster" and self.given_order is None
         if raster:
             order = raster_order(self.batch, self.num_locations, seeds.device)
         else:
@@ -164,6 +165,7 @@ class RandARSampler(Sampler):
     def _draw_apart(self, labels: Tensor, seeds: Tensor) -> Iterator[int]:
         """Draw images that keep as many locations together, for steps of a batch are of one length."""
         num_kept, steps = self.kept[0].sum(1), itertools.count()
+        self.step_map.fill_(self.num_locations)  # later than all steps: nothing is drawn yet
         for number in num_kept.unique():
             rows = (num_kept == number).nonzero()[:, 0]
             part = type(self)(self.model, len(rows), self.drawing, self.compiled)

@@ -48,6 +48,15 @@ def test_models_without_steps_per_scale_are_compared_over_all_steps(tmp_path: Pa
     assert below.get_xlabel() == "steps in all"
 
 
+def test_sweeps_by_other_references_are_warned_of(tmp_path: Path) -> None:
+    header = f"cfg,steps_per_scale,steps,{FID},{SCORE},reference_sha256"
+    folders = [write_sweep(tmp_path / name, [f"1,4,17,10,200,{name}"], header) for name in ("aaa", "bbb")]
+    said = rf"differ in reference_sha256 \(aaa in {folders[0]}, bbb in {folders[1]}\)"
+    with pytest.warns(UserWarning, match=said):
+        outcome = call(compare.main, "--sweeps", ",".join(map(str, folders)), "--output", str(tmp_path / "a.png"))
+    assert outcome.code == 0
+
+
 @pytest.mark.parametrize(
     ("header", "answer"),
     [

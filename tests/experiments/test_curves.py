@@ -30,6 +30,19 @@ def test_steps_come_in_order_and_a_step_logged_twice_once(tmp_path: Path) -> Non
     assert [entry["step"] for entry in read_steps(tmp_path)] == [5, 10, 15, 20]
 
 
+def test_what_a_run_lost_or_another_left_before_does_not_count(tmp_path: Path) -> None:
+    """It started again from step 12, and was begun anew with other steps."""
+    write_run(tmp_path, [5, 10, 15, 20])
+    with (tmp_path / "log.jsonl").open("a") as file:
+        for entry in ({"event": "start", "step": 12}, {"step": 13, "epoch": 1.3, "loss": 1.0, "lr": 0.1}):
+            file.write("\n" + json.dumps(entry))
+    assert [entry["step"] for entry in read_steps(tmp_path)] == [5, 10, 13]
+    with (tmp_path / "log.jsonl").open("a") as file:
+        file.write("\n" + json.dumps({"event": "start", "step": 0}))
+        file.write("\n" + json.dumps({"step": 4, "epoch": 0.4, "loss": 1.0, "lr": 0.1}))
+    assert [entry["step"] for entry in read_steps(tmp_path)] == [4]
+
+
 def test_smoothing_takes_means() -> None:
     np.testing.assert_allclose(smooth([1.0, 2.0, 6.0, 4.0, 2.0], 3), [1.0, 3.0, 4.0, 4.0, 2.0])
     np.testing.assert_allclose(smooth([1.0, 2.0, 6.0, 4.0, 2.0], 9), [1.0, 3.0, 3.0, 4.0, 2.0])

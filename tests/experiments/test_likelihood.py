@@ -64,11 +64,14 @@ def test_codes_of_one_block_do_not_see_each_other(run: Path, tmp_path: Path, ste
     found = json.loads((tmp_path / "result.json").read_text())
     assert found["nats_per_token"] == pytest.approx(float(loss), rel=1e-5)
     assert found["finest_scale"]["nats_per_token"] == pytest.approx(float(finest), rel=1e-5)
-    assert found["steps_per_scale"] == steps
+    assert (found["steps_per_scale"], found["dataset"]) == (steps, "digits")
 
 
 def test_mistakes(run: Path, tmp_path: Path) -> None:
     assert call(likelihood.main).error() == "name the --checkpoint to measure"
+    for place, answer in (("no/a.json", "its folder does not exist"), ("", "is a folder; name a file")):
+        flags = ("--checkpoint", "nowhere", "--output_file", str(tmp_path / place))
+        assert answer in call(likelihood.main, *flags).error()  # before anything is loaded
     assert (
         "no image folder"
         in call(likelihood.main, "--checkpoint", str(run), "--data_path", str(tmp_path / "no")).error()

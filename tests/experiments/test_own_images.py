@@ -150,6 +150,16 @@ def test_what_was_removed_is_made_again(
     assert "holds no images; remove it" in call(own_images.main, *flags(root, made)).error()
 
 
+def test_a_folder_that_was_moved_goes_on(finished: tuple[Path, Path, Outcome], tmp_path: Path) -> None:
+    root, made, _ = finished
+    moved = Path(shutil.copytree(made, tmp_path / "moved"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(own_images, "carry_out", lambda task, title: pytest.fail(title))  # nothing is left to do
+        outcome = call(own_images.main, *flags(root, moved))
+    assert outcome.code == 0, outcome.err
+    assert str(moved / "model") in (moved / "index.html").read_text()
+
+
 def test_steps_decide_epochs() -> None:
     """As many as reach the steps, whatever the number of photographs."""
     for count, epochs in ((486, (36, 172)), (40, (250, 1200)), (100_000, (1, 1))):

@@ -212,6 +212,15 @@ def test_other_settings_keep_the_earlier_result(finished: Path, checkpoint: Path
     assert row[f"FD-digits-{COUNT}"] != rows_of(finished)[3][f"FD-digits-{COUNT}"]
 
 
+def test_samples_of_what_was_finished_before_are_deleted_too(finished: Path, checkpoint: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "sweep"
+    shutil.copytree(finished, folder)
+    assert list(folder.glob("cfg*/samples"))
+    start_sweep(checkpoint, folder, "--delete_samples")
+    assert not list(folder.glob("cfg*/samples"))
+    assert rows_of(folder) == rows_of(finished)
+
+
 def test_killed_it_goes_on_to_the_same_table(finished: Path, checkpoint: Path, tmp_path: Path) -> None:
     folder = tmp_path / "sweep"
     argv = flags(checkpoint, folder, "--batch_size", "1")

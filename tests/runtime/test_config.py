@@ -288,6 +288,8 @@ def test_a_value_of_the_wrong_type_is_refused(tmp_path: Path, name: str, value: 
         (("--warmup_epochs", "3", "--epochs", "2"), "warmup_epochs is 3, more than the 2 of the run"),
         (("--lr_drops", "{5: 0.1}", "--epochs", "5"), "lr_drops has epoch 5, which a run of 5 does not come to"),
         (("--lr_drops", "{a: 5}"), "lr_drops is a; it must be a number"),
+        (("--lr_drops", "{-1: 0.1}"), "at epochs or shares from 0 on"),
+        (("--patch_level", "0"), "patch_level is 0; it must be at least 1"),
         (("--lr_drops", "{5: 1, 5: 2}"), "lr_drops is {5: 1, 5: 2}; it must be a mapping"),
         (("--epochs",), "--epochs: expected one argument"),
         (("--config",), "--config: expected one argument"),

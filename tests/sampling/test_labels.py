@@ -135,6 +135,12 @@ def test_classes_called_by_numbers_of_another_spelling() -> None:
         parse_labels("1", model)
 
 
+def test_a_class_called_infinity_is_no_number() -> None:
+    model = tiny_model()
+    model.class_names = ["apple", "infinity", "nan", *"defghij"]
+    assert parse_labels("2,infinity,3", model) == [2, 1, 3]
+
+
 def test_a_name_with_commas_that_is_a_list_too_stands_in_quotes() -> None:
     model = tiny_model()
     model.class_names = ["a", "b", "a,b", *"cdefghi"]

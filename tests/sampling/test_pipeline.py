@@ -131,6 +131,17 @@ def test_editing_keeps_what_the_mask_keeps() -> None:
         pipe.edit(Image.new("RGB", (1000, 2)), Image.new("RGB", (1000, 2)), 1)
 
 
+@pytest.mark.parametrize("make", FAMILIES)
+def test_an_edit_says_how_many_steps_it_takes(make: type[Generator]) -> None:
+    pipe, seen = Pipeline(make(autoencoder=tiny_autoencoder(), img_size=32)), []
+    mask = Image.new("L", (32, 32))
+    mask.paste(255, (0, 0, 8, 8))  # 4 codes of the finest scale are drawn anew
+    callback = lambda progress: seen.append((progress.step + 1, progress.num_steps))  # noqa: E731
+    pipe.edit(picture(32, 32, seed=1), mask, 3, generator=0, callback=callback)
+    assert [step for step, _ in seen] == list(range(1, seen[0][1] + 1))
+    assert {total for _, total in seen} == {len(seen)}
+
+
 def test_mistakes() -> None:
     pipe = named(tiny_model())
     for arguments, answer in (
@@ -193,6 +204,20 @@ def test_what_a_callback_keeps_stays_as_it_was() -> None:
         for scale, final, steps in zip(samples.codes, out.samples[0].codes, samples.step, strict=True):
             assert torch.equal(scale[steps <= step], final[steps <= step])
     assert not torch.equal(seen[0].codes[-1], seen[-1].codes[-1])
+
+
+@pytest.mark.parametrize("settings", [{"steps": 4}, {"steps": 4, "upscale": 2}])
+def test_steps_of_several_batches_in_random_order_are_each_its_own(settings: dict[str, int]) -> None:
+    pipe, seen = Pipeline(tiny_randar(autoencoder=tiny_autoencoder(), img_size=32)), []
+    keep = lambda progress: seen.append((progress.first_image, progress.step, progress.so_far()))  # noqa: E731
+    out = pipe([0, 1, 2], generator=3, batch_size=1, callback=keep, **settings)
+    for i, seed in enumerate(out.seeds):
+        alone = sample(pipe.model, [i], seeds=[seed], **settings)
+        assert torch.equal(out.samples[i].step[-1], alone.step[-1])
+        for step, samples in ((step, samples) for first, step, samples in seen if first == i and samples):
+            assert torch.equal(samples.step[-1], alone.step[-1])  # not yet drawn is not drawn in step 0
+            drawn = alone.step[-1] <= step
+            assert torch.equal(samples.codes[-1][drawn], alone.codes[-1][drawn])
 
 
 def test_a_setting_without_effect_is_a_warning() -> None:

@@ -352,7 +352,7 @@ def test_names_of_another_number_of_classes_are_left_out(tmp_path: Path, capsys:
     tiny_model().save_pretrained(tmp_path / "saved", num_samples=0)
     (tmp_path / "model.safetensors").rename(tmp_path / "saved/model.safetensors")
     assert load_checkpoint(tmp_path / "saved").class_names is None
-    assert "names 2 classes, but its model has 10; they are left out" in capsys.readouterr().out
+    assert "names 2 classes, but its model has 10; they are left out" in capsys.readouterr().err
 
 
 @pytest.mark.quick

@@ -52,7 +52,7 @@ def test_pictures_and_metrics_of_held_out_images(tmp_path: Path) -> None:
     """Rows of originals over reconstructions, scale by scale, pixels enlarged; mean PSNR of images in [0, 1]."""
     task = ae_task()
     randomize(task.module.eval(), std=0.05)
-    metrics = task.show(task.module, tmp_path, "epoch_0001")
+    (metrics,) = task.show(task.module, tmp_path, "epoch_0001")
     held_out = torch.stack([digits("val", 64)[(i, 0)][0] for i in range(64)])
     with torch.no_grad():
         codes = task.module.quantize_latents(task.module.encode(held_out))
@@ -190,3 +190,10 @@ def test_a_place_that_cannot_take_the_autoencoder_is_told_at_once(
     assert "name another export_dir" in error or "name a folder" in error
     assert not (tmp_path / "run").exists()
     assert place.read_text() == "of the user"
+
+
+def test_another_run_does_not_replace_an_autoencoder(finished: tuple[Path, list[str], Outcome], tmp_path: Path) -> None:
+    made = finished[0] / "export/autoencoder.safetensors"
+    before, places = made.read_bytes(), ("--output_dir", str(tmp_path / "run"), "--export_dir", str(made.parent))
+    assert f"{made} is there already, of another run" in call(command.main, *finished[1], *places).error()
+    assert made.read_bytes() == before

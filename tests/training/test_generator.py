@@ -250,7 +250,7 @@ def test_other_scan_orders_train_and_sample(scan_order: str, tmp_path: Path) -> 
 def test_a_grid_has_a_row_a_class(config: dict[str, Any], labels: list[int], tmp_path: Path) -> None:
     model = tiny_model(img_size=16, **config)
     drawing = CheckerboardDrawing(cfg=1.0, cfg_start_step=2, steps_per_scale=2)
-    GeneratorTask(model, tiny_args(), drawing).show(model, tmp_path, "grid")
+    assert list(GeneratorTask(model, tiny_args(), drawing).show(model, tmp_path, "grid")) == []
     cfg = 1.0 if model.config.class_cond else 0.0
     rows = [label for label in labels for _ in range(8)]
     out = sample(model, rows, steps_per_scale=2, cfg=cfg, cfg_start_step=2, seeds=range(len(rows)))

@@ -5,7 +5,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from tests.training_factory import (
     assert_same_training,
     exit_codes,
     losses,
-    read_log,
+    read_events,
     start_process,
     start_ranks,
     tiny_trainer,
@@ -41,10 +41,11 @@ class PreviewTask(QuietTask):
 
     preview: Callable[[str], None] = staticmethod(lambda name: None)
 
-    def show(self, module: Checkerboard, folder: Path, name: str) -> dict[str, float]:
+    def show(self, module: Checkerboard, folder: Path, name: str) -> Iterator[dict[str, float]]:
+        yield {"val_loss": 2.0}
         self.preview(name)
         (folder / f"{name}.png").touch()
-        return {"FID": 1.0}
+        yield {"FID": 1.0}
 
 
 def trainer_of(folder: Path, preview: Callable[[str], None] = lambda name: None, **args: Any) -> Trainer:
@@ -86,6 +87,8 @@ def test_a_preview_that_fails_is_a_warning(
     trainer.fit()
     assert steps == [5, 10]  # each checkpoint is written before
     assert samples_of(tmp_path) == ["epoch_0002.png"]
+    # What was measured before the error is logged.
+    assert [entry.get("FID") for entry in read_events(tmp_path) if "val_loss" in entry] == [None, 1.0]
     (line,) = [text for text in capsys.readouterr().err.splitlines() if text.startswith("warning:")]
     assert line.startswith("warning: no samples of epoch_0001: ")
     assert (getattr(error, "strerror", None) or str(error)) in line
@@ -256,13 +259,13 @@ def test_a_signal_ends_all_ranks_though_one_has_no_data(tmp_path: Path) -> None:
 class LatePreview(QuietTask):
     """On rank 0 a preview takes long, or fails; the other ranks have nothing to do in it."""
 
-    def show(self, module: Checkerboard, folder: Path, name: str) -> dict[str, float]:
+    def show(self, module: Checkerboard, folder: Path, name: str) -> Iterator[dict[str, float]]:
         if distributed.is_main():
             time.sleep(1)
             if self.args.clip_grad:
                 raise OSError(5, "Input/output error", "samples")
             (folder / f"{name}.png").touch()
-        return {}
+        yield {}
 
 
 def train_with_previews(folder: Path, fails: bool) -> None:

@@ -112,6 +112,20 @@ def test_without_weights_and_network_training_goes_on(
         Evaluation(replace(INCEPTION, inception_weights=str(tmp_path / "missing.pth")), reference, CPU)
     with pytest.raises(UserError, match="holds no images"):  # now, not after the first epochs
         Evaluation(INCEPTION, str(tmp_path), CPU)
+    digits = str(ROOT / "pretrained_models/classifiers/digits-train.npz")
+    with pytest.raises(UserError, match="statistics of another network's features"):
+        Evaluation(tiny_args(eval_samples=5, eval_features="cifar10").network, digits, CPU)
+
+
+def test_a_measurement_that_fails_leaves_no_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: object, **kwargs: object) -> None:
+        raise UserError("no memory")
+
+    evaluation = Evaluation(tiny_args(eval_samples=5, eval_features="digits").network, None, CPU)
+    monkeypatch.setattr(evaluation.measurement, "measure", fail)
+    with pytest.raises(UserError, match="no memory"):
+        evaluation.measure(tiny_model(), Request([1, 2, 3, 4, 5], Drawing()), tmp_path / ".epoch_0001")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_impossible_settings_are_refused(tmp_path: Path) -> None:

@@ -494,5 +494,5 @@ def test_mixing_layers_are_counted() -> None:
 
 
 def test_images_of_another_size_are_refused() -> None:
-    with pytest.raises(UserError, match="takes 32 x 32"):
+    with pytest.raises(UserError, match=r"give floats in \[-1, 1\] of shape \(B, 3, 32, 32\)"):
         tiny_model().tokenize(torch.zeros(1, 3, 64, 64))

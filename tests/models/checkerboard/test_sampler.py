@@ -427,7 +427,18 @@ def test_keeping_all_gives_the_image_of_the_codes() -> None:
     model = tiny_model()
     codes = sample(model, LABELS, seeds=[8, 9]).codes
     keep = [torch.ones_like(scale, dtype=torch.bool) for scale in codes]
-    assert torch.equal(sample(model, [0, 0], keep=keep, keep_codes=codes).images, model.decode(codes[-1]))
+    arrays = {"keep": [scale.numpy() for scale in keep], "keep_codes": [scale.numpy() for scale in codes]}
+    for kept in ({"keep": keep, "keep_codes": codes}, arrays):
+        assert torch.equal(sample(model, [0, 0], **kept).images, model.decode(codes[-1]))
+
+
+def test_labels_of_small_types_are_the_same_classes() -> None:
+    model = tiny_model(num_classes=300)
+    expected = sample(model, [100, 17], seeds=[0, 1]).codes[-1]
+    for dtype in (torch.uint8, torch.int8, torch.int16):
+        assert torch.equal(sample(model, torch.tensor([100, 17], dtype=dtype), seeds=[0, 1]).codes[-1], expected)
+    with pytest.raises(UserError, match="this model knows no classes; give 300"):
+        sample(tiny_model(num_classes=300, class_cond=False), torch.tensor([44], dtype=torch.uint8))  # 300 - 256
 
 
 def test_impossible_edits_are_refused() -> None:

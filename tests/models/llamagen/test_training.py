@@ -1,7 +1,7 @@
 """Training: the published trajectory, dropout and dropped labels and paths, averages, stages and going on in them."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -47,8 +47,8 @@ class Task(GeneratorTask):
 
         module.training_loss = training_loss
 
-    def show(self, module: Generator, folder: Path, name: str) -> dict[str, float]:
-        return {}
+    def show(self, module: Generator, folder: Path, name: str) -> Iterator[dict[str, float]]:
+        return iter(())
 
 
 def trainer_of(folder: Path, model: LlamaGen, data: Dataset, task: type[Task] = Task, **args: Any) -> Trainer:

@@ -45,6 +45,7 @@ from models.loading.state import read_torch_file
 from runtime.errors import UserError
 from tests.command_factory import ROOT, save_run
 from tests.factory import Reference, assert_near, load_reference, random_codes, tiny_autoencoder, tiny_model
+from tests.llamagen_factory import tiny_gpt
 
 pytestmark = pytest.mark.quick
 PUBLISHED_CODEBOOK = "quantize.embedding.parametrizations.weight.original"
@@ -245,6 +246,32 @@ def test_a_runs_folder_stands_for_its_autoencoder(place: str, tmp_path: Path) ->
         assert_equal_states(loaded.state_dict(), made.state_dict())
 
 
+def test_settings_of_a_runs_autoencoder_hold_wherever_it_is_named(tmp_path: Path) -> None:
+    """Its own ``params``, and an ``autoenc`` that is a path alone."""
+    made, run = tiny_autoencoder(n_embed=32), tmp_path / "run"
+    save_autoencoder(made, run / "vq")
+    (run / "vq/other.yaml").write_text(yaml.safe_dump(autoencoder_config_dict(tiny_autoencoder(n_embed=64))))
+    weights = "vq/autoencoder.safetensors"
+    section = {"config_path": "vq/other.yaml", "checkpoint_path": weights, "params": {"n_embed": 32}}
+    for autoenc in (section, weights):
+        (run / "config.yaml").write_text(yaml.safe_dump({"model": {"autoenc": autoenc}}))
+        for loaded in (open_autoencoder(run), load_autoencoder(AutoencoderPaths(None, str(run)))):
+            assert_equal_states(loaded.state_dict(), made.state_dict())
+
+
+def test_a_description_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    save_autoencoder(tiny_autoencoder(), tmp_path)
+    paths = AutoencoderPaths(str(tmp_path / "autoencoder_confg.yaml"), str(tmp_path / "autoencoder.safetensors"))
+    with pytest.raises(UserError, match=r"no such file: .*autoencoder_confg.yaml; did you mean .*autoencoder_config"):
+        load_autoencoder(paths)
+
+
+def test_weights_that_lie_otherwise_in_memory_are_saved(tmp_path: Path) -> None:
+    made = tiny_autoencoder().to(memory_format=torch.channels_last)
+    save_autoencoder(made, tmp_path)
+    assert_equal_states(open_autoencoder(tmp_path).state_dict(), made.state_dict())
+
+
 def test_groups_of_channels_survive_weights_and_yaml(tmp_path: Path) -> None:
     made, usual = tiny_autoencoder(norm_groups=8), tiny_autoencoder()
     save_autoencoder(made, tmp_path)
@@ -388,6 +415,15 @@ def test_a_checkpoints_configuration_names_no_file_outside(
     shown = path.replace("~", str(folder.parent))
     with pytest.raises(UserError, match=rf"{folder} names {shown}, which is neither in that folder nor in the project"):
         load_checkpoint(folder)
+
+
+def test_a_configuration_of_another_program_above_the_weights_does_not_count(tmp_path: Path) -> None:
+    model = tiny_gpt(autoencoder=tiny_autoencoder(), img_size=32)
+    run = save_run(tmp_path / "run", model)
+    (run / "a/b").mkdir(parents=True)
+    torch.save({"model": model.state_dict()}, run / "a/b/c2i.pt")
+    (run / "a/config.yaml").write_text("title: my site\n")
+    assert load_checkpoint(run / "a/b/c2i.pt").config == model.config
 
 
 def test_a_home_folder_is_known_by_its_sign(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

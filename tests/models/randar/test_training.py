@@ -4,7 +4,7 @@ Letters: B batch, L locations, D width.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -266,8 +266,8 @@ def test_settings_of_the_schedule_that_make_no_sense_are_refused(settings: dict[
 class Task(GeneratorTask):
     """Draws no grids."""
 
-    def show(self, module: Generator, folder: Path, name: str) -> dict[str, float]:
-        return {}
+    def show(self, module: Generator, folder: Path, name: str) -> Iterator[dict[str, float]]:
+        return iter(())
 
 
 SETTINGS = {"epochs": 3, "schedule": "cosine", "warmup_epochs": 0.5, "end_lr": 1.5e-4, "clip_grad": 1.0}
