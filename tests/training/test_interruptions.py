@@ -26,6 +26,7 @@ from tests.training_factory import (
     exit_codes,
     losses,
     read_events,
+    read_log,
     start_process,
     start_ranks,
     tiny_trainer,

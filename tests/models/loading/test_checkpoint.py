@@ -423,7 +423,7 @@ def test_a_configuration_of_another_program_above_the_weights_does_not_count(tmp
     (run / "a/b").mkdir(parents=True)
     torch.save({"model": model.state_dict()}, run / "a/b/c2i.pt")
     (run / "a/config.yaml").write_text("title: my site\n")
-    assert load_checkpoint(run / "a/b/c2i.pt").config == model.config
+    assert load_checkpoint(run / "a/b/c2i.pt").config.llama_config == model.config.llama_config
 
 
 def test_a_home_folder_is_known_by_its_sign(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
