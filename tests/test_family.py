@@ -375,7 +375,10 @@ def test_settings_of_another_family_are_refused(root: Path, run: Path, tmp_path:
     assert said == "steps_per_scale means nothing to tiny, which has cfg, temperature, top_k, top_p, direction"
     said = refusal(main_sample.main, "--checkpoint", str(FIXTURES / "tiny-2x"), "--direction", "rows", *target)
     assert said.startswith("direction means nothing to checkerboard, which has cfg, ")
-    assert "unknown option --steps_per_scale" in train(root, tmp_path / "refused", "--steps_per_scale", "4").error()
+    assert (
+        "--steps_per_scale belongs to architecture checkerboard"
+        in train(root, tmp_path / "refused", "--steps_per_scale", "4").error()
+    )
     with pytest.raises(UserError, match="cfg_start_step means nothing to tiny"):
         sample(tiny(), [1], cfg_start_step=3)
     assert not (tmp_path / "refused").exists()

@@ -287,7 +287,10 @@ def test_too_few_images_for_any_metric(tmp_path: Path) -> None:
 
 def test_clean_sets_have_no_warnings(tmp_path: Path) -> None:
     reference, samples = (load(save(tmp_path / f"{seed}.npz", arr_0=pictures(2048, seed, side=4))) for seed in (1, 2))
-    assert warnings_of_pair(reference, samples, FakeInception()) == []
+    (warning,) = warnings_of_pair(reference, samples, FakeInception())  # of a file of images as of stored statistics
+    assert "1.npz: precision and recall are of its 2048 images; only those of as many compare" in warning
+    large = replace(reference, shape=(10_000, 4, 4), warnings=[])
+    assert warnings_of_pair(large, samples, FakeInception()) == []
 
 
 @pytest.mark.parametrize(

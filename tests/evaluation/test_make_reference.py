@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from evaluation.compare import warnings_of_pair
 from evaluation.image_sets import load_image_set
 from evaluation.make_reference import FolderCrops, make_reference, open_crops
 from evaluation.options import EvaluatorArgs
@@ -48,7 +49,8 @@ def test_a_reference_is_what_its_own_images_give(tmp_path: Path) -> None:
 def test_a_small_reference_is_warned_of_whenever_it_is_used(features: bool, tmp_path: Path) -> None:
     target = tmp_path / "out.npz"
     make_reference(FolderCrops(photos(tmp_path / "a"), 16), target, FakeInception(), 4)
-    warnings = load_image_set(target, FakeInception(), 7, features=features).warnings
+    found = load_image_set(target, FakeInception(), 7, features=features)
+    warnings = warnings_of_pair(found, found, FakeInception())
     assert any("13 images are fewer than 2048" in warning for warning in warnings)
     assert any("precision and recall are of its 13 images" in warning for warning in warnings) == features
 
@@ -60,7 +62,8 @@ def test_stored_statistics_may_be_of_more_images_than_the_file_holds(tmp_path: P
     arrays = arrays_of(target)
     del arrays["num_images"]
     np.savez(tmp_path / "theirs.npz", **arrays)
-    warnings = load_image_set(tmp_path / "theirs.npz", FakeInception(), 7).warnings
+    found = load_image_set(tmp_path / "theirs.npz", FakeInception(), 7)
+    warnings = warnings_of_pair(found, found, FakeInception())
     assert not any("fewer than" in warning for warning in warnings)
     assert any("precision and recall are of its 13 images" in warning for warning in warnings)
 
