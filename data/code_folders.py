@@ -2,7 +2,7 @@
 
 Letters: N images, A code maps an image (of crops or mirror images), G side of a code map.
 LlamaGen's folder has ``imagenet{size}_codes/{n}.npy`` int64 (1, A, G * G) and ``imagenet{size}_labels/{n}.npy`` int64
-(1,) (gpt.md Sec. 3); RandAR's has ``{class}/{index}.npy`` int64 (A, G * G) (randar.md Sec. 4).
+(1,) (formats.md G3); RandAR's has ``{class}/{index}.npy`` int64 (A, G * G) (formats.md R4).
 """
 
 import math

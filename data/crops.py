@@ -1,4 +1,4 @@
-"""From an image file to a square training image: ADM's centre crop and the ten crops (method.md Sec. 5).
+"""From an image file to a square training image: ADM's centre crop and the ten crops (formats.md M5).
 
 One recipe serves live training, the cache and reference sets, so that the same image and crop give the same codes.
 """

@@ -36,7 +36,7 @@ from runtime.files import move_aside
 from runtime.lock import lock_file
 from runtime.progress import Progress
 
-# What the published cache holds: 850 codes a crop, the scales of all 256 px configurations (method.md Sec. 1) and more.
+# What the published cache holds: 850 codes a crop, the scales of all 256 px configurations (formats.md M1) and more.
 PAPER_SCALE_SIZES = (1, 2, 3, 4, 5, 6, 7, 8, 10, 11, 13, 16)
 
 

@@ -1,4 +1,4 @@
-"""Fréchet distance, Inception Score, precision and recall from features (method.md Sec. 9).
+"""Fréchet distance, Inception Score, precision and recall from features (formats.md M8).
 
 Letters: N images, n, m of a block, D features of each, K classes. NumPy alone: every backend shares these.
 """

@@ -152,7 +152,7 @@ PRESETS = {
     "2x-cfg1.4": _released("checkerboard-L-2x", {"cfg": 1.4, "steps_per_scale": 4}, 2.72, 302.5, 0.81, 0.56),
     "2x-cfg1.5": _released("checkerboard-L-2x", {"cfg": 1.5, "steps_per_scale": 4}, 2.83, 318.2, 0.82, 0.57),
     "4x-cfg1.7": _released("checkerboard-L-4x", {"cfg": 1.7, "steps_per_scale": 8}, 2.79, 311.5, 0.80, 0.57),
-    # gpt.md Sec. 7; cfg is the published cfg_scale less 1. At 256 px that of LlamaGen was not published.
+    # formats.md G7; cfg is the published cfg_scale less 1. At 256 px that of LlamaGen was not published.
     "llamagen-b-256": _released("llamagen-b", {"cfg": 1.0}, 5.46, 193.6, 0.83, 0.45),
     "llamagen-l-256": _released("llamagen-l", {"cfg": 0.75}, 3.80, 248.3, 0.83, 0.52),
     "llamagen-b-384": _released("llamagen-b-384", {"cfg": 1.0}, 6.09, 182.5, resize_to=256),
@@ -164,7 +164,7 @@ PRESETS = {
     "npp-l": _released("npp-l", {"cfg": 0.75}, 2.76),
     "npp-xl": _released("npp-xl", {"cfg": 0.7}, 2.65),
     "npp-xxl": _released("npp-xxl", {"cfg": 0.65}, 2.55),
-    # randar.md Sec. 1, 5: the released weights, not the paper's.
+    # formats.md R1, R5: the released weights, not the paper's.
     "randar-l": _released("randar-l", RANDAR | {"cfg": 2.4}, 2.65, 249, 0.82, 0.56),
     "randar-l-maskgit": _released("randar-l-maskgit", RANDAR | {"cfg": 3.0}, 2.47, 271, 0.84, 0.54),
     "randar-xl": _released("randar-xl", RANDAR | {"cfg": 3.0}, 2.27, 275, 0.81, 0.59),

@@ -78,7 +78,7 @@ class Autoencoder(Pretrained, nn.Module, ABC):
 
     @torch.no_grad()
     def tokenize(self, images: Tensor, scale_sizes: tuple[int, ...]) -> list[Tensor]:
-        """Codes (B, S, S) of each scale; every scale encodes the image at its own size (method.md Sec. 3).
+        """Codes (B, S, S) of each scale; every scale encodes the image at its own size (formats.md M3).
 
         In exact float32 on every device: TF32 and bfloat16 would give some locations the code next to the nearest.
         """
@@ -123,7 +123,7 @@ def resize_image(images: Tensor, size: int) -> Tensor:
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """Images (B, 3, H, W) in [-1, 1], clamped to it, as uint8 by the paper's 8-bit rule (method.md Sec. 6)."""
+    """Images (B, 3, H, W) in [-1, 1], clamped to it, as uint8 by the paper's 8-bit rule (formats.md M6)."""
     return (((images.float() + 1) / 2).clamp(0, 1) * 255).to(torch.uint8)
 
 
@@ -133,5 +133,5 @@ def upsample_latents(latents: Tensor, size: int) -> Tensor:
 
 
 def quantizer_loss(latents: Tensor, quantized: Tensor, commitment: float = 0.001) -> Tensor:
-    """Codebook loss plus ``commitment`` times the pull of the latents to their codes (method.md Sec. 7)."""
+    """Codebook loss plus ``commitment`` times the pull of the latents to their codes (formats.md M7)."""
     return F.mse_loss(quantized, latents.detach()) + commitment * F.mse_loss(latents, quantized.detach())

@@ -1,4 +1,4 @@
-"""Seeds of images; logits -> codes: guidance, truncation, each image's own noise (method.md Sec. 6).
+"""Seeds of images; logits -> codes: guidance, truncation, each image's own noise (formats.md M6).
 
 Letters: B images, l tokens of a block, V codes, n numbers of noise a token.
 """

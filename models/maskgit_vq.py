@@ -1,4 +1,4 @@
-"""MaskGIT's tokenizer (randar.md Sec. 3). Letters are those of models/autoencoder.py.
+"""MaskGIT's tokenizer (formats.md R3). Letters are those of models/autoencoder.py.
 
 No attention, and codes of any norm. It computes with images in [0, 1]. Module names are the keys of the published file.
 """

@@ -1,4 +1,4 @@
-"""Blockwise-causal transformer with adaptive modulation and a key-value cache (paper Sec. 3.1, method.md Sec. 4).
+"""Blockwise-causal transformer with adaptive modulation and a key-value cache (paper Sec. 3.1, formats.md M4).
 
 Letters: B batch, T tokens of a call (the class token is token 0), D width, h heads, d = D / h.
 """
@@ -140,7 +140,7 @@ class Modulation(nn.Module):
         self.linear = Linear(width, 2 * width)
 
     def reset_parameters(self) -> None:
-        """Start as the identity: weight 0, shift 0, scale 1 (method.md Sec. 5)."""
+        """Start as the identity: weight 0, shift 0, scale 1 (formats.md M5)."""
         nn.init.zeros_(self.linear.weight)
         with torch.no_grad():
             shift, scale = self.linear.bias.chunk(2)

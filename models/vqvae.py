@@ -1,4 +1,4 @@
-"""The VQ-VAE of the CIFAR-10 random-order baseline (randar.md Sec. 7). Letters are those of models/autoencoder.py.
+"""The VQ-VAE of the CIFAR-10 random-order baseline (formats.md R7). Letters are those of models/autoencoder.py.
 
 Small, of stride 4, with codes that are moving averages of latents. It computes with images in [-0.5, 0.5]. Module names
 are the keys of the published file.

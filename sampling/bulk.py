@@ -96,7 +96,7 @@ def stored_side(model: Generator, drawing: Drawing, resize_to: int | None) -> in
 
 
 def resized(images: Tensor, side: int | None) -> Tensor:
-    """Images (B, 3, H, W), unclamped floats, at another side as published: bicubic, not antialiased (gpt.md Sec. 7)."""
+    """Images (B, 3, H, W), unclamped floats, at another side as published: bicubic, not antialiased (formats.md G7)."""
     if side in (None, images.shape[-1]):
         return images
     return F.interpolate(images, (side, side), mode="bicubic", align_corners=False, antialias=False)

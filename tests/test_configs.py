@@ -22,9 +22,9 @@ from training.task import step_context
 pytestmark = pytest.mark.quick
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
-# Millions of parameters, trained (method.md Sec. 4): S and L are the paper's sizes.
+# Millions of parameters, trained (formats.md M4): S and L are the paper's sizes.
 SIZES = {"config_256_S": 57.7, "config_256_L": 367.6}
-LLAMAGEN_SIZES = {  # parameters (gpt.md Sec. 1)
+LLAMAGEN_SIZES = {  # parameters (formats.md G1)
     "B": 110_888_448,
     "L": 342_910_976,
     "XL": 774_699_520,
@@ -106,7 +106,7 @@ def test_it_builds_and_takes_a_step(path: Path) -> None:
 
 @pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.stem)
 def test_llamagens_settings_are_the_published_ones(path: Path) -> None:
-    """Of gpt.md Sec. 4 and 5: stages, schedule and all that both share."""
+    """Of formats.md G4, G5: stages, schedule and all that both share."""
     _, config, args, _ = read(path)
     kind, size = path.stem.split("_")
     assert (config.dropout, config.drop_path_rate, config.label_drop) == (0.1, 0.0, 0.1)

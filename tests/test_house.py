@@ -1,7 +1,9 @@
-"""Limits that keep the code readable: of files, classes and functions outside the tests."""
+"""What keeps the code readable: limits of files, classes and functions; citations that lead somewhere."""
 
 import ast
+import re
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -12,11 +14,25 @@ MAX_FILE, MAX_CLASS, MAX_FUNCTION = 400, 250, 60  # lines
 pytestmark = pytest.mark.quick
 
 
-def test_files_classes_and_functions_fit_their_limits() -> None:
+@pytest.fixture(scope="module")
+def files() -> list[Path]:
+    """Of Python, outside the tests."""
     listed = subprocess.run(["git", "ls-files", "*.py"], cwd=ROOT, capture_output=True, text=True, check=False).stdout
-    files = [ROOT / name for name in listed.split() if not name.startswith("tests/")]
-    files = files or [path for path in ROOT.rglob("*.py") if not {"tests", ".venv"} & set(path.parts)]  # no git here
-    assert len(files) > 50
+    found = [ROOT / name for name in listed.split() if not name.startswith("tests/")]
+    found = found or [path for path in ROOT.rglob("*.py") if not {"tests", ".venv"} & set(path.parts)]  # no git here
+    assert len(found) > 50
+    return found
+
+
+def test_sections_that_are_cited_exist(files: list[Path]) -> None:
+    there = set(re.findall(r"^### ([MGR]\d) ", (ROOT / "docs/formats.md").read_text(), flags=re.MULTILINE))
+    assert len(there) > 20
+    cited = [name for file in files for name in re.findall(r"formats\.md ((?:[MGR]\d(?:, )?)+)", file.read_text())]
+    assert len(cited) > 30
+    assert {section for names in cited for section in re.findall(r"[MGR]\d", names)} <= there
+
+
+def test_files_classes_and_functions_fit_their_limits(files: list[Path]) -> None:
     too_long = []
     for file in files:
         text = file.read_text()

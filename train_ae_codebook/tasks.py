@@ -1,4 +1,4 @@
-"""What is trained: a whole VQ autoencoder, or a new codebook for one that stays as it is otherwise (method.md Sec. 7).
+"""What is trained: a whole VQ autoencoder, or a new codebook for one that stays as it is otherwise (formats.md M7).
 
 Letters: B batch, C code dimension, S side of a code map, V codes, N latents of a batch. Every step sees images at one
 size of the pyramid, so that small ones are represented too. The small VQ-VAE is trained in vqvae.py.

@@ -1,4 +1,4 @@
-"""Training of the small VQ-VAE: its codes are moving averages of the latents (randar.md Sec. 7).
+"""Training of the small VQ-VAE: its codes are moving averages of the latents (formats.md R7).
 
 Letters: B batch, C code dimension, S side of the code map, V codes, N latents of a batch.
 """

@@ -107,7 +107,7 @@ class LoopArgs:
                 raise UserError(f"{name} means nothing with {beside}; {mend}, or set {name} {shown}")
 
     def lr_at(self, epoch: float, steps_per_epoch: int) -> float:
-        """Learning rate after so many epochs: linear warm-up, then the drops so far (method.md Sec. 5)."""
+        """Learning rate after so many epochs: linear warm-up, then the drops so far (formats.md M5)."""
         rate = self.lr
         if epoch < self.warmup_epochs:
             rate *= epoch / self.warmup_epochs

@@ -1,4 +1,4 @@
-"""How much of raster order a run permutes, by its calibration on held-out images (randar.md Sec. 7)."""
+"""How much of raster order a run permutes, by its calibration on held-out images (formats.md R7)."""
 
 import torch
 

@@ -1,6 +1,6 @@
 """Learning rate and patch side as pure functions of where a run stands. Without torch.
 
-method.md Sec. 5, gpt.md Sec. 5, randar.md Sec. 4.
+formats.md M5, G5, R4.
 
 A *stage* of Next Patch Prediction learns from patches of one side p = 2 ** (L - 1), .., 2, 1 for L levels. Without it
 there is one stage, of single codes.

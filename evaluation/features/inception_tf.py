@@ -1,4 +1,4 @@
-"""ADM's Inception graph in TensorFlow: images -> features (method.md Sec. 9). Takes seconds to import.
+"""ADM's Inception graph in TensorFlow: images -> features (formats.md M8). Takes seconds to import.
 
 Letters as in network.py: D = 2048 features, S = 17 * 17 * 7 spatial ones.
 """

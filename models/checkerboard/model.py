@@ -1,4 +1,4 @@
-"""The model: codes -> token inputs (Eq. 1) -> transformer -> logits -> loss (paper Sec. 3.1, method.md Sec. 4, 5).
+"""The model: codes -> token inputs (Eq. 1) -> transformer -> logits -> loss (paper Sec. 3.1, formats.md M4, M5).
 
 Letters: B batch, S side of a scale, L locations of all scales, l tokens of a call, b = 1 or B, D width, V codes,
 C code dimension. ``sequence`` (B, L) holds the codes of all scales by location index, *not* in the order drawn; see
@@ -89,7 +89,7 @@ class Checkerboard(Generator):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """All initialization: N(0, 0.02), then the parts that start at a value of their own (method.md Sec. 4, 5)."""
+        """All initialization: N(0, 0.02), then the parts that start at a value of their own (formats.md M4, M5)."""
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
                 nn.init.normal_(module.weight, std=INIT_STD)

@@ -44,7 +44,7 @@ def split_blocks(num_locations: int, block_size: int, remainder: Remainder = "se
 
 
 def sampling_blocks(scale_sizes: Sequence[int], steps_per_scale: int, remainder: Remainder = "separate") -> Blocks:
-    """Block lengths of every scale for ``steps_per_scale`` steps, on small odd scales some more (method.md Sec. 2)."""
+    """Block lengths of every scale for ``steps_per_scale`` steps, on small odd scales some more (formats.md M2)."""
     if steps_per_scale < 1:
         raise UserError(f"steps_per_scale is {steps_per_scale}; it must be at least 1")
     sizes = (side * side for side in scale_sizes)
@@ -52,7 +52,7 @@ def sampling_blocks(scale_sizes: Sequence[int], steps_per_scale: int, remainder:
 
 
 def draw_block_size(num_locations: int, rng: random.Random) -> int:
-    """A training block size: x or n // x for x uniform in 1..sqrt(n), the middle counted once (method.md Sec. 5)."""
+    """A training block size: x or n // x for x uniform in 1..sqrt(n), the middle counted once (formats.md M5)."""
     middle = math.isqrt(num_locations)
     while True:
         divisor = rng.randint(1, middle)

@@ -1,4 +1,4 @@
-"""Learned rotary embedding over space and scale, and its mixing for keys (paper Sec. 3.4, method.md Sec. 4).
+"""Learned rotary embedding over space and scale, and its mixing for keys (paper Sec. 3.4, formats.md M4).
 
 Letters: b = 1 or the batch size, T tokens (the class token and L drawn ones), h heads, d dimension of a head,
 R rows of the table: every location, then the class token, then the empty token of a scale's first block.

@@ -1,4 +1,4 @@
-"""Sampling: staged guidance, block by block, scale by scale (paper Sec. 3.1, 4.1; method.md Sec. 6).
+"""Sampling: staged guidance, block by block, scale by scale (paper Sec. 3.1, 4.1; formats.md M6).
 
 Letters: B images, R rows of a batch (2B if guided: conditional, then unconditional), l tokens of a block, T tokens of a
 call (the class token rides with the first block), L of all scales, V codes, S side of a scale.

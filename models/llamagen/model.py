@@ -1,4 +1,4 @@
-"""LlamaGen's GPT: a class token, then codes in raster order, each predicted from all before it (gpt.md Sec. 1, 4, 5).
+"""LlamaGen's GPT: a class token, then codes in raster order, each predicted from all before it (formats.md G1, G4, G5).
 
 Letters: B batch, G side of the grid of codes, N = G * G codes, p side of a patch, M = (G / p) ** 2 patches (of single
 codes, M = N), T tokens of a call, D width, h heads, d dimension of a head, V codes. Module names are the keys of the
@@ -231,7 +231,7 @@ class LlamaGen(Generator):
         return self.num_locations
 
     def to_uint8(self, images: Tensor) -> Tensor:
-        """Rounded, where the checkerboard's rule cuts off (gpt.md Sec. 7)."""
+        """Rounded, where the checkerboard's rule cuts off (formats.md G7)."""
         return (127.5 * images.float() + 128).clamp(0, 255).to(torch.uint8)
 
 

@@ -1,4 +1,4 @@
-"""Patches of codes, which Next Patch Prediction learns from, and where they lie (gpt.md Sec. 1, 5).
+"""Patches of codes, which Next Patch Prediction learns from, and where they lie (formats.md G1, G5).
 
 Letters: B batch, G side of the grid of codes, p side of a patch, M = (G / p) ** 2 patches in raster order, d dimension
 of a head.

@@ -1,4 +1,4 @@
-"""Sampling code by code, in raster order, with keys and values of all codes so far (gpt.md Sec. 6).
+"""Sampling code by code, in raster order, with keys and values of all codes so far (formats.md G6).
 
 Letters: B images, R rows of a batch (2B if guided: conditional, then unconditional), N codes of an image, V codes to
 choose from, D width, d dimension of a head.

@@ -1,4 +1,4 @@
-"""Files of autoencoders: ours, and the published ones of every kind (method.md Sec. 3, randar.md Sec. 3, 7).
+"""Files of autoencoders: ours, and the published ones of every kind (formats.md M3, R3, R7).
 
 The names of the weights tell the kind, their shapes the sizes. Files that are missing, damaged or of another
 architecture than their YAML says are a UserError.
@@ -238,7 +238,7 @@ def infer_autoencoder_config(state: Mapping[str, Tensor], path: Path) -> Autoenc
 def export_autoencoder(autoencoder: Autoencoder, folder: Path, llamagens_names: bool = False) -> None:
     """Write ``checkpoint.pth``, as the release of its kind has it, and ``autoencoder_config.yaml``.
 
-    With ``llamagens_names`` one of LlamaGen's kind is written as in LlamaGen's own vq_ds16_c2i.pt (method.md Sec. 3).
+    With ``llamagens_names`` one of LlamaGen's kind is written as in LlamaGen's own vq_ds16_c2i.pt (formats.md M3).
     """
     folder.mkdir(parents=True, exist_ok=True)
     kind, state = KINDS[autoencoder.kind], autoencoder.state_dict()

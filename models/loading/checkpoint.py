@@ -1,4 +1,4 @@
-"""Checkpoint files <-> models of any family: ours, and the published release's (method.md Sec. 3, 4).
+"""Checkpoint files <-> models of any family: ours, and the published release's (formats.md M3, M4).
 
 Reading runs no code of the file: tensors, plain containers, paths and an ``argparse.Namespace`` of those are let
 through, nothing else. Nothing is loaded in part: missing, unexpected or misshapen keys are an error that lists them.

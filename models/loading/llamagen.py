@@ -1,4 +1,4 @@
-"""Files of LlamaGen and of Next Patch Prediction: where weights are, and what model they are of (gpt.md Sec. 2)."""
+"""Files of LlamaGen and of Next Patch Prediction: where weights are, and what model they are of (formats.md G2)."""
 
 import argparse
 import re

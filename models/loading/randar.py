@@ -1,4 +1,4 @@
-"""Files of RandAR: released weights, folders of its training, its YAML; the CIFAR-10 baseline's (randar.md Sec. 3)."""
+"""Files of RandAR: released weights, folders of its training, its YAML; the CIFAR-10 baseline's (formats.md R3)."""
 
 import math
 import warnings

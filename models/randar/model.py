@@ -1,4 +1,4 @@
-"""RandAR: LlamaGen's GPT over codes in any order, each after a token that tells its location (randar.md Sec. 2, 4).
+"""RandAR: LlamaGen's GPT over codes in any order, each after a token that tells its location (formats.md R2, R4).
 
 Letters: B batch, S side of the grid of codes, L = S * S locations, l of some of them, T tokens, D width, h heads,
 d dimension of a head, V codes. A sequence is c q_1 x_1 q_2 x_2 .. q_L x_L: the class, then for each location, in the
@@ -132,7 +132,7 @@ class RandAR(LlamaGen):
         return (RandARSampler if drawing.upscale == 1 else UpscaleSampler)(self, batch, drawing, compiled)
 
     def to_uint8(self, images: Tensor) -> Tensor:
-        """Rounded, but cut off where MaskGIT's tokenizer made them (randar.md Sec. 3)."""
+        """Rounded, but cut off where MaskGIT's tokenizer made them (formats.md R3)."""
         cut_off = self.autoencoder is not None and self.autoencoder.kind == "maskgit"
         return to_uint8(images) if cut_off else super().to_uint8(images)
 

@@ -1,4 +1,4 @@
-"""Sampling of several codes a step, in any order, with keys and values of all codes so far (randar.md Sec. 5, 6).
+"""Sampling of several codes a step, in any order, with keys and values of all codes so far (formats.md R5, R6).
 
 Letters: B images, R rows of a batch (2B if guided: conditional, then unconditional), L locations, n codes of a step,
 n' codes that are known since the step before, T tokens of a call, D width, V codes to choose from.

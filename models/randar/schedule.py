@@ -1,4 +1,4 @@
-"""How many codes each step draws (RandAR Sec. 3.3; randar.md Sec. 5). Without torch."""
+"""How many codes each step draws (RandAR Sec. 3.3; formats.md R5). Without torch."""
 
 from math import cos, pi
 

@@ -1,4 +1,4 @@
-"""Orders of locations, and the sequence of instructions and codes that follows one (randar.md Sec. 2).
+"""Orders of locations, and the sequence of instructions and codes that follows one (formats.md R2).
 
 Letters: B batch, L locations, l of some of them, T tokens. An order (B, L) holds raster indices in the order drawn.
 """

@@ -1,4 +1,4 @@
-"""Images of twice the side that a model was trained on (RandAR Sec. 4; randar.md Sec. 6).
+"""Images of twice the side that a model was trained on (RandAR Sec. 4; formats.md R6).
 
 The codes of even rows and columns are a normal image, drawn first; the others follow, each between its neighbours.
 Letters: B images, S side of the model's grid, L = S * S, 4L locations drawn, n codes, D width, d dimension of a head.

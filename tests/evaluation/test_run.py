@@ -282,7 +282,7 @@ def test_the_folder_is_called_by_the_checkpoints(tmp_path: Path) -> None:
     assert len(names) == 3
 
 
-# gpt.md Sec. 7: folder, cfg_scale, FID, and side that images are resized to
+# formats.md G7: folder, cfg_scale, FID, and side that images are resized to
 LLAMAGEN = {
     "llamagen-b-256": ("llamagen-b", 2.0, 5.46, None),
     "llamagen-l-256": ("llamagen-l", 1.75, 3.80, None),
@@ -319,7 +319,7 @@ def test_presets_are_rows_of_llamagens_tables() -> None:
     [("randar-l", 3.4, 2.65), ("randar-l-maskgit", 4.0, 2.47), ("randar-xl", 4.0, 2.27)],
 )
 def test_presets_of_randar_are_the_released_rows(preset: PresetName, end_of_scale: float, fid: float) -> None:
-    """randar.md Sec. 1 and 5."""
+    """formats.md R1, R5."""
     drawing = family_of({"architecture": "randar"}).load("drawing")(**PRESETS[preset].drawing)
     assert drawing.cfg == pytest.approx(end_of_scale - 1)
     assert (len(drawing.schedule(256)), drawing.cfg_schedule, drawing.temperature) == (88, "linear", 1)

@@ -1,4 +1,4 @@
-"""The transformer's parts against direct computations (method.md Sec. 4), and its cache.
+"""The transformer's parts against direct computations (formats.md M4), and its cache.
 
 Letters: B batch, T tokens, D width, h heads, d dimension of a head.
 """

@@ -75,7 +75,7 @@ def test_a_step_quantizes_one_size_of_the_pyramid(images: Tensor) -> None:
 
 
 def test_the_full_size_comes_outright_or_as_one_of_all() -> None:
-    """With probability 0.1 + 0.9 / 3 of three sizes (method.md Sec. 7)."""
+    """With probability 0.1 + 0.9 / 3 of three sizes (formats.md M7)."""
     args, count = requantize_args(full_size_share=0.1), 3000
     sides = np.array([args.draw_side([1, 2, 4], step(i).step_rng) for i in range(count)])
     for side, share in ((1, 0.3), (2, 0.3), (4, 0.4)):

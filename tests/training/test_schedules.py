@@ -1,4 +1,4 @@
-"""Stages of Next Patch Prediction and the learning rate, against the published code and gpt.md's examples."""
+"""Stages of Next Patch Prediction and the learning rate, against the published code and formats.md G5's examples."""
 
 import math
 from typing import Any

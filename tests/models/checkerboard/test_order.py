@@ -1,4 +1,4 @@
-"""Scales, scan orders, blocks, layouts: against restatements of method.md Sec. 1, 2 and 5 in plain Python."""
+"""Scales, scan orders, blocks, layouts: against restatements of formats.md M1, M2, M5 in plain Python."""
 
 import math
 import random
@@ -86,7 +86,7 @@ def test_impossible_scales_are_refused(img_size: int, ratio: float, min_size: in
 
 
 def rank(y: int, x: int, size: int) -> int:
-    """method.md Sec. 2, for a power of two."""
+    """formats.md M2, for a power of two."""
     if size == 1:
         return 0
     quadrant = {(0, 0): 0, (1, 1): 1, (0, 1): 2, (1, 0): 3}[y % 2, x % 2]
@@ -159,7 +159,7 @@ def test_wrong_block_settings_are_refused() -> None:
 
 
 def block_size_distribution(n: int) -> dict[int, Fraction]:
-    """method.md Sec. 5, enumerated: each x of 1..m as it is or as n // x, the latter redrawn for x == m."""
+    """formats.md M5, enumerated: each x of 1..m as it is or as n // x, the latter redrawn for x == m."""
     middle = math.isqrt(n)
     outcomes = Counter(chain(range(1, middle + 1), (n // x for x in range(1, middle))))
     return {size: Fraction(count, outcomes.total()) for size, count in outcomes.items()}

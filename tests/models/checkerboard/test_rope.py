@@ -1,4 +1,4 @@
-"""Learned rotary embedding against method.md Sec. 4 in plain Python."""
+"""Learned rotary embedding against formats.md M4 in plain Python."""
 
 import math
 from collections.abc import Sequence

@@ -29,7 +29,7 @@ from tests.llamagen_factory import REFERENCES, tiny_gpt
 pytestmark = pytest.mark.quick
 NAME = "checkpoint.pt"
 TABLE = "cls_embedding.embedding_table.weight"
-PUBLISHED = {  # of gpt.md: layers, heads, width, feed-forward width
+PUBLISHED = {  # of formats.md G1: layers, heads, width, feed-forward width
     "B": (12, 12, 768, 2048),
     "L": (24, 16, 1024, 2816),
     "XL": (36, 20, 1280, 3584),

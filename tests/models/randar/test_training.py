@@ -218,7 +218,7 @@ def test_embeddings_head_and_instruction_decay_and_norms_do_not(tmp_path: Path) 
 
 
 def published_rate(iteration: int, warmup: int, total: int, lr: float = 4e-4) -> float:
-    """As randar.md says it: linear from 0, then along a half cosine to 5 %; iterations count from 0."""
+    """As formats.md R4 says it: linear from 0, then along a half cosine to 5 %; iterations count from 0."""
     if iteration < warmup:
         return lr * iteration / warmup
     r = (1 + math.cos(math.pi * (iteration - warmup) / (total - warmup))) / 2
