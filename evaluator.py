@@ -20,12 +20,12 @@ from pathlib import Path
 from evaluation.options import EvaluatorArgs
 from runtime.command import run
 from runtime.config import parse_flags
-from runtime.files import check_output, write_json
+from runtime.files import prepare_output, write_json
 
 
 def main(argv: Sequence[str]) -> None:
     args = parse_flags(argv, "evaluator.py", __doc__, EvaluatorArgs, positional=("reference", "samples"))
-    check_output(args.output_file)
+    prepare_output(args.output_file)
     from evaluation.compare import print_report, warn  # takes seconds to import
     from evaluation.features.network import load_network
     from evaluation.image_sets import check_images

@@ -11,8 +11,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.device_plan import Row, section_of
 from benchmarks.measure import forget_peak, held_memory, make_model, now, profiled, random_batch
-from models.family import Generator, Sampler
+from models.family import Generator
 from models.linear import by_torch
+from models.sampler import Sampler
 from models.sampling import checked_drawing
 from runtime.device import DTYPES, autocast, fuses_optimizer
 from training.task import step_context

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from benchmarks.measure import CountKernels, RecordProducts, forget_peak, held_memory, now, time_products
 from benchmarks.sampling import BenchmarkArgs
-from models.family import Generator, Sampler, Samples
+from models.family import Generator, Samples
 from models.loading.checkpoint import random_model
+from models.sampler import Sampler
 from models.sampling import checked_drawing
 from runtime.device import DTYPES, describe_machine, pick_device
 

@@ -19,7 +19,7 @@ import numpy as np
 from runtime.command import run
 from runtime.config import option, parse_flags
 from runtime.errors import UserError, check_at_least
-from runtime.files import check_output, write_json
+from runtime.files import prepare_output, write_json
 
 WARM_UP = 2  # steps
 
@@ -57,7 +57,7 @@ def main(argv: Sequence[str]) -> None:
     )
     from training.task import step_context
 
-    check_output(args.output_file)
+    prepare_output(args.output_file)
     device = pick_device(args.device)
     dtype = pick_dtype(args.dtype, device, trains=True)
     model = random_model(Path(args.config))[0].to(device).train()

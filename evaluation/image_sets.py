@@ -230,13 +230,12 @@ def few_warnings(images: Images, network: Network, stored: bool) -> list[str]:
 
     Stored statistics may be of more images than the file holds, as ADM's are of all ImageNet; ``num_images`` says it.
     """
-    found = []
     held = None if images.shape is None else images.shape[0]
     measured = images.num_stored if stored else held
-    if measured is not None and measured < network.few:
-        few = f"{measured} images are fewer than {network.few}"
-        found.append(f"{few}: Fréchet distances are far too high and compare with nothing")
-    return [f"{images.path}: {warning}" for warning in found]
+    if measured is None or measured >= network.few:
+        return []
+    few = f"{measured} images are fewer than {network.few}"
+    return [f"{images.path}: {few}: Fréchet distances are far too high and compare with nothing"]
 
 
 def _settings(path: Path) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from evaluation.image_files import COUNT, IMAGES, FolderImages, Images, lossy_wa
 from evaluation.image_sets import check_count, compute_features, warnings_of
 from evaluation.options import EvaluatorArgs
 from runtime.errors import UserError
-from runtime.files import check_output, whole
+from runtime.files import prepare_output, whole
 
 
 def open_crops(args: EvaluatorArgs) -> Images:
@@ -28,7 +28,7 @@ def open_crops(args: EvaluatorArgs) -> Images:
     target, place = Path(args.reference), Path(args.make_reference)
     if target.exists():
         raise UserError(f"{target} exists; name another file, or remove it")
-    check_output(target)
+    prepare_output(target)
     if args.split is not None:
         images = open_dataset(args.dataset, args.make_reference, args.image_size, args.split)
         crops: Images = DatasetCrops(images, place, args.image_size)

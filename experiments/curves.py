@@ -58,15 +58,10 @@ def read_events(folder: Path) -> list[dict[str, Any]]:
 
 def read_steps(folder: Path) -> list[dict[str, float]]:
     """What a run logged of its steps, in order, but for those that were lost."""
-    by_step: dict[int, dict[str, float]] = {}
-    for entry in read_events(folder):
-        if entry.get("event") == "start":
-            by_step = without_lost(by_step, entry)
-        elif "lr" in entry:
-            by_step[entry["step"]] = entry
-    if not by_step:
+    entries = _entries_with("lr", folder)
+    if not entries:
         raise UserError(f"{folder / 'log.jsonl'} holds no metrics; train longer, or with a lower --log_freq")
-    return [by_step[step] for step in sorted(by_step)]
+    return entries
 
 
 def without_lost(by_step: Mapping[int, Any], start: Mapping[str, Any]) -> dict[int, Any]:
@@ -76,11 +71,15 @@ def without_lost(by_step: Mapping[int, Any], start: Mapping[str, Any]) -> dict[i
 
 def read_held_out(folder: Path) -> list[dict[str, float]]:
     """What a run logged of held-out images, in order, but for what was lost."""
+    return _entries_with("val_loss", folder)
+
+
+def _entries_with(name: str, folder: Path) -> list[dict[str, float]]:
     by_step: dict[int, dict[str, float]] = {}
     for entry in read_events(folder):
         if entry.get("event") == "start":
             by_step = without_lost(by_step, entry)
-        elif "val_loss" in entry:
+        elif name in entry:
             by_step[entry["step"]] = entry
     return [by_step[step] for step in sorted(by_step)]
 

@@ -17,7 +17,7 @@ from models.config import CHECKPOINT_HELP
 from runtime.command import run
 from runtime.config import option, parse_flags
 from runtime.errors import UserError, check_at_least
-from runtime.files import check_output, write_json
+from runtime.files import prepare_output, write_json
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def main(argv: Sequence[str]) -> None:
     args = parse_flags(argv, "experiments.likelihood", __doc__, LikelihoodArgs)
     if args.checkpoint is None:
         raise UserError("name the --checkpoint to measure")
-    check_output(args.output_file)
+    prepare_output(args.output_file)
     found, finest, num_images = measure(args)
     place = args.data_path if args.dataset == "folder" else args.dataset
     print(f"{_line(found)}, on {num_images} held-out images of {place}")

@@ -18,7 +18,7 @@ from experiments.sweep import parse_listed
 from runtime.command import run
 from runtime.config import option
 from runtime.errors import UserError, check_at_least
-from runtime.files import check_output, write_json
+from runtime.files import prepare_output, write_json
 from sampling.options import SamplingArgs
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class TimingArgs(SamplingArgs):
 
 def main(argv: Sequence[str]) -> None:
     args, _, values = parse_listed(argv, "experiments.timing", __doc__, TimingArgs, {})
-    check_output(args.output_file)
+    prepare_output(args.output_file)
     found = measure(args, [dict(zip(values, chosen, strict=True)) for chosen in product(*values.values())])
     for row in found["rows"]:
         print(f"{row['drawing'] or 'as it is drawn by default'}: {row['steps']} steps, {row['seconds']:.4g} s an image")

@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from models.checks import as_labels
 from models.class_names import ClassNames
 from models.config import NUM_SEEDS, Drawing
-from models.draw import as_labels
-from models.family import Generator, Sampler, Samples
+from models.family import Generator, Samples
+from models.sampler import Sampler
 from runtime.config import typed
 from runtime.errors import UserError
 

@@ -171,13 +171,14 @@ def head_metrics(x: Tensor, targets: Tensor, weight: Tensor, bias: Tensor | None
 
     A part of the logits at a time: a step that logs needs no more memory than others.
     """
-    rows, flat = x.flatten(0, 1), targets.flatten()
-    found = []
-    for part, wanted in zip(rows.split(parts := max(1, MANY_LOGITS // len(weight))), flat.split(parts), strict=True):
-        logits = float32_logits(part, weight, bias)
+    rows_at_once = max(1, MANY_LOGITS // len(weight))
+    parts = zip(x.flatten(0, 1).split(rows_at_once), targets.flatten().split(rows_at_once), strict=True)
+    measured = []  # (2, rows) of each part
+    for rows, wanted in parts:
+        logits = float32_logits(rows, weight, bias)
         hits = logits.argmax(-1) == wanted
-        found.append(torch.stack([F.cross_entropy(logits, wanted, reduction="none"), hits.float()]))
-    nats, hits = torch.cat(found, dim=1).view(2, *targets.shape)
+        measured.append(torch.stack([F.cross_entropy(logits, wanted, reduction="none"), hits.float()]))
+    nats, hits = torch.cat(measured, dim=1).view(2, *targets.shape)
     return nats, hits
 
 

@@ -92,14 +92,16 @@ def did_you_mean(path: Path) -> str:
     return next((f"; did you mean {found}?" for found in near if found.exists()), "")
 
 
-def check_output(path: str | Path | None) -> None:
-    """Find out before the work, a UserError, that its result cannot be written to a file; None is no file."""
+def prepare_output(path: str | Path | None) -> None:
+    """Make the folder of a file that is written after the work; UserError if it could not be. None is no file."""
     if path is None:
         return
     if Path(path).is_dir():
         raise UserError(f"{path} is a folder; name a file")
-    if not Path(path).absolute().parent.is_dir():
-        raise UserError(f"{path} cannot be written: its folder does not exist")
+    try:
+        Path(path).absolute().parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror}); name another file") from error
 
 
 def write_text(path: Path, text: str) -> None:

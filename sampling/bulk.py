@@ -9,7 +9,8 @@ from torch import Tensor
 
 from models.config import Drawing
 from models.draw import image_seed
-from models.family import Generator, Sampler, Samples
+from models.family import Generator, Samples
+from models.sampler import Sampler
 from runtime import distributed
 from runtime.device import DTYPES, pick_dtype
 from runtime.errors import UserError

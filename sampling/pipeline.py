@@ -20,11 +20,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from models.checks import as_labels
 from models.class_names import ClassNames
 from models.config import NUM_SEEDS, Drawing, check_seed
-from models.draw import as_labels, image_seed
-from models.family import Generator, Sampler, Samples
+from models.draw import image_seed
+from models.family import Generator, Samples
 from models.loading.checkpoint import load_checkpoint
+from models.sampler import Sampler
 from models.sampling import checked_drawing, warnings_of
 from models.scales import split_scales
 from runtime.command import short_reason

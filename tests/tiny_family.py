@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from models.autoencoder import Autoencoder
 from models.config import Drawing, Family, GeneratorConfig, at_scale
 from models.draw import draw, guide
-from models.family import Generator, Loss, Sampler, StepContext
+from models.family import Generator, Loss, StepContext
+from models.sampler import Sampler
 from models.scales import join_scales
 from runtime.config import option
 from runtime.errors import check_at_least, check_probabilities

@@ -28,7 +28,7 @@ from models.autoencoder import Autoencoder, resize_image, to_uint8
 from models.loading.autoencoder import open_autoencoder
 from runtime.device import exact_float32, pick_device
 from runtime.errors import UserError
-from runtime.files import write_json
+from runtime.files import prepare_output, write_json
 from runtime.progress import Progress
 from sampling.pictures import save_grid
 from train_ae_codebook.codebook import perplexity
@@ -57,6 +57,8 @@ class ScaleMetrics:
 
 def evaluate(args: EvaluateArgs) -> None:
     """What evaluate.py does: judge an autoencoder; print and write what was found."""
+    for file in (args.grid, args.output_file):
+        prepare_output(file)
     device = pick_device(args.device)
     autoencoder = open_autoencoder(args.autoencoder).to(device)
     data = CroppedImages(open_dataset(args.dataset, args.data_path, args.img_size, args.split), args.img_size, "center")
@@ -92,8 +94,6 @@ def evaluate(args: EvaluateArgs) -> None:
         warn(warnings)
         print(f"{name}: {value:.6g}")
         result |= {name: value, "inception_sha256": inception.sha256, "versions": inception.versions}
-    for file in filter(None, (args.grid, args.output_file)):
-        Path(file).parent.mkdir(parents=True, exist_ok=True)
     if args.grid is not None:
         save_pyramid(autoencoder, data, sides, Path(args.grid), min(count, SHOWN_IMAGES))
     if args.output_file is not None:

@@ -60,7 +60,7 @@ class TrainState:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        if self.ema is not None:  # told of steps, it copies the weights of the first two
+        if self.ema is not None:  # told the step, it copies the weights in its first two updates
             self.ema.update(self.module, step=self.step if self.args.ema_warmup else None)
         self.step, self.step_in_epoch = self.step + 1, self.step_in_epoch + 1
 

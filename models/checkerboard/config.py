@@ -87,7 +87,10 @@ class CheckerboardDrawing(Drawing):
             raise UserError(f"cfg_start_step is {self.cfg_start_step}; steps count from 0")
 
     def warnings(self, scale_sizes: Sequence[int]) -> list[str]:
-        """One number for all scales is meant to be lost at the first ones, but not at all of them."""
+        """Warn of scales whose steps all come before ``cfg_start_step``, so that they are never guided.
+
+        Where cfg is one number that is usual for the first scales, and a warning only if it is so for all of them.
+        """
         lost, first = [], 0
         for scale, lengths in enumerate(self.blocks(scale_sizes)):
             first += len(lengths)

@@ -25,8 +25,9 @@ from models.checkerboard.layout import (
 from models.checkerboard.order import Blocks, sampling_blocks, training_blocks
 from models.checkerboard.rope import RotaryEmbedding
 from models.checkerboard.sampler import CheckerboardSampler
-from models.family import Generator, Loss, Sampler, StepContext
+from models.family import Generator, Loss, StepContext
 from models.linear import Linear, linear
+from models.sampler import Sampler
 from models.scales import join_scales, scale_slices
 from models.transformer import (
     BlockCausal,

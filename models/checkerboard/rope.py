@@ -51,7 +51,7 @@ class Rotary:
         return self._map(lambda part: part.repeat(times, *[1] * (part.ndim - 1)))
 
     def packed(self) -> "Rotary":
-        """The same in one piece of memory: made layer by layer, they hold half as much again in the gaps between."""
+        """The same in one block of memory. Tensors made layer by layer leave gaps, half as large as the tensors."""
         if len(self.cos_sin) == 1:
             return self
         cos, sin = (torch.stack(parts).unbind() for parts in zip(*self.cos_sin[:-1], strict=True))
@@ -71,6 +71,8 @@ def rotary_of(queries: CosSin, keys: Iterable[CosSin]) -> Rotary:
 
 
 class RotaryEmbedding(nn.Module):
+    """A table (R, d) of learned unit complex numbers, and a mixing coefficient for each head of the first layers."""
+
     def __init__(self, scale_sizes: Sequence[int], head_dim: int, num_heads: int, num_mixing_layers: int) -> None:
         super().__init__()
         self.scale_sizes = tuple(scale_sizes)

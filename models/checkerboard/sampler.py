@@ -17,7 +17,7 @@ from models.checkerboard.rope import Rotary
 from models.compiled import compiled_step
 from models.config import at_scale
 from models.draw import draw, guide
-from models.family import Sampler, Setting
+from models.sampler import Sampler, Setting
 from models.scales import scale_slices
 from models.transformer import KVCache
 
@@ -126,20 +126,20 @@ class CheckerboardSampler(Sampler):
 
 
 def draw_block(
-    run: CheckerboardSampler, block: Block, inputs: Tensor, noise: Tensor, cfg: Setting, temperature: Setting
+    sampler: CheckerboardSampler, block: Block, inputs: Tensor, noise: Tensor, cfg: Setting, temperature: Setting
 ) -> None:
-    """One step: draw a block's codes into the buffers of ``run``. Free of Python randomness and of syncs.
+    """One step: draw a block's codes into the buffers of ``sampler``. Free of Python randomness and of syncs.
 
     ``inputs`` (B, l, D) is the part of its inputs that its scale determines; ``noise`` (B, l, n) is for ``draw``.
     """
-    model, length = run.model, inputs.shape[1]
-    x = inputs + model.content_inputs(run.sequence, block.prev_positions, run.codebook)
-    x = x.repeat(2, 1, 1) if run.guided else x
-    x = torch.cat([run.class_embedding.unsqueeze(1), x], dim=1) if block.first else x
-    x = model.transformer(x, run.modulations, block.rotary, block.mask, run.kv_cache, block.start)
-    logits = model.logits(x[:, -length:], *run.head)
-    if run.guided:
+    model, length = sampler.model, inputs.shape[1]
+    x = inputs + model.content_inputs(sampler.sequence, block.prev_positions, sampler.codebook)
+    x = x.repeat(2, 1, 1) if sampler.guided else x
+    x = torch.cat([sampler.class_embedding.unsqueeze(1), x], dim=1) if block.first else x
+    x = model.transformer(x, sampler.modulations, block.rotary, block.mask, sampler.kv_cache, block.start)
+    logits = model.logits(x[:, -length:], *sampler.head)
+    if sampler.guided:
         unguided = isinstance(cfg, float) and cfg == 0
         logits = logits.chunk(2)[0] if unguided else guide(logits, cfg)
-    codes, probability, entropy = draw(logits, noise, temperature, run.drawing.top_k, run.drawing.top_p)
-    run.store(block.positions.expand(codes.shape), codes, probability, entropy)
+    codes, probability, entropy = draw(logits, noise, temperature, sampler.drawing.top_k, sampler.drawing.top_p)
+    sampler.store(block.positions.expand(codes.shape), codes, probability, entropy)

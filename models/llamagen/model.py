@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from models.autoencoder import Autoencoder
-from models.family import Generator, Loss, Sampler, StepContext
+from models.family import Generator, Loss, StepContext
 from models.linear import Linear
 from models.llamagen.config import LlamaGenConfig, LlamaGenDrawing
 from models.llamagen.patches import by_patch, pair_rotation, patch_cross_entropy, rotate_pairs
 from models.llamagen.sampler import LlamaGenSampler
+from models.sampler import Sampler
 from models.transformer import (
     Attention,
     FeedForward,

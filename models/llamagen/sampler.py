@@ -13,9 +13,9 @@ from torch import Tensor
 from models.compiled import compiled_step
 from models.config import at_scale
 from models.draw import draw, guide
-from models.family import Sampler, Setting
 from models.llamagen.config import LlamaGenDrawing
 from models.llamagen.patches import pair_rotation
+from models.sampler import Sampler, Setting
 from models.transformer import KVCache, SameRotation, Start, float32_logits
 
 if TYPE_CHECKING:
@@ -61,22 +61,22 @@ class LlamaGenSampler(Sampler):
         return [*self.kv_cache.keys, *self.kv_cache.values]
 
 
-def draw_code(run: LlamaGenSampler, start: Start, noise: Tensor, cfg: Setting, temperature: Setting) -> None:
-    """One step: draw the code of token ``start`` into the buffers of ``run``, and make the input of the next.
+def draw_code(sampler: LlamaGenSampler, start: Start, noise: Tensor, cfg: Setting, temperature: Setting) -> None:
+    """One step: draw the code of token ``start`` into the buffers of ``sampler``, and make the input of the next.
 
     ``start`` is a number, or (1,) where it is compiled. ``noise`` (B, 1, n) is for ``draw``. Without syncs.
     """
-    model = run.model
-    unguided = not run.guided or (isinstance(cfg, float) and cfg == 0)
-    rows = run.batch if unguided else len(run.inputs)
+    model = sampler.model
+    unguided = not sampler.guided or (isinstance(cfg, float) and cfg == 0)
+    rows = sampler.batch if unguided else len(sampler.inputs)
     if isinstance(start, int):
         mask, place = None, slice(start, start + 1)
     else:
-        mask, place = run.tokens[None] <= start, start
-    rotation = SameRotation((run.cos[place], run.sin[place]))
-    x = model.transform(run.inputs[:rows], rotation, mask, run.kv_cache.first(rows), start)
-    logits = float32_logits(x, run.head)  # (R, 1, V)
+        mask, place = sampler.tokens[None] <= start, start
+    rotation = SameRotation((sampler.cos[place], sampler.sin[place]))
+    x = model.transform(sampler.inputs[:rows], rotation, mask, sampler.kv_cache.first(rows), start)
+    logits = float32_logits(x, sampler.head)  # (R, 1, V)
     logits = logits if unguided else guide(logits, cfg)
-    found = draw(logits, noise, temperature, run.drawing.top_k, run.drawing.top_p)
-    codes = run.store(run.tokens[place].expand(run.batch, 1), *found)
-    run.inputs.copy_(model.tok_embeddings(codes).repeat(len(run.inputs) // run.batch, 1, 1))
+    found = draw(logits, noise, temperature, sampler.drawing.top_k, sampler.drawing.top_p)
+    codes = sampler.store(sampler.tokens[place].expand(sampler.batch, 1), *found)
+    sampler.inputs.copy_(model.tok_embeddings(codes).repeat(len(sampler.inputs) // sampler.batch, 1, 1))

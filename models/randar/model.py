@@ -13,13 +13,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.autoencoder import Autoencoder, to_uint8
-from models.family import Loss, Sampler, StepContext
+from models.family import Loss, StepContext
 from models.llamagen.model import INIT_STD, LlamaGen, seeded
 from models.llamagen.patches import pair_rotation, rotate_pairs
 from models.randar.config import RandARConfig, RandARDrawing
 from models.randar.sampler import RandARSampler
 from models.randar.sequence import checked_order, interleave, rotation_at
 from models.randar.upscale import UpscaleSampler
+from models.sampler import Sampler
 from models.scales import raster_order
 from models.transformer import CosSin, as_dtype
 from runtime.errors import UserError

@@ -17,9 +17,9 @@ from torch import Tensor
 from models.compiled import compiled_step
 from models.config import at_scale
 from models.draw import draw, guide
-from models.family import Sampler, Setting
 from models.randar.config import RandARDrawing
 from models.randar.sequence import checked_order, interleave, rotation_at
+from models.sampler import Sampler, Setting
 from models.scales import raster_order
 from models.transformer import KVCache, Start, float32_logits
 
@@ -31,14 +31,14 @@ if TYPE_CHECKING:
 class Step:
     """Where a step stands in the order drawn."""
 
-    number: int  # over the whole image, from 0
+    number: int  # within this sequence, from 0; the sampler adds ``first_step``
     known: slice  # of the L locations: those whose codes are fed now, drawn by the step before or kept
     drawn: slice  # those that are drawn
 
     @property
     def first(self) -> bool:
         """Whether the class token is fed."""
-        return self.known.start == 0 and self.number == 0
+        return self.number == 0
 
 
 class RandARSampler(Sampler):
@@ -112,7 +112,13 @@ class RandARSampler(Sampler):
             yield self.first_step + number
 
     def fed(self, step: Step) -> tuple[Tensor, Tensor, Start, bool]:
-        """Locations (B, n') of known codes, locations (B, n) to draw, slots of the tokens, and if the class is fed."""
+        """Locations (B, n') of known codes, locations (B, n) to draw, slots of the tokens, and if the class is fed.
+
+        The sequence is c q_1 x_1 q_2 x_2 ..: c has slot 0, the i-th location, from 0, has q at 2i + 1 and x at 2i + 2.
+        The first known location's q is in the cache since the step before, in its slot, so that the tokens start at its
+        x. The n new q's take the slots right behind; only the first of them is where it belongs. The next step feeds
+        the others again, in their own slots.
+        """
         num_known, num_drawn = (part.stop - part.start for part in (step.known, step.drawn))
         start = 0 if step.first else 2 * step.known.start + 2
         length = 2 * num_known + num_drawn + (1 if step.first else -1)
@@ -158,8 +164,8 @@ class RandARSampler(Sampler):
         last = (~kept.gather(1, self.order)).long()
         self.order.copy_(self.order.gather(1, last.argsort(dim=1, stable=True)))
         self.sequence.copy_(codes)
-        self.maps[0].zero_()
-        self.maps[1].fill_(math.nan)
+        self.entropy.zero_()
+        self.probability.fill_(math.nan)
         return int(kept[0].sum())
 
     def _draw_apart(self, labels: Tensor, seeds: Tensor) -> Iterator[int]:
@@ -178,7 +184,7 @@ class RandARSampler(Sampler):
 
 
 def draw_codes(
-    run: RandARSampler,
+    sampler: RandARSampler,
     known: Tensor,
     drawn: Tensor,
     start: Start,
@@ -187,25 +193,25 @@ def draw_codes(
     strengths: Sequence[Setting],
     temperature: Setting,
 ) -> None:
-    """One step: draw the codes of locations ``drawn`` (B, n) into the buffers of ``run``. Without syncs.
+    """One step: draw the codes of locations ``drawn`` (B, n) into the buffers of ``sampler``. Without syncs.
 
     ``known`` (B, n') are the locations whose codes are fed, ``start`` and ``first`` as of ``fed``, ``noise`` of
     ``drawn`` is for ``draw``, ``strengths`` for the guidance of this step.
     """
-    model, sets = run.model, run.row_sets
-    instructions = [F.embedding(locations, run.instructions).repeat(sets, 1, 1) for locations in (known, drawn)]
-    before = interleave(instructions[0], run.embed_codes(known))  # (R, 2n', D)
+    model, sets = sampler.model, sampler.row_sets
+    instructions = [F.embedding(locations, sampler.instructions).repeat(sets, 1, 1) for locations in (known, drawn)]
+    before = interleave(instructions[0], sampler.embed_codes(known))  # (R, 2n', D)
     places = interleave(1 + known, 1 + known)
     if first:
-        before = torch.cat([run.class_tokens.unsqueeze(1), before], dim=1)
+        before = torch.cat([sampler.class_tokens.unsqueeze(1), before], dim=1)
         places = F.pad(places, (1, 0))
     else:  # the instruction of the first known code is in the cache already, in its own place
         before, places = before[:, 1:], places[:, 1:]
     x = torch.cat([before, instructions[1]], dim=1)  # (R, T, D)
     places = torch.cat([places, 1 + drawn], dim=1).repeat(sets, 1)
-    slots = run.places[start : start + x.shape[1]] if isinstance(start, int) else start
-    so_far = run.places[: start + x.shape[1]] if isinstance(start, int) else run.places
+    slots = sampler.places[start : start + x.shape[1]] if isinstance(start, int) else start
+    so_far = sampler.places[: start + x.shape[1]] if isinstance(start, int) else sampler.places
     mask = so_far <= slots[:, None]
-    x = model.transform(x, rotation_at(run.table, places), mask, run.kv_cache, start)
-    logits = run.guide(float32_logits(x[:, -drawn.shape[1] :], run.head), strengths)
-    run.store(drawn, *draw(logits, noise, temperature, run.drawing.top_k, run.drawing.top_p))
+    x = model.transform(x, rotation_at(sampler.table, places), mask, sampler.kv_cache, start)
+    logits = sampler.guide(float32_logits(x[:, -drawn.shape[1] :], sampler.head), strengths)
+    sampler.store(drawn, *draw(logits, noise, temperature, sampler.drawing.top_k, sampler.drawing.top_p))

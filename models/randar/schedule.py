@@ -6,10 +6,10 @@ from runtime.errors import UserError
 
 
 def parallel_schedule(num_locations: int, steps: int, num_known: int = 0) -> tuple[int, ...]:
-    """Codes of each step, few at first, of which all but ``num_known`` locations are to be drawn.
+    """Number of codes that each step draws: few at first, then more. ``num_known`` locations have their codes already.
 
-    ``steps`` of -1, or of ``num_locations`` and more, is one code a step; 1 takes two. A UserError: it is anything
-    else below 1.
+    ``steps`` of -1, or of ``num_locations`` and more, means one code a step. The first step always draws one code, so
+    ``steps`` 1 takes two. UserError: another number below 1.
     """
     if steps < 1 and steps != -1:
         raise UserError(f"steps is {steps}; it must be at least 1, or -1 for one code a step")

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from models.config import at_scale
-from models.family import Maps, Setting
 from models.llamagen.patches import axis_frequencies, rotation_of_angles, signed_pairs
 from models.randar.config import RandARDrawing
 from models.randar.sampler import RandARSampler
+from models.sampler import Maps, Setting
 from models.transformer import CosSin
 from runtime.errors import UserError
 
@@ -67,12 +67,11 @@ class UpscaleSampler(RandARSampler):
         self.check_given_order()
         self.small.kept, self.small.given_order, self.first_step = None, self._small_order(), 0
         self.step_map.fill_(-1)  # nothing is placed yet
-        for number in self.small.draw_all(labels, seeds):
-            yield number
+        yield from self.small.draw_all(labels, seeds)
         L = self.num_locations // 4
         self._place_small(seeds)
         counts = self.drawing.schedule(self.num_locations, num_known=L)
-        self.first_step = 1 + number
+        self.first_step = self.model.num_steps(self.drawing.first_stage())
         yield from self.draw_after(L, counts, labels, seeds)
 
     def _small_order(self) -> Tensor | None:
@@ -90,6 +89,7 @@ class UpscaleSampler(RandARSampler):
         uniforms = self.order_uniforms(seeds)
         half = self.side // 2
         even = 2 * (small.order // half * self.side + small.order % half)  # (B, L)
+        # Uniforms lie below 1: with 2 added, even locations come behind all others.
         others = (uniforms + 2 * self.even).argsort(dim=1)[:, : 3 * L]
         self.order.copy_(torch.cat([even, others], dim=1) if self.given_order is None else self.given_order)
         self.sequence.scatter_(1, even, small.sequence.gather(1, small.order))

@@ -69,7 +69,8 @@ def test_codes_of_one_block_do_not_see_each_other(run: Path, tmp_path: Path, ste
 
 def test_mistakes(run: Path, tmp_path: Path) -> None:
     assert call(likelihood.main).error() == "name the --checkpoint to measure"
-    for place, answer in (("no/a.json", "its folder does not exist"), ("", "is a folder; name a file")):
+    (tmp_path / "file").touch()
+    for place, answer in (("file/a.json", "a.json cannot be written"), ("", "is a folder; name a file")):
         flags = ("--checkpoint", "nowhere", "--output_file", str(tmp_path / place))
         assert answer in call(likelihood.main, *flags).error()  # before anything is loaded
     assert (

@@ -11,9 +11,10 @@ from torch._dynamo.utils import counters
 from models import compiled
 from models.checkerboard.config import CheckerboardDrawing
 from models.config import TransformerConfig
-from models.family import Generator, Sampler
+from models.family import Generator
 from models.llamagen.config import LlamaGenDrawing
 from models.randar.config import RandARDrawing
+from models.sampler import Sampler
 from tests.factory import tiny_model
 from tests.llamagen_factory import tiny_gpt
 from tests.randar_factory import tiny_randar

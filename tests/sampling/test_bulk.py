@@ -13,7 +13,7 @@ from models.checkerboard.config import CheckerboardDrawing
 from models.checkerboard.model import Checkerboard
 from models.checkerboard.sampler import CheckerboardSampler
 from models.draw import image_seed
-from models.family import Sampler
+from models.sampler import Sampler
 from models.sampling import sample
 from runtime import distributed
 from runtime.errors import UserError

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from models.config import Drawing
-from models.family import DECODING_MEMORY, Generator, Sampler
+from models.family import DECODING_MEMORY, Generator
+from models.sampler import Sampler
 from sampling.memory import CPU_BATCH, MAX_BATCH, SHARE, batch_that_fits, bytes_an_image, pick_batch_size
 from tests.factory import tiny_model
 from tests.llamagen_factory import tiny_gpt
