@@ -18,7 +18,7 @@ from tests.demo.factory import serving
 
 COLOURS = 256  # of a picture: enough for the page, and a third of the size
 SCENES = {
-    "demo": (WIDE, ("horse", "ship", "automobile", "frog"), 4, 11),
+    "demo": (WIDE, ("horse", "ship", "automobile", "frog"), 4, 16),
     "demo_narrow": (NARROW, ("ship",), 4, 3),
     "demo_edit": (WIDE, ("ship", "airplane"), 4, 2),
 }
@@ -59,7 +59,7 @@ def open_page(
 def edit(page: Page) -> None:
     """Draw the upper part of the first image anew."""
     page.locator("#draw-take").click()
-    expect(page.locator("#canvas canvas").first).to_be_visible()
+    expect(page.locator("#canvas canvas").first).to_be_visible(timeout=PATIENCE)
     page.wait_for_timeout(2000)  # for the image to be on the canvas
     stroke(page, (-0.18, -0.2), (0.18, -0.2), (0.18, -0.1), (-0.18, -0.1))
     page.locator("#edit-start").click()
