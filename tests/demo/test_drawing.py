@@ -179,7 +179,7 @@ def test_a_fast_drawing_shows_its_steps_once_it_is_done(tmp_path: Path, monkeypa
     frames = frames_of(job)
     assert len(frames) == REPLAYED < drawn.steps
     assert len({frame.pictures for frame in frames}) == REPLAYED
-    assert [frame.scales.count("blank") for frame in (frames[0], frames[-1])] == [3, 0]  # of four scales
+    assert [frame.scales.count("blank") for frame in (frames[0], frames[-1])] == [2, 0]  # of three scales
     assert job.progress == (13, 13)
 
 
