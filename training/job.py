@@ -8,7 +8,9 @@ from pathlib import Path
 import torch
 
 from data.report import check_data
+from models.autoencoder import Autoencoder
 from models.config import Drawing, GeneratorConfig
+from models.family import Generator
 from models.loading.autoencoder import autoencoder_hash, beside, load_autoencoder
 from models.loading.checkpoint import CHECKPOINT_NAME, initialize_from, model_class, recommended_settings
 from models.loading.state import without_memory
@@ -21,7 +23,7 @@ from training.options import TrainArgs
 from training.order import FIRST_STEPS
 from training.preview import score_digits
 from training.run_folder import begin_run, check_same, holds_run, run_settings, sampling_settings
-from training.source import open_source, with_num_classes
+from training.source import Source, open_source, with_num_classes
 from training.state import count_steps
 from training.trainer import Trainer
 
@@ -50,25 +52,17 @@ def prepare_and_train(
     folder = Path(args.output_dir or f"output/{name}")
     trains = not args.verify_cache and (args.use_cache or not args.create_cache)
     if trains:
-        count_steps(source.num_images, args)  # too few images are an error now, not after hours of making a cache
+        count_steps(source.num_images, args)  # too few images are an error now
     autoencoder = load_autoencoder(config.autoenc).to(device)
-    if trains:
-        check_patches(config, model_class(config), autoencoder.config.stride, args)  # likewise
-        with without_memory():
-            trial = model_class(config)(config, autoencoder)  # likewise refuses an autoencoder that does not fit
-        trial.class_names = source.class_names and list(source.class_names)
-        check_task(trial, args, drawing)  # likewise
-        if starts_from_weights(args, folder):
-            with warnings.catch_warnings(action="ignore"):  # nothing is copied to meta tensors, which torch warns of
-                initialize_from(trial, args.weights_init)  # likewise refuses weights that do not fit
     autoencoder_sha256 = autoencoder_hash(autoencoder)
-    if trains and distributed.is_main():
-        check_same(folder, config, autoencoder_sha256, args.resume)  # likewise
+    if trains:
+        _check_before_cache(config, args, drawing, source, autoencoder, folder)
+        if distributed.is_main():
+            check_same(folder, config, autoencoder_sha256, args.resume)
     dataset = source.dataset(config, args, autoencoder, autoencoder_sha256)
     if trains:
         torch.manual_seed(args.seed)
-        model = model_class(config)(config, autoencoder).to(device)
-        model.class_names = source.class_names and list(source.class_names)
+        model = _new_model(config, autoencoder, source).to(device)
         with lock_folder(folder):
             if distributed.is_main():
                 begin_run(folder, autoencoder)
@@ -83,6 +77,33 @@ def prepare_and_train(
             settings["sampling"] = sampling_settings(folder, task.drawing, configuration)
             train(Trainer(task, dataset, args, folder, device, settings))
     distributed.tear_down()
+
+
+def _new_model(config: GeneratorConfig, autoencoder: Autoencoder, source: Source) -> Generator:
+    model = model_class(config)(config, autoencoder)
+    model.class_names = source.class_names and list(source.class_names)
+    return model
+
+
+def _check_before_cache(
+    config: GeneratorConfig,
+    args: TrainArgs,
+    drawing: Drawing,
+    source: Source,
+    autoencoder: Autoencoder,
+    folder: Path,
+) -> None:
+    """Refuse what would otherwise fail only once the cache is made, which may take hours.
+
+    That is patches that do not fit, an autoencoder of another kind, settings of previews, and weights to start from.
+    """
+    check_patches(config, model_class(config), autoencoder.config.stride, args)
+    with without_memory():
+        trial = _new_model(config, autoencoder, source)
+    check_task(trial, args, drawing)
+    if starts_from_weights(args, folder):
+        with warnings.catch_warnings(action="ignore"):  # nothing is copied to meta tensors, which torch warns of
+            initialize_from(trial, args.weights_init)
 
 
 def starts_from_weights(args: TrainArgs, folder: Path) -> bool:
@@ -105,7 +126,7 @@ def train(trainer: Trainer) -> None:
         distributed.say(f"warning: adaptive_order has no effect in {num_steps} steps; it begins after {FIRST_STEPS}")
     if trained := trainer.fit():
         if trainer.logged_loss is not None:  # steps were taken, and not only a last preview made up for
-            say_chance(trainer.logged_loss, model.num_codes)
+            warn_if_near_chance(trainer.logged_loss, model.num_codes)
         distributed.say(f"samples: {folder / 'samples'}; checkpoint: {folder / CHECKPOINT_NAME}")
     score = folder / f"samples/digits_{trainer.state.epoch:04d}.txt"
     wants_score = args.dataset == "digits" and model.config.class_cond and not args.shard
@@ -116,7 +137,7 @@ def train(trainer: Trainer) -> None:
             write_text(score, "\n".join(lines) + "\n")  # a run that was killed before makes up for it
 
 
-def say_chance(loss: float, num_codes: int) -> None:
+def warn_if_near_chance(loss: float, num_codes: int) -> None:
     """Warn of a run whose loss ended near that of guessing."""
     chance = math.log(num_codes)
     if loss > chance - NEAR_CHANCE:
