@@ -19,8 +19,8 @@ from tests.demo.factory import serving
 COLOURS = 256  # of a picture: enough for the page, and a third of the size
 SCENES = {
     "demo": (WIDE, ("horse", "ship", "automobile", "frog"), 4, 16),
-    "demo_narrow": (NARROW, ("ship",), 4, 3),
-    "demo_edit": (WIDE, ("ship", "airplane"), 4, 2),
+    "demo_narrow": (NARROW, ("ship",), 4, 4),
+    "demo_edit": (WIDE, ("ship", "airplane"), 4, 19),
 }
 
 
