@@ -49,6 +49,7 @@ def main(argv: Sequence[str]) -> None:
     print_report(result)
     if args.output_file is not None:
         write_json(Path(args.output_file), result)
+        print(f"everything measured: {args.output_file}")
 
 
 def command() -> None:

@@ -55,7 +55,9 @@ class SweepArgs(CheckpointArgs):
         if self.checkpoint is None:
             raise UserError("name the --checkpoint to draw from")
         if self.reference is None and self.shipped_reference is None:
-            raise UserError("name the --reference to compare with")
+            raise UserError(
+                "name the --reference to compare with, or --features digits or cifar10, whose references ship"
+            )
 
 
 def main(argv: Sequence[str]) -> None:
