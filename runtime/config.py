@@ -191,7 +191,9 @@ def typed(value: Any, hint: Any, name: str) -> Any:
                 return number
     elif isinstance(origin, type) and type(value) is origin:
         return os.path.expanduser(value) if origin is str else value  # noqa: PTH111 (a shell leaves --flag=~/x alone)
-    raise UserError(f"{name} is {value}; it must be {_described(hint)[1]}")
+    choices = [str(choice) for member in members for choice in get_args(member) if get_origin(member) is Literal]
+    near = [f"; did you mean {choice}?" for choice in get_close_matches(str(value), choices, n=1)]
+    raise UserError("".join([f"{name} is {value}; it must be {_described(hint)[1]}", *near]))
 
 
 def from_text(text: str, option: Option) -> Any:

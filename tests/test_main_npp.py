@@ -102,7 +102,7 @@ def test_the_share_of_tokens_is_that_of_what_was_trained(root: Path, tmp_path: P
         (["--code_paths", "[nowhere]"], "no folder nowhere/imagenet16_codes; name the one that holds it"),
         (["--vocab_size", "65"], "vocab_size is 65, but the autoencoder has 64 codes"),
         (["--cfg_interval", "-2"], "cfg_interval is -2"),
-        (["--cfg_start_step", "2"], "unknown option --cfg_start_step"),
+        (["--cfg_start_step", "2"], "--cfg_start_step belongs to architecture checkerboard"),
         (["--attention", "flex"], "llamagen has the attention sdpa alone"),
     ],
     ids=lambda value: " ".join(value)[:30] if isinstance(value, list) else "",

@@ -260,6 +260,7 @@ def test_a_yaml_of_another_shape_is_refused(tmp_path: Path, content: str, answer
         ("use_cache", "perhaps", "true or false"),
         ("dtype", "bf16", "one of auto, float32, bfloat16, float16"),
         ("dataset", "cifar", "one of folder, cifar10, "),
+        ("dataset", "cifar", "; did you mean cifar10?"),
         ("betas", "0.9", "a list in brackets, as in '[first, second]'"),
         ("betas", "[0.9, 0.95, 1]", "a list in brackets, as in '[first, second]'"),
         ("lr_drops", "{5: a}", "lr_drops is a; it must be a number"),
