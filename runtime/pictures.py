@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from runtime.errors import UserError
-from runtime.files import whole
+from runtime.files import prepare_output, whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -18,7 +18,7 @@ def save_figure(figure: "Figure", path: str | Path, dpi: int = DPI) -> None:
     path = Path(path)
     if path.suffix[1:].lower() not in figure.canvas.get_supported_filetypes():
         raise UserError(f"{path} names no kind of picture; let it end in .png, .svg or .pdf")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    prepare_output(path)
     with whole(path) as temporary:
         figure.savefig(temporary, dpi=dpi)
 

@@ -266,9 +266,10 @@ def autoencoder_config_dict(autoencoder: Autoencoder) -> dict[str, Any]:
 def save_autoencoder(autoencoder: Autoencoder, folder: Path, dtype: torch.dtype = torch.float32) -> None:
     """Write ``autoencoder.safetensors``, its floats in ``dtype``, and ``autoencoder_config.yaml``."""
     folder.mkdir(parents=True, exist_ok=True)
-    state = autoencoder.state_dict()
-    state = {key: value.to(dtype) if value.is_floating_point() else value for key, value in state.items()}
-    state = {key: value.contiguous() for key, value in state.items()}
+    state = {
+        key: (value.to(dtype) if value.is_floating_point() else value).contiguous()
+        for key, value in autoencoder.state_dict().items()
+    }
     with whole(folder / AUTOENCODER_NAMES[1]) as temporary:
         temporary.write_bytes(save(state))
     write_yaml(folder / AUTOENCODER_CONFIG_NAME, autoencoder_config_dict(autoencoder))
