@@ -182,6 +182,7 @@ def _gather(model: StudyModel, args: StudyArgs) -> Iterator[Line]:
         yield {"kind": "likelihood"} | of | {name: found[name] for name in wanted}
     for steps in model.all_steps:
         yield from (line | of for line in _drawn(model, args, steps))
+    yield {"kind": "pictures"} | of | _shown(model, args)
 
 
 def _drawn(model: StudyModel, args: StudyArgs, steps: int | None) -> Iterator[Line]:
@@ -190,6 +191,12 @@ def _drawn(model: StudyModel, args: StudyArgs, steps: int | None) -> Iterator[Li
     yield from ({"kind": "grid"} | _numbers(row) for row in read_table(chosen))
     many = samples(model, args, steps, _best_row(chosen)[0])
     yield from ({"kind": "samples"} | _numbers(row) for row in read_table(many))
+
+
+def _shown(model: StudyModel, args: StudyArgs) -> Line:
+    """How the images to show were drawn."""
+    steps, cfg = list(_best_cfgs(model, args).items())[-1]
+    return {"steps": int(read_table(grid(model, args, steps))[0]["steps"]), "cfg": cfg}
 
 
 def _measured(file: Path) -> Line:

@@ -63,7 +63,7 @@ def main(argv: Sequence[str]) -> None:
     warn_of_mixtures(lines)
     figures = {"nll": draw_likelihood(lines), "steps": draw_steps(lines), "seconds": draw_seconds(lines)}
     pictures = {key: picture_file(results, *key) for key in keys(lines) if key[1] == 0}
-    figures |= {"loss": draw_losses(lines), "samples": draw_pictures(pictures)}
+    figures |= {"loss": draw_losses(lines), "samples": draw_pictures(pictures, lines)}
     for name, figure in figures.items():
         if figure is None:
             print(f"there is nothing yet that study_{name}.png shows")
@@ -104,6 +104,7 @@ def draw_seconds(lines: Sequence[Line]) -> "Figure | None":
         _draw_distances(axes, lines, lambda line, key, found=found: found.get((key[0], line["steps"]), math.nan))
         if found:  # room at both sides: what differs by noise alone should look so
             axes.set_xlim(min(found.values()) / 1.5, max(found.values()) * 1.5)
+    _number_points(panels[1], lines, found)
     panels[0].set_ylabel(_distance(lines))
     figure.supxlabel(f"on {'; '.join(machines)}", fontsize=8, color="gray", x=0.99, ha="right")
     return _finished(figure, *panels)
@@ -119,18 +120,19 @@ def draw_losses(lines: Sequence[Line]) -> "Figure | None":
     return draw_courses(courses, smoothing=1, looks=looks) if courses else None
 
 
-def draw_pictures(pictures: Mapping[Key, Path]) -> "Figure | None":
-    """A row of images for each model whose picture is there, the same labels in each."""
+def draw_pictures(pictures: Mapping[Key, Path], lines: Sequence[Line]) -> "Figure | None":
+    """A row of images for each model whose picture is there, the same labels in each, and how they were drawn."""
     from matplotlib.figure import Figure  # takes a second to import
 
-    shown = {key: file for key, file in pictures.items() if file.exists()}
+    shown, drawings = {key: file for key, file in pictures.items() if file.exists()}, by_model(lines, "pictures")
     if not shown:
         return None
     figure = Figure(figsize=(13.5, 0.72 * len(shown)), layout="constrained")
     for axes, (key, file) in zip(figure.subplots(len(shown), squeeze=False)[:, 0], shown.items(), strict=True):
         axes.imshow(Image.open(file))
         axes.set(xticks=[], yticks=[])
-        axes.set_ylabel(name_of(*key), rotation=0, ha="right", va="center", fontsize=8)
+        how = [f"{line['steps']} steps, guidance {line['cfg']:g}" for line in drawings.get(key, [])]
+        axes.set_ylabel("\n".join([name_of(*key), *how]), rotation=0, ha="right", va="center", fontsize=8)
     first, width = figure.axes[0], Image.open(next(iter(shown.values()))).width / PICTURED
     names = [CLASSES[number % len(CLASSES)] for number in range(PICTURED)]
     first.xaxis.tick_top()
@@ -148,6 +150,16 @@ def _draw_distances(axes: "Axes", lines: Sequence[Line], x_of: Callable[[Line, K
     for key, found in by_model(lines, "samples").items():
         rows = sorted(found, key=lambda line: line["steps"])
         _line(axes, key, [x_of(line, key) for line in rows], [line["distance"] for line in rows])
+
+
+def _number_points(axes: "Axes", lines: Sequence[Line], seconds: Mapping[tuple[str, int], float]) -> None:
+    """The steps of each point, in small print; ``seconds`` by configuration and steps."""
+    for (config, _, _), found in by_model(lines, "samples").items():
+        for line in found:
+            x = seconds.get((config, line["steps"]))
+            if x is not None:
+                style = {"fontsize": 6, "color": COLOURS[config], "textcoords": "offset points"}
+                axes.annotate(str(line["steps"]), (x, line["distance"]), xytext=(4, 4), **style)
 
 
 def _figure(x: str, y: str) -> tuple["Figure", "Axes"]:

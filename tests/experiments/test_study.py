@@ -119,9 +119,9 @@ def test_a_study_is_done_once_and_goes_on_from_where_it_is(tmp_path: Path, monke
     assert outcome.code == 0, outcome.err
     assert len(commands) == 7
     lines = [json.loads(line) for line in (root / "results.jsonl").read_text().splitlines()]
-    kinds = ["training", "course", "step", "likelihood", "grid", "grid", "samples", "time", "time"]
+    kinds = ["training", "course", "step", "likelihood", "grid", "grid", "samples", "pictures", "time", "time"]
     assert [line["kind"] for line in lines] == kinds
-    training, course, step, likelihood, *grid, samples, timing, alone = lines
+    training, course, step, likelihood, *grid, samples, shown, timing, alone = lines
     assert (timing["batch_size"], alone["batch_size"]) == (4, 1)
     assert (training["images_seen"], training["tokens_computed"]) == (64, 64 * 85)
     assert (course["images_seen"], course["tokens_computed"], course["side"]) == ([64], [64 * 85], [1])
@@ -132,6 +132,7 @@ def test_a_study_is_done_once_and_goes_on_from_where_it_is(tmp_path: Path, monke
     assert timing["steps"] == samples["steps"] == 7
     distances = {line["cfg"]: line["distance"] for line in grid}
     assert distances[samples["cfg"]] == min(distances.values())
+    assert (shown["steps"], shown["cfg"]) == (7, samples["cfg"])
     assert len(list((root / "raster_2x").glob("pictures-2steps-cfg*/[0-9]*.png"))) == 20
 
     commands.clear()
@@ -278,11 +279,22 @@ def test_figures_show_the_facts() -> None:
     assert [line.get_xydata().tolist() for line in steps.lines] == [[[4, 30], [7, 20]], [[64, 10]], [[64, 9]]]
     assert seconds.lines[0].get_xydata().tolist() == [[5, 30], [10, 20]]
     assert alone.lines[0].get_xydata().tolist()[1] == [20, 20]
+    assert [(text.get_text(), text.xy) for text in alone.texts] == [("7", (20, 20))]  # the others were not timed
     assert "FD-cifar10-10000" in steps.get_ylabel()
     images, tokens, minutes = study_figures.draw_losses(FACTS).axes
     assert [line.get_xydata().tolist() for line in images.lines] == [[[20, 6]], [[30, 5]]]
     assert [line.get_xydata().tolist() for line in tokens.lines] == [[[80, 6]], [[240, 5]]]
     assert [line.get_xydata().tolist() for line in minutes.lines] == [[[1, 6]], [[2, 5]]]  # at each stage's pace
+
+
+@pytest.mark.quick
+def test_a_row_of_pictures_says_how_they_were_drawn(tmp_path: Path) -> None:
+    keys = [(model, 0, study_plan.usual_epochs(model)) for model in ("random_2x", "llamagen", "npp")]
+    files = {key: tmp_path / f"{key[0]}.png" for key in keys}
+    for key in keys[:2]:  # NPP is not drawn yet
+        Image.new("RGB", (640, 32)).save(files[key])
+    figure = study_figures.draw_pictures(files, [fact("pictures", "random_2x", steps=21, cfg=3.0)])
+    assert [axes.get_ylabel() for axes in figure.axes] == ["random order 2x\n21 steps, guidance 3", "LlamaGen"]
 
 
 @pytest.mark.quick
