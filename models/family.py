@@ -244,6 +244,11 @@ class Generator(Pretrained, nn.Module, ABC):
         """Images (B, 3, H, W) of ``decode`` as uint8, by the 8-bit rule that the family's figures were measured by."""
         return to_uint8(images)
 
+    def drop_labels(self, labels: Tensor, rng: torch.Generator | None) -> Tensor:
+        """(B,) labels, in training some of them made unconditional."""
+        dropped = torch.rand(labels.shape, device=self.device, generator=rng) < self.config.label_drop
+        return labels.masked_fill(dropped & self.training, self.unconditional_label)
+
     def check_labels(self, labels: Tensor) -> None:
         """Refuse what are no class indices (B,) of this model; ``num_classes`` is unconditional, and for some all."""
         if labels.ndim != 1 or len(labels) == 0 or labels.dtype not in INDEX_TYPES:

@@ -1,7 +1,7 @@
 """What draws images of a family, batch after batch, step by step, into buffers that are made once.
 
-Letters: B images, S side of a scale, L locations of all scales, l of some of them. A *location* is an index into all
-scales concatenated, coarse to fine, each in raster order.
+Letters: B images, R rows of a batch (each image conditional, then unconditional), S side of a scale, L locations of all
+scales, l of some of them. A *location* is an index into all scales concatenated, coarse to fine, each in raster order.
 """
 
 import math
@@ -17,6 +17,7 @@ from models.draw import code_noise
 from models.family import Generator, Samples
 from models.noise import ORDER, uniforms
 from models.scales import scale_slices, split_scales
+from models.transformer import KVCache
 from runtime.errors import UserError
 
 Maps = Sequence[Tensor] | None  # (B, S, S) of each scale, if there are any
@@ -26,10 +27,13 @@ Setting = float | Tensor  # a number, as compiled code takes it
 class Sampler(ABC):
     """Draws batches of ``batch`` images, step by step, into buffers made once; ``drawing`` is checked settings."""
 
+    kv_cache: KVCache | None = None  # of R rows, if the family has one
+
     @torch.inference_mode()
     def __init__(self, model: Generator, batch: int, drawing: Drawing, compiled: bool = False) -> None:
         self.model, self.batch, self.drawing, self.compiled = model, batch, drawing, compiled
-        self.guided = drawing.uses_cfg and model.config.class_cond  # an unconditional half runs beside
+        self.guided = drawing.uses_cfg and model.config.class_cond
+        self.row_sets = 1 + self.guided  # how often each image is in the batch: an unconditional half runs beside
         self.scale_sizes = list(drawing.sampled_sizes(model.scale_sizes))
         self.num_locations = sum(side * side for side in self.scale_sizes)  # L
         # By location, (B, L) each: codes drawn so far, their entropy and probability.
@@ -87,9 +91,14 @@ class Sampler(ABC):
     def step_of_location(self) -> Tensor:
         """(B or 1, L) the step that drew each location."""
 
-    @abstractmethod
     def cache(self) -> list[Tensor]:
         """Keys and values: what it holds beside the weights."""
+        return [] if self.kv_cache is None else [*self.kv_cache.keys, *self.kv_cache.values]
+
+    def row_labels(self, labels: Tensor) -> Tensor:
+        """(R,) labels of all rows, of those of images (B,); row sets after the first are unconditional."""
+        unconditional = torch.full_like(labels, self.model.unconditional_label)
+        return torch.cat([labels, unconditional.repeat(self.row_sets - 1)])
 
     def code_noise(self, seeds: Tensor, order: Tensor) -> Tensor:
         """(B, L, n) noise for ``models.draw.draw`` of seeds (B,), of locations in the order (B or 1, L) drawn."""

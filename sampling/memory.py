@@ -27,7 +27,7 @@ def batch_that_fits(free: int, image_bytes: int) -> int:
 def bytes_an_image(model: Generator, drawing: Drawing) -> int:
     """What an image adds while it is drawn: keys and values, its order, logits as if all came in one step, pixels."""
     sampler = model.sampler(1, drawing)
-    rows = len(sampler.cache()[0])
+    rows = sampler.batch * sampler.row_sets
     held = sum(tensor.nbytes for tensor in (*sampler.cache(), sampler.sequence, sampler.maps))
     order = model.config.order_share * sum(tensor.nbytes for tensor in sampler.cache())
     logits = 4 * (rows + COPIES) * sampler.num_locations * model.num_codes

@@ -164,10 +164,9 @@ class TinySampler(Sampler):
         drawing = self.drawing
         cfg, temperature = at_scale(drawing.cfg, 0), at_scale(drawing.temperature, 0)
         noise = self.code_noise(seeds, torch.arange(self.num_locations)[None])  # (B, L, n)
-        if self.guided:
-            labels = torch.cat([labels, torch.full_like(labels, self.model.unconditional_label)])  # (R,)
+        labels = self.row_labels(labels)  # (R,)
         for step, location in enumerate(self.order.split(1)):  # (1,)
-            sequence = self.sequence.repeat(1 + self.guided, 1)  # (R, L)
+            sequence = self.sequence.repeat(self.row_sets, 1)  # (R, L)
             logits = self.logits(sequence, labels, location, drawing.direction)  # (R, 1, V)
             logits = guide(logits, cfg) if self.guided else logits  # (B, 1, V)
             codes, probability, entropy = draw(logits, noise[:, location], temperature, drawing.top_k, drawing.top_p)
@@ -176,6 +175,3 @@ class TinySampler(Sampler):
 
     def step_of_location(self) -> Tensor:
         return self.order.argsort().unsqueeze(0)  # (1, L)
-
-    def cache(self) -> list[Tensor]:
-        return []

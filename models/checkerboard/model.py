@@ -299,8 +299,7 @@ class Checkerboard(Generator):
         """Codes seen by the next scale, codes seen by the next block, and labels; noisy in training mode only."""
         if not self.training:
             return sequence, sequence, labels
-        dropped = torch.rand(labels.shape, device=self.device, generator=generator) < self.config.label_drop
-        labels = torch.where(dropped, self.unconditional_label, labels)
+        labels = self.drop_labels(labels, generator)
         replaced = torch.rand(sequence.shape, device=self.device, generator=generator) < self.config.random_replace
         noise = torch.randint(self.num_codes, sequence.shape, device=self.device, generator=generator)
         noisy = torch.where(replaced, noise, sequence)

@@ -47,7 +47,7 @@ class CheckerboardSampler(Sampler):
     @torch.inference_mode()
     def __init__(self, model: "Checkerboard", batch: int, drawing: CheckerboardDrawing, compiled: bool = False) -> None:
         super().__init__(model, batch, drawing, compiled)
-        rows, num_tokens = batch * (1 + self.guided), 1 + model.num_locations
+        rows, num_tokens = batch * self.row_sets, 1 + model.num_locations
         self.kv_cache = KVCache.zeros(model.config.llama_config, rows, num_tokens, like=model.lm_head.weight)
         self.codebook, self.head = model.codebook(), model.head_parameters()
         self.layout: Layout | None = None
@@ -64,9 +64,6 @@ class CheckerboardSampler(Sampler):
     def step_of_location(self) -> Tensor:
         return self.layout.step_of_location()
 
-    def cache(self) -> list[Tensor]:
-        return [*self.kv_cache.keys, *self.kv_cache.values]
-
     def _begin(self, labels: Tensor, seeds: Tensor) -> None:
         """Compute what depends on labels and seeds alone."""
         model = self.model
@@ -74,9 +71,7 @@ class CheckerboardSampler(Sampler):
         if self.layout is None or random_order:
             self._place(self.order_uniforms(seeds) if random_order else None)
         self.noise = self.code_noise(seeds, self.layout.positions)
-        if self.guided:
-            labels = torch.cat([labels, torch.full_like(labels, model.unconditional_label)])
-        self.class_embedding = model.embed_labels(labels)  # (R, D)
+        self.class_embedding = model.embed_labels(self.row_labels(labels))  # (R, D)
         self.modulations = model.transformer.modulations(self.class_embedding)
 
     def _draw_scale(self, scale: int, first_step: int) -> Iterator[int]:

@@ -167,11 +167,6 @@ class LlamaGen(Generator):
             hits = (logits.argmax(-1, keepdim=True) == targets).float()
         return Loss(loss, lambda: {"accuracy": hits.mean()})
 
-    def drop_labels(self, labels: Tensor, rng: torch.Generator) -> Tensor:
-        """(B,) labels, in training some of them made unconditional."""
-        dropped = torch.rand(labels.shape, device=self.device, generator=rng) < self.config.label_drop
-        return labels.masked_fill(dropped & self.training, self.unconditional_label)
-
     def forward(self, codes: Sequence[Tensor], labels: Tensor, patch_size: int = 1) -> tuple[Tensor, Tensor]:
         """(B, M, V) logits, row m of patch m in raster order, and their mean cross-entropy in nats.
 

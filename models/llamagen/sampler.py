@@ -32,7 +32,7 @@ class LlamaGenSampler(Sampler):
     def __init__(self, model: "LlamaGen", batch: int, drawing: LlamaGenDrawing, compiled: bool = False) -> None:
         super().__init__(model, batch, drawing, compiled)
         size, N = model.config.llama_config, model.num_locations
-        rows = batch * (1 + self.guided)
+        rows = batch * self.row_sets
         self.kv_cache = KVCache.zeros(size, rows, N, like=model.output.weight)
         self.inputs = model.output.weight.new_zeros(rows, 1, size.hidden_size)  # (R, 1, D) of the next step
         self.cos, self.sin = (part[:N] for part in pair_rotation(model.scale_sizes[0], size.head_dim, model.device))
@@ -43,9 +43,7 @@ class LlamaGenSampler(Sampler):
 
     def draw(self, labels: Tensor, seeds: Tensor) -> Iterator[int]:
         model, drawing = self.model, self.drawing
-        if self.guided:
-            labels = torch.cat([labels, torch.full_like(labels, model.unconditional_label)])
-        self.inputs.copy_(model.embed_labels(labels).unsqueeze(1))
+        self.inputs.copy_(model.embed_labels(self.row_labels(labels)).unsqueeze(1))
         noise = self.code_noise(seeds, self.tokens[None])
         temperature = self.setting(at_scale(drawing.temperature, 0), zero_is_special=True)
         for step in range(model.num_locations):
@@ -56,9 +54,6 @@ class LlamaGenSampler(Sampler):
 
     def step_of_location(self) -> Tensor:
         return self.tokens[None]
-
-    def cache(self) -> list[Tensor]:
-        return [*self.kv_cache.keys, *self.kv_cache.values]
 
 
 def draw_code(sampler: LlamaGenSampler, start: Start, noise: Tensor, cfg: Setting, temperature: Setting) -> None:
@@ -79,4 +74,4 @@ def draw_code(sampler: LlamaGenSampler, start: Start, noise: Tensor, cfg: Settin
     logits = logits if unguided else guide(logits, cfg)
     found = draw(logits, noise, temperature, sampler.drawing.top_k, sampler.drawing.top_p)
     codes = sampler.store(sampler.tokens[place].expand(sampler.batch, 1), *found)
-    sampler.inputs.copy_(model.tok_embeddings(codes).repeat(len(sampler.inputs) // sampler.batch, 1, 1))
+    sampler.inputs.copy_(model.tok_embeddings(codes).repeat(sampler.row_sets, 1, 1))

@@ -51,7 +51,7 @@ class RandARSampler(Sampler):
     @torch.inference_mode()
     def __init__(self, model: "RandAR", batch: int, drawing: RandARDrawing, compiled: bool = False) -> None:
         super().__init__(model, batch, drawing, compiled)
-        self.row_sets = len(self.strengths()) + 1  # how often each image is in the batch
+        self.row_sets = 1 + len(self.strengths())
         self.num_tokens = 2 * self.num_locations  # the last code is never fed
         self.kv_cache = KVCache.zeros(
             model.config.llama_config, batch * self.row_sets, self.num_tokens, like=model.output.weight
@@ -96,7 +96,7 @@ class RandARSampler(Sampler):
         The codes of the first ones are there.
         """
         drawing = self.drawing
-        self.class_tokens = self.embed_labels(labels)
+        self.class_tokens = self.model.embed_labels(self.row_labels(labels))  # (R, D)
         temperature = self.setting(at_scale(drawing.temperature, 0), zero_is_special=True)
         noise = self.code_noise(seeds, self.order)
         numbers = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts, dtype=torch.long))
@@ -125,13 +125,6 @@ class RandARSampler(Sampler):
         slots = self.places[start : start + length].clone() if self.compiled else start
         return self.order[:, step.known].contiguous(), self.order[:, step.drawn].contiguous(), slots, step.first
 
-    def embed_labels(self, labels: Tensor) -> Tensor:
-        """(R, D) class tokens."""
-        if self.row_sets > 1:
-            unconditional = torch.full_like(labels, self.model.unconditional_label).repeat(self.row_sets - 1)
-            labels = torch.cat([labels, unconditional])
-        return self.model.embed_labels(labels)
-
     def embed_codes(self, locations: Tensor) -> Tensor:
         """(R, n', D) inputs of the codes that lie at locations (B, n')."""
         return self.model.tok_embeddings(self.sequence.gather(1, locations)).repeat(self.row_sets, 1, 1)
@@ -142,9 +135,6 @@ class RandARSampler(Sampler):
 
     def step_of_location(self) -> Tensor:
         return self.step_map
-
-    def cache(self) -> list[Tensor]:
-        return [*self.kv_cache.keys, *self.kv_cache.values]
 
     def _lay_out(self, seeds: Tensor) -> int:
         """Fix the order, kept locations first; return how many those are.
