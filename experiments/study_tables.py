@@ -2,14 +2,16 @@
 
     python -m experiments.study_tables --results docs/study.jsonl
 
-They are: each model at its best number of steps, beside what it costs; the distances of all numbers of steps; the
-likelihood by order and steps per scale.
+They are: each model at its best number of steps, beside what it costs; the losses at equal cost; the distances of all
+numbers of steps; the likelihood by order and steps per scale.
 """
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
 
 from experiments.study_facts import (
     Line,
@@ -42,6 +44,9 @@ def main(argv: Sequence[str]) -> None:
     warn_of_mixtures(lines)
     print(markdown([(*COSTS, *BEST), *_best_rows(lines)]))
     print()
+    if by_model(lines, "course"):
+        print(markdown(_equal_cost_rows(lines)))
+        print()
     print(markdown([("model", "FD-cifar10, by steps of an image"), *_distance_rows(lines)]))
     print()
     print(markdown(_likelihood_rows(lines)))
@@ -71,6 +76,28 @@ def _costs(lines: Sequence[Line], course: Sequence[Line] | None) -> Row:
         return ("-",) * 3
     images, tokens = (course[0][name][-1] for name in ("images_seen", "tokens_computed"))
     return f"{tokens / images:.0f}", f"{tokens / 1e6:.1f}", _number(quiet_minutes(lines, course[0])[-1], 0)
+
+
+def _equal_cost_rows(lines: Sequence[Line]) -> Iterator[Row]:
+    """Training losses at the end, and where the cheapest training ended: after its tokens, and its quiet minutes."""
+    courses = {key: course for key, (course,) in by_model(lines, "course").items()}
+    minutes = {key: quiet_minutes(lines, course) for key, course in courses.items()}
+    tokens = min(course["tokens_computed"][-1] for course in courses.values())
+    least = min((found[-1] for found in minutes.values() if not math.isnan(found[-1])), default=math.nan)
+    fewest = f"{tokens / 1e6:.1f} million tokens", f"{_number(least, 0)} minutes"
+    yield "training loss", "at the end", *(f"after {cost}" for cost in fewest)
+    for key, course in courses.items():
+        by_tokens = _loss_at(course, np.array(course["tokens_computed"]), tokens)
+        by_minutes = _loss_at(course, minutes[key], least)
+        yield name_of(*key), *(_number(loss, 3) for loss in (course["loss"][-1], by_tokens, by_minutes))
+
+
+def _loss_at(course: Line, cost: np.ndarray, spent: float) -> float:
+    """The loss on single codes when so much was spent; NaN if the costs are not known, or it learned from patches."""
+    single = np.array(course["side"]) == 1
+    if not single.any() or np.isnan([*cost, spent]).any():
+        return math.nan
+    return float(np.interp(spent, cost[single], np.array(course["loss"])[single], left=math.nan))
 
 
 def _drawing(line: Line) -> Row:

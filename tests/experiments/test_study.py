@@ -323,6 +323,25 @@ def test_tables_have_the_facts(tmp_path: Path) -> None:
 
 
 @pytest.mark.quick
+def test_losses_are_compared_at_equal_tokens_and_minutes(tmp_path: Path) -> None:
+    path, course = tmp_path / "study.jsonl", {"images_seen": [10, 20, 30], "side": [1, 1, 1]}
+    step = {"patch_side": 1, "batch_size": 10, "machine": "M"}
+    lines = [
+        fact("step", "llamagen", seconds=60.0, **step),
+        fact("course", "llamagen", **course, tokens_computed=[1e6, 2e6, 3e6], loss=[8.0, 7.0, 5.0]),
+        fact("step", "randar_random", seconds=90.0, **step),
+        fact("course", "randar_random", **course, tokens_computed=[2e6, 4e6, 6e6], loss=[9.0, 8.0, 7.0]),
+        fact("course", "npp", **course | {"side": [2, 2, 1]}, tokens_computed=[1e6, 2e6, 6e6], loss=[5.0, 4.0, 6.0]),
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    out = call(study_tables.main, "--results", str(path)).out
+    assert "| training loss | at the end | after 3.0 million tokens | after 3 minutes |" in out
+    assert "| LlamaGen | 5.000 | 5.000 | 5.000 |" in out
+    assert "| RandAR, random order | 7.000 | 8.500 | 8.000 |" in out
+    assert "| NPP | 6.000 | - | - |" in out  # of patches until then, and no time of a step
+
+
+@pytest.mark.quick
 @pytest.mark.parametrize("text", ["{", '{"kind": "samples"}', '{"kind": "time", "model": "other"}'])
 def test_other_files_are_no_results(tmp_path: Path, text: str) -> None:
     path = tmp_path / "study.jsonl"
