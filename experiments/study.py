@@ -17,6 +17,7 @@ from PIL import Image
 
 from experiments.compare import read_table
 from experiments.study_facts import TIME, Line, picture_file, read_lines, write_lines
+from experiments.study_pictures import save_real_rows, save_row
 from experiments.study_plan import (
     TRAINED,
     StudyArgs,
@@ -39,7 +40,6 @@ from runtime.command import run
 from runtime.config import parse_flags, read_yaml
 from runtime.errors import UserError
 from runtime.files import new_folder, read_json, write_json
-from runtime.pictures import save_image
 
 
 def main(argv: Sequence[str]) -> None:
@@ -60,6 +60,7 @@ def main(argv: Sequence[str]) -> None:
                 _carry_out(task, place)
             _join_pictures(model, args, picture_file(results, model.config, model.seed, epochs_of(model, args)))
             write_lines(results, list(_gather(model, args)))
+            save_real_rows(root / model.name, args, results)
         _time_drawing(models, results)
     print(f"\n{results}; python -m experiments.study_figures --results {results} draws it")
 
@@ -163,9 +164,7 @@ def _best_row(folder: Path) -> tuple[float, float]:
 def _join_pictures(model: StudyModel, args: StudyArgs, picture: Path) -> None:
     """The images to show, beside each other."""
     files = sorted(pictures(model, args, _best_cfgs(model, args)).glob("[0-9]*.png"))
-    row = np.concatenate([np.asarray(Image.open(file).convert("RGB")) for file in files], axis=1)
-    picture.parent.mkdir(parents=True, exist_ok=True)
-    save_image(Image.fromarray(row), picture)
+    save_row([np.asarray(Image.open(file).convert("RGB")) for file in files], picture)
 
 
 def _gather(model: StudyModel, args: StudyArgs) -> Iterator[Line]:

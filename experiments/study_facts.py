@@ -15,6 +15,7 @@ from runtime.errors import UserError
 from runtime.files import write_text
 
 Line = dict[str, Any]
+REAL = {"real": "real test images", "reconstructed": "reconstructed"}  # pictures of no model
 TIME = "time"  # kind of a fact that needs no training
 Key = tuple[str, int, int]  # configuration, seed, epochs
 NAMES = {
@@ -58,8 +59,13 @@ def write_lines(path: Path, lines: Sequence[Line]) -> None:
 
 
 def picture_file(results: Path, config: str, seed: int, epochs: int) -> Path:
-    """Where a row of a model's images lies: in a folder beside the facts."""
-    return results.with_name(f"{results.stem}_pictures") / f"{config}_seed{seed}_{epochs}epochs.png"
+    """Where a row of a model's images lies."""
+    return picture_folder(results) / f"{config}_seed{seed}_{epochs}epochs.png"
+
+
+def picture_folder(results: Path) -> Path:
+    """Beside the facts."""
+    return results.with_name(f"{results.stem}_pictures")
 
 
 def by_model(lines: Iterable[Line], kind: str) -> dict[Key, list[Line]]:

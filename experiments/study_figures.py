@@ -18,6 +18,7 @@ from PIL import Image
 
 from experiments.study_facts import (
     NAMES,
+    REAL,
     TIME,
     Key,
     Line,
@@ -26,6 +27,7 @@ from experiments.study_facts import (
     keys,
     name_of,
     picture_file,
+    picture_folder,
     quiet_minutes,
     read_lines,
     warn_of_mixtures,
@@ -62,8 +64,7 @@ def main(argv: Sequence[str]) -> None:
     lines = read_lines(results)
     warn_of_mixtures(lines)
     figures = {"nll": draw_likelihood(lines), "steps": draw_steps(lines), "seconds": draw_seconds(lines)}
-    pictures = {key: picture_file(results, *key) for key in keys(lines) if key[1] == 0}
-    figures |= {"loss": draw_losses(lines), "samples": draw_pictures(pictures, lines)}
+    figures |= {"loss": draw_losses(lines), "samples": draw_pictures(picture_rows(results, lines))}
     for name, figure in figures.items():
         if figure is None:
             print(f"there is nothing yet that study_{name}.png shows")
@@ -120,19 +121,29 @@ def draw_losses(lines: Sequence[Line]) -> "Figure | None":
     return draw_courses(courses, smoothing=1, looks=looks) if courses else None
 
 
-def draw_pictures(pictures: Mapping[Key, Path], lines: Sequence[Line]) -> "Figure | None":
-    """A row of images for each model whose picture is there, the same labels in each, and how they were drawn."""
+def picture_rows(results: Path, lines: Sequence[Line]) -> dict[str, Path]:
+    """Pictures by what they show: real images, then each model's, with how they were drawn."""
+    rows = {label: picture_folder(results) / f"{name}.png" for name, label in REAL.items()}
+    drawings = by_model(lines, "pictures")
+    for key in keys(lines):
+        if key[1] == 0:
+            how = [f"{line['steps']} steps, guidance {line['cfg']:g}" for line in drawings.get(key, [])]
+            rows["\n".join([name_of(*key), *how])] = picture_file(results, *key)
+    return rows
+
+
+def draw_pictures(rows: Mapping[str, Path]) -> "Figure | None":
+    """The pictures that are there, below each other: the same classes in each, and beside it what it shows."""
     from matplotlib.figure import Figure  # takes a second to import
 
-    shown, drawings = {key: file for key, file in pictures.items() if file.exists()}, by_model(lines, "pictures")
+    shown = {label: file for label, file in rows.items() if file.exists()}
     if not shown:
         return None
     figure = Figure(figsize=(13.5, 0.72 * len(shown)), layout="constrained")
-    for axes, (key, file) in zip(figure.subplots(len(shown), squeeze=False)[:, 0], shown.items(), strict=True):
+    for axes, (label, file) in zip(figure.subplots(len(shown), squeeze=False)[:, 0], shown.items(), strict=True):
         axes.imshow(Image.open(file))
         axes.set(xticks=[], yticks=[])
-        how = [f"{line['steps']} steps, guidance {line['cfg']:g}" for line in drawings.get(key, [])]
-        axes.set_ylabel("\n".join([name_of(*key), *how]), rotation=0, ha="right", va="center", fontsize=8)
+        axes.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=8)
     first, width = figure.axes[0], Image.open(next(iter(shown.values()))).width / PICTURED
     names = [CLASSES[number % len(CLASSES)] for number in range(PICTURED)]
     first.xaxis.tick_top()

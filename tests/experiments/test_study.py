@@ -158,6 +158,9 @@ def test_a_study_is_done_once_and_goes_on_from_where_it_is(tmp_path: Path, monke
         assert joined.size == (20 * 32, 32)
         first = np.asarray(Image.open(next((root / "raster_2x").glob("pictures-*/000000.png"))))
         assert np.array_equal(np.asarray(joined)[:, :32], first)
+    real, rebuilt = (Image.open(root / f"results_pictures/{name}.png") for name in ("real", "reconstructed"))
+    assert np.array_equal(np.asarray(real)[:, 320:352], np.asarray(Image.open(data / "test/airplane/1.png")))
+    assert rebuilt.size == (20 * 32, 32)
     drawn = tmp_path / "drawn"
     names = ["--results", str(root / "results.jsonl"), "--output_dir", str(drawn)]
     assert call(study_figures.main, *names).code == 0
@@ -288,13 +291,15 @@ def test_figures_show_the_facts() -> None:
 
 
 @pytest.mark.quick
-def test_a_row_of_pictures_says_how_they_were_drawn(tmp_path: Path) -> None:
-    keys = [(model, 0, study_plan.usual_epochs(model)) for model in ("random_2x", "llamagen", "npp")]
-    files = {key: tmp_path / f"{key[0]}.png" for key in keys}
-    for key in keys[:2]:  # NPP is not drawn yet
-        Image.new("RGB", (640, 32)).save(files[key])
-    figure = study_figures.draw_pictures(files, [fact("pictures", "random_2x", steps=21, cfg=3.0)])
-    assert [axes.get_ylabel() for axes in figure.axes] == ["random order 2x\n21 steps, guidance 3", "LlamaGen"]
+def test_a_row_of_pictures_says_what_it_shows(tmp_path: Path) -> None:
+    lines = [fact("pictures", "random_2x", steps=21, cfg=3.0), fact("course", "llamagen"), fact("course", "npp")]
+    rows = study_figures.picture_rows(tmp_path / "facts.jsonl", lines)
+    labels = ["real test images", "reconstructed", "random order 2x\n21 steps, guidance 3", "LlamaGen", "NPP"]
+    assert list(rows) == labels
+    (tmp_path / "facts_pictures").mkdir()
+    for file in list(rows.values())[:-1]:  # NPP is not drawn yet
+        Image.new("RGB", (640, 32)).save(file)
+    assert [axes.get_ylabel() for axes in study_figures.draw_pictures(rows).axes] == labels[:-1]
 
 
 @pytest.mark.quick
