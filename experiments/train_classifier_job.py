@@ -24,7 +24,7 @@ from runtime.device import pick_device
 from runtime.errors import UserError
 from runtime.lock import lock_folder
 from runtime.progress import Progress
-from training.run_folder import holds_run
+from training.run_folder import exports_to
 from training.task import Task
 from training.trainer import Trainer
 
@@ -91,8 +91,9 @@ def train_classifier(size: ClassifierSize, args: ClassifierArgs, name: str) -> N
     task = ClassifierTask(network, args, CroppedImages(data[1], SIDE, "center"))
     settings = {"model": plain(size), "args": plain(args)}
     trainer = Trainer(task, CroppedImages(data[0], SIDE, args.crop), args, folder, device, settings)
-    target = Path(args.export_dir or folder / "classifier")
-    check_export(target, size.name, new=not holds_run(folder))
+    usual = folder / "classifier"
+    target = Path(args.export_dir or usual)
+    check_export(target, size.name, own=exports_to(folder, "args", target, usual))
     with lock_folder(folder):
         trainer.fit()
         if distributed.is_main():
@@ -100,10 +101,10 @@ def train_classifier(size: ClassifierSize, args: ClassifierArgs, name: str) -> N
     distributed.tear_down()
 
 
-def check_export(folder: Path, name: str, new: bool) -> None:
-    """Refuse to replace the classifier of another run, which is what a ``new`` one finds."""
+def check_export(folder: Path, name: str, own: bool) -> None:
+    """Refuse to replace a classifier, unless it is the run's ``own``."""
     place = network_file(folder, name)
-    if new and place.exists():
+    if place.exists() and not own:
         raise UserError(f"{place} is there already, of another run; move it away, or name another export_dir")
 
 

@@ -67,15 +67,22 @@ def new_folder(folder: Path) -> Iterator[Path]:
         raise UserError(f"{folder} is a file or a broken link; name a new folder to export to")
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder} is not empty; name a new folder to export to")
-    folder = folder.absolute()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = folder.parent / f"{folder.name}.{uuid4().hex[:8]}.partial"
+    folder = folder.resolve()  # what a link names is replaced, not the link
+    mounted = os.path.ismount(folder)  # which cannot be replaced
+    parent = folder if mounted else folder.parent
+    parent.mkdir(parents=True, exist_ok=True)
+    partial = parent / f"{folder.name}.{uuid4().hex[:8]}.partial"
     partial.mkdir()
     try:
         yield partial
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+    if mounted:
+        for entry in partial.iterdir():
+            entry.rename(folder / entry.name)
+        partial.rmdir()
+        return
     if folder.exists():
         folder.rmdir()  # empty, as checked above
     partial.rename(folder)

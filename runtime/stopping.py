@@ -9,6 +9,7 @@ from types import FrameType, TracebackType
 from tqdm import tqdm
 
 GRACE = 4.0  # seconds that a wait may go on after a signal: what is waited for may still come, and all can be saved
+REPEAT = 2.0  # seconds in which a SIGTERM is no second wish: whoever stops a group of processes may reach us twice
 _CHECK = 0.5  # seconds between looks at the waits, once a signal came
 _waits: list[tuple[float, float]] = []  # those under way: since when, and seconds that a signal leaves them
 
@@ -52,6 +53,8 @@ class StopSignals:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.number:
+            if number == signal.SIGTERM and time.monotonic() - self.since < REPEAT:
+                return
             raise KeyboardInterrupt
         self.number, self.since = number, time.monotonic()
         tqdm.write("stopping after this step; once more to stop at once, without saving")

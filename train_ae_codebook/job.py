@@ -19,7 +19,7 @@ from runtime.lock import lock_folder
 from train_ae_codebook.options import ImageArgs, RequantizeArgs
 from train_ae_codebook.tasks import AutoencoderTask, LlamaGenVQTask, RequantizeTask
 from train_ae_codebook.vqvae import VQVAETask
-from training.run_folder import begun_in
+from training.run_folder import begun_in, exports_to
 from training.state import count_steps
 from training.trainer import Trainer
 
@@ -39,9 +39,9 @@ def train_autoencoder(settings: dict[str, Any], name: str) -> None:
         distributed.say(remark)
     args.check_steps(args.epochs * count_steps(len(train), args))
     folder = Path(args.output_dir or f"output/autoencoders/{name}")
-    export = Path(args.export_dir or folder / "autoencoder")
-    begun = begun_in(folder, args.resume)
-    _check_export(export, args, new=begun is None)
+    usual, begun = folder / "autoencoder", begun_in(folder, args.resume)
+    export = Path(args.export_dir or usual)
+    _check_export(export, args, own=exports_to(folder, section, export, usual))
     held_out = CroppedImages(validation, args.img_size, "center")
     task = _make_task(settings, args, held_out, device)
     task.measured = "training images" if validation is train else task.measured
@@ -61,10 +61,10 @@ def train_autoencoder(settings: dict[str, Any], name: str) -> None:
     distributed.tear_down()
 
 
-def _check_export(folder: Path, args: ImageArgs, new: bool) -> None:
+def _check_export(folder: Path, args: ImageArgs, own: bool) -> None:
     """Find out before the training whether the autoencoder can be written there, and would be found.
 
-    What a ``new`` run finds there is of another one.
+    One that is there is replaced if it is the run's ``own``.
     """
     if folder.exists() and not folder.is_dir():
         raise UserError(f"export_dir {folder} is a file; name a folder")
@@ -72,7 +72,7 @@ def _check_export(folder: Path, args: ImageArgs, new: bool) -> None:
     written, other = (published, ours) if isinstance(args, RequantizeArgs) else (ours, published)
     if other.exists():
         raise UserError(f"{other} is another autoencoder than the one to be written beside it; name another export_dir")
-    if new and written.exists():
+    if written.exists() and not own:
         raise UserError(f"{written} is there already, of another run; move it away, or name another export_dir")
 
 

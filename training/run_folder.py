@@ -33,12 +33,12 @@ def sampling_settings(folder: Path, drawing: Drawing, configuration: Path | None
 
     For a new run, unless something else was written into the ``configuration`` that it begins from.
     """
-    own, places = plain_settings(drawing.changed), (folder / CONFIG_NAME, configuration)
-    place = next((place for place in places if place is not None and place.exists()), None)
-    if place is None:
+    own, place = plain_settings(drawing.changed), folder / CONFIG_NAME if holds_run(folder) else configuration
+    if place is None or not place.exists():
         return own
     found, before = plain_settings(recommended_settings(place, type(drawing))), read_yaml(place).get("args") or {}
-    of_previews = {name: before.get(name) for name in found}
+    usual = plain(type(drawing)())
+    of_previews = {name: before[name] for name in usual if before.get(name, usual[name]) != usual[name]}
     return own if found == of_previews else found  # what differs was written there by a sweep or by hand
 
 
@@ -62,6 +62,17 @@ def holds_run(folder: Path) -> bool:
     """Whether there is a run to go on with."""
     path = folder / CHECKPOINT_NAME
     return (path.exists() or find_shares(path) is not None) and (folder / CONFIG_NAME).exists()
+
+
+def exports_to(folder: Path, section: str, target: Path, usual: Path) -> bool:
+    """Whether the run in a folder exports to ``target``, by a section of its configuration or as ``usual``.
+
+    What is there is its own then; else it may be of another run.
+    """
+    if not holds_run(folder):
+        return False
+    named = (read_yaml(folder / CONFIG_NAME).get(section) or {}).get("export_dir")
+    return Path(named or usual).resolve() == target.resolve()
 
 
 def begun_in(folder: Path, resume: str | None) -> Path | None:

@@ -54,7 +54,13 @@ class ShardedState(TrainState):
         if distributed.is_main():
             shutil.rmtree(partial, ignore_errors=True)
         distributed.barrier("the checkpoint")
-        dcp.save(self._shares(), checkpoint_id=partial)
+        try:
+            dcp.save(self._shares(), checkpoint_id=partial)
+        except CheckpointException as error:  # no Exception; of all ranks, whichever could not write
+            raise UserError(
+                f"could not write {folder} ({_reason(error)}); what was there before is untouched: free some space and "
+                "run the command again"
+            ) from error
         if distributed.is_main():
             with whole(partial / PLACE_NAME) as temporary:
                 torch.save(place, temporary)
@@ -138,8 +144,11 @@ def _read_shares(shares: dict[str, Any], folder: Path, alone: bool = False) -> N
             warnings.simplefilter("ignore", UserWarning)
             dcp.load(shares, checkpoint_id=folder, no_dist=alone)
     except (CheckpointException, OSError, RuntimeError, ValueError, EOFError, AssertionError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
-        raise UserError(f"{folder} is damaged, or of another model ({reason}); move it away") from error
+        raise UserError(f"{folder} is damaged, or of another model ({_reason(error)}); move it away") from error
+
+
+def _reason(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[-1]
 
 
 def _write_joined(path: Path, state: dict[str, Any], rest: dict[str, Any]) -> None:

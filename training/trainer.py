@@ -97,7 +97,8 @@ class Trainer:
                 f"the run in {self.folder} is finished with {state.epoch} epochs; a higher --epochs goes on with it"
             )
             _say_ignored(self.folder / CONFIG_NAME, self.settings)
-            state.join(self.folder / CHECKPOINT_NAME)  # which a kill may have cut off
+            if state.is_saved(self.folder / CHECKPOINT_NAME):
+                state.join(self.folder / CHECKPOINT_NAME)  # which a kill may have cut off
             return False
         self.forward = LossModule(self.task)
         if distributed.num_ranks() > 1 and not self.args.shard:
@@ -111,6 +112,7 @@ class Trainer:
             self.log = RunLog(self.folder)
             kept = {"ranks": distributed.num_ranks(), "images_a_step": images_a_step(self.args)}
             self.log.write(event="start", step=state.step, dtype=str(self.dtype), **kept)
+            self._keep(again=False)  # a kill may have come between the last checkpoint and its copy
         self.last_save = time.monotonic()
         bar = Progress(
             total=total, initial=state.step, unit="step", mininterval=1.0, smoothing=0.05, disable=not self.log
@@ -147,6 +149,15 @@ class Trainer:
         """Write ``checkpoint-last.pth``; called on all ranks, rank 0 writes."""
         self.last_save = time.monotonic()
         self.state.save(self.folder / CHECKPOINT_NAME)
+
+    def _keep(self, again: bool = True) -> None:
+        """Copy the checkpoint of an epoch that is to be kept; a link would change with what it names."""
+        state, path = self.state, self.folder / CHECKPOINT_NAME
+        kept = self.folder / f"checkpoint-{state.epoch:04d}.pth"
+        due = self.args.keep_freq and state.step_in_epoch == 0 < state.epoch and state.epoch % self.args.keep_freq == 0
+        if due and path.exists() and (again or not kept.exists()):
+            with whole(kept) as copy:
+                shutil.copyfile(path, copy)
 
     def show(self) -> None:
         """Let the task draw with the averaged weights, if there are any, and measure. A signal ends it at once.
@@ -287,12 +298,8 @@ class Trainer:
             self._unfinished.parent.mkdir(exist_ok=True)
             self._unfinished.touch()
         self.save()
-        if self.args.keep_freq and state.epoch % self.args.keep_freq == 0 and distributed.is_main():
-            with whole(self.folder / f"checkpoint-{state.epoch:04d}.pth") as kept:
-                try:
-                    kept.hardlink_to(self.folder / CHECKPOINT_NAME)
-                except OSError:  # a file system without links
-                    shutil.copyfile(self.folder / CHECKPOINT_NAME, kept)
+        if distributed.is_main():
+            self._keep()
         number = max(distributed.everyones(self.stop.number, "the end of an epoch"))
         if number:
             raise Stopped(number, saved=True)

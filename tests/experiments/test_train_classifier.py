@@ -1,5 +1,6 @@
 """Training of the small classifiers: what is shown to them, a whole small run, mistakes."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +63,16 @@ def test_a_small_run_learns_and_its_files_say_what_it_learned(tmp_path: Path) ->
     again = train(tmp_path, "--epochs", "3")
     assert "going on from" in again.out
     np.testing.assert_array_equal(Classifier("digits", CPU, tmp_path / "made").class_weights, classifier.class_weights)
+
+
+def test_a_run_that_goes_on_replaces_its_own_classifier_alone(tmp_path: Path) -> None:
+    assert train(tmp_path, "--epochs", "1").code == 0
+    other = tmp_path / "other"
+    shutil.copytree(tmp_path / "made", other)
+    before = {path: path.read_bytes() for path in other.iterdir()}
+    error = train(tmp_path, "--epochs", "2", "--export_dir", str(other)).error()
+    assert "is there already, of another run" in error
+    assert {path: path.read_bytes() for path in other.iterdir()} == before
 
 
 def test_mistakes(tmp_path: Path) -> None:

@@ -97,7 +97,19 @@ def test_no_library_takes_it_for_an_error_of_its_own() -> None:
             pytest.fail("an image decoder would call this image damaged")
 
 
-def test_a_second_signal_ends_all() -> None:
+@pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_signal_ends_all(second: signal.Signals, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stopping, "REPEAT", 0.1)
     with pytest.raises(KeyboardInterrupt), StopSignals():
         signal.raise_signal(signal.SIGTERM)
+        time.sleep(0.2)
+        signal.raise_signal(second)
+
+
+def test_one_wish_may_arrive_twice() -> None:
+    """From whoever stops a group of processes, and from torchrun, which passes on what reaches it."""
+    stop = StopSignals()
+    with stop:
         signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+        assert stop.number == signal.SIGTERM

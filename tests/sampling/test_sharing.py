@@ -290,6 +290,19 @@ def test_an_autoencoder_shows_squares_alone(images: torch.Tensor, tmp_path: Path
 
 
 @pytest.mark.quick
+def test_a_mounted_disk_takes_a_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It cannot be replaced, so what is whole moves into it."""
+    monkeypatch.setattr("os.path.ismount", lambda path: Path(path) == tmp_path / "volume")
+    (tmp_path / "volume").mkdir()
+    with new_folder(tmp_path / "volume") as partial:
+        assert partial.parent == tmp_path / "volume"
+        (partial / "autoenc").mkdir()
+        (partial / "autoenc/weights").write_text("whole")
+    assert (tmp_path / "volume/autoenc/weights").read_text() == "whole"
+    assert [path.name for path in (tmp_path / "volume").iterdir()] == ["autoenc"]
+
+
+@pytest.mark.quick
 def test_nothing_of_a_save_that_was_killed_gets_into_the_next(tmp_path: Path) -> None:
     (tmp_path / "saved.partial").mkdir()
     (tmp_path / "saved.partial/checkpoint-last.pth").write_bytes(b"of another")
@@ -301,6 +314,12 @@ def test_nothing_of_a_save_that_was_killed_gets_into_the_next(tmp_path: Path) ->
         *("README.md", "config.json", "model.safetensors", "autoenc")
     }
     assert sorted(path.name for path in tmp_path.iterdir()) == ["saved", "saved.partial"]
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "linked").symlink_to(tmp_path / "disk")
+    with new_folder(tmp_path / "linked") as partial:
+        (partial / "made").touch()
+    assert (tmp_path / "linked").is_symlink()
+    assert (tmp_path / "disk/made").exists()
     for name in ("file", "link"):
         path = tmp_path / name
         path.touch() if name == "file" else path.symlink_to(tmp_path / "nowhere")

@@ -10,16 +10,17 @@ import torch
 from safetensors.torch import load_file
 
 from models import load_checkpoint
+from models.checkerboard.config import CheckerboardDrawing
 from models.checkerboard.model import Checkerboard
 from models.config import AutoencoderPaths
 from models.loading.autoencoder import autoencoder_hash, load_autoencoder, save_autoencoder
 from models.loading.checkpoint import read_model_config
-from runtime.config import read_yaml
+from runtime.config import plain, read_yaml, write_yaml
 from runtime.errors import UserError
 from tests.command_factory import save_run
 from tests.factory import TINY_TRANSFORMER, random_codes, tiny_autoencoder
 from tests.training_factory import fresh_model, tiny_args, tiny_trainer
-from training.run_folder import AUTOENCODER_PATHS, begin_run, check_same
+from training.run_folder import AUTOENCODER_PATHS, begin_run, check_same, exports_to, sampling_settings
 
 pytestmark = pytest.mark.quick
 
@@ -54,6 +55,39 @@ def test_half_precision_keeps_the_file_small_and_loads_as_float32(tmp_path: Path
     for key, value in autoencoder.state_dict().items():
         expected = value.half().float() if value.is_floating_point() else value
         assert torch.equal(loaded[key], expected), key
+
+
+@pytest.mark.parametrize(
+    ("previews", "written", "found"),
+    [
+        ({"cfg": 2.0, "steps_per_scale": 8}, {"cfg": 2.0, "steps_per_scale": 8}, {"cfg": 0.5}),  # of the previews
+        ({"cfg": 2.0, "steps_per_scale": 8}, {"cfg": 2.0}, {"cfg": 2.0}),  # of a sweep: fewer steps are better
+        ({}, {}, {"cfg": 0.5}),
+        ({}, {"top_p": 0.9}, {"top_p": 0.9}),
+    ],
+)
+def test_what_a_sweep_recommends_outlives_going_on(
+    previews: dict[str, Any], written: dict[str, Any], found: dict[str, Any], run: Path, tmp_path: Path
+) -> None:
+    folder, now = tmp_path / "run", CheckerboardDrawing(cfg=0.5)
+    shutil.copytree(run, folder)
+    place = folder / "config.yaml"
+    saved = read_yaml(place)
+    args = saved["args"] | plain(CheckerboardDrawing()) | previews
+    write_yaml(place, saved | {"args": args, "sampling": written})
+    assert sampling_settings(folder, now, None) == found
+    (folder / "checkpoint-last.pth").unlink()  # a run that was killed before it saved says nothing
+    assert sampling_settings(folder, now, None) == {"cfg": 0.5}
+
+
+def test_a_run_knows_what_it_exports(tmp_path: Path) -> None:
+    folder, usual, other = tmp_path / "run", tmp_path / "run/made", tmp_path / "other"
+    assert not exports_to(folder, "args", usual, usual)
+    folder.mkdir()
+    (folder / "checkpoint-last.pth").touch()
+    for named, own in ((None, usual), (str(other), other)):
+        write_yaml(folder / "config.yaml", {"args": {"export_dir": named}})
+        assert [exports_to(folder, "args", place, usual) for place in (usual, other)] == [own == usual, own == other]
 
 
 def test_a_moved_folder_loads_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

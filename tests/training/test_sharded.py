@@ -110,6 +110,28 @@ def test_going_on_leaves_no_older_weights_behind(root: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.ranks
+def test_shares_that_cannot_be_written_are_one_line(root: Path, tmp_path: Path) -> None:
+    shutil.copytree(root / "half", tmp_path / "run")
+    (tmp_path / "run/checkpoint-last.sharded.partial").touch()  # where a folder is to be made
+    argv = tiny_command(root, tmp_path / "run", epochs=2, batch_size=STEPS, shard=True, **NO_NOISE)
+    assert exit_codes(start_ranks(tmp_path, 1, main_command, argv)) == [2]
+    out = (tmp_path / "rank0.txt").read_text()
+    assert "error: could not write" in out
+    assert "Traceback" not in out
+    before, after = (path / "checkpoint-last.sharded/place.pth" for path in (root / "half", tmp_path / "run"))
+    assert after.read_bytes() == before.read_bytes()
+
+
+@pytest.mark.ranks
+def test_a_finished_run_leaves_nothing_in_a_new_folder(root: Path, tmp_path: Path) -> None:
+    folder, resumed = tmp_path / "run", {"shard": True, "resume": str(root / "half")}
+    run(root, folder, 1, epochs=1, **resumed)
+    assert not (folder / CHECKPOINT_NAME).exists()
+    run(root, folder, 1, epochs=2, **resumed)
+    assert (folder / CHECKPOINT_NAME).exists()
+
+
+@pytest.mark.ranks
 def test_there_must_be_a_run_to_resume(root: Path, tmp_path: Path) -> None:
     argv = tiny_command(
         root, tmp_path / "run", batch_size=STEPS, shard=True, resume=str(tmp_path / "nowhere"), **NO_NOISE

@@ -1,9 +1,8 @@
 """The training loop: learning rate, optimizer, accumulation, golden losses, precision, stopping and going on."""
 
-import errno
 import json
 import math
-import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -454,15 +453,8 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
 # Files beside the checkpoint
 
 
-@pytest.mark.parametrize("links", [True, False])
-def test_checkpoints_are_kept_as_often_as_asked(links: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a file system with hard links or without; a copy outlives the checkpoints that come after."""
-
-    def no_links(path: Path, target: Path) -> None:
-        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
-
-    if not links:
-        monkeypatch.setattr(Path, "hardlink_to", no_links)
+def test_checkpoints_are_kept_as_often_as_asked(tmp_path: Path) -> None:
+    """Copies, which outlive the checkpoints that come after."""
     tiny_trainer(tmp_path, num_images=16, epochs=5, keep_freq=2).fit()
     kept = {path.name: read_torch_file(path) for path in tmp_path.glob("*.pth")}
     assert {name: saved["epoch"] for name, saved in kept.items()} == {
@@ -472,6 +464,22 @@ def test_checkpoints_are_kept_as_often_as_asked(links: bool, tmp_path: Path, mon
     }
     tiny_trainer(tmp_path / "whole", num_images=16, epochs=4).fit()
     assert_same_state(kept["checkpoint-0004.pth"]["model"], read_torch_file(tmp_path / "whole" / LAST)["model"])
+
+
+def test_kept_checkpoints_are_no_links(tmp_path: Path) -> None:
+    """What is written over the last checkpoint, or another disk that it lies on, leaves them as they are."""
+    run, disk = tmp_path / "run", tmp_path / "disk.pth"
+    run.mkdir()
+    (run / LAST).symlink_to(disk)
+    tiny_trainer(run, num_images=16, epochs=2, keep_freq=1).fit()
+    kept = [run / f"checkpoint-000{epoch}.pth" for epoch in (1, 2)]
+    assert [read_torch_file(path)["epoch"] for path in kept] == [1, 2]
+    shutil.copyfile(kept[0], run / LAST)  # back to the first
+    assert [read_torch_file(path)["epoch"] for path in (disk, *kept)] == [1, 1, 2]
+    kept[0].unlink()  # as a kill before the copy leaves it
+    kept[1].write_bytes(b"of the run that was given up")
+    tiny_trainer(run, num_images=16, epochs=2, keep_freq=1).fit()
+    assert [read_torch_file(path)["epoch"] for path in kept] == [1, 2]
 
 
 def test_grids_are_drawn_as_often_as_asked(tmp_path: Path) -> None:
