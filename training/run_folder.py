@@ -39,7 +39,7 @@ def sampling_settings(folder: Path, drawing: Drawing, configuration: Path | None
     found, before = plain_settings(recommended_settings(place, type(drawing))), read_yaml(place).get("args") or {}
     usual = plain(type(drawing)())
     of_previews = {name: before[name] for name in usual if before.get(name, usual[name]) != usual[name]}
-    return own if found == of_previews else found  # what differs was written there by a sweep or by hand
+    return own if found in ({}, of_previews) else found  # what differs was written there by a sweep or by hand
 
 
 def begin_run(folder: Path, autoencoder: Autoencoder) -> None:

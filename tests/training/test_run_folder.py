@@ -63,6 +63,7 @@ def test_half_precision_keeps_the_file_small_and_loads_as_float32(tmp_path: Path
         ({"cfg": 2.0, "steps_per_scale": 8}, {"cfg": 2.0, "steps_per_scale": 8}, {"cfg": 0.5}),  # of the previews
         ({"cfg": 2.0, "steps_per_scale": 8}, {"cfg": 2.0}, {"cfg": 2.0}),  # of a sweep: fewer steps are better
         ({}, {}, {"cfg": 0.5}),
+        ({"cfg": 2.0}, {}, {"cfg": 0.5}),  # nothing was written
         ({}, {"top_p": 0.9}, {"top_p": 0.9}),
     ],
 )
