@@ -25,7 +25,7 @@ from models.family import Generator, Samples
 from models.sampling import checked_drawing, warnings_of
 from runtime.config import as_flags
 from runtime.errors import UserError
-from runtime.files import whole, write_json
+from runtime.files import as_text, whole, write_json
 from runtime.pictures import save_image
 from sampling.editing import Edit, make_edit
 from sampling.folder import GRID_NAME, SETTINGS_NAME, image_name, sample_settings
@@ -144,7 +144,7 @@ def draw(loaded: Loaded, request: DrawingRequest, root: Path, job: Job, queue: J
     edit = None if request.image is None else make_edit(request.image, request.mask, model)
     drawing = checked_drawing(model, dict(request.settings), keeps=edit is not None)
     labels = choose_labels(model, args)
-    captions = class_captions(model, labels)
+    captions = [as_text(caption) for caption in class_captions(model, labels)]  # a browser takes no half characters
     steps_shown = StepPictures(job, model, captions, edit)
     start = time.perf_counter()
     out = loaded.pipeline(
@@ -161,7 +161,7 @@ def draw(loaded: Loaded, request: DrawingRequest, root: Path, job: Job, queue: J
         args = replace(args, edit=str(folder / IMAGE_NAME), mask=str(folder / MASK_NAME))
     _keep(folder, images, labels, loaded, args, drawing, edit)
     steps = num_steps(out.samples[0])
-    command, warnings = command_of(args, drawing, model), warnings_of(model, drawing)
+    command, warnings = as_text(command_of(args, drawing, model)), warnings_of(model, drawing)
     drawn = Drawn(loaded, images, captions, out.samples[0], edit, folder, command, steps, seconds, warnings, "")
     return replace(drawn, first_scales=drawn.scales(0))
 

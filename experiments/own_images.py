@@ -113,14 +113,15 @@ def command_of(task: Task) -> str:
 
 
 def listing_sha256(images: "StoredImages") -> str:
-    """Of the names of all photographs and the sizes of their files, or of the archives: what tells these from others.
+    """Of names, labels and sizes of the files, or of the archives, of all photographs: what tells these from others.
 
     UserError: a name is no text.
     """
     digest = hashlib.sha256()
     for index, key in enumerate(images.keys):
         try:
-            digest.update(f"{key}\t{images.file_of(index).stat().st_size}\n".encode())
+            size = images.file_of(index).stat().st_size
+            digest.update(f"{key}\t{images.labels[index]}\t{size}\n".encode())
         except UnicodeEncodeError as error:
             raise UserError(f"{key!r} is no name in UTF-8; rename the file or its folder") from error
     return digest.hexdigest()

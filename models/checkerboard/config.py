@@ -16,7 +16,7 @@ class CheckerboardConfig(GeneratorConfig):
 
     architecture: Literal["checkerboard"] = "checkerboard"
     scale_ratio: float = option(2.0, "side of a scale over the side of the one before it")
-    scale_min_size: int = option(1, "side of the smallest scale")
+    scale_min_size: int = option(1, "a scale of this side is there, and at most one smaller")
     single_scale: bool = option(False, "predict the largest scale alone")
     random_block_size: bool = option(True, "draw block sizes in training; false trains with 8 steps a scale")
     random_replace: float = option(0.1, "probability, in training, that an input code is replaced by a random one")

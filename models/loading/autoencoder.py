@@ -159,6 +159,11 @@ def read_autoencoder_state(path: Path) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
         return _our_names(read_safetensors(path))
     checkpoint = read_torch_file(path)
+    if "data_order" in checkpoint:  # its weights may be half trained, and are not the averaged ones that it exports
+        raise UserError(
+            f"{path} is the checkpoint of a training, which has exported no autoencoder there; let it end, or name the "
+            "folder that it exports to (export_dir)"
+        )
     for key in ("state_dict", "model"):
         if isinstance(checkpoint.get(key), dict):
             return _our_names(checkpoint[key])

@@ -142,6 +142,14 @@ def test_a_model_without_classes_draws_without_guidance(tmp_path: Path) -> None:
     assert_same(drawn, tmp_path / "again")
 
 
+def test_a_class_whose_name_is_no_text_is_drawn(tmp_path: Path) -> None:
+    model = loaded(save_run(tmp_path / "run", tiny_model()))
+    model.model.class_names = ["caf\udce9"] * model.model.config.num_classes
+    drawn = draw_now(model, tmp_path / "page")
+    assert set(drawn.captions) == {"caf?"}
+    assert drawn.command.isprintable()
+
+
 @pytest.mark.parametrize(
     ("args", "settings", "answer"),
     [

@@ -246,6 +246,15 @@ def test_a_runs_folder_stands_for_its_autoencoder(place: str, tmp_path: Path) ->
         assert_equal_states(loaded.state_dict(), made.state_dict())
 
 
+def test_the_checkpoint_of_a_training_is_no_autoencoder(tmp_path: Path) -> None:
+    """Its weights are not the averaged ones, and may be half trained."""
+    (tmp_path / "run").mkdir()
+    state = {"model": tiny_autoencoder().state_dict(), "model_ema": None, "data_order": {"batch_size": 8}}
+    torch.save(state, tmp_path / "run/checkpoint-last.pth")
+    with pytest.raises(UserError, match=r"is the checkpoint of a training.*export_dir"):
+        open_autoencoder(tmp_path / "run")
+
+
 def test_settings_of_a_runs_autoencoder_hold_wherever_it_is_named(tmp_path: Path) -> None:
     """Its own ``params``, and an ``autoenc`` that is a path alone."""
     made, run = tiny_autoencoder(n_embed=32), tmp_path / "run"
