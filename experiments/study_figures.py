@@ -96,7 +96,7 @@ def draw_seconds(lines: Sequence[Line]) -> "Figure | None":
     from matplotlib.figure import Figure  # takes a second to import
 
     machines = sorted({line["machine"] for line in lines if line["kind"] == TIME})
-    figure = Figure(figsize=(12, 5), layout="constrained")
+    figure = Figure(figsize=(13.5, 5), layout="constrained")
     panels, seconds = figure.subplots(1, 2, sharey=True), drawing_seconds(lines)
     for axes, batch in zip(panels, (BATCH, 1), strict=True):
         found = {(config, steps): 1000 * s for (config, steps, at_once), s in seconds.items() if at_once == batch}
@@ -177,7 +177,7 @@ def _figure(x: str, y: str) -> tuple["Figure", "Axes"]:
     """Of one panel, over steps."""
     from matplotlib.figure import Figure  # takes a second to import
 
-    figure = Figure(figsize=(8, 5), layout="constrained")
+    figure = Figure(figsize=(9.5, 5), layout="constrained")
     axes = figure.subplots()
     _set_up(axes, x, (2, (1,)))
     axes.set_ylabel(y)
@@ -209,7 +209,7 @@ def _finished(figure: "Figure", *panels: "Axes") -> "Figure | None":
     """None if it has no lines."""
     if not any(axes.lines for axes in panels):
         return None
-    panels[-1].legend(fontsize=8)
+    panels[-1].legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1))  # beside the lines, over none
     return figure
 
 
