@@ -11,12 +11,13 @@ from PIL import Image
 
 from experiments.study_facts import REAL, picture_folder
 from experiments.study_plan import PICTURED, StudyArgs
+from runtime.files import prepare_output
 from runtime.pictures import save_image
 
 
 def save_row(images: Sequence[np.ndarray], path: Path) -> None:
     """Write images (S, S, 3), bytes, beside each other, and the folder if there is none."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    prepare_output(path)
     save_image(Image.fromarray(np.concatenate(images, axis=1)), path)
 
 
